@@ -1,0 +1,68 @@
+# What a person does here. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# No program here reports home.
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DVC_NO_ANALYTICS := 1
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+UV := uv --quiet
+
+.PHONY: help install run test test-fast lint flow lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.venv/bin/uv: requirements.lock
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("Python 3.11 is needed, this is %d.%d. Install it, or say where it is: make PYTHON=/path/to/python3.11" % v)'
+	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.lock
+	@touch $@
+
+# Exactly the lock, with bytecode: TensorFlow imports three times as fast with it.
+.venv/installed: requirements.lock pyproject.toml .venv/bin/uv
+	@echo "Installing the locked requirements into .venv ..."
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip sync --require-hashes --compile-bytecode requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --no-deps --no-build-isolation --editable .
+	@rm -f .venv/installed-dev
+# So that a plain `mlflow ui` in the activated environment shows the project's own store.
+	@grep -q MLFLOW_BACKEND_STORE_URI .venv/bin/activate || \
+		echo 'export MLFLOW_BACKEND_STORE_URI="sqlite:///$(CURDIR)/mlflow/mlflow.db"' >> .venv/bin/activate
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --require-hashes --compile-bytecode --no-deps -r requirements-dev.lock
+	@touch $@
+
+install: .venv/installed  ## make .venv from the lock
+
+run: .venv/installed  ## from the data in params.yaml to a registered model
+	@cracks check
+	@dvc repro
+	@cracks registered || dvc repro --single-item --force register
+	@cracks summary
+
+flow: .venv/installed  ## the same stages as a Prefect flow, with an embedded server
+	@python -m flows.training
+
+test: .venv/installed-dev lint  ## all tests (CRACKS_REAL_DATA=DIR adds the ones on real images)
+	@pytest
+
+test-fast: .venv/installed-dev  ## the tests that take seconds
+	@pytest -m "not slow"
+
+lint: .venv/installed-dev  ## ruff, mypy, hadolint
+	@ruff check . && ruff format --check . && mypy && hadolint Dockerfile
+
+lock: .venv/bin/uv  ## renew both locks from pyproject.toml
+	@$(UV) pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url --upgrade --output-file requirements.lock
+	@$(UV) pip compile pyproject.toml --group dev --constraint requirements.lock --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url --output-file requirements-dev.lock
+
+clean:  ## remove the environment and what the tests left
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

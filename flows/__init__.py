@@ -1,0 +1,11 @@
+"""When and how often: thin Prefect flows over the stages that DVC owns."""
+
+import os
+
+from pipeline.tracking import project_root
+
+# Prefect reads these when it is imported, so they stand here. Nothing of a local run leaves the project's folder or
+# reports home, and an embedded server on a busy machine has more than 20 s to start.
+os.environ.setdefault("PREFECT_HOME", str(project_root() / ".prefect"))
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

@@ -1,0 +1,158 @@
+"""Images: decoding, their statistics, and the packed form in which they travel between stages."""
+
+import io
+import mmap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
+Sizes = npt.NDArray[np.int64]  # (n, 2): height, width in pixels
+
+THUMBNAIL_SIZE_PX = 24
+IMAGES_FILE = "images.bin"
+INVENTORY_FILE = "inventory.parquet"
+QUARANTINE_FILE = "quarantine.csv"
+
+
+class UnreadableImageError(Exception):
+    """The bytes are no image that can be decoded whole; the message is the reason."""
+
+
+@contextmanager
+def _unreadable_where_pillow_fails() -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except UnidentifiedImageError:
+        raise UnreadableImageError("not an image") from None
+    except (UnreadableImageError, MemoryError):
+        raise
+    except Exception as error:  # damaged bytes make Pillow raise RuntimeError, struct.error and more
+        raise UnreadableImageError(str(error) or type(error).__name__) from None
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Decode `content` wholly, any mode, as stored (not yet turned upright).
+
+    Raises:
+        UnreadableImageError: not an image, truncated, or larger than Pillow's limit for decompression bombs.
+    """
+    with _unreadable_where_pillow_fails():
+        image = Image.open(io.BytesIO(content))
+        image.load()
+        return image
+
+
+def stored_size(content: bytes) -> tuple[int, int]:
+    """Return (height, width) in pixels of the upright image, from its header alone. Raises UnreadableImageError."""
+    with _unreadable_where_pillow_fails():
+        image = Image.open(io.BytesIO(content))
+        width, height = image.size
+        is_on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        # of a TIFF, Pillow gives the upright size already
+        return (width, height) if is_on_its_side and image.format != "TIFF" else (height, width)
+
+
+def to_pixels(image: Image.Image) -> Pixels:
+    """Return the image upright as RGB, uint8, shape (height, width, 3).
+
+    Raises:
+        UnreadableImageError: broken EXIF data, or pixels without a range that is known (32 bits).
+    """
+    with _unreadable_where_pillow_fails():
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("I", "F"):
+            raise UnreadableImageError("its pixels have 32 bits, whose black and white are not known")
+        if upright.mode.startswith("I;16"):  # grey of 16 bits, which `convert` would clip to white
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.asarray(upright.convert("RGB"))
+
+
+def decode(content: bytes) -> Pixels:
+    """Decode to upright RGB, uint8, shape (height, width, 3). Raises UnreadableImageError."""
+    return to_pixels(open_image(content))
+
+
+def thumbnail(pixels: Pixels) -> Pixels:
+    """Return the grey thumbnail by which copies are found: uint8, shape (24, 24), each pixel the mean of its area."""
+    grey = Image.fromarray(pixels).convert("L")
+    return np.asarray(grey.resize((THUMBNAIL_SIZE_PX, THUMBNAIL_SIZE_PX), Image.Resampling.BOX))
+
+
+class Images(Protocol):
+    """A sequence of images that are decoded when they are asked for."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """(height, width) of each image in pixels, shape (n, 2)."""
+        ...
+
+    def pixels(self, position: int) -> Pixels:
+        """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
+        ...
+
+
+class PackedImages:
+    """A data set as `ingest` leaves it: the original bytes end to end in one file, and an inventory row for each.
+
+    Forty thousand loose files are slow to hash, link and copy; one file is not, and a row's bytes are one look-up away.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.inventory: pd.DataFrame = pd.read_parquet(folder / INVENTORY_FILE)
+        self.sizes: Sizes = self.inventory[["height", "width"]].to_numpy()
+        self._offsets = self.inventory["offset"].to_numpy()
+        self._n_bytes = self.inventory["n_bytes"].to_numpy()
+        with (folder / IMAGES_FILE).open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def content(self, row: int) -> bytes:
+        """Return the original bytes of inventory row `row`."""
+        start = int(self._offsets[row])
+        return self._bytes[start : start + int(self._n_bytes[row])]
+
+    def pixels(self, position: int) -> Pixels:
+        """Return inventory row `position` decoded: RGB, uint8, shape (height, width, 3)."""
+        return decode(self.content(position))
+
+
+class LabelledImages:
+    """Rows of the manifest with their images, which may come from several data sets."""
+
+    def __init__(self, rows: pd.DataFrame, datasets: Path) -> None:
+        """Take rows with the columns dataset, row and label; `datasets` has a folder for each data set."""
+        self.rows = rows.reset_index(drop=True)
+        self._packed = {name: PackedImages(datasets / str(name)) for name in rows["dataset"].unique()}
+        self._places = list(zip(self.rows["dataset"], self.rows["row"], strict=True))
+        self.sizes: Sizes = np.array([self._packed[name].sizes[row] for name, row in self._places]).reshape(-1, 2)
+        self.labels: npt.NDArray[np.bool_] = (self.rows["label"] == "crack").to_numpy()  # True for crack
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pixels(self, position: int) -> Pixels:
+        """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
+        name, row = self._places[position]
+        return self._packed[name].pixels(row)
+
+
+def batches_by_size(sizes: Sizes, batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """Cut positions 0..n-1 into batches in which all images have one size, so that they stack; order is kept within.
+
+    Args:
+        sizes: (height, width) of each image in pixels, shape (n, 2).
+        batch_size: images in a batch at most.
+    """
+    order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0]))
+    changes = np.flatnonzero(np.any(np.diff(sizes[order], axis=0) != 0, axis=1)) + 1
+    runs = np.split(order, changes) if len(order) else []
+    return [run[start : start + batch_size] for run in runs for start in range(0, len(run), batch_size)]

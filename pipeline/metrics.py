@@ -1,0 +1,47 @@
+"""Scores of a binary classifier, as plain functions of labels and probabilities."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
+Labels = npt.NDArray[np.bool_]  # (n,), True for crack
+Probabilities = npt.NDArray[np.floating[Any]]  # (n,), of a crack, 0..1
+
+N_ECE_BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, 2017
+
+
+def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> float:
+    """Return the mean distance, 0..1, between stated probability and observed share of cracks, over equal-width bins.
+
+    Each of 15 bins counts by its share of the images (Guo et al. 2017, for the probability of a crack).
+    """
+    bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
+    stated = np.bincount(bins, weights=probabilities, minlength=N_ECE_BINS)
+    observed = np.bincount(bins, weights=labels, minlength=N_ECE_BINS)
+    return float(np.abs(stated - observed).sum() / len(labels))
+
+
+def log_loss(labels: Labels, probabilities: Probabilities) -> float:
+    """Return the mean negative log-likelihood in nats; probabilities are kept 1e-7 away from 0 and 1."""
+    kept = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    return float(-np.mean(np.where(labels, np.log(kept), np.log(1 - kept))))
+
+
+def scores(labels: Labels, probabilities: Probabilities, threshold: float) -> dict[str, float | int | None]:
+    """Return n, accuracy, f1, auroc, balanced_accuracy, ece and threshold.
+
+    An image counts as crack from `threshold` on. AUROC is None where only one label is there.
+    """
+    called = probabilities >= threshold
+    both = 0 < labels.sum() < len(labels)
+    return {
+        "n": len(labels),
+        "accuracy": float(np.mean(called == labels)),
+        "f1": float(f1_score(labels, called, zero_division=0.0)),
+        "auroc": float(roc_auc_score(labels, probabilities)) if both else None,
+        "balanced_accuracy": float(balanced_accuracy_score(labels, called)) if both else None,
+        "ece": expected_calibration_error(labels, probabilities),
+        "threshold": threshold,
+    }

@@ -1,0 +1,102 @@
+"""The exported graph: from uint8 RGB of any size to the probability of a crack and the features, and running it.
+
+Resizing and scaling are layers of the graph, so that embedding, training, evaluation and serving cannot disagree.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from pipeline.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from pipeline.images import Images, batches_by_size
+from pipeline.params import Backbone
+from pipeline.tf import keras, tf
+
+BATCH_IMAGES = 64  # larger ones do not run faster on a CPU
+
+
+def preprocessing_layers(image_size_px: int) -> list[keras.Layer]:
+    """Return the layers from uint8 RGB, (batch, height, width, 3), to normalised float32, (batch, size, size, 3)."""
+    return [
+        keras.layers.Rescaling(
+            scale=[1 / (255 * std) for std in IMAGENET_STD],
+            offset=[-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)],
+            name="normalise",
+        ),
+        keras.layers.Resizing(image_size_px, image_size_px, interpolation="bilinear", name="resize"),
+    ]
+
+
+def image_input() -> keras.KerasTensor:
+    """Return the graph's input: uint8 RGB, (batch, height, width, 3), any height and width."""
+    return keras.Input(shape=(None, None, 3), dtype="uint8", name="image")
+
+
+def build_embedder(backbone: Backbone) -> keras.Model:
+    """Return the frozen network: uint8 RGB (batch, height, width, 3) -> {"features": (batch, n_features)}."""
+    image = image_input()
+    values = image
+    for layer in preprocessing_layers(backbone.image_size_px):
+        values = layer(values)
+    features = build_backbone(backbone.architecture)(values, training=False)
+    return keras.Model(image, {"features": features}, name="embedder")
+
+
+def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[keras.Layer]) -> keras.Model:
+    """Return the uncalibrated graph: uint8 RGB (batch, height, width, 3) -> {"logit": (batch, 1), "features"}.
+
+    Args:
+        network: normalised float32 images -> features.
+        image_size_px: size at which `network` sees them.
+        head: layers from features, (batch, n_features), to the logit, (batch, 1).
+
+    """
+    image = image_input()
+    values = image
+    for layer in preprocessing_layers(image_size_px):
+        values = layer(values)
+    features = network(values, training=False)
+    logit = features
+    for layer in head:
+        logit = layer(logit)
+    return keras.Model(image, {"logit": logit, "features": features}, name="classifier")
+
+
+def calibrated(classifier: keras.Model, slope: float, intercept: float) -> keras.Model:
+    """Return the exported graph: {"probability": (batch,), "features": (batch, n_features)}, both float32.
+
+    The probability is sigmoid(slope * logit + intercept) (Platt, Probabilistic Outputs for SVMs, 1999).
+    """
+    calibration = keras.layers.Dense(1, activation="sigmoid", name="calibration")
+    probability = calibration(classifier.output["logit"])  # (batch, 1)
+    calibration.set_weights([np.array([[slope]], np.float32), np.array([intercept], np.float32)])
+    outputs = {
+        "probability": keras.layers.Reshape((), name="probability")(probability),  # (batch,)
+        "features": classifier.output["features"],
+    }
+    return keras.Model(classifier.input, outputs, name="crack_classifier")
+
+
+def run_in_batches(
+    model: keras.Model, images: Images, *, progress: str
+) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]]:
+    """Run `model` over all images in batches of one size; yield (positions, outputs by name).
+
+    Args:
+        model: takes uint8 (batch, height, width, 3), gives a dictionary of tensors.
+        images: what it is run over.
+        progress: what the progress bar says.
+
+    """
+    # One trace serves every size: a trace a size would cost seconds each on a folder of odd photos.
+    compute = tf.function(
+        lambda batch: model(batch, training=False),
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
+    )
+    with tqdm(total=len(images.sizes), desc=progress, unit=" images", disable=None) as bar:
+        for positions in batches_by_size(images.sizes, BATCH_IMAGES):
+            batch = np.stack([images.pixels(int(position)) for position in positions])
+            yield positions, {name: output.numpy() for name, output in compute(batch).items()}
+            bar.update(len(positions))

@@ -1,0 +1,213 @@
+"""What a person tunes: the typed form of params.yaml. Unknown keys are errors; nothing here is changed once read."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from pipeline.errors import CracksError
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+Label = Literal["crack", "intact"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Dataset(Section):
+    """Where a data set's images are and how their names are read."""
+
+    source: Path = Field(description="folder, .zip, .tar(.gz|.xz|.bz2), or a .yaml recipe of drawn images")
+    labels: dict[str, Label] | None = Field(default=None, description="folder name -> label; null: the usual names")
+    photo_pattern: str | None = Field(
+        default=None, description="regular expression over the path; its first group names the photo a tile is from"
+    )
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the images are drawn from a recipe instead of photographed."""
+        return self.source.suffix == ".yaml"
+
+
+class Contract(Section):
+    """Limits of the data contract, the same for every data set."""
+
+    min_images_per_label: int = Field(ge=1)
+    min_decodable_share: Share = Field(description="of all files found")
+    min_minority_share: Share = Field(description="share of the rarer label")
+    min_size_px: int = Field(ge=32, description="of the shorter side")
+    max_size_px: int = Field(ge=32, description="of the longer side")
+
+
+class Copies(Section):
+    """When two images count as copies of each other."""
+
+    min_similarity: Share = Field(description="cosine of centred 24 x 24 grey thumbnails, best of four mirrorings")
+    max_brightness_difference: float = Field(ge=0, le=255, description="grey levels")
+
+
+class Fractions(Section):
+    """Shares of the groups on each side."""
+
+    train: Share
+    validation: Share
+    test: Share
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> "Fractions":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + validation + test must be 1, they are {total:g}")
+        return self
+
+
+class Split(Section):
+    """Who is trained on, and how groups are dealt to the three sides."""
+
+    train_on: tuple[Name, ...] = Field(min_length=1, description="the other data sets are outside sets")
+    fractions: Fractions
+    seed: int
+    copies: Copies
+
+
+class Backbone(Section):
+    """A network pre-trained on ImageNet and the size at which it sees images."""
+
+    architecture: str
+    image_size_px: int = Field(ge=32, le=1024)
+
+
+class Probe(Section):
+    """A head on cached features of the frozen backbone."""
+
+    recipe: Literal["probe"]
+    backbone: Name
+    learning_rate: float = Field(gt=0, description="of Adam")
+    batch_size: int = Field(ge=1)
+    max_epochs: int = Field(ge=1)
+    patience_epochs: int = Field(ge=1, description="without a better validation loss before it stops")
+    dropout: Share
+    l2: float = Field(ge=0, description="weight of the squared norm of the head's weights")
+    seed: int
+
+
+class Phase(Section):
+    """One phase of fine-tuning."""
+
+    optimizer: Literal["adam", "rmsprop"]
+    learning_rate: float = Field(gt=0)
+    max_epochs: int = Field(ge=1)
+    patience_epochs: int | None = Field(ge=1, description="null: all epochs, and the last weights")
+
+
+class Augmentation(Section):
+    """What training images are put through, at random, each time they are seen."""
+
+    flips: Literal["horizontal", "vertical", "horizontal_and_vertical"]
+    max_rotation_turns: float = Field(ge=0, le=0.5)
+
+
+class Finetune(Section):
+    """First the head on the frozen backbone, then the upper blocks too."""
+
+    recipe: Literal["finetune"]
+    backbone: Name
+    batch_size: int = Field(ge=1)
+    dropout: Share
+    augmentation: Augmentation
+    head: Phase
+    tuning: Phase
+    unfreeze_from: str = Field(description="first layer of the backbone that the second phase trains")
+    seed: int
+
+
+Candidate = Annotated[Probe | Finetune, Field(discriminator="recipe")]
+
+
+class Decide(Section):
+    """What mistakes cost, from which threshold and review band follow on validation."""
+
+    missed_crack_cost: float = Field(gt=0, description="relative to the cost of a false alarm")
+    false_alarm_cost: float = Field(gt=0)
+    review_share_of_cracks: Share = Field(description="of validation cracks that may be called intact for sure")
+    review_share_of_intact: Share = Field(description="of intact validation images that may be called crack for sure")
+
+
+class Register(Section):
+    """Name under which the best model is registered in MLflow."""
+
+    name: Name
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    datasets: dict[Name, Dataset] = Field(min_length=1)
+    contract: Contract
+    split: Split
+    backbones: dict[Name, Backbone] = Field(min_length=1)
+    candidates: dict[Name, Candidate] = Field(min_length=1)
+    decide: Decide
+    register_as: Register = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Params":
+        for name in self.split.train_on:
+            if name not in self.datasets:
+                raise ValueError(f"split.train_on names {name!r}, datasets has {sorted(self.datasets)}")
+        for name, candidate in self.candidates.items():
+            if candidate.backbone not in self.backbones:
+                raise ValueError(
+                    f"candidates.{name}.backbone is {candidate.backbone!r}, backbones has {sorted(self.backbones)}"
+                )
+        return self
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the model is trained on drawn images, so that its numbers say nothing about concrete."""
+        return any(self.datasets[name].is_drawn for name in self.split.train_on)
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        CracksError: the file is missing, is not YAML, or has an unknown, missing or impossible parameter.
+
+    """
+    try:
+        return Params.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CracksError(f"There is no {path}. Restore it with git, or copy one of examples/.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CracksError(f"{path} cannot be read as YAML: {error}. Mend it, or copy one of examples/.") from None
+    except ValidationError as error:
+        raise CracksError(_explain(path, error)) from None
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        # pydantic puts the recipe's name into the location of a candidate; params.yaml has no such level
+        parts = [str(part) for part in problem["loc"]]
+        if parts[:1] == ["candidates"]:
+            del parts[2:3]
+        line = f"{'.'.join(parts) or 'the file'}: {problem['msg']}"
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(parts[-1], _known_keys(), n=1)
+            line = f"{'.'.join(parts)}: unknown parameter" + (f", did you mean {near[0]}?" if near else "")
+        elif not isinstance(problem["input"], dict):
+            line += f" (received {problem['input']!r})"
+        lines.append(line)
+    return f"{path} cannot be used:\n  " + "\n  ".join(lines) + "\nMend it, or copy one of examples/."
+
+
+def _known_keys() -> set[str]:
+    sections: list[type[BaseModel]] = [Params, *Section.__subclasses__()]
+    return {field.alias or name for section in sections for name, field in section.model_fields.items()}

@@ -1,0 +1,30 @@
+"""How every stage starts: its arguments, its log, and its end with a message instead of a traceback."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import CracksError
+
+
+def stage_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that has `--params`; a stage adds its other paths, each required, so that dvc.yaml names all."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, required=True, help="params.yaml")
+    return parser
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a stage's `main` and exit: 0 done, 1 defect, 2 bad input, 3 refused, 4 a service is away."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for ours in ("pipeline", "__main__"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    try:
+        main()
+    except CracksError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,227 @@
+"""Where runs are recorded: the MLflow store, the parent run of a repro, and a candidate's live curves.
+
+Without MLFLOW_TRACKING_URI the store is SQLite under mlflow/ of the project, wherever the stage happens to run.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import math
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UnavailableError
+from pipeline.params import Params
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "cracks"
+KEY_TAG = "cracks.key"
+CANDIDATE_TAG = "cracks.candidate"
+# A server that is away is noticed in seconds, not after MLflow's default of minutes.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over single files
+}
+# What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
+WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock")
+PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
+METRICS_IN_A_REQUEST = 1000  # MLflow refuses more
+
+
+def project_root() -> Path:
+    """Return the project's folder: DVC's root, which inside an experiment is still the repository it came from."""
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def in_experiment() -> bool:
+    """Return whether this process is part of `dvc exp run`."""
+    return "DVC_EXP_BASELINE_REV" in os.environ
+
+
+def tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI, else the SQLite store of the project."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow' / 'mlflow.db'}"
+
+
+@contextlib.contextmanager
+def store_lock() -> Iterator[None]:
+    """Let one process of this project at a time set up the store or look up and create a run."""
+    folder = project_root() / "mlflow"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def connect() -> tuple["MlflowClient", str]:
+    """Return a client of the store and the id of the experiment, created if need be.
+
+    Raises:
+        UnavailableError: the tracking server does not answer, or refuses.
+
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri()
+    local = uri.startswith("sqlite:")
+    for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor", "mlflow.store.db.utils"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        with store_lock():
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
+            client = mlflow.MlflowClient()
+            known = client.get_experiment_by_name(EXPERIMENT)
+            if known is not None:
+                return client, known.experiment_id
+            location = (project_root() / "mlflow" / "artifacts").as_uri() if local else None
+            return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(
+            f"The tracking store {uri} does not answer: {first_line(error)}. Nothing is lost: start it, or "
+            "correct MLFLOW_TRACKING_URI, and run again; finished stages are not repeated."
+        ) from None
+
+
+def code_version() -> dict[str, str]:
+    """Return tags with the git commit and whether the tree differs from it; from GIT_COMMIT where there is no git."""
+    root = project_root()
+
+    def git(*arguments: str) -> str:
+        finished = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return finished.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in WRITTEN_BY_RUNS))
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return {"mlflow.source.git.commit": os.environ.get("GIT_COMMIT", "unknown"), "cracks.dirty": "unknown"}
+    return {"mlflow.source.git.commit": commit, "cracks.dirty": str(bool(changed)).lower()}
+
+
+def repro_key(params: Params, manifest: Path) -> str:
+    """Return what makes a repro the same one: its params and its split."""
+    digest = hashlib.sha256(manifest.read_bytes())
+    digest.update(params.model_dump_json().encode())
+    return digest.hexdigest()[:16]
+
+
+def parent_run(client: "MlflowClient", experiment_id: str, params: Params, manifest: Path) -> str:
+    """Return the id of the run that holds this repro's candidates, created by whoever asks first."""
+    key = repro_key(params, manifest)
+    with store_lock():
+        found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        name = "+".join(params.split.train_on) + (" (demo)" if params.is_demo else "")
+        tags = {KEY_TAG: key, "cracks.demo": str(params.is_demo).lower(), **code_version()}
+        return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+
+
+def child_runs(client: "MlflowClient", experiment_id: str, parent_id: str, candidate: str) -> list["Run"]:
+    """Return the runs of a candidate under a parent, newest first."""
+    condition = f"tags.`mlflow.parentRunId` = '{parent_id}' and tags.`{CANDIDATE_TAG}` = '{candidate}'"
+    return list(client.search_runs([experiment_id], condition, order_by=["attributes.start_time DESC"]))
+
+
+def create_child(client: "MlflowClient", experiment_id: str, parent_id: str, params: Params, candidate: str) -> str:
+    """Return the id of a new run of a candidate, with its params."""
+    tags = {"mlflow.parentRunId": parent_id, CANDIDATE_TAG: candidate, **code_version()}
+    run_id = str(client.create_run(experiment_id, run_name=candidate, tags=tags).info.run_id)
+    settings = params.candidates[candidate]
+    values = flatten({**settings.model_dump(), "backbone": params.backbones[settings.backbone].model_dump()})
+    for name, value in values.items():
+        client.log_param(run_id, name, value)
+    return run_id
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@contextlib.contextmanager
+def live_run(params: Params, manifest: Path, candidate: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Yield a function that sends an epoch's values to MLflow; a store that is away only costs the live curves."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    def late(error: Exception) -> None:
+        log.warning("MLflow has not got all of %s yet, `register` sends the rest: %s", candidate, first_line(error))
+
+    try:
+        client, experiment_id = connect()
+        parent_id = parent_run(client, experiment_id, params, manifest)
+        for run in child_runs(client, experiment_id, parent_id, candidate):
+            if run.info.status == "RUNNING":  # of a process that was killed
+                client.set_terminated(run.info.run_id, "KILLED")
+        run_id = create_child(client, experiment_id, parent_id, params, candidate)
+    except (UnavailableError, MlflowException) as error:
+        late(error)
+        yield lambda step, values: None
+        return
+
+    paused_until_s = -math.inf  # on the monotonic clock
+
+    def report(step: int, values: dict[str, float]) -> None:
+        nonlocal paused_until_s
+        if time.monotonic() < paused_until_s:
+            return
+        try:
+            log_epochs(client, run_id, [{"step": step, **values}])
+        except MlflowException as error:
+            late(error)
+            paused_until_s = time.monotonic() + PAUSE_S
+
+    monitor = SystemMetricsMonitor(run_id)
+    monitor.start()
+    status = "FAILED"
+    try:
+        yield report
+        status = "FINISHED"
+    finally:
+        monitor.finish()
+        try:
+            client.set_terminated(run_id, status)
+        except MlflowException as error:
+            late(error)
+
+
+def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]]) -> None:
+    """Send rows of a training history, each with its `step`, in as few requests as MLflow allows."""
+    from mlflow.entities import Metric
+
+    now_ms = int(time.time() * 1000)
+    metrics = [
+        Metric(name, float(value), now_ms, int(row["step"]))
+        for row in rows
+        for name, value in row.items()
+        if name not in ("step", "epoch") and isinstance(value, int | float) and math.isfinite(value)
+    ]
+    for start in range(0, len(metrics), METRICS_IN_A_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_IN_A_REQUEST])
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message: MLflow appends whole responses."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

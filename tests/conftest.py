@@ -1,0 +1,160 @@
+"""What tests share: tiny drawn tiles, and a copy of the whole project in which the real tools run."""
+
+import io
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.images import Pixels
+
+ROOT = Path(__file__).parent.parent
+
+# Nothing of the machine's own settings reaches the runs: no tracking server, no experiment, no other root.
+FOREIGN = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DVC_ROOT", "DVC_EXP_BASELINE_REV", "DVC_EXP_NAME", "GIT_COMMIT")
+
+SMALL_RECIPE = {"size_px": 64, "images_per_class": 40, "mirrored_per_class": 5}
+
+
+@pytest.fixture(scope="session")
+def draw_tile() -> Callable[..., Pixels]:
+    """Return a function that draws a small tile of noise, cracked or not, another one for each seed."""
+
+    def draw(seed: int, *, cracked: bool = False, size_px: int = 64) -> Pixels:
+        rng = np.random.default_rng(seed)
+        coarse = rng.integers(90, 200, (8, 8, 1), np.uint8).repeat(3, axis=2)
+        pixels = np.array(Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC))
+        if cracked:
+            row = int(rng.integers(size_px // 4, 3 * size_px // 4))
+            pixels[row : row + 3] = 20
+        return pixels
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """Return a function that gives the bytes of pixels or a Pillow image in a file format, by default a fine JPEG."""
+
+    def encode(image: Pixels | Image.Image, file_format: str = "JPEG", **settings: object) -> bytes:
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(image)
+        if file_format == "JPEG":
+            settings.setdefault("quality", 95)
+        buffer = io.BytesIO()
+        image.save(buffer, file_format, **settings)
+        return buffer.getvalue()
+
+    return encode
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the repository in which a test may run anything."""
+
+    root: Path
+
+    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project as a person would in the activated environment."""
+        kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+        bin_folder = str(Path(sys.executable).parent)
+        settings = {"PATH": f"{bin_folder}:{kept['PATH']}", "PYTHONPATH": str(self.root), "PYTHONUNBUFFERED": "1"}
+        return subprocess.run(
+            command, cwd=self.root, env=kept | settings | env, capture_output=True, text=True, timeout=600, check=False
+        )
+
+    def repro(self, *arguments: str, **env: str) -> str:
+        """Run `dvc repro`, which must succeed, and return what it printed."""
+        finished = self.run("dvc", "repro", *arguments, **env)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished.stdout + finished.stderr
+
+    def json(self, path: str) -> Any:
+        return json.loads((self.root / path).read_text(encoding="utf-8"))
+
+    def edit_params(self, change: Callable[[dict[str, Any]], object]) -> None:
+        """Let `change` alter the parsed params.yaml."""
+        path = self.root / "params.yaml"
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+        change(params)
+        path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+    def model_versions(self) -> list[tuple[str, str]]:
+        """Return (version, alias or "") of all registered models."""
+        with sqlite3.connect(self.root / "mlflow" / "mlflow.db") as store:
+            return store.execute(
+                "select cast(v.version as text), coalesce(a.alias, '') from model_versions v left join "
+                "registered_model_aliases a on a.name = v.name and a.version = v.version order by v.version"
+            ).fetchall()
+
+
+def copy_of(root: Path, target: Path) -> Project:
+    shutil.copytree(root, target, symlinks=True)
+    return Project(target)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a fresh clone with small demo data and quick candidates, in which nothing has run yet."""
+    root = tmp_path_factory.mktemp("fresh") / "project"
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listing.stdout.split("\0")):
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    project = Project(root)
+    recipe_file = root / "data" / "demo.yaml"
+    recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8")) | SMALL_RECIPE
+    recipe_file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+    def make_quick(params: dict[str, Any]) -> None:
+        params["contract"] |= {"min_images_per_label": 20, "min_size_px": 32}
+        params["backbones"] = {"mobilenet-v2": {"architecture": "mobilenet-v2", "image_size_px": 64}}
+        probe, finetune = params["candidates"]["probe-lite0"], params["candidates"]["finetune-mobilenet"]
+        finetune["head"]["max_epochs"] = finetune["tuning"]["max_epochs"] = 1
+        params["candidates"] = {"probe": probe | {"backbone": "mobilenet-v2", "max_epochs": 20}, "finetune": finetune}
+
+    project.edit_params(make_quick)
+    for command in (
+        ("git", "init", "--quiet", "--initial-branch=main"),
+        ("git", "config", "user.name", "test"),
+        ("git", "config", "user.email", "test@example.org"),
+        ("git", "add", "--all"),
+        ("git", "commit", "--quiet", "--message=fresh"),
+    ):
+        assert project.run(*command).returncode == 0
+    return project
+
+
+@pytest.fixture(scope="session")
+def trained(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a project after its first `dvc repro`; tests work on copies of it."""
+    project = copy_of(fresh.root, tmp_path_factory.mktemp("trained") / "project")
+    project.repro()
+    return project
+
+
+@pytest.fixture
+def project(trained: Project, tmp_path: Path) -> Project:
+    """Return a copy of the trained project for one test."""
+    return copy_of(trained.root, tmp_path / "project")
+
+
+@pytest.fixture
+def untouched(fresh: Project, tmp_path: Path) -> Project:
+    """Return a copy of the project in which nothing has run yet."""
+    return copy_of(fresh.root, tmp_path / "project")

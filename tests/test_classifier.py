@@ -1,0 +1,122 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.classifier import Classifier
+from pipeline.decision import Decision
+from pipeline.errors import CracksError
+from pipeline.network import build_classifier, calibrated
+from pipeline.tf import keras
+
+DECISION = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
+
+
+def graph(*, weight=-1.0, image_size_px=32, slope=2.0, intercept=-0.5):
+    """An exported graph whose logit is `weight` times the mean of each of red, green and blue."""
+    network = keras.Sequential(
+        [keras.Input((None, None, 3), name="normalised"), keras.layers.GlobalAveragePooling2D(name="mean")], name="net"
+    )
+    head = keras.layers.Dense(1, name="head")
+    classifier = build_classifier(network, image_size_px, [head])
+    head.set_weights([np.full((3, 1), weight), np.zeros(1)])
+    return calibrated(classifier, slope, intercept)
+
+
+def save(folder, model, decision=DECISION):
+    folder.mkdir()
+    model.save(folder / "model.keras")
+    (folder / "decision.json").write_text(json.dumps(decision.as_dict()))
+    return folder
+
+
+def test_a_saved_classifier_comes_back_with_its_graph_and_its_decision(tmp_path):
+    model = graph()
+    loaded = Classifier.load(save(tmp_path / "model", model))
+    batch = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
+    assert loaded.decision == DECISION
+    np.testing.assert_array_equal(loaded.model(batch)["probability"], model(batch)["probability"])
+
+
+def test_a_folder_of_the_registry_is_laid_out_its_own_way(tmp_path):
+    plain = save(tmp_path / "plain", graph())
+    fetched = tmp_path / "fetched"
+    for folder, name in (("data", "model.keras"), ("extra_files", "decision.json")):
+        (fetched / folder).mkdir(parents=True)
+        (fetched / folder / name).write_bytes((plain / name).read_bytes())
+    (fetched / "MLmodel").write_text("")
+    assert Classifier.load(fetched).content_hash() == Classifier.load(plain).content_hash()
+
+
+@pytest.mark.parametrize("name", ["model.keras", "decision.json"])
+def test_a_missing_file_is_named_with_what_writes_it(tmp_path, name):
+    folder = save(tmp_path / "model", graph())
+    (folder / name).unlink()
+    with pytest.raises(CracksError, match=rf"no model that can be loaded.*{name}.*`dvc repro`"):
+        Classifier.load(folder)
+
+
+@pytest.mark.parametrize("content", ["{", '{"threshold": 0.5}', "[0.5]"])
+def test_a_decision_that_is_not_whole_is_refused(tmp_path, content):
+    folder = save(tmp_path / "model", graph())
+    (folder / "decision.json").write_text(content)
+    with pytest.raises(CracksError, match="no model that can be loaded"):
+        Classifier.load(folder)
+
+
+def test_a_model_that_is_cut_short_is_refused(tmp_path):
+    folder = save(tmp_path / "model", graph())
+    whole = (folder / "model.keras").read_bytes()
+    (folder / "model.keras").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CracksError, match="no model that can be loaded"):
+        Classifier.load(folder)
+
+
+def test_probabilities_come_in_the_order_of_the_images_whatever_their_sizes():
+    class Greys:
+        sizes = np.array([(8, 8), (4, 6), (8, 8), (4, 6)])
+
+        def pixels(self, position):
+            return np.full((*self.sizes[position], 3), 40 * position, np.uint8)
+
+    probabilities = Classifier(graph(), DECISION).probabilities(Greys(), progress="scoring")
+    assert probabilities.shape == (4,)
+    assert list(probabilities) == sorted(probabilities, reverse=True)
+    assert len(set(probabilities)) == 4
+
+
+def test_two_files_of_one_model_have_one_content_hash(tmp_path):
+    model = graph()
+    hashes = {Classifier.load(save(tmp_path / name, model)).content_hash() for name in ("one", "other")}
+    assert hashes == {Classifier(model, DECISION).content_hash()}
+
+
+def test_an_equal_model_made_again_has_the_same_content_hash():
+    assert Classifier(graph(), DECISION).content_hash() == Classifier(graph(), DECISION).content_hash()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weight": np.nextafter(np.float32(-1), 0)},
+        {"image_size_px": 33},
+        {"slope": 2.001},
+        {"intercept": -0.501},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_content_hash_differs_for_another_graph(other):
+    assert Classifier(graph(), DECISION).content_hash() != Classifier(graph(**other), DECISION).content_hash()
+
+
+@pytest.mark.parametrize("name", ["threshold", "review_from", "review_to"])
+def test_the_content_hash_differs_for_another_decision(name):
+    model = graph()
+    other = replace(DECISION, **{name: 0.55})
+    assert Classifier(model, DECISION).content_hash() != Classifier(model, other).content_hash()
+
+
+def test_what_the_content_hash_reads_of_the_graph_has_no_addresses_of_this_process():
+    config = graph().get_config()
+    assert json.loads(json.dumps(config)) == json.loads(json.dumps(config, default=str))

@@ -1,0 +1,195 @@
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline import cli, register
+from pipeline.errors import UnavailableError
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ["great_expectations", "keras", "mlflow", "numpy", "pandas", "prefect", "sklearn", "tensorflow"]
+HELP = f"""
+import sys
+from pipeline.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, [name for name in {HEAVY} if name in sys.modules])
+"""
+SCORES = {"n": 1234, "f1": 0.98765, "auroc": 0.99, "ece": 0.0123}
+METRICS = {
+    "demo": True,
+    "candidate": "probe",
+    "test": SCORES,
+    "outside": {"bridge": {**SCORES, "n": 7, "auroc": None}},
+}
+
+
+@pytest.fixture
+def cracks(tmp_path, monkeypatch):
+    """A function that runs the command line in an empty project, with an exit code where it is not 0."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cracks", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run
+
+
+def write_reports(folder, version="3"):
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    registered = {"name": "cracks", "version": version, "run_id": version and "a"}
+    (folder / "registered.json").write_text(json.dumps(registered))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["summary", "--help"], []])
+def test_help_is_given_without_importing_what_takes_long(arguments):
+    finished = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines()[-1] == f"{0 if arguments else 2} []"
+
+
+def test_help_names_every_command(cracks, capsys):
+    assert cracks("--help") == 0
+    commands = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert commands == ["predict", "check", "registered", "summary"]
+
+
+@pytest.mark.parametrize("stage", yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+@pytest.mark.filterwarnings("ignore:'pipeline.* found in sys.modules:RuntimeWarning")  # by other tests
+def test_every_stage_explains_itself(stage, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [stage, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module(f"pipeline.{stage}", run_name="__main__", alter_sys=True)
+    assert "--params PARAMS" in capsys.readouterr().out
+
+
+def test_the_summary_shows_scores_and_the_version(cracks, capsys):
+    write_reports(Path("reports"))
+    assert cracks("summary") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Demo: drawn images. These numbers say nothing about real concrete.",
+        "Best candidate, chosen on validation: probe",
+        "  test: F1 0.9877, AUROC 0.9900, ECE 0.0123, 1234 images",
+        "  bridge: F1 0.9877, AUROC none, ECE 0.0123, 7 images",
+        "Registered: cracks version 3, alias challenger",
+        "Report: reports/report.html",
+    ]
+
+
+def test_the_summary_of_an_experiment_says_that_nothing_was_registered(cracks, capsys):
+    write_reports(Path("elsewhere"), version=None)
+    assert cracks("summary", "--reports", "elsewhere") == 0
+    out = capsys.readouterr().out
+    assert "Registered: nothing, this was an experiment" in out
+    assert "challenger" not in out
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "registered.json"])
+def test_a_summary_before_the_first_run_says_what_to_do(cracks, capsys, name):
+    write_reports(Path("reports"))
+    (Path("reports") / name).unlink()
+    assert cracks("summary") == 2
+    assert capsys.readouterr().err == f"error: There is no reports/{name}. Run `make run` first.\n"
+
+
+def test_a_source_that_is_missing_is_found_before_a_stage_runs(cracks, capsys):
+    assert cracks("check") == 2
+    assert "The source data/demo.yaml named in params.yaml does not exist" in capsys.readouterr().err
+    Path("data").mkdir()
+    shutil.copy(ROOT / "data" / "demo.yaml", "data")
+    assert cracks("check") == 0
+    assert cracks("check", "--params", "other.yaml") == 2
+    assert "There is no other.yaml" in capsys.readouterr().err
+
+
+def test_whether_the_store_has_the_model_is_the_exit_code(cracks, monkeypatch):
+    asked = []
+    monkeypatch.setattr(register, "is_registered", lambda path: asked.append(path) or len(asked) == 1)
+    assert cracks("registered") == 0
+    assert cracks("registered", "--reports", "elsewhere") == 1
+    assert asked == [Path("reports/registered.json"), Path("elsewhere/registered.json")]
+
+
+def test_a_store_that_is_away_has_an_exit_code_of_its_own(cracks, monkeypatch, capsys):
+    def fail(path):
+        raise UnavailableError("The store is away.")
+
+    monkeypatch.setattr(register, "is_registered", fail)
+    assert cracks("registered") == 4
+    assert capsys.readouterr().err == "error: The store is away.\n"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with a model that takes dark for cracked."""
+    from pipeline.network import build_classifier, calibrated
+    from pipeline.tf import keras
+
+    network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
+    head = keras.layers.Dense(1, name="head")
+    graph = build_classifier(network, 32, [head])
+    head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    calibrated(graph, 1.0, 0.0).save(folder / "model.keras")
+    (folder / "decision.json").write_text('{"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}')
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, level in (("dark.png", 0), ("light.png", 255)):
+        Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no image, and not named like one")
+    return folder
+
+
+def test_predict_writes_a_row_for_each_image_of_a_folder(cracks, model, photos, caplog):
+    assert cracks("predict", photos, "--model", model, "--out", "out/scores.csv") == 0
+    table = pd.read_csv("out/scores.csv")
+    assert list(table) == ["path", "probability", "label"]
+    assert table["path"].tolist() == [str(photos / "dark.png"), str(photos / "light.png")]
+    assert table["label"].tolist() == ["crack", "intact"]
+    assert f"Scoring 2 images with the model in {model}" in caplog.messages
+    assert caplog.messages[-1] == "out/scores.csv: 1 crack, 1 intact"
+
+
+def test_predict_lists_what_it_could_not_read_after_writing_the_rest(cracks, model, photos, capsys):
+    (photos / "broken.jpg").write_text("no image")
+    assert cracks("predict", photos, "--model", model, "--out", "scores.csv") == 2
+    assert len(pd.read_csv("scores.csv")) == 2
+    error = "error: 1 files could not be read and are not in scores.csv:"
+    assert capsys.readouterr().err.endswith(f"{error}\n  {photos / 'broken.jpg'}: not an image\n")
+
+
+def test_predict_writes_the_header_even_if_no_file_can_be_read(cracks, model, photos, caplog):
+    (photos / "broken.jpg").write_text("no image")
+    assert cracks("predict", photos / "broken.jpg", "--model", model, "--out", "scores.csv") == 2
+    assert Path("scores.csv").read_text() == "path,probability,label\n"
+    assert caplog.messages[-1] == "scores.csv: no image"
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "nowhere.jpg"])
+def test_predict_names_a_path_that_does_not_exist_before_it_loads_a_model(cracks, capsys, missing):
+    assert cracks("predict", missing, "--out", "scores.csv") == 2
+    assert f"{missing} does not exist" in capsys.readouterr().err
+    assert not Path("scores.csv").exists()

@@ -1,0 +1,148 @@
+"""The whole road, with the real DVC, MLflow and Prefect, on a few small drawn images."""
+
+import shutil
+import sqlite3
+import sys
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import SMALL_RECIPE, Project
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_command_leads_from_drawings_to_a_registered_model(trained: Project) -> None:
+    metrics = trained.json("reports/metrics.json")
+    assert metrics["demo"] is True
+    assert metrics["trained_on"] == ["demo"]
+    assert metrics["split"]["leaks"] == 0
+    assert metrics["split"]["n_copies"] == 2 * SMALL_RECIPE["mirrored_per_class"]
+    assert metrics["test"]["auroc"] > 0.7
+    assert trained.json("reports/registered.json")["version"] == "1"
+    assert trained.model_versions() == [("1", "challenger")]
+    assert "Demo: drawn images" in (trained.root / "reports" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_leaves_nothing_for_git_to_see_but_the_lock_file(trained: Project) -> None:
+    assert trained.run("git", "status", "--porcelain").stdout == "?? dvc.lock\n"
+
+
+def test_the_summary_says_that_it_is_a_demo(trained: Project) -> None:
+    printed = trained.run("cracks", "summary").stdout
+    assert "Demo: drawn images" in printed
+    assert "cracks version 1" in printed
+    assert "reports/report.html" in printed
+
+
+def test_the_packed_images_are_not_kept_twice_on_disk(trained: Project) -> None:
+    packed = trained.root / "data" / "datasets" / "demo" / "images.bin"
+    assert packed.is_symlink() or packed.stat().st_nlink > 1
+
+
+def test_a_second_repro_does_nothing(project: Project) -> None:
+    assert "Running stage" not in project.repro()
+
+
+def test_the_flow_shows_every_stage_as_cached(project: Project) -> None:
+    finished = project.run(sys.executable, "-m", "flows.training")
+    printed = finished.stdout + finished.stderr
+    assert finished.returncode == 0, printed
+    stages = project.run("dvc", "stage", "list", "--name-only").stdout.split()
+    assert len(stages) == 8
+    assert [stage for stage in stages if f"Task run '{stage}' - Finished in state Cached" not in printed] == []
+
+
+def test_touching_a_learning_rate_retrains_that_candidate_alone(project: Project) -> None:
+    project.edit_params(lambda params: params["candidates"]["probe"].update(learning_rate=0.002))
+    printed = project.repro("--dry")
+    assert "Running stage 'train@probe'" in printed
+    for untouched in ("ingest@demo", "validate@demo", "split", "embed@mobilenet-v2", "train@finetune"):
+        assert f"Running stage '{untouched}'" not in printed
+
+
+def test_changing_a_limit_of_the_contract_does_not_train_again(project: Project) -> None:
+    project.edit_params(lambda params: params["contract"].update(min_images_per_label=21))
+    printed = project.repro()
+    assert "Running stage 'validate@demo'" in printed
+    assert "Running stage 'train" not in printed
+
+
+def test_a_removed_candidate_and_a_removed_data_set_no_longer_count(project: Project) -> None:
+    def replace(params: dict[str, Any]) -> None:
+        del params["candidates"]["finetune"]
+        params["datasets"] = {"other": {"source": "data/other.yaml"}}
+        params["split"]["train_on"] = ["other"]
+
+    recipe = yaml.safe_load((project.root / "data" / "demo.yaml").read_text(encoding="utf-8")) | {"seed": 7}
+    (project.root / "data" / "other.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    project.edit_params(replace)
+    project.repro()
+    metrics = project.json("reports/metrics.json")
+    assert (metrics["candidate"], metrics["trained_on"], list(metrics["tests"])) == ("probe", ["other"], ["other"])
+    assert set(pd.read_parquet(project.root / "data" / "manifest.parquet")["dataset"]) == {"other"}
+    assert "finetune" not in (project.root / "reports" / "report.html").read_text(encoding="utf-8")
+    assert project.model_versions() == [("1", ""), ("2", "challenger")]
+
+
+def test_an_experiment_registers_nothing(project: Project) -> None:
+    finished = project.run("dvc", "exp", "run", "--set-param", "candidates.probe.learning_rate=0.002")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert project.json("reports/registered.json")["version"] is None
+    assert project.model_versions() == [("1", "challenger")]
+
+
+def test_an_experiment_in_a_temporary_folder_uses_the_store_of_the_project(project: Project) -> None:
+    assert project.run("git", "add", "dvc.lock").returncode == 0
+    assert project.run("git", "commit", "--message=locked").returncode == 0
+    finished = project.run("dvc", "exp", "run", "--temp", "--set-param", "candidates.probe.learning_rate=0.002")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    with sqlite3.connect(project.root / "mlflow" / "mlflow.db") as store:
+        rates = store.execute("select value from params where key = 'learning_rate' and value = '0.002'").fetchall()
+    assert rates, "the experiment's training is not in the project's store"
+    assert project.model_versions() == [("1", "challenger")]
+
+
+def test_a_registration_is_never_taken_from_the_run_cache(project: Project) -> None:
+    shutil.rmtree(project.root / "mlflow" / "artifacts")
+    (project.root / "mlflow" / "mlflow.db").unlink()
+    (project.root / "dvc.lock").unlink()
+    (project.root / "reports" / "registered.json").unlink()
+    printed = project.repro()
+    assert "Stage 'train@probe' is cached" in printed
+    assert project.model_versions() == [("1", "challenger")]
+
+
+def test_a_model_that_the_store_lacks_is_noticed(project: Project) -> None:
+    assert project.run("cracks", "registered").returncode == 0
+    (project.root / "mlflow" / "mlflow.db").unlink()
+    assert project.run("cracks", "registered").returncode == 1
+    project.repro("--single-item", "--force", "register")
+    assert project.run("cracks", "registered").returncode == 0
+
+
+def test_with_the_tracking_server_away_training_goes_on_and_the_next_run_registers(project: Project) -> None:
+    project.edit_params(lambda params: params["candidates"]["probe"].update(learning_rate=0.002))
+    away = project.run("dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    printed = away.stdout + away.stderr
+    assert away.returncode != 0
+    assert "error: The tracking store http://127.0.0.1:9 does not answer" in printed
+    assert "Traceback" not in printed
+    later = project.repro()
+    assert "Running stage 'train@probe'" not in later
+    assert "Running stage 'register'" in later
+    assert project.json("reports/registered.json")["version"] == "2"
+
+
+def test_a_person_scores_images_with_the_challenger(project: Project) -> None:
+    content = (project.root / "data" / "datasets" / "demo" / "images.bin").read_bytes()
+    first = pd.read_parquet(project.root / "data" / "datasets" / "demo" / "inventory.parquet").iloc[0]
+    photo = project.root / "photo.jpg"
+    photo.write_bytes(content[first["offset"] : first["offset"] + first["n_bytes"]])
+    finished = project.run("cracks", "predict", "photo.jpg", "--out", "out/predictions.csv")
+    assert finished.returncode == 0, finished.stderr
+    assert "cracks version 1 (challenger), trained on drawn images (demo)" in finished.stderr
+    table = pd.read_csv(project.root / "out" / "predictions.csv")
+    assert list(table.columns) == ["path", "probability", "label"]
+    assert set(table["label"]) <= {"crack", "intact", "review"}

@@ -1,0 +1,115 @@
+import json
+import os
+import re
+
+import pytest
+
+from pipeline.files import replacing, replacing_folder, write_json, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def run_dry(path):
+    path.write_text("ne")
+    raise RuntimeError("out of ink")
+
+
+def test_a_file_is_written_with_the_folders_above_it_and_nothing_beside_it(tmp_path):
+    write_text(tmp_path / "a" / "b" / "note.txt", "Größe\n")
+    assert (tmp_path / "a" / "b" / "note.txt").read_bytes() == "Größe\n".encode()
+    assert names(tmp_path / "a" / "b") == ["note.txt"]
+
+
+def test_until_it_is_done_the_old_file_stands(tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    with replacing(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_on_failure_the_old_file_stands_and_the_half_written_one_goes(tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="out of ink"), replacing(path) as partial:
+        run_dry(partial)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["note.txt"]
+
+
+def test_a_file_that_was_never_written_is_an_error_and_the_old_one_stands(tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError, match=re.escape("note.txt")), replacing(path):
+        pass
+    assert path.read_text() == "old"
+
+
+def test_the_partial_file_is_hidden_beside_the_target_so_that_renaming_is_one_step(tmp_path):
+    with replacing(tmp_path / "note.txt") as partial:
+        partial.write_text("new")
+        assert partial.parent == tmp_path
+        assert partial.name.startswith(".note.txt.")
+
+
+def test_a_file_that_is_linked_into_a_cache_is_not_changed_there(tmp_path):
+    cached, path = tmp_path / "cached", tmp_path / "note.txt"
+    cached.write_text("old")
+    os.link(cached, path)
+    write_text(path, "new")
+    assert (cached.read_text(), path.read_text()) == ("old", "new")
+
+
+def test_json_is_indented_keeps_its_letters_and_ends_the_line(tmp_path):
+    write_json(tmp_path / "scores.json", {"name": "Brücke", "f1": 0.5})
+    text = (tmp_path / "scores.json").read_text(encoding="utf-8")
+    assert text == '{\n  "name": "Brücke",\n  "f1": 0.5\n}\n'
+
+
+def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path):
+    path = tmp_path / "scores.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json(path, {"scores": {1, 2}})
+    assert json.loads(path.read_text()) == [1]
+    assert names(tmp_path) == ["scores.json"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one_with_nothing_left_of_it(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "stale").touch()
+    with replacing_folder(path) as partial:
+        (partial / "fresh").touch()
+        assert names(path) == ["stale"]
+    assert names(path) == ["fresh"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_is_made_with_the_folders_above_it(tmp_path):
+    with replacing_folder(tmp_path / "a" / "b") as partial:
+        (partial / "file").touch()
+    assert names(tmp_path / "a") == ["b"]
+
+
+def test_on_failure_the_old_folder_stands_and_the_half_filled_one_goes(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(RuntimeError, match="out of ink"), replacing_folder(path) as partial:
+        run_dry(partial / "half")
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_starts_empty_though_a_killed_process_of_the_same_number_left_one(tmp_path):
+    with replacing_folder(tmp_path / "model") as partial:
+        left_over = partial
+    left_over.mkdir()
+    (left_over / "half").touch()
+    with replacing_folder(tmp_path / "model") as partial:
+        assert partial == left_over
+        assert names(partial) == []

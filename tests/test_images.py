@@ -1,0 +1,298 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageOps
+
+from pipeline.images import (
+    IMAGES_FILE,
+    INVENTORY_FILE,
+    LabelledImages,
+    PackedImages,
+    UnreadableImageError,
+    batches_by_size,
+    decode,
+    open_image,
+    stored_size,
+    thumbnail,
+    to_pixels,
+)
+
+# What a camera does to the picture that Orientation says how to undo.
+TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """An upright RGB image of 40 rows and 56 columns that no mirroring or turn leaves as it is."""
+    rows, columns = np.mgrid[0:40, 0:56]
+    return np.stack([rows * 6, columns * 4, (rows + columns) * 2], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP"])
+def test_a_lossless_image_comes_back_as_it_was(photo, encode, file_format):
+    pixels = decode(encode(photo, file_format))
+    np.testing.assert_array_equal(pixels, photo, strict=True)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_turned_image_comes_out_upright_and_its_header_agrees(photo, encode, file_format, orientation):
+    upright = Image.fromarray(photo)
+    stored = upright if TURNS[orientation] is None else upright.transpose(TURNS[orientation])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = encode(stored, file_format, exif=exif)
+    pixels = decode(content)
+    assert pixels.shape == photo.shape
+    assert np.abs(pixels.astype(int) - photo).mean() < 4  # grey levels; mirrored or turned it is above 40
+    assert stored_size(content) == (40, 56)
+
+
+def test_other_orientations_would_be_told_apart(photo):
+    turned = [np.asarray(Image.fromarray(photo).transpose(TURNS[number])) for number in (2, 3, 4)]
+    assert min(np.abs(pixels.astype(int) - photo).mean() for pixels in turned) > 40
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format", "expected"),
+    [
+        ("RGB", "PNG", (204, 102, 51)),
+        ("L", "PNG", (127, 127, 127)),  # 0.299 * 204 + 0.587 * 102 + 0.114 * 51
+        ("LA", "PNG", (127, 127, 127)),
+        ("P", "PNG", (204, 102, 51)),
+        ("RGBA", "PNG", (204, 102, 51)),
+        ("CMYK", "TIFF", (204, 102, 51)),
+        ("YCbCr", "TIFF", (204, 102, 51)),
+    ],
+)
+def test_every_mode_becomes_rgb(encode, mode, file_format, expected):
+    image = Image.new("RGB", (56, 40), (204, 102, 51)).convert(mode)
+    content = encode(image, file_format)
+    assert open_image(content).mode == mode
+    pixels = decode(content)
+    assert (pixels.shape, pixels.dtype) == ((40, 56, 3), np.uint8)
+    np.testing.assert_allclose(pixels.astype(int), np.broadcast_to(expected, (40, 56, 3)), atol=2)  # by rounding
+
+
+def test_black_and_white_becomes_rgb(encode):
+    image = Image.new("1", (56, 40), 1)
+    image.paste(0, (0, 0, 28, 40))
+    pixels = decode(encode(image, "PNG"))
+    assert (pixels[:, :28] == 0).all()
+    assert (pixels[:, 28:] == 255).all()
+
+
+def test_a_cmyk_photo_becomes_rgb(photo, encode):
+    pixels = decode(encode(Image.fromarray(photo).convert("CMYK")))
+    assert np.abs(pixels.astype(int) - photo).mean() < 4
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
+def test_grey_of_16_bits_keeps_its_shades(encode, file_format, byte_order):
+    grey = np.arange(40 * 56, dtype=byte_order).reshape(40, 56) * 29  # 0..64931
+    pixels = decode(encode(grey, file_format))
+    np.testing.assert_array_equal(pixels, np.repeat((grey // 256)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_known_range_are_refused(encode, dtype):
+    content = encode(np.linspace(0, 1, 40 * 56).reshape(40, 56).astype(dtype), "TIFF")
+    with pytest.raises(UnreadableImageError, match="32 bits, whose black and white are not known"):
+        decode(content)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_truncated_file_is_unreadable(photo, encode, file_format):
+    content = encode(photo, file_format)
+    with pytest.raises(UnreadableImageError, match=r".+"):
+        decode(content[: len(content) * 3 // 4])
+
+
+@pytest.mark.parametrize("read", [open_image, decode])
+def test_a_truncated_jpeg_is_unreadable_with_a_reason(photo, encode, read):
+    content = encode(photo)
+    with pytest.raises(UnreadableImageError, match="image file is truncated"):
+        read(content[: len(content) * 3 // 4])
+
+
+@pytest.mark.parametrize("content", [b"", b"This is a text, not an image.\n", b"\xff\xd8\xff"])
+@pytest.mark.parametrize("read", [decode, stored_size])
+def test_bytes_that_are_no_image_are_unreadable(content, read):
+    with pytest.raises(UnreadableImageError, match=r"^not an image$"):
+        read(content)
+
+
+@pytest.mark.parametrize("n_pixels", [300, 200])  # Pillow gives an error above twice its limit, a warning below
+@pytest.mark.parametrize("read", [decode, stored_size])
+def test_an_image_above_the_limit_for_decompression_bombs_is_unreadable(encode, monkeypatch, n_pixels, read):
+    content = encode(np.zeros((10, n_pixels // 10, 3), np.uint8), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 140)
+    with pytest.raises(UnreadableImageError, match="exceeds limit of"):
+        read(content)
+
+
+def test_running_out_of_memory_is_not_the_fault_of_the_image(photo, monkeypatch):
+    def fail(image):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    with pytest.raises(MemoryError, match="no memory"):
+        to_pixels(Image.fromarray(photo))
+
+
+def test_a_reason_is_never_empty(photo, monkeypatch):
+    def fail(image):
+        raise EOFError
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    with pytest.raises(UnreadableImageError, match=r"^EOFError$"):
+        to_pixels(Image.fromarray(photo))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(photo, encode, file_format):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = encode(photo, file_format, exif=exif)
+    rng = np.random.default_rng(0)
+    n_unreadable = 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        for _ in range(int(rng.choice([1, 5, 20]))):
+            damaged[rng.integers(min(len(damaged), 600))] = int(rng.integers(256))
+        for read in (decode, stored_size):
+            try:
+                read(bytes(damaged))
+            except UnreadableImageError:
+                n_unreadable += 1
+    assert n_unreadable > 0
+
+
+def test_broken_exif_data_make_an_image_unreadable(photo, encode):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = encode(photo, "WEBP", exif=exif)
+    with pytest.raises(UnreadableImageError, match="not a TIFF file"):
+        decode(content.replace(b"MM\x00*", b"MM\x00@"))
+
+
+def test_a_thumbnail_is_the_mean_of_each_area(photo):
+    pixels = np.zeros((48, 72, 3), np.uint8)  # areas of 2 x 3 px
+    pixels[0:2, 0:3] = 60
+    pixels[0, 3:6] = 200
+    small = thumbnail(pixels)
+    assert (small.shape, small.dtype) == ((24, 24), np.uint8)
+    assert (small[0, 0], small[0, 1], small[0, 2]) == (60, 100, 0)
+    assert small.sum() == 160
+
+
+def test_a_thumbnail_weighs_colours_as_the_eye_does():
+    colours = np.zeros((24, 24, 3), np.uint8)
+    colours[0, :3] = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    assert thumbnail(colours)[0, :3].tolist() == [76, 150, 29]
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=40)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(sizes=SIZES, batch_size=st.integers(1, 7))
+def test_batches_hold_every_position_once_one_size_each_and_no_more_than_asked(sizes, batch_size):
+    sizes = np.array(sizes, np.int64).reshape(-1, 2)
+    batches = batches_by_size(sizes, batch_size)
+    assert sorted(position for batch in batches for position in batch) == list(range(len(sizes)))
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        assert len(np.unique(sizes[batch], axis=0)) == 1
+        assert (np.diff(batch) > 0).all()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(sizes=SIZES, batch_size=st.integers(1, 7))
+def test_at_most_one_batch_of_each_size_is_not_full(sizes, batch_size):
+    array = np.array(sizes, np.int64).reshape(-1, 2)
+    smaller = [sizes[batch[0]] for batch in batches_by_size(array, batch_size) if len(batch) < batch_size]
+    assert len(smaller) == len(set(smaller))
+
+
+def test_batches_of_a_hand_worked_example():
+    sizes = np.array([[2, 3], [1, 9], [2, 3], [2, 3], [1, 9]])
+    assert [batch.tolist() for batch in batches_by_size(sizes, 2)] == [[1, 4], [0, 2], [3]]
+
+
+@pytest.fixture
+def pack(tmp_path):
+    """Return a function that packs contents as a data set of the given name and returns its folder."""
+
+    def pack(name, contents):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / IMAGES_FILE).write_bytes(b"".join(contents))
+        n_bytes = [len(content) for content in contents]
+        sizes = np.array([stored_size(content) for content in contents])
+        inventory = pd.DataFrame(
+            {
+                "height": sizes[:, 0],
+                "width": sizes[:, 1],
+                "offset": np.cumsum([0, *n_bytes[:-1]]),
+                "n_bytes": n_bytes,
+            }
+        )
+        inventory.to_parquet(folder / INVENTORY_FILE)
+        return folder
+
+    return pack
+
+
+@pytest.fixture
+def contents(draw_tile, encode):
+    """The bytes of five images of different sizes and formats."""
+    formats = ["JPEG", "PNG", "JPEG", "TIFF", "JPEG"]
+    return [encode(draw_tile(seed, size_px=40 + 8 * seed)[:32], name) for seed, name in enumerate(formats)]
+
+
+def test_packed_images_give_back_the_original_bytes_and_pixels(pack, contents):
+    images = PackedImages(pack("walls", contents))
+    for row in (3, 0, 4, 1, 2):
+        assert images.content(row) == contents[row]
+        np.testing.assert_array_equal(images.pixels(row), decode(contents[row]))
+        assert tuple(images.sizes[row]) == images.pixels(row).shape[:2]
+
+
+def test_labelled_images_come_from_several_data_sets_in_the_order_of_the_rows(pack, contents, tmp_path):
+    pack("walls", contents[:3])
+    pack("decks", contents[3:])
+    rows = pd.DataFrame(
+        {
+            "dataset": ["decks", "walls", "walls", "decks"],
+            "row": [1, 2, 0, 0],
+            "label": ["crack", "intact", "crack", "intact"],
+        },
+        index=[17, 3, 99, 4],  # as filtering a manifest leaves it
+    )
+    images = LabelledImages(rows, tmp_path)
+    expected = [decode(contents[number]) for number in (4, 2, 0, 3)]
+    assert len(images) == 4
+    assert images.labels.tolist() == [True, False, True, False]
+    assert images.rows["row"].to_dict() == {0: 1, 1: 2, 2: 0, 3: 0}
+    for position, pixels in enumerate(expected):
+        np.testing.assert_array_equal(images.pixels(position), pixels)
+        assert tuple(images.sizes[position]) == pixels.shape[:2]
+
+
+def test_no_rows_give_no_images(tmp_path):
+    images = LabelledImages(pd.DataFrame({"dataset": [], "row": [], "label": []}), tmp_path)
+    assert len(images) == 0
+    assert batches_by_size(images.sizes, 8) == []

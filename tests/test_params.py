@@ -1,0 +1,265 @@
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import CracksError
+from pipeline.params import Params, Section, load_params
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ["params.yaml", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*.yaml")))]
+
+PROBE = {
+    "recipe": "probe",
+    "backbone": "lite",
+    "learning_rate": 0.001,
+    "batch_size": 64,
+    "max_epochs": 100,
+    "patience_epochs": 10,
+    "dropout": 0.2,
+    "l2": 0.001,
+    "seed": 0,
+}
+FINETUNE = {
+    "recipe": "finetune",
+    "backbone": "lite",
+    "batch_size": 16,
+    "dropout": 0.2,
+    "augmentation": {"flips": "horizontal", "max_rotation_turns": 0.1},
+    "head": {"optimizer": "adam", "learning_rate": 0.003, "max_epochs": 3, "patience_epochs": None},
+    "tuning": {"optimizer": "rmsprop", "learning_rate": 0.0001, "max_epochs": 4, "patience_epochs": 2},
+    "unfreeze_from": "block_13",
+    "seed": 0,
+}
+DOCUMENT = {
+    "datasets": {
+        "walls": {"source": "walls.zip", "labels": {"Riss": "crack", "heil": "intact"}, "photo_pattern": "(.*)_"},
+        "drawn": {"source": "data/demo.yaml", "labels": None, "photo_pattern": None},
+    },
+    "contract": {
+        "min_images_per_label": 50,
+        "min_decodable_share": 0.95,
+        "min_minority_share": 0.05,
+        "min_size_px": 64,
+        "max_size_px": 4096,
+    },
+    "split": {
+        "train_on": ["walls"],
+        "fractions": {"train": 0.6, "validation": 0.2, "test": 0.2},
+        "seed": 0,
+        "copies": {"min_similarity": 0.97, "max_brightness_difference": 6},
+    },
+    "backbones": {"lite": {"architecture": "efficientnet-lite0", "image_size_px": 128}},
+    "candidates": {"head-only": PROBE, "all-of-it": FINETUNE},
+    "decide": {
+        "missed_crack_cost": 5,
+        "false_alarm_cost": 1,
+        "review_share_of_cracks": 0.005,
+        "review_share_of_intact": 0.005,
+    },
+    "register": {"name": "cracks"},
+}
+
+
+def parameters(value, *place):
+    """Yield the place of every parameter, leaving out what a person names freely and what picks the section."""
+    if not isinstance(value, dict) or (place and place[-1] == "labels"):
+        return
+    are_names = place in {("datasets",), ("backbones",), ("candidates",)}
+    for key, inner in value.items():
+        if not are_names and key != "recipe":
+            yield (*place, key)
+        yield from parameters(inner, *place, key)
+
+
+PLACES = list(parameters(DOCUMENT))
+
+
+def changed(place, change):
+    """Return DOCUMENT with change(section, key) applied to the section that holds `place`."""
+    document = copy.deepcopy(DOCUMENT)
+    section = document
+    for key in place[:-1]:
+        section = section[key]
+    change(section, place[-1])
+    return document
+
+
+def with_value(place, value):
+    return changed(place, lambda section, key: section.__setitem__(key, value))
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(document):
+        path = tmp_path / "params.yaml"
+        path.write_text(document if isinstance(document, str) else yaml.safe_dump(document), encoding="utf-8")
+        return load_params(path)
+
+    return load
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_params_file_loads(name):
+    params = load_params(ROOT / name)
+    assert params.candidates
+
+
+def test_only_the_default_params_train_on_drawn_images():
+    drawn = {name for name in SHIPPED if load_params(ROOT / name).is_demo}
+    assert drawn == {"params.yaml"}
+
+
+def test_what_is_written_is_what_is_read(load):
+    params = load(DOCUMENT)
+    assert params.datasets["walls"].source == Path("walls.zip")
+    assert params.datasets["walls"].labels == {"Riss": "crack", "heil": "intact"}
+    assert params.split.train_on == ("walls",)
+    assert params.candidates["head-only"].recipe == "probe"
+    assert params.candidates["all-of-it"].tuning.patience_epochs == 2
+    assert params.register_as.name == "cracks"
+
+
+def test_the_document_of_these_tests_has_every_parameter():
+    known = {
+        field.alias or name for section in Section.__subclasses__() for name, field in section.model_fields.items()
+    }
+    assert {place[-1] for place in PLACES} | {"recipe"} == known
+
+
+@pytest.mark.parametrize("place", PLACES, ids=".".join)
+def test_a_misspelt_key_names_the_right_one(load, place):
+    key = place[-1]
+    misspelt = key[: len(key) // 2] + key[len(key) // 2 + 1 :]
+    document = changed(place, lambda section, key: section.__setitem__(misspelt, section.pop(key)))
+    where = re.escape(".".join([*place[:-1], misspelt]))
+    with pytest.raises(CracksError, match=rf"\n  {where}: unknown parameter, did you mean {key}\?\n"):
+        load(document)
+
+
+def test_a_key_that_resembles_none_is_refused_without_a_guess(load):
+    with pytest.raises(CracksError, match=r"contract\.xyzzy: unknown parameter\n"):
+        load(with_value(("contract", "xyzzy"), 1))
+
+
+def test_a_candidate_may_be_called_like_a_recipe(load):
+    with pytest.raises(CracksError, match=r"  candidates\.probe\.batch_sise: unknown parameter"):
+        load(with_value(("candidates", "probe"), {**PROBE, "batch_sise": 64}))
+
+
+REQUIRED = [place for place in PLACES if place[-1] not in {"labels", "photo_pattern"}]
+
+
+@pytest.mark.parametrize("place", REQUIRED, ids=".".join)
+def test_a_missing_parameter_is_named(load, place):
+    with pytest.raises(CracksError, match=rf"\n  {re.escape('.'.join(place))}: Field required\n"):
+        load(changed(place, lambda section, key: section.pop(key)))
+
+
+def test_labels_and_photo_pattern_may_be_left_out(load):
+    dataset = load(with_value(("datasets", "walls"), {"source": "walls.zip"})).datasets["walls"]
+    assert (dataset.labels, dataset.photo_pattern) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "match"),
+    [
+        ("contract.min_images_per_label", "many", r"contract\.min_images_per_label: .* integer.* \(received 'many'\)"),
+        ("contract.min_images_per_label", 0, r"contract\.min_images_per_label: .* 1 \(received 0\)"),
+        ("contract.min_decodable_share", 95, r"contract\.min_decodable_share: .* 1 \(received 95\)"),
+        ("contract.min_size_px", 31, r"contract\.min_size_px: .* 32 \(received 31\)"),
+        ("split.seed", 0.5, r"split\.seed: .* integer.* \(received 0\.5\)"),
+        ("split.train_on", [], r"split\.train_on: .* at least 1 item"),
+        ("split.train_on", ["wals"], r"split\.train_on names 'wals', datasets has \['drawn', 'walls'\]"),
+        ("split.copies.min_similarity", float("nan"), r"split\.copies\.min_similarity: .*\(received nan\)"),
+        ("split.fractions.test", 0.3, r"split\.fractions: .*train \+ validation \+ test must be 1, they are 1\.1"),
+        ("datasets.walls.labels", {"Riss": "cracked"}, r"datasets\.walls\.labels\.Riss: .*\(received 'cracked'\)"),
+        ("datasets.My Walls", {"source": "x.zip"}, r"datasets\.My Walls\.\[key\]: .*\(received 'My Walls'\)"),
+        ("datasets", {}, r"datasets: .* at least 1 item"),
+        ("backbones.lite.image_size_px", 2048, r"backbones\.lite\.image_size_px: .* 1024 \(received 2048\)"),
+        ("candidates.head-only.dropout", -0.1, r"candidates\.head-only\.dropout: .* 0 \(received -0\.1\)"),
+        ("candidates.head-only.learning_rate", 0, r"candidates\.head-only\.learning_rate: .* \(received 0\)"),
+        ("candidates.head-only.recipe", "prob", r"candidates\.head-only: .*'prob'.*'probe', 'finetune'"),
+        ("candidates.head-only", None, r"candidates\.head-only: .*\(received None\)"),
+        ("candidates.all-of-it.tuning.optimizer", "sgd", r"candidates\.all-of-it\.tuning\.optimizer: .*'sgd'"),
+        (
+            "candidates.all-of-it.backbone",
+            "vgg",
+            r"candidates\.all-of-it\.backbone is 'vgg', backbones has \['lite'\]",
+        ),
+        ("decide.missed_crack_cost", 0, r"decide\.missed_crack_cost: .* 0 \(received 0\)"),
+        ("register.name", "Concrete Cracks", r"register\.name: .*\(received 'Concrete Cracks'\)"),
+    ],
+)
+def test_an_impossible_value_is_refused_with_its_place_and_what_was_received(load, place, value, match):
+    with pytest.raises(CracksError, match=match):
+        load(with_value(tuple(place.split(".")), value))
+
+
+def test_all_mistakes_are_told_at_once(load):
+    document = with_value(("contract", "min_size_px"), 1)
+    document["split"]["seed"] = "zero"
+    with pytest.raises(CracksError, match=r"(?s)contract\.min_size_px.*split\.seed.*copy one of examples/"):
+        load(document)
+
+
+def test_fractions_may_miss_one_by_rounding(load):
+    params = load(with_value(("split", "fractions"), {"train": 0.7, "validation": 0.2, "test": 0.1}))
+    assert 0.7 + 0.2 + 0.1 != 1
+    assert params.split.fractions.test == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"the file: .*\(received None\)"),
+        ("just words", r"the file: .*\(received 'just words'\)"),
+        ("contract: [1, 2", r"cannot be read as YAML: .*line 1"),
+    ],
+)
+def test_a_file_that_holds_no_params_is_refused(load, text, match):
+    with pytest.raises(CracksError, match=f"(?s){match}"):
+        load(text)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"register: {name: \xff}")
+    with pytest.raises(CracksError, match="cannot be read as YAML: 'utf-8' codec"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CracksError, match=r"There is no .*nowhere\.yaml\. Restore it with git"):
+        load_params(tmp_path / "nowhere.yaml")
+
+
+def sections(value):
+    """Yield every section below and including `value`."""
+    if isinstance(value, BaseModel):
+        yield value
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from sections(inner)
+
+
+def test_nothing_is_changed_once_it_is_read(load):
+    found = list(sections(load(DOCUMENT)))
+    assert {type(section) for section in found} == set(Section.__subclasses__())
+    for section in found:
+        for name in type(section).model_fields:
+            with pytest.raises(ValidationError, match="Instance is frozen"):
+                setattr(section, name, getattr(section, name))
+
+
+@pytest.mark.parametrize(("train_on", "is_demo"), [(["walls"], False), (["drawn"], True), (["walls", "drawn"], True)])
+def test_params_are_the_demo_where_drawn_images_are_trained_on(train_on, is_demo):
+    assert Params.model_validate(with_value(("split", "train_on"), train_on)).is_demo is is_demo
+
+
+def test_a_data_set_is_drawn_where_its_source_is_a_recipe():
+    params = Params.model_validate(DOCUMENT)
+    assert {name: dataset.is_drawn for name, dataset in params.datasets.items()} == {"walls": False, "drawn": True}

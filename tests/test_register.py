@@ -1,0 +1,317 @@
+import json
+import shutil
+import socket
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import tracking
+from pipeline.classifier import Classifier
+from pipeline.decision import Decision
+from pipeline.errors import UnavailableError
+from pipeline.network import build_classifier, calibrated
+from pipeline.params import load_params
+from pipeline.register import Results, data_hashes, is_registered, main, run
+from pipeline.stage import run_main
+from pipeline.tf import keras
+
+pytestmark = [
+    # MLflow's digest of a table calls pandas in a way that ends with pandas 4.
+    pytest.mark.filterwarnings("ignore:Starting with pandas version 4.0:pandas.errors.Pandas4Warning"),
+    # MLflow says so of its own types when `mlflow.pyfunc` is imported.
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+PARAMS_FILE = Path(__file__).parent.parent / "params.yaml"
+PARAMS = load_params(PARAMS_FILE)
+PROBE, FINETUNE = "probe-lite0", "finetune-mobilenet"
+DECISION = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
+SCORES = {
+    "n": 4,
+    "accuracy": 0.75,
+    "f1": 0.8,
+    "auroc": None,
+    "balanced_accuracy": None,
+    "ece": 0.1,
+    "threshold": 0.5,
+}
+METRICS = {
+    "demo": True,
+    "trained_on": ["demo"],
+    "candidate": PROBE,
+    "split": {"n_images": 6, "n_groups": 5, "n_copies": 1, "n_excluded": 0, "leaks": 0},
+    "test": SCORES,
+    "tests": {"demo": SCORES},
+    "outside": {"bridge": {**SCORES, "f1": 0.3}},
+}
+DVC_LOCK = """
+schema: '2.0'
+stages:
+  ingest@demo:
+    cmd: any
+    deps:
+    - {path: data/demo.yaml, hash: md5, md5: aaa, size: 1}
+    - {path: pipeline/ingest.py, hash: md5, md5: bbb, size: 1}
+    outs:
+    - {path: data/datasets/demo, hash: md5, md5: ccc.dir, size: 1}
+  split:
+    cmd: any
+    outs:
+    - {path: data/manifest.parquet, hash: md5, md5: ddd, size: 1}
+"""
+
+
+def save_model(folder, *, weight=-1.0):
+    """Save an exported graph whose logit is `weight` times the mean of each of red, green and blue."""
+    network = keras.Sequential(
+        [keras.Input((None, None, 3), name="normalised"), keras.layers.GlobalAveragePooling2D(name="mean")], name="net"
+    )
+    head = keras.layers.Dense(1, name="head")
+    classifier = build_classifier(network, 32, [head])
+    head.set_weights([np.full((3, 1), weight), np.zeros(1)])
+    folder.mkdir(parents=True, exist_ok=True)
+    calibrated(classifier, 2.0, -0.5).save(folder / "model.keras")
+    (folder / "decision.json").write_text(json.dumps(DECISION.as_dict()))
+
+
+def write_results(root):
+    """Write what the stages before `register` leave."""
+    results = Results(
+        models=root / "models",
+        candidates=root / "candidates",
+        histories=root / "histories",
+        manifest=root / "manifest.parquet",
+        metrics=root / "metrics.json",
+        plots=root / "plots",
+        report=root / "report.html",
+        dvc_lock=root / "dvc.lock",
+    )
+    save_model(results.models / PROBE)
+    for folder in (results.candidates, results.histories, results.plots):
+        folder.mkdir()
+    for name, n_epochs in ((PROBE, 3), (FINETUNE, 2)):
+        (results.candidates / f"{name}.json").write_text(json.dumps({"log_loss": 0.2, **SCORES}))
+        steps = range(n_epochs)
+        history = pd.DataFrame(
+            {"step": steps, "phase": "head", "epoch": steps, "val_loss": [1 / (n + 1) for n in steps]}
+        )
+        history.to_csv(results.histories / f"{name}.csv", index=False)
+    manifest = {"split": ["train", "test"], "dataset": "demo", "path": ["1.png", "2.png"], "label": "crack"}
+    pd.DataFrame(manifest).assign(group=["a", "b"]).to_parquet(results.manifest)
+    results.metrics.write_text(json.dumps(METRICS))
+    results.report.write_text("<html>")
+    (results.plots / "roc.csv").write_text("fpr,tpr\n0,0\n")
+    results.dvc_lock.write_text(DVC_LOCK)
+    return results
+
+
+def enter(patch, root):
+    """Make `root` the project, with no setting of the machine's own."""
+    patch.setenv("DVC_ROOT", str(root))
+    patch.setenv("MLFLOW_TRACKING_URI", "")  # which MLflow sets itself; as good as unset
+    patch.delenv("DVC_EXP_BASELINE_REV", raising=False)
+    for name, value in tracking.SETTINGS.items():
+        patch.setenv(name, value)
+    patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A project whose probe is registered in a new store; the first epoch alone had been sent live."""
+    from mlflow import MlflowClient
+
+    empty_store = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
+    if not empty_store.exists():
+        MlflowClient(f"sqlite:///{empty_store}").search_experiments()
+    root = tmp_path_factory.mktemp("first")
+    (root / "mlflow").mkdir()
+    shutil.copy(empty_store, root / "mlflow" / "mlflow.db")
+    results = write_results(root)
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, root)
+        with tracking.live_run(PARAMS, results.manifest, PROBE) as report:
+            report(0, {"val_loss": 1.0})
+        run(PARAMS, results, root / "registered.json")
+    return SimpleNamespace(root=root, results=results)
+
+
+@pytest.fixture
+def project(first, tmp_path, monkeypatch):
+    """A copy of that project and its store, open."""
+    root = tmp_path / "copy"
+    shutil.copytree(first.root, root)
+    enter(monkeypatch, root)
+    client, experiment_id = tracking.connect()
+    return SimpleNamespace(
+        root=root,
+        results=Results(**{name: root / path.name for name, path in vars(first.results).items()}),
+        out=root / "registered.json",
+        client=client,
+        experiment_id=experiment_id,
+    )
+
+
+@pytest.fixture
+def fetched(project):
+    """The folder of version 1 as the registry gives it."""
+    from mlflow.artifacts import download_artifacts
+
+    return Path(download_artifacts("models:/cracks/1"))
+
+
+def versions(project):
+    return sorted(int(found.version) for found in project.client.search_model_versions("name = 'cracks'"))
+
+
+def challenger(project):
+    return project.client.get_model_version_by_alias("cracks", "challenger")
+
+
+def children(project, name):
+    parent_id = tracking.parent_run(project.client, project.experiment_id, PARAMS, project.results.manifest)
+    return tracking.child_runs(project.client, project.experiment_id, parent_id, name)
+
+
+def test_hashes_are_those_of_the_data_and_not_of_the_code(tmp_path):
+    (tmp_path / "dvc.lock").write_text(DVC_LOCK)
+    assert data_hashes(tmp_path / "dvc.lock") == {"dvc.data/demo.yaml": "aaa", "dvc.data/datasets/demo": "ccc.dir"}
+    assert data_hashes(tmp_path / "missing.lock") == {}
+
+
+def test_in_an_experiment_nothing_is_registered(tmp_path, monkeypatch):
+    enter(monkeypatch, tmp_path)
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    run(PARAMS, SimpleNamespace(), tmp_path / "registered.json")
+    assert json.loads((tmp_path / "registered.json").read_text()) == {"name": "cracks", "version": None, "run_id": None}
+    assert not is_registered(tmp_path / "registered.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["registered.json"]  # and no store was made
+
+
+def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_written(tmp_path, monkeypatch, capsys):
+    enter(monkeypatch, tmp_path)
+    flags = ["params", "models", "candidates", "histories", "manifest", "metrics", "plots", "report", "dvc-lock", "out"]
+    arguments = [word for flag in flags for word in (f"--{flag}", str(tmp_path / flag))]
+    arguments[1] = str(PARAMS_FILE)
+    monkeypatch.setattr(sys, "argv", ["register", *arguments])
+    with socket.socket() as listener:  # bound, but nobody listens
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(SystemExit, match="4"):
+            run_main(main)
+        (tmp_path / "registered.json").write_text(json.dumps({"name": "cracks", "version": "1", "run_id": "a"}))
+        with pytest.raises(UnavailableError, match="does not answer"):
+            is_registered(tmp_path / "registered.json")
+    assert "Nothing is lost: start it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
+    found = challenger(project)
+    (probe_run,) = children(project, PROBE)
+    assert json.loads(project.out.read_text()) == {"name": "cracks", "version": "1", "run_id": probe_run.info.run_id}
+    assert (found.version, found.run_id) == (1, probe_run.info.run_id)
+    assert found.tags == {
+        "cracks.model_hash": Classifier.load(project.results.models / PROBE).content_hash(),
+        "candidate": PROBE,
+        "trained_on": "demo",
+        "demo": "true",
+        "test_f1": "0.8000",
+        "dvc.data/demo.yaml": "aaa",
+        "dvc.data/datasets/demo": "ccc.dir",
+    }
+    assert is_registered(project.out)
+
+
+@pytest.mark.slow
+def test_the_model_carries_signature_example_and_pinned_requirements(fetched):
+    from mlflow.models import Model
+
+    model = Model.load(fetched)
+    (image,) = model.signature.inputs.inputs
+    assert (image.type, image.shape) == (np.uint8, (-1, -1, -1, 3))
+    outputs = {output.name: (output.type, output.shape) for output in model.signature.outputs.inputs}
+    assert outputs == {"probability": (np.float32, (-1,)), "features": (np.float32, (-1, 3))}
+    assert model.load_input_example(str(fetched)).shape == (1, 32, 32, 3)
+    packages = ("mlflow", "tensorflow-cpu", "keras", "numpy", "pillow")
+    assert set((fetched / "requirements.txt").read_text().split()) == {f"{name}=={version(name)}" for name in packages}
+
+
+@pytest.mark.slow
+def test_the_registered_model_answers_as_the_local_one_does(project, fetched):
+    import mlflow
+
+    batch = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
+    local = Classifier.load(project.results.models / PROBE)
+    expected = np.array(local.model(batch)["probability"])
+    registered = Classifier.load(fetched)
+    assert (registered.content_hash(), registered.decision) == (local.content_hash(), DECISION)
+    np.testing.assert_array_equal(registered.model(batch)["probability"], expected)
+    served = mlflow.pyfunc.load_model(str(fetched)).predict(batch)
+    np.testing.assert_allclose(served["probability"], expected, atol=1e-6)
+    assert served["features"].shape == (2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n_epochs"), [(PROBE, 3), (FINETUNE, 2)])
+def test_curves_that_were_not_sent_live_are_completed_from_files(project, name, n_epochs):
+    (found,) = children(project, name)
+    history = project.client.get_metric_history(found.info.run_id, "val_loss")
+    assert sorted((metric.step, metric.value) for metric in history) == [(n, 1 / (n + 1)) for n in range(n_epochs)]
+    assert found.info.status == "FINISHED"
+    assert found.data.params["seed"] == "0"
+    assert found.data.metrics["validation.log_loss"] == 0.2
+    assert "validation.auroc" not in found.data.metrics
+
+
+@pytest.mark.slow
+def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
+    parent_id = tracking.parent_run(project.client, project.experiment_id, PARAMS, project.results.manifest)
+    parent = project.client.get_run(parent_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["split.fractions.train"] == "0.6"
+    assert parent.data.tags["dvc.data/datasets/demo"] == "ccc.dir"
+    scores = {name: parent.data.metrics[name] for name in ("test.f1", "outside.bridge.f1", "split.leaks")}
+    assert scores == {"test.f1": 0.8, "outside.bridge.f1": 0.3, "split.leaks": 0}
+    names = {item.path for folder in (None, "plots") for item in project.client.list_artifacts(parent_id, folder)}
+    assert names == {"report.html", "metrics.json", "manifest.parquet", "plots", "plots/roc.csv"}
+    inputs = {tag.value: item.dataset.name for item in parent.inputs.dataset_inputs for tag in item.tags}
+    assert inputs == {"train": "demo", "test": "demo"}
+
+
+@pytest.mark.slow
+def test_the_same_model_makes_no_second_version_but_gets_the_alias_back(project):
+    project.out.unlink()
+    project.client.delete_registered_model_alias("cracks", "challenger")
+    run(PARAMS, project.results, project.out)
+    assert versions(project) == [1]
+    assert challenger(project).version == 1
+    assert json.loads(project.out.read_text())["version"] == "1"
+    (probe_run,) = children(project, PROBE)
+    assert len(project.client.get_metric_history(probe_run.info.run_id, "val_loss")) == 3
+
+
+@pytest.mark.slow
+def test_another_model_is_the_next_version_and_the_former_one_can_come_back(project):
+    save_model(project.results.models / PROBE, weight=-2.0)
+    run(PARAMS, project.results, project.out)
+    assert versions(project) == [1, 2]
+    assert challenger(project).version == 2
+    assert json.loads(project.out.read_text())["version"] == "2"
+    save_model(project.results.models / PROBE)
+    run(PARAMS, project.results, project.out)
+    assert versions(project) == [1, 2]
+    assert challenger(project).version == 1
+
+
+@pytest.mark.slow
+def test_a_version_of_that_number_in_another_store_is_another_model(project):
+    written = json.loads(project.out.read_text())
+    for change in ({"run_id": "0" * 32}, {"version": "7"}, {"name": "other"}):
+        project.out.write_text(json.dumps(written | change))
+        assert not is_registered(project.out)

@@ -1,0 +1,348 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline.metrics import log_loss, scores
+from pipeline.report import Picture, _wilson_interval, render
+
+DECISION = {"threshold": 0.31, "review_from": 0.12, "review_to": 0.74}
+
+
+def drawn_predictions(rng, dataset, split, n, separation):
+    """Calibrated rows: a label is drawn by its probability, so the wider the logits, the better the separation."""
+    probability = 1 / (1 + np.exp(-rng.normal(-0.6, separation, n)))
+    label = np.where(rng.random(n) < probability, "crack", "intact")
+    paths = [f"{dataset}/{index:05d}.jpg" for index in range(n)]
+    return pd.DataFrame({"dataset": dataset, "path": paths, "split": split, "label": label, "probability": probability})
+
+
+def drawn_history(rng, n_head, n_tuning):
+    epochs = np.arange(n_head + n_tuning)
+    loss = 0.6 * np.exp(-epochs / 4) + 0.05 + rng.normal(0, 0.005, len(epochs))
+    return pd.DataFrame(
+        {
+            "step": epochs,
+            "phase": ["head"] * n_head + ["tuning"] * n_tuning,
+            "epoch": [*range(n_head), *range(n_tuning)],
+            "loss": loss,
+            "val_loss": loss + 0.02 + 0.002 * epochs,
+            "accuracy": 1 - loss / 3,
+            "val_accuracy": 0.99 - loss / 3,
+            "learning_rate": 1e-3,
+        }
+    )
+
+
+def drawn_picture(rng, path, label, probability):
+    pixels = rng.normal(150, 12, (227, 227, 1)).repeat(3, axis=2)
+    if label == "crack":
+        for y, x in enumerate(np.cumsum(rng.normal(0, 1.5, 227)).astype(int) + 113):
+            pixels[y, max(0, x - 1) : max(0, x + 2)] -= 60
+    return Picture(path, "halls", label, probability, pixels.clip(0, 255).astype(np.uint8))
+
+
+def score(rows):
+    return scores((rows["label"] == "crack").to_numpy(), rows["probability"].to_numpy(), DECISION["threshold"])
+
+
+def inputs():
+    rng = np.random.default_rng(7)
+    predictions = pd.concat(
+        [
+            drawn_predictions(rng, "halls", "test", 600, 5.0),
+            drawn_predictions(rng, "walls", "test", 400, 4.0),
+            drawn_predictions(rng, "bridges", "outside", 500, 2.5),
+            drawn_predictions(rng, "tunnel", "outside", 100, 2.0).assign(label="crack"),
+        ],
+        ignore_index=True,
+    )
+    test, outside = (predictions[predictions["split"] == split] for split in ("test", "outside"))
+    candidates = {}
+    for name, separation in (("probe-lite0", 3.5), ("finetune-lite0", 4.6), ("finetune-mobilenet", 4.2)):
+        validation = drawn_predictions(rng, "halls", "validation", 900, separation)
+        loss = log_loss((validation["label"] == "crack").to_numpy(), validation["probability"].to_numpy())
+        candidates[name] = {"log_loss": loss, **score(validation)}
+    return {
+        "metrics": {
+            "demo": False,
+            "trained_on": ["halls", "walls"],
+            "candidate": "finetune-lite0",
+            "split": {"n_images": 20134, "n_groups": 18871, "n_copies": 1263, "n_excluded": 12, "leaks": 0},
+            "test": score(test),
+            "tests": {name: score(rows) for name, rows in test.groupby("dataset")},
+            "outside": {name: score(rows) for name, rows in outside.groupby("dataset")},
+        },
+        "candidates": candidates,
+        "histories": {
+            "probe-lite0": drawn_history(rng, 48, 0),
+            "finetune-lite0": drawn_history(rng, 5, 12),
+            "finetune-mobilenet": drawn_history(rng, 5, 9),
+        },
+        "predictions": predictions,
+        "decision": DECISION,
+        "mistakes": [
+            drawn_picture(rng, f"Negative/{index:05d}.jpg", "intact", 0.32 + 0.02 * index) for index in range(12)
+        ]
+        + [drawn_picture(rng, f"Positive/{index:05d}.jpg", "crack", 0.30 - 0.02 * index) for index in range(12)],
+    }
+
+
+class Page(HTMLParser):
+    """The elements of a page in order, as (tag, attributes), and its text; tags that do not match are an error."""
+
+    VOID = ("br", "img", "meta")
+
+    def __init__(self, html):
+        super().__init__()
+        self.html, self.elements, self.words, self.open = html, [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words += data.split()
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def row(self, head):
+        """The cells of the one table row that begins with `head`."""
+        rows = [Page(row).words for row in re.findall(r"<tr[^>]*>.*?</tr>", self.html, re.DOTALL)]
+        (words,) = [words for words in rows if words[: len(head.split())] == head.split()]
+        return words[len(head.split()) :]
+
+
+def page_of(given):
+    return Page(render(**given))
+
+
+@pytest.fixture
+def few():
+    """Inputs that render fast: no training curves, no pictures."""
+    return inputs() | {"histories": {}, "mistakes": []}
+
+
+@pytest.fixture(scope="module")
+def page():
+    return page_of(inputs())
+
+
+@pytest.fixture(scope="module")
+def warning_page():
+    """Of a model that no number should be believed of: demo, two leaks, no outside set."""
+    given = inputs() | {"histories": {}, "mistakes": []}
+    given["metrics"] |= {"demo": True, "outside": {}}
+    given["metrics"]["split"]["leaks"] = 2
+    given["predictions"] = given["predictions"].query("split == 'test'")
+    return page_of(given)
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(page):
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"""\w+://[^\s"'<>)]*""", page.html)) == namespaces
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert {"http-equiv", "content"} <= page.all("meta")[1].keys()
+    assert page.all("meta")[1]["content"].startswith("default-src 'none'")
+
+
+def test_equal_inputs_give_equal_pages(few):
+    assert render(**few) == render(**few)
+
+
+def test_the_banner_is_there_for_the_demo_and_only_then(page, warning_page):
+    assert "Demo: drawn images. These numbers say nothing about real concrete." in warning_page.text
+    assert "Demo" not in page.text
+
+
+def test_the_chosen_candidate_alone_is_marked_as_chosen_on_validation(page):
+    assert page.row("finetune-lite0")[0] == "chosen"
+    assert "chosen" not in page.row("probe-lite0") + page.row("finetune-mobilenet")
+    assert "finetune-lite0 was chosen on validation, for the lowest log loss, and never on test" in page.text
+
+
+def test_each_set_has_its_row_of_scores_and_a_missing_score_is_a_dash(page):
+    metrics = inputs()["metrics"]
+    rows = {"Test, all": metrics["test"]}
+    rows |= {f"Test: {name}": scores for name, scores in metrics["tests"].items()}
+    rows |= {f"Outside: {name}": scores for name, scores in metrics["outside"].items()}
+    assert list(rows) == ["Test, all", "Test: halls", "Test: walls", "Outside: bridges", "Outside: tunnel"]
+    for head, shown in rows.items():
+        values = [shown[name] for name in ("accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold")]
+        assert page.row(head) == [f"{shown['n']:,}", *("—" if value is None else f"{value:.4f}" for value in values)]
+    assert page.row("Outside: tunnel")[3:5] == ["—", "—"]
+
+
+def test_a_score_is_never_rounded_to_perfect_or_to_nothing(few):
+    shown = {
+        1.0: "1.0000",
+        1 - 1e-9: ">0.9999999",
+        0.999999: "0.999999",
+        0.99996: "0.99996",
+        0.00003: "0.00003",
+        1e-9: "<0.0000001",
+        0.0: "0.0000",
+    }
+    scores = few["candidates"]["probe-lite0"]
+    few["candidates"] = {f"candidate-{value}": scores | {"accuracy": value} for value in shown}
+    page = page_of(few)
+    assert {value: page.row(f"candidate-{value}")[2] for value in shown} == shown
+
+
+def test_what_goes_to_a_person_is_counted_with_the_lower_end_of_the_band_and_without_the_upper(few):
+    few["predictions"] = pd.DataFrame(
+        {
+            "dataset": "halls",
+            "path": list("abcdefgh"),
+            "split": ["test"] * 7 + ["outside"],
+            "label": ["intact", "crack", "crack", "intact", "crack", "crack", "intact", "intact"],
+            "probability": [0.1, 0.1199, 0.12, 0.31, 0.7399, 0.74, 0.9, 0.5],
+        }
+    )
+    few["metrics"]["test"] = few["metrics"]["test"] | {"n": 7}
+    page = page_of(few)
+    assert page.row("intact") == ["below", "0.1200", "2", "28.6%", "1", "1"]
+    assert page.row("a person should look") == ["between", "3", "42.9%", "2", "1"]
+    assert page.row("crack") == ["from", "0.7400", "on", "2", "28.6%", "1", "1"]
+    assert "From 0.1200 up to 0.7400 the model is unsure" in page.text
+    assert "On test that is 42.9% of the images (3 of 7)" in page.text
+    assert "passes over 1 of 4 cracks" in page.text
+
+
+def test_right_and_wrong_calls_are_counted_at_the_threshold(page):
+    test = inputs()["predictions"].query("split == 'test'")
+    crack, called = test["label"] == "crack", test["probability"] >= DECISION["threshold"]
+    n_missed, n_false = (crack & ~called).sum(), (~crack & called).sum()
+    assert f"{n_missed} of {crack.sum()} missed" in page.text
+    assert f"{n_false} of {(~crack).sum():,} intact images called crack" in page.text
+
+
+def test_a_share_is_never_rounded_to_all_or_to_none(few):
+    few["predictions"] = pd.DataFrame(
+        {"dataset": "halls", "split": "test", "label": ["crack"] * 5000 + ["intact"] * 5000, "probability": 0.9}
+    )
+    few["predictions"].loc[[0, 9999], "probability"] = 0.0
+    text = page_of(few).text
+    assert "is crack 4,999 >99.9% 1 <0.1% is intact 4,999 >99.9% 1 <0.1%" in text
+
+
+def test_a_set_with_one_label_has_counts_but_no_curve(page):
+    assert "Outside: tunnel called crack called intact" in page.text
+    assert "is intact 0 — 0 —" in page.text
+    assert (
+        "Test Outside: bridges In the first two a dot marks the chosen threshold. Outside: tunnel has no curve"
+        in page.text
+    )
+
+
+def test_a_leak_is_told_and_no_leak_is_told(page, warning_page):
+    assert "Leaks 2 groups on more than one side: do not trust the scores" in warning_page.text
+    assert "Leaks 0 no group is on more than one side" in page.text
+
+
+def test_without_outside_sets_the_page_says_what_is_not_known(page, warning_page):
+    assert "There is no outside set, so nothing here tells" in warning_page.text
+    assert "There is no outside set" not in page.text
+
+
+def test_missed_cracks_come_first_from_the_lowest_probability_then_false_alarms_from_the_highest(page):
+    order = [image["alt"].split(": ")[1].removesuffix(" of halls") for image in page.all("img")]
+    counted_down = [f"{index:05d}.jpg" for index in reversed(range(12))]
+    assert order == [f"{folder}/{name}" for folder in ("Positive", "Negative") for name in counted_down]
+    assert "0.0800 , label crack halls: Positive/00011.jpg" in page.text
+    assert "0.5400 , label intact halls: Negative/00011.jpg" in page.text
+
+
+def test_a_picture_is_shown_whole_in_its_colours_and_small(few):
+    pixels = np.zeros((300, 1200, 3), np.uint8)
+    pixels[:, :600, 0] = pixels[:, 600:, 2] = 255
+    few["mistakes"] = [Picture("a.jpg", "halls", "crack", 0.1, pixels)]
+    (shown,) = page_of(few).all("img")
+    image = Image.open(io.BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
+    assert image.size == (256, 64)
+    np.testing.assert_allclose(image.getpixel((20, 32)), (255, 0, 0), atol=8)
+    np.testing.assert_allclose(image.getpixel((236, 32)), (0, 0, 255), atol=8)
+
+
+def test_the_page_stays_below_two_megabytes_with_24_pictures_of_noise(few):
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    few["mistakes"] = [Picture(f"{index}.jpg", "halls", "crack", 0.1, noise) for index in range(24)]
+    assert len(render(**few).encode()) < 2_000_000
+
+
+def test_hostile_text_is_shown_and_not_obeyed(few):
+    hostile = "\"><script>alert('x')</script>"
+    few["mistakes"] = [Picture(hostile, hostile, "crack", 0.1, np.zeros((8, 8, 3), np.uint8))]
+    few["predictions"] = few["predictions"].replace({"dataset": {"bridges": hostile}})
+    few["metrics"]["candidate"] = hostile
+    few["histories"] = {hostile: inputs()["histories"]["finetune-lite0"]}
+    page = page_of(few)
+    assert page.all("script") == []
+    assert page.text.count("<script>alert('x')</script>") >= 5
+
+
+def test_every_plot_follows_the_theme_of_the_page(page):
+    plots = "".join(re.findall(r"<svg.*?</svg>", page.html, re.DOTALL))
+    assert "var(--text)" in plots
+    assert re.findall(r"#[0-9a-f]{6}\b", plots) == []
+    light, dark = (
+        set(re.findall(r"(--[\w-]+):", rules)) for rules in re.findall(r":root {(.*?)}", page.html, re.DOTALL)
+    )
+    assert light == dark
+    assert set(re.findall(r"var\((--[\w-]+)\)", page.html)) <= light
+
+
+def test_each_candidate_has_a_loss_and_an_accuracy_curve_and_its_best_epoch(page):
+    names = [attributes.get("aria-label") for attributes in page.all("div")]
+    for name, history in inputs()["histories"].items():
+        assert {f"Loss of {name} by epoch", f"Accuracy of {name} by epoch"} <= set(names)
+        best, n = history["val_loss"].argmin() + 1, len(history)
+        assert f"{history['val_loss'].min():.4f}, after epoch {best} of {n}." in page.text
+
+
+def test_the_start_of_the_second_phase_is_marked_in_both_curves(few):
+    history = drawn_history(np.random.default_rng(1), 3, 4)
+    few["histories"] = {"two-phases": history, "one-phase": history.assign(phase="head")}
+    two, one = page_of(few).html.split("<h3>two-phases</h3>")[1].split("<h3>one-phase</h3>")
+    assert two.count("<path") - one.count("<path") == 2
+
+
+@pytest.mark.parametrize(("n_found", "interval"), [(0, (0.0, 0.2775)), (5, (0.2366, 0.7634)), (10, (0.7225, 1.0))])
+def test_the_interval_of_a_share_is_that_of_wilson(n_found, interval):
+    low, high = _wilson_interval(pd.Series([n_found]), pd.Series([10]))
+    np.testing.assert_allclose((low[0], high[0]), interval, atol=5e-5)
+
+
+def test_every_image_has_a_text_every_table_has_headers_and_no_id_is_used_twice(page):
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(plot["role"] == "img" and plot["aria-label"] for plot in page.all("div") if plot.get("class") == "plot")
+    scopes = [table.count('scope="col"') for table in re.findall(r"<table.*?</table>", page.html, re.DOTALL)]
+    assert min(scopes) >= 2
+    assert {header.get("scope") for header in page.all("th")} == {"col", "row"}
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    anchors = [attributes["href"] for attributes in page.all("a")]
+    assert {anchor.removeprefix("#") for anchor in anchors} <= set(ids)

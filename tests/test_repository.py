@@ -1,0 +1,101 @@
+"""The layout keeps its promises: what DVC follows, what may import what, what must not be there."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+# What these do decides no result; the values of params are followed by DVC itself.
+NOT_FOLLOWED = {"errors", "files", "params", "stage", "tracking"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of the project's packages that a file imports, but not for types alone."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for block in ast.walk(tree):
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            block.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("pipeline", "flows", "serving"):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def modules_behind(stage: str) -> set[str]:
+    """Return the pipeline modules that a stage runs, itself included."""
+    seen: set[str] = set()
+    waiting = {stage}
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        imported = imported_modules(ROOT / "pipeline" / f"{module}.py")
+        waiting |= {name.removeprefix("pipeline.") for name in imported if name.startswith("pipeline.")} - seen
+    return seen
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_every_module_that_it_runs(name: str) -> None:
+    stage = STAGES[name].get("do", STAGES[name])
+    listed = {Path(dep).stem for dep in stage["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")}
+    assert listed == modules_behind(name) - (NOT_FOLLOWED - {name})
+
+
+def test_evaluate_depends_on_the_template_of_the_report() -> None:
+    assert "pipeline/report.html.j2" in STAGES["evaluate"]["deps"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_path_of_a_command_is_a_dependency_or_an_output(name: str) -> None:
+    stage = STAGES[name].get("do", STAGES[name])
+    declared = {
+        entry if isinstance(entry, str) else next(iter(entry))
+        for kind in ("deps", "outs", "metrics", "plots")
+        for entry in stage.get(kind, [])
+    }
+    paths = set(re.findall(r"--[\w-]+ ((?:data|models|reports)\S*)", stage["cmd"]))
+    unfinished_work = {path for path in paths if path.startswith("data/checkpoints/")}
+    assert paths - unfinished_work <= declared
+
+
+def test_the_pipeline_imports_nothing_of_flows_or_serving() -> None:
+    for path in (ROOT / "pipeline").glob("*.py"):
+        assert not {name for name in imported_modules(path) if name.split(".")[0] in ("flows", "serving")}, path
+
+
+def test_no_python_file_under_mlflow_shadows_the_library() -> None:
+    assert list((ROOT / "mlflow").rglob("*.py")) == []
+    assert not (ROOT / "tests" / "mlflow").exists()
+
+
+def test_mlflow_is_the_library_for_code_run_from_the_root() -> None:
+    code = "import importlib.util as u; print(u.find_spec('mlflow').origin)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "site-packages" in found.stdout
+
+
+def test_the_locks_have_hashes_and_no_index_addresses() -> None:
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        text = (ROOT / lock).read_text(encoding="utf-8")
+        pinned = re.findall(r"^[\w.-]+(?:\[[\w,-]+\])?==", text, re.MULTILINE)
+        assert len(pinned) > 200
+        assert text.count("--hash=sha256:") >= len(pinned)
+        assert "://" not in text
+
+
+def test_every_direct_dependency_is_in_the_lock() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    wanted = [re.split(r"[\[=<>; ]", line)[0] for line in project["dependencies"]]
+    assert [name for name in wanted if f"\n{name}==" not in f"\n{lock}"] == ["tensorflow"]  # for other platforms

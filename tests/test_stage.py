@@ -1,0 +1,79 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.stage import run_main, stage_parser
+
+
+@pytest.fixture(autouse=True)
+def _levels_as_before():
+    loggers = [logging.getLogger(name) for name in ("pipeline", "__main__")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(("error", "code"), [(CracksError, "2"), (RefusedError, "3"), (UnavailableError, "4")])
+def test_an_error_of_ours_ends_with_its_exit_code_and_its_message_alone(error, code, capsys):
+    with pytest.raises(SystemExit, match=f"^{code}$"):
+        run_main(raising(error("The archive is cut short.\nDownload it again.")))
+    assert capsys.readouterr() == ("", "error: The archive is cut short.\nDownload it again.\n")
+
+
+def test_a_stage_that_is_interrupted_ends_with_130(capsys):
+    with pytest.raises(SystemExit, match=r"^130$"):
+        run_main(raising(KeyboardInterrupt()))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        run_main(lambda: 1 / 0)
+
+
+def test_a_stage_that_succeeds_returns():
+    done = []
+    run_main(lambda: done.append(True))
+    assert done == [True]
+
+
+@pytest.mark.parametrize(
+    ("last_line", "code", "message"),
+    [
+        ("raise CracksError('bad')", 2, "hello\nerror: bad\n"),
+        ("pass", 0, "hello\n"),
+    ],
+)
+def test_a_process_logs_to_stderr_and_ends_without_a_traceback(last_line, code, message):
+    program = (
+        "import logging\nfrom pipeline.errors import CracksError\nfrom pipeline.stage import run_main\n"
+        f"def main():\n    logging.getLogger('pipeline.ingest').info('hello')\n    {last_line}\nrun_main(main)"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (code, "", message)
+
+
+def test_the_info_lines_of_libraries_are_left_out():
+    program = (
+        "import logging\nfrom pipeline.stage import run_main\n"
+        "run_main(lambda: logging.getLogger('tensorflow').info('chatter'))"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert process.stderr == ""
+
+
+def test_a_stage_must_be_told_where_its_params_are(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        stage_parser("Does something.").parse_args([])
+    assert "the following arguments are required: --params" in capsys.readouterr().err

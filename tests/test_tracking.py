@@ -1,0 +1,286 @@
+import logging
+import math
+import shutil
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import tracking
+from pipeline.errors import UnavailableError
+from pipeline.params import load_params
+
+GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+PARAMS = load_params(Path(__file__).parent.parent / "params.yaml")
+CANDIDATE = "probe-lite0"
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A database of MLflow without an experiment; making one takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    database = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
+    if not database.exists():
+        MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project folder which is DVC's root, with no setting of the machine's own."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "manifest.parquet").write_bytes(b"one split")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # which MLflow sets itself; as good as unset
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    for name in ("DVC_EXP_BASELINE_REV", "GIT_COMMIT", "GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in tracking.SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return tmp_path
+
+
+@pytest.fixture
+def store(project, empty_store):
+    """The store of the project: a client and the id of the experiment."""
+    (project / "mlflow").mkdir()
+    shutil.copy(empty_store, project / "mlflow" / "mlflow.db")
+    client, experiment_id = tracking.connect()
+    return SimpleNamespace(client=client, experiment_id=experiment_id, manifest=project / "manifest.parquet")
+
+
+@pytest.fixture
+def unused_address():
+    """An address on this machine where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def children(store):
+    parent_id = tracking.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
+    return tracking.child_runs(store.client, store.experiment_id, parent_id, CANDIDATE)
+
+
+def curve(store, run, name="val_loss"):
+    history = store.client.get_metric_history(run.info.run_id, name)
+    return [(metric.step, metric.value) for metric in sorted(history, key=lambda metric: metric.step)]
+
+
+def test_the_store_is_in_the_folder_of_dvc_wherever_the_stage_runs(project, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert tracking.tracking_uri() == f"sqlite:///{project}/mlflow/mlflow.db"
+
+
+def test_without_dvc_the_store_is_in_the_nearest_folder_above_that_is_a_project(project, monkeypatch):
+    (project / "deep" / "down").mkdir(parents=True)
+    monkeypatch.chdir(project / "deep" / "down")
+    monkeypatch.delenv("DVC_ROOT")
+    assert tracking.project_root() == project
+    (project / ".dvc").rmdir()
+    assert tracking.project_root() == project / "deep" / "down"
+
+
+def test_the_address_of_a_server_wins_over_the_project(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
+    assert tracking.tracking_uri() == "http://tracking.example:5000"
+
+
+def test_an_experiment_is_known_by_its_baseline(project, monkeypatch):
+    assert not tracking.in_experiment()
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    assert tracking.in_experiment()
+
+
+def test_the_experiment_is_made_once_and_keeps_its_artifacts_in_the_project(store, project):
+    assert tracking.connect()[1] == store.experiment_id
+    experiment = store.client.get_experiment_by_name("cracks")
+    assert experiment.artifact_location == (project / "mlflow" / "artifacts").as_uri()
+
+
+def test_a_server_that_is_away_is_named_with_what_to_do(project, monkeypatch, unused_address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address)
+    with pytest.raises(UnavailableError, match=rf"{unused_address} does not answer: .*MLFLOW_TRACKING_URI"):
+        tracking.connect()
+
+
+def test_a_parent_is_the_same_for_the_same_params_and_split(store):
+    def parent(params=PARAMS):
+        return tracking.parent_run(store.client, store.experiment_id, params, store.manifest)
+
+    first = parent()
+    assert parent() == first
+    other = parent(PARAMS.model_copy(update={"decide": PARAMS.decide.model_copy(update={"missed_crack_cost": 9})}))
+    store.manifest.write_bytes(b"another split")
+    assert len({first, other, parent()}) == 3
+    run = store.client.get_run(first)
+    assert (run.info.run_name, run.data.tags["cracks.demo"]) == ("demo (demo)", "true")
+
+
+def test_a_candidate_runs_under_its_parent_with_its_params(store):
+    with tracking.live_run(PARAMS, store.manifest, CANDIDATE):
+        (run,) = children(store)
+        assert run.info.status == "RUNNING"
+    (run,) = children(store)
+    assert (run.info.run_name, run.info.status) == (CANDIDATE, "FINISHED")
+    assert run.data.params["recipe"] == "probe"
+    assert run.data.params["backbone.architecture"] == "efficientnet-lite0"
+
+
+def test_epochs_are_sent_as_they_come_without_what_is_no_number(store):
+    with tracking.live_run(PARAMS, store.manifest, CANDIDATE) as report:
+        report(0, {"loss": 2.0, "val_loss": 3.0})
+        (run,) = children(store)
+        assert curve(store, run) == [(0, 3.0)]
+        report(1, {"loss": math.nan, "val_loss": 1.0})
+    assert curve(store, run) == [(0, 3.0), (1, 1.0)]
+    assert curve(store, run, "loss") == [(0, 2.0)]
+
+
+def test_a_training_that_fails_leaves_a_failed_run_and_its_own_error(store):
+    with (
+        pytest.raises(ZeroDivisionError, match="of the training"),
+        tracking.live_run(PARAMS, store.manifest, CANDIDATE),
+    ):
+        raise ZeroDivisionError("of the training")
+    assert [run.info.status for run in children(store)] == ["FAILED"]
+
+
+def test_a_run_that_a_killed_process_left_running_is_set_killed(store):
+    parent_id = tracking.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
+    for candidate in (CANDIDATE, "finetune-mobilenet"):
+        tracking.create_child(store.client, store.experiment_id, parent_id, PARAMS, candidate)
+    with tracking.live_run(PARAMS, store.manifest, CANDIDATE):
+        assert sorted(run.info.status for run in children(store)) == ["KILLED", "RUNNING"]
+    (other,) = tracking.child_runs(store.client, store.experiment_id, parent_id, "finetune-mobilenet")
+    assert other.info.status == "RUNNING"
+
+
+def test_more_values_than_a_request_may_have_are_sent_in_several(store):
+    parent_id = tracking.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
+    rows = [{"step": step, "phase": "head", "epoch": step, "val_loss": float(step)} for step in range(1001)]
+    tracking.log_epochs(store.client, parent_id, rows)
+    run = store.client.get_run(parent_id)
+    assert curve(store, run) == [(step, step) for step in range(1001)]
+    assert set(run.data.metrics) == {"val_loss"}
+
+
+def test_training_goes_on_without_a_server(project, monkeypatch, unused_address, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address)
+    with (
+        caplog.at_level(logging.WARNING, "pipeline.tracking"),
+        tracking.live_run(PARAMS, project / "manifest.parquet", CANDIDATE) as report,
+    ):
+        report(0, {"loss": 1.0})
+    (record,) = caplog.records
+    assert f"has not got all of {CANDIDATE} yet, `register` sends the rest: The tracking store" in record.message
+
+
+@pytest.fixture
+def server(project, empty_store, monkeypatch):
+    """A tracking server in a thread; `stop` ends it."""
+    from mlflow.server import app, handlers
+    from werkzeug.serving import make_server
+
+    database = project / "server.db"
+    shutil.copy(empty_store, database)
+    for name in ("_tracking_store", "_model_registry_store"):
+        monkeypatch.setattr(handlers, name, None)
+    handlers.initialize_backend_stores(f"sqlite:///{database}", default_artifact_root=(project / "artifacts").as_uri())
+    serving = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=serving.serve_forever)
+    thread.start()
+
+    def stop():
+        serving.shutdown()
+        serving.server_close()
+        thread.join()
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{serving.server_port}")
+    yield SimpleNamespace(stop=stop, thread=thread)
+    if thread.is_alive():
+        stop()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi is deprecated")  # imported by MLflow's server
+def test_training_goes_on_when_the_server_dies_and_does_not_wait_for_it_at_every_epoch(
+    server, project, monkeypatch, caplog
+):
+    log_epochs, tried = tracking.log_epochs, []
+    monkeypatch.setattr(tracking, "log_epochs", lambda *given: (tried.append(given[2][0]["step"]), log_epochs(*given)))
+    with tracking.live_run(PARAMS, project / "manifest.parquet", CANDIDATE) as report:
+        report(0, {"loss": 3.0})
+        server.stop()
+        report(1, {"loss": 2.0})
+        report(2, {"loss": 1.0})
+    assert tried == [0, 1]
+    warnings = [record.message for record in caplog.records if record.name == "pipeline.tracking"]
+    assert len(warnings) == 2  # of the second epoch, and of the end of the run
+    assert all(f"has not got all of {CANDIDATE} yet" in warning for warning in warnings)
+
+
+def test_live_curves_go_on_after_a_pause(store, monkeypatch):
+    log_epochs, failures = tracking.log_epochs, iter([True])
+
+    def fail_once(*given):
+        if next(failures, False):
+            raise MlflowException("away")
+        log_epochs(*given)
+
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setattr(tracking, "log_epochs", fail_once)
+    monkeypatch.setattr(tracking, "PAUSE_S", 0)
+    with tracking.live_run(PARAMS, store.manifest, CANDIDATE) as report:
+        for step in range(3):
+            report(step, {"val_loss": float(step)})
+    assert curve(store, children(store)[0]) == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.fixture
+def repository(project):
+    """The project under git, with a file of code and the two that runs write."""
+    for name in ("params.yaml", "dvc.lock", "code.py"):
+        (project / name).write_text("as committed")
+    (project / ".gitignore").write_text("/manifest.parquet\n")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*GIT, "-C", str(project), *arguments], check=True)
+    return project
+
+
+def test_the_commit_is_known_and_what_runs_write_does_not_make_it_dirty(repository):
+    for name in ("params.yaml", "dvc.lock"):
+        (repository / name).write_text("changed")
+    commit = subprocess.run([*GIT, "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert tracking.code_version() == {"mlflow.source.git.commit": commit.strip(), "cracks.dirty": "false"}
+
+
+@pytest.mark.parametrize("name", ["code.py", "new.py"])
+def test_code_that_differs_from_the_commit_makes_it_dirty(repository, name):
+    (repository / name).write_text("changed")
+    assert tracking.code_version()["cracks.dirty"] == "true"
+
+
+def test_without_git_the_commit_is_what_the_environment_says(project, monkeypatch):
+    assert tracking.code_version() == {"mlflow.source.git.commit": "unknown", "cracks.dirty": "unknown"}
+    monkeypatch.setenv("GIT_COMMIT", "abc123")
+    assert tracking.code_version()["mlflow.source.git.commit"] == "abc123"
+    monkeypatch.setenv("PATH", "")
+    assert tracking.code_version()["mlflow.source.git.commit"] == "abc123"
+
+
+def test_nested_values_are_named_by_their_path():
+    assert tracking.flatten({"a": 1, "b": {"c": None, "d": {"e": "f"}}}) == {"a": 1, "b.c": None, "b.d.e": "f"}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(ValueError("first\nsecond"), "first"), (ValueError(), "ValueError")], ids=["long", "empty"]
+)
+def test_of_an_error_the_first_line_is_shown(error, line):
+    assert tracking.first_line(error) == line

@@ -1,0 +1,237 @@
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import embed, train
+from pipeline.classifier import Classifier
+from pipeline.decision import choose_threshold
+from pipeline.images import IMAGES_FILE, INVENTORY_FILE
+from pipeline.metrics import log_loss, scores
+from pipeline.params import Params
+from pipeline.train import checkpoint_folder, features_of, side_of
+
+PARAMS = {
+    "datasets": {"ours": {"source": "ours"}, "theirs": {"source": "theirs"}},
+    "contract": {
+        "min_images_per_label": 1,
+        "min_decodable_share": 1,
+        "min_minority_share": 0,
+        "min_size_px": 32,
+        "max_size_px": 99,
+    },
+    "split": {
+        "train_on": ["ours", "theirs"],
+        "fractions": {"train": 0.6, "validation": 0.2, "test": 0.2},
+        "seed": 0,
+        "copies": {"min_similarity": 1, "max_brightness_difference": 0},
+    },
+    "backbones": {
+        "small": {"architecture": "mobilenet-v2", "image_size_px": 32},
+        "other": {"architecture": "efficientnet-lite0", "image_size_px": 64},
+    },
+    "candidates": {
+        "probe": {
+            "recipe": "probe",
+            "backbone": "small",
+            "learning_rate": 0.01,
+            "batch_size": 8,
+            "max_epochs": 8,
+            "patience_epochs": 8,
+            "dropout": 0.1,
+            "l2": 0.001,
+            "seed": 0,
+        },
+        "finetune": {
+            "recipe": "finetune",
+            "backbone": "small",
+            "batch_size": 4,
+            "dropout": 0.2,
+            "augmentation": {"flips": "horizontal", "max_rotation_turns": 0.1},
+            "head": {"optimizer": "adam", "learning_rate": 0.01, "max_epochs": 1, "patience_epochs": None},
+            "tuning": {"optimizer": "adam", "learning_rate": 0.001, "max_epochs": 2, "patience_epochs": 2},
+            "unfreeze_from": "block_16_expand",
+            "seed": 0,
+        },
+    },
+    "decide": {
+        "missed_crack_cost": 2,
+        "false_alarm_cost": 1,
+        "review_share_of_cracks": 0,
+        "review_share_of_intact": 0,
+    },
+    "register": {"name": "cracks"},
+}
+ANOTHER = {"small": "other", "adam": "rmsprop", "horizontal": "vertical", "block_16_expand": "block_15_expand"}
+
+
+def write_dataset(folder, contents, sizes):
+    """Write a data set as `ingest` leaves it."""
+    folder.mkdir(parents=True)
+    (folder / IMAGES_FILE).write_bytes(b"".join(contents))
+    lengths = [len(content) for content in contents]
+    offsets = np.cumsum([0, *lengths[:-1]])
+    table = pd.DataFrame(sizes, columns=["height", "width"]).assign(offset=offsets, n_bytes=lengths)
+    table.to_parquet(folder / INVENTORY_FILE)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, draw_tile, encode):
+    """Two data sets of images of two sizes, cracked and intact in turn, and their manifest in no order."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for name, n, first_seed in (("ours", 24, 0), ("theirs", 12, 1000)):
+        sizes = [(40, 40) if row % 3 else (32, 32) for row in range(n)]
+        tiles = [draw_tile(first_seed + row, cracked=row % 2 == 0, size_px=size[0]) for row, size in enumerate(sizes)]
+        write_dataset(folder / "datasets" / name, [encode(tile) for tile in tiles], sizes)
+        splits = ["train", "train", "train", "train", "validation", "validation", "train", "train", "test", "test"]
+        rows += [
+            {
+                "dataset": name,
+                "row": row,
+                "label": "intact" if row % 2 else "crack",
+                "split": splits[row % len(splits)],
+            }
+            for row in range(n)
+        ]
+    pd.DataFrame(rows).sample(frac=1, random_state=0).to_parquet(folder / "manifest.parquet")
+    return SimpleNamespace(datasets=folder / "datasets", manifest=folder / "manifest.parquet")
+
+
+def test_a_side_holds_its_own_images_with_their_labels(data, draw_tile):
+    side = side_of(pd.read_parquet(data.manifest), "validation", data.datasets)
+    assert list(zip(side.rows["dataset"], side.rows["row"], strict=True)) == [
+        ("ours", 4),
+        ("ours", 5),
+        ("ours", 14),
+        ("ours", 15),
+        ("theirs", 4),
+        ("theirs", 5),
+    ]
+    assert side.labels.tolist() == [True, False] * 3
+    difference = side.pixels(5).astype(int) - draw_tile(1005, size_px=40)
+    assert np.abs(difference).mean() < 3  # of JPEG
+
+
+def test_features_are_those_of_the_images_over_several_data_sets(data, tmp_path):
+    for name, n, first in (("ours", 24, 0), ("theirs", 12, 1000)):
+        np.save(tmp_path / f"{name}.npy", first + np.arange(n, dtype=np.float32)[:, None])
+    side = side_of(pd.read_parquet(data.manifest), "validation", data.datasets)
+    np.testing.assert_array_equal(features_of(side, tmp_path), [[4], [5], [14], [15], [1004], [1005]])
+
+
+def another(value):
+    if isinstance(value, str):
+        return ANOTHER[value]
+    return {None: 1}.get(value, value / 2 if isinstance(value, float) else (value or 0) + 1)
+
+
+def variants(section, path=()):
+    """Yield the path of every setting of a candidate but its recipe, and the setting itself."""
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from variants(value, (*path, name))
+        elif name != "recipe":
+            yield (*path, name), value
+
+
+def with_setting(path, value):
+    settings = json.loads(json.dumps(PARAMS))
+    section = settings
+    for name in path[:-1]:
+        section = section[name]
+    section[path[-1]] = value
+    return Params.model_validate(settings)
+
+
+@pytest.mark.parametrize("name", ["probe", "finetune"])
+def test_unfinished_work_has_another_folder_for_each_setting(name, tmp_path):
+    manifest = tmp_path / "manifest"
+    manifest.write_bytes(b"one split")
+    changes = {("candidates", name, *path): another(value) for path, value in variants(PARAMS["candidates"][name])} | {
+        ("backbones", "small", "architecture"): "efficientnet-lite0",
+        ("backbones", "small", "image_size_px"): 33,
+    }
+    folders = [checkpoint_folder(tmp_path, manifest, Params.model_validate(PARAMS), name)]
+    folders += [checkpoint_folder(tmp_path, manifest, with_setting(*change), name) for change in changes.items()]
+    manifest.write_bytes(b"another split")
+    folders += [checkpoint_folder(tmp_path, manifest, Params.model_validate(PARAMS), name)]
+    assert len(folders) == len(changes) + 2 == (12 if name == "probe" else 19)
+    assert len(set(folders)) == len(folders)
+
+
+def test_unfinished_work_is_kept_when_only_another_candidate_or_the_costs_change(tmp_path):
+    (tmp_path / "manifest").write_bytes(b"one split")
+    folders = {
+        checkpoint_folder(tmp_path, tmp_path / "manifest", params, "probe")
+        for params in (
+            Params.model_validate(PARAMS),
+            with_setting(("candidates", "finetune", "seed"), 1),
+            with_setting(("decide", "missed_crack_cost"), 9),
+            with_setting(("backbones", "other", "image_size_px"), 96),
+        )
+    }
+    assert len(folders) == 1
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A probe on cached features, trained by the stage itself without a tracking store."""
+    folder = tmp_path_factory.mktemp("trained")
+    params = Params.model_validate(PARAMS)
+    epochs = []
+    embed.run(params.backbones["small"], ["ours", "theirs"], data.datasets, folder / "features")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "live_run", lambda *_: nullcontext(lambda step, values: epochs.append(step)))
+        train.run(
+            params,
+            "probe",
+            datasets=data.datasets,
+            manifest_path=data.manifest,
+            features=folder / "features",
+            checkpoints=folder / "checkpoints",
+            out=folder / "model",
+            scores_path=folder / "scores.json",
+            history_path=folder / "history.csv",
+        )
+    validation = side_of(pd.read_parquet(data.manifest), "validation", data.datasets)
+    return SimpleNamespace(
+        folder=folder,
+        epochs=epochs,
+        scores=json.loads((folder / "scores.json").read_text()),
+        classifier=Classifier.load(folder / "model"),
+        validation=validation,
+    )
+
+
+@pytest.mark.slow
+def test_the_exported_graph_has_the_scores_that_training_wrote(trained):
+    labels = trained.validation.labels
+    probabilities = trained.classifier.probabilities(trained.validation, progress="scoring")
+    threshold = trained.classifier.decision.threshold
+    expected = {"log_loss": log_loss(labels, probabilities), **scores(labels, probabilities, threshold)}
+    assert trained.scores == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_threshold_follows_the_costs_on_validation(trained):
+    probabilities = trained.classifier.probabilities(trained.validation, progress="scoring").astype(np.float64)
+    expected = choose_threshold(trained.validation.labels, probabilities, Params.model_validate(PARAMS).decide)
+    assert trained.classifier.decision.threshold == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_history_has_a_row_an_epoch_which_was_also_sent_live(trained):
+    history = pd.read_csv(trained.folder / "history.csv")
+    assert history["step"].tolist() == trained.epochs == list(range(8))
+    assert set(history) == {"step", "phase", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"}
+
+
+@pytest.mark.slow
+def test_nothing_unfinished_is_left_after_a_training(trained):
+    assert list((trained.folder / "checkpoints").iterdir()) == []
+    assert sorted(path.name for path in (trained.folder / "model").iterdir()) == ["decision.json", "model.keras"]
+    assert not list(trained.folder.rglob("*.partial"))
