@@ -35,6 +35,32 @@ def _predict(args: argparse.Namespace) -> None:
         raise CracksError(f"{len(scored.unreadable)} files could not be read and are not in {args.out}:\n{reasons}")
 
 
+def _audit(args: argparse.Namespace) -> None:
+    import tempfile
+
+    from pipeline import ingest
+    from pipeline.audit import audit
+    from pipeline.files import write_text
+    from pipeline.images import PackedImages, read_quarantine
+    from pipeline.params import Dataset, load_params
+    from pipeline.tracking import project_root
+
+    params = load_params(project_root() / "params.yaml")
+    dataset = Dataset(source=args.source, photo_pattern=args.photo_pattern)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "dataset"
+        ingest.run(dataset, params.ingest, folder)
+        found = audit(args.source.name, dataset, params, PackedImages(folder), read_quarantine(folder))
+    write_text(args.out, found.page)
+    width = max(len(name) for name in found.facts)
+    for name, value in found.facts.items():
+        print(f"{name:<{width}}  {value:>8}")
+    for rule in found.rules:
+        if not rule.success:
+            print(f"not so: {rule.text}. Observed: {rule.observed}")
+    print(f"Pictures: {args.out}")
+
+
 def _check(args: argparse.Namespace) -> None:
     from pipeline.errors import CracksError
     from pipeline.params import load_params
@@ -90,6 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, required=True, help="CSV file to write: path, probability, label")
     predict.add_argument("--model", help="alias, version or folder; default: production, else challenger")
     predict.set_defaults(run=_predict)
+
+    audit = commands.add_parser(
+        "audit",
+        help="look a data set through",
+        description="Count copies, conflicts and what a random split would leak.",
+    )
+    audit.add_argument("source", type=Path, help="folder or archive of labelled images")
+    audit.add_argument("--out", type=Path, default=Path("audit.html"), help="page to write (default: audit.html)")
+    audit.add_argument("--photo-pattern", help="regular expression whose first group names the photo of a tile")
+    audit.set_defaults(run=_audit)
 
     check = commands.add_parser("check", help="check params.yaml and that every source is there")
     check.add_argument("--params", type=Path, default=Path("params.yaml"), help="file to check")

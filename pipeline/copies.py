@@ -1,61 +1,131 @@
-"""Which images are copies of each other: byte-identical, saved again, mirrored or turned by 180 degrees.
+"""Which images are copies of each other: byte-identical, saved again, brightened, resized, mirrored or turned.
 
-An image is compared by its 24 x 24 grey thumbnail, less its mean, scaled to length one: a copy has a cosine near 1 with
-the original in one of the four mirrorings, and nearly its brightness.
+Byte-identical images are found by their sha256, the others by their fingerprints: a nearest-neighbour index (faiss)
+gives candidates for each image, so that not every image is compared with every other, and the correlation of two
+fingerprints decides. See docs/copies.md for what was measured.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
+from pipeline.fingerprints import N_FREQUENCIES, SYMMETRIES, Fingerprints, compare, invariants
 from pipeline.params import Copies
 
-Thumbnails = npt.NDArray[np.uint8]  # (n, 24, 24)
+Positions = npt.NDArray[np.int64]
 
-BLOCK_ROWS = 2048  # a block of similarities of 100,000 images is 800 MB at this size
-PLAIN_CONTRAST = 1e-6  # a thumbnail of one colour has no direction to compare; only its bytes tell
+KINDS = (*SYMMETRIES, "identical")
+IDENTICAL = KINDS.index("identical")
+
+N_NEIGHBOURS = 8  # of each image are compared with it
+MAX_FLAT_IMAGES = 8192  # up to here comparing all vectors is faster than clustering them
+N_PROBES = 8  # clusters that are searched around each image
 
 
-def copy_pairs(thumbnails: Thumbnails, limits: Copies) -> npt.NDArray[np.int64]:
-    """Return the pairs (i < j) of images that are copies of each other.
+class CopyPairs(NamedTuple):
+    """Pairs of copies. They link all members of a group of copies, but not each with each."""
+
+    positions: Positions  # (n_pairs, 2), the smaller one first
+    kinds: Positions  # (n_pairs,), in KINDS: what the second image is, seen from the first
+    correlations: npt.NDArray[np.float32]  # (n_pairs,), 0..1
+
+
+def find_copies(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
+    """Return the copies among the images of an inventory: columns first, second (positions), kind, correlation.
 
     Args:
-        thumbnails: grey thumbnails, uint8, shape (n, 24, 24).
-        limits: the least cosine and the largest difference of mean grey.
+        inventory: columns sha256 and fingerprint (bytes).
+        limits: the least correlation of two copies.
+    """
+    fingerprints = np.frombuffer(b"".join(inventory["fingerprint"]), np.int8).reshape(-1, N_FREQUENCIES, N_FREQUENCIES)
+    found = copy_pairs(fingerprints, inventory["sha256"].tolist(), limits)
+    return pd.DataFrame(
+        {
+            "first": found.positions[:, 0],
+            "second": found.positions[:, 1],
+            "kind": np.array(KINDS)[found.kinds],
+            "correlation": found.correlations,
+        }
+    )
 
-    Returns:
-        Positions, int64, shape (n_pairs, 2).
+
+def copy_pairs(fingerprints: Fingerprints, sha256: Sequence[str], limits: Copies) -> CopyPairs:
+    """Return the pairs of images that are copies of each other.
+
+    Args:
+        fingerprints: int8, shape (n, 32, 32).
+        sha256: of each image's bytes.
+        limits: the least correlation of two copies.
 
     """
-    n = len(thumbnails)
-    brightness = thumbnails.mean(axis=(1, 2))
-    vectors = _unit_vectors(thumbnails)
-    mirrorings = [
-        _unit_vectors(mirrored)
-        for mirrored in (thumbnails, thumbnails[:, :, ::-1], thumbnails[:, ::-1], thumbnails[:, ::-1, ::-1])
+    _, firsts, of = np.unique(np.asarray(sha256), return_index=True, return_inverse=True)
+    repeated = np.flatnonzero(firsts[of] != np.arange(len(of)))
+    found = [
+        CopyPairs(
+            np.stack([firsts[of[repeated]], repeated], axis=1).astype(np.int64),
+            np.full(len(repeated), IDENTICAL, np.int64),
+            np.ones(len(repeated), np.float32),
+        )
     ]
-    pairs = [np.empty((0, 2), np.int64)]
-    for start in range(0, n, BLOCK_ROWS):
-        later = slice(start, n)  # the rows before `start` have met these already
-        similarity = vectors[start : start + BLOCK_ROWS] @ mirrorings[0][later].T  # (block, n - start)
-        for mirrored in mirrorings[1:]:
-            np.maximum(similarity, vectors[start : start + BLOCK_ROWS] @ mirrored[later].T, out=similarity)
-        first, second = np.nonzero(similarity >= limits.min_similarity)
-        found = np.stack([first, second], axis=1) + start  # (n_found, 2)
-        alike = np.abs(brightness[found[:, 0]] - brightness[found[:, 1]]) <= limits.max_brightness_difference
-        pairs.append(found[alike & (found[:, 0] < found[:, 1])])
-    return np.concatenate(pairs)
+    # of images of one colour only the bytes tell
+    waiting = firsts[fingerprints[firsts].any(axis=(1, 2))].astype(np.int64)
+    while len(waiting) > 1:
+        pairs, is_crowded = _copies_among(fingerprints, waiting, limits)
+        found.append(pairs)
+        # an image whose neighbours are all copies may have more of them: one image of each such group looks further
+        groups = connected_groups(len(fingerprints), np.concatenate([part.positions for part in found]))
+        waiting = np.unique(groups[waiting[is_crowded]])
+    positions, kinds, correlations = (np.concatenate(column) for column in zip(*found, strict=True))
+    return CopyPairs(positions, kinds, correlations)
 
 
-def _unit_vectors(thumbnails: Thumbnails) -> npt.NDArray[np.float32]:
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)  # (n, 576)
-    flat -= flat.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(flat, axis=1, keepdims=True)
-    flat[lengths[:, 0] <= PLAIN_CONTRAST] = 0
-    flat /= np.maximum(lengths, PLAIN_CONTRAST)
-    return flat
+def _copies_among(
+    fingerprints: Fingerprints, chosen: Positions, limits: Copies
+) -> tuple[CopyPairs, npt.NDArray[np.bool_]]:
+    """Return the chosen images' copies among their nearest neighbours, and whether all neighbours of each are copies.
+
+    Args:
+        fingerprints: of all images, int8, shape (n, 32, 32).
+        chosen: positions, shape (n_chosen,).
+        limits: the least correlation of two copies.
+
+    """
+    neighbours = _neighbours(invariants(fingerprints[chosen]))
+    nearby = np.repeat(np.arange(len(chosen)), neighbours.shape[1])[neighbours.ravel() >= 0]
+    pairs = np.sort(np.stack([chosen[nearby], chosen[neighbours[neighbours >= 0]]], axis=1), axis=1)
+    keys, of = np.unique(pairs[:, 0] * len(fingerprints) + pairs[:, 1], return_inverse=True)  # most are found twice
+    pairs = np.stack(np.divmod(keys, len(fingerprints)), axis=1)
+    kinds, correlations = compare(fingerprints, pairs)
+    is_copy = correlations >= limits.min_correlation
+    is_crowded = np.bincount(nearby, weights=is_copy[of], minlength=len(chosen)) == N_NEIGHBOURS
+    return CopyPairs(pairs[is_copy], kinds[is_copy], correlations[is_copy]), is_crowded
 
 
-def connected_groups(n: int, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _neighbours(vectors: npt.NDArray[np.float32]) -> Positions:
+    """Return the nearest other vectors of each, shape (n, N_NEIGHBOURS), -1 where there are fewer.
+
+    Many vectors are clustered and only the clusters nearest to each are searched (an inverted file; Jégou, Douze and
+    Schmid 2011). The clusters grow in number with the root of n: time grows with n^1.5, memory with n.
+    """
+    import faiss  # ingest, which makes the fingerprints, does without
+
+    n, n_dimensions = vectors.shape
+    kind = "Flat" if n <= MAX_FLAT_IMAGES else f"IVF{int(2 * np.sqrt(n))},Flat"
+    index = faiss.index_factory(n_dimensions, kind, faiss.METRIC_INNER_PRODUCT)
+    if n > MAX_FLAT_IMAGES:
+        faiss.extract_index_ivf(index).nprobe = N_PROBES
+    index.train(vectors)
+    index.add(vectors)
+    _, found = index.search(vectors, N_NEIGHBOURS + 1)
+    is_self = found == np.arange(n)[:, None]
+    is_self[~is_self.any(axis=1), -1] = True  # crowded out by its equals
+    return np.asarray(found[~is_self].reshape(n, N_NEIGHBOURS), np.int64)
+
+
+def connected_groups(n: int, pairs: Positions) -> Positions:
     """Return for each of n items the smallest position in its group, where every pair links two items; shape (n,)."""
     parent = np.arange(n)
 

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.files import replacing_folder
 from pipeline.images import PackedImages
 from pipeline.network import build_embedder, run_in_batches
-from pipeline.params import Backbone, load_params
+from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
     params = load_params(args.params)
-    run(params.backbones[args.backbone], list(params.datasets), args.datasets, args.out)
+    run(named(params.backbones, args.backbone, "backbone"), list(params.datasets), args.datasets, args.out)
 
 
 if __name__ == "__main__":

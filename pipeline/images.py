@@ -16,7 +16,11 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 Sizes = npt.NDArray[np.int64]  # (n, 2): height, width in pixels
 
-THUMBNAIL_SIZE_PX = 24
+THUMBNAIL_SIZE_PX = 64
+# Only these are tried: other formats of Pillow start programs of their own (EPS), or are no photos.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+DARK_BELOW = 5  # grey levels
+BRIGHT_FROM = 251
 IMAGES_FILE = "images.bin"
 INVENTORY_FILE = "inventory.parquet"
 QUARANTINE_FILE = "quarantine.csv"
@@ -40,22 +44,26 @@ def _unreadable_where_pillow_fails() -> Iterator[None]:
         raise UnreadableImageError(str(error) or type(error).__name__) from None
 
 
-def open_image(content: bytes) -> Image.Image:
+def open_image(content: bytes, max_pixels: int | None = None) -> Image.Image:
     """Decode `content` wholly, any mode, as stored (not yet turned upright).
 
     Raises:
-        UnreadableImageError: not an image, truncated, or larger than Pillow's limit for decompression bombs.
+        UnreadableImageError: not an image, truncated, or, by its header, larger than `max_pixels` or Pillow's limit
+            for decompression bombs.
     """
     with _unreadable_where_pillow_fails():
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            n_megapixels = max_pixels // 1_000_000
+            raise UnreadableImageError(f"{image.width} x {image.height} px is more than {n_megapixels} megapixels")
         image.load()
         return image
 
 
 def stored_size(content: bytes) -> tuple[int, int]:
-    """Return (height, width) in pixels of the upright image, from its header alone. Raises UnreadableImageError."""
+    """Return (height, width) in pixels of the upright image, mostly from its header. Raises UnreadableImageError."""
     with _unreadable_where_pillow_fails():
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
         is_on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         # of a TIFF, Pillow gives the upright size already
@@ -83,9 +91,37 @@ def decode(content: bytes) -> Pixels:
 
 
 def thumbnail(pixels: Pixels) -> Pixels:
-    """Return the grey thumbnail by which copies are found: uint8, shape (24, 24), each pixel the mean of its area."""
+    """Return the grey thumbnail, of which the fingerprint is made: uint8, shape (64, 64), means of areas."""
     grey = Image.fromarray(pixels).convert("L")
     return np.asarray(grey.resize((THUMBNAIL_SIZE_PX, THUMBNAIL_SIZE_PX), Image.Resampling.BOX))
+
+
+def look(pixels: Pixels) -> dict[str, float]:
+    """Return how an image looks, by its grey levels 0..255.
+
+    Returns:
+        brightness (mean), contrast (standard deviation), sharpness (variance of the Laplacian, Pech-Pacheco et al.,
+        Diatom autofocusing in brightfield microscopy, 2000), dark_share and bright_share (of pixels that are nearly
+        black or white, so that nothing can be told of them).
+    """
+    grey = Image.fromarray(pixels).convert("L")
+    shares = np.array(grey.histogram()) / (grey.width * grey.height)  # (256,)
+    levels = np.arange(256)
+    brightness = float(shares @ levels)
+    g = np.asarray(grey, np.float32)
+    laplacian = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
+    return {
+        "brightness": brightness,
+        "contrast": float(np.sqrt(shares @ (levels - brightness) ** 2)),
+        "sharpness": float(laplacian.var()) if laplacian.size else 0.0,
+        "dark_share": float(shares[:DARK_BELOW].sum()),
+        "bright_share": float(shares[BRIGHT_FROM:].sum()),
+    }
+
+
+def read_quarantine(folder: Path) -> pd.DataFrame:
+    """Return what `ingest` could not use: columns batch, path, reason."""
+    return pd.read_csv(folder / QUARANTINE_FILE, keep_default_na=False)  # a file may be named "NA"
 
 
 class Images(Protocol):

@@ -5,32 +5,34 @@ and quarantine.csv (path, reason).
 """
 
 import hashlib
-import itertools
 import logging
 import multiprocessing
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 from tqdm import tqdm
 
+from pipeline.archives import Entry
 from pipeline.demo import draw, read_recipe
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
+from pipeline.fingerprints import fingerprint
 from pipeline.images import (
     IMAGES_FILE,
     INVENTORY_FILE,
     QUARANTINE_FILE,
     UnreadableImageError,
+    look,
     open_image,
     thumbnail,
     to_pixels,
 )
-from pipeline.params import Dataset, Label, load_params
-from pipeline.sources import read_files
+from pipeline.params import Dataset, Label, Limits, load_params, named
+from pipeline.sources import Batch, batches_of, read_batch
 from pipeline.stage import run_main, stage_parser
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,9 @@ DEFAULT_LABELS: dict[str, Label] = {
     "crack": "crack",
     "intact": "intact",
 }
-CHUNK_FILES = 512  # in memory at a time: a few MB of tiles, under 3 GB of the largest photos
+# In memory at a time.
+CHUNK_FILES = 512
+CHUNK_BYTES = 64_000_000
 
 
 def label_of(path: str, labels: dict[str, Label]) -> Label | None:
@@ -58,15 +62,19 @@ def photo_of(path: str, pattern: str | None) -> str | None:
     return match[1] if match else None
 
 
-def describe(file: tuple[str, bytes]) -> dict[str, Any]:
-    """Return the measured part of an inventory row of (path, content), or {path, reason} for quarantine."""
-    path, content = file
+def slice_of(path: str, labels: dict[str, Label]) -> str:
+    """Return the folders of `path` that are no labels, joined by "/": what the images of a folder have in common."""
+    return "/".join(part for part in PurePosixPath(path).parent.parts if part not in labels)
+
+
+def describe(file: tuple[str, bytes, int]) -> dict[str, Any]:
+    """Return the measured part of an inventory row of (path, content, most pixels), or {path, reason}."""
+    path, content, max_pixels = file
     try:
-        image = open_image(content)
+        image = open_image(content, max_pixels)
         pixels = to_pixels(image)
     except UnreadableImageError as error:
         return {"path": path, "reason": str(error)}
-    grey = thumbnail(pixels)
     return {
         "path": path,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -75,15 +83,16 @@ def describe(file: tuple[str, bytes]) -> dict[str, Any]:
         "mode": image.mode,
         "format": image.format,
         "n_bytes": len(content),
-        "brightness": float(grey.mean()),  # grey levels, 0..255
-        "contrast": float(grey.std()),  # grey levels
-        "thumbnail": grey.tobytes(),  # uint8, 24 x 24, row by row
+        **look(pixels),
+        "fingerprint": fingerprint(thumbnail(pixels)).tobytes(),
     }
 
 
-def files_of(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
-    """Yield (path, content) of every file of the data set, drawn or read."""
-    return draw(read_recipe(dataset.source)) if dataset.is_drawn else read_files(dataset.source)
+def entries_of(dataset: Dataset, batch: Batch, limits: Limits) -> Iterator[Entry]:
+    """Yield every file of a batch of the data set, drawn or read."""
+    if dataset.is_drawn:
+        return (Entry(path, content) for path, content in draw(read_recipe(dataset.source)))
+    return read_batch(batch, limits)
 
 
 def check_labels(unlabelled: Iterable[str], dataset: Dataset) -> None:
@@ -110,43 +119,91 @@ def check_photo_pattern(dataset: Dataset) -> None:
         )
 
 
-def _chunks(files: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
-    while chunk := list(itertools.islice(files, CHUNK_FILES)):
-        yield chunk
+def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    """Cut the entries into lists that are small in number and in memory."""
+    chunk: list[Entry] = []
+    n_bytes = 0
+    for entry in entries:
+        chunk.append(entry)
+        n_bytes += len(entry.content or b"")
+        if len(chunk) == CHUNK_FILES or n_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, n_bytes = [], 0
+    yield chunk
 
 
-def run(dataset: Dataset, out: Path) -> None:
-    """Read the source of `dataset` into the folder `out`; nothing is left there on failure."""
-    check_photo_pattern(dataset)
-    rows: list[dict[str, Any]] = []
-    quarantine: list[dict[str, Any]] = []
+class _Inventory:
+    """The rows of a data set as they are found, and the packed file that grows with them."""
+
+    def __init__(self, dataset: Dataset, packed: BinaryIO) -> None:
+        self.images: list[dict[str, Any]] = []
+        self.quarantine: list[dict[str, Any]] = []
+        self._dataset = dataset
+        self._labels = dataset.labels or DEFAULT_LABELS
+        self._packed = packed
+
+    def add(self, batch: str, entry: Entry, measured: dict[str, Any]) -> None:
+        """Pack an image with its row, or note why there is none."""
+        if entry.content is None or "reason" in measured:
+            reason = entry.reason or measured["reason"]
+            self.quarantine.append({"batch": batch, "path": entry.path, "reason": reason})
+            return
+        row = {
+            "id": hashlib.sha256(f"{batch}\0{entry.path}".encode()).hexdigest()[:16],
+            "batch": batch,
+            **measured,
+            "label": label_of(entry.path, self._labels),
+            "slice": slice_of(entry.path, self._labels),
+            "photo": photo_of(entry.path, self._dataset.photo_pattern),
+            "reviewer": None,
+            "offset": self._packed.tell(),
+        }
+        self._packed.write(entry.content)
+        self.images.append(row)
+
+
+def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write the bytes of every image to `packed`, one after the other; return the inventory and the quarantine.
+
+    Raises:
+        CracksError: the source cannot be read, exceeds a limit, has unlabelled folders or no image at all.
+    """
+    inventory = _Inventory(dataset, packed)
+    max_pixels = limits.max_image_megapixels * 1_000_000
     with (
-        replacing_folder(out) as folder,
-        (folder / IMAGES_FILE).open("wb") as packed,
         multiprocessing.get_context("forkserver").Pool(os.cpu_count()) as pool,
         tqdm(desc=f"reading {dataset.source}", unit=" files", disable=None) as progress,
     ):
-        for chunk in _chunks(files_of(dataset)):
-            for (path, content), row in zip(chunk, pool.map(describe, chunk, chunksize=32), strict=True):
-                if "reason" in row:
-                    quarantine.append(row)
-                    continue
-                row |= {
-                    "label": label_of(path, dataset.labels or DEFAULT_LABELS),
-                    "photo": photo_of(path, dataset.photo_pattern),
-                }
-                rows.append(row | {"offset": packed.tell()})
-                packed.write(content)
-            progress.update(len(chunk))
-        check_labels((row["path"] for row in rows if row["label"] is None), dataset)
-        if not rows:
-            raise CracksError(
-                f"{dataset.source} holds no image that can be read ({len(quarantine)} other files). "
-                "Put labelled images into it, in folders such as Positive/ and Negative/."
-            )
-        pd.DataFrame(rows).to_parquet(folder / INVENTORY_FILE, index=False)
-        pd.DataFrame(quarantine, columns=["path", "reason"]).to_csv(folder / QUARANTINE_FILE, index=False)
-    log.info("%s: %d images, %d files in quarantine", dataset.source, len(rows), len(quarantine))
+        for batch in batches_of(dataset.source):
+            seen: set[str] = set()
+            for chunk in _chunks(entries_of(dataset, batch, limits)):
+                files = [(entry.path, entry.content, max_pixels) for entry in chunk if entry.content is not None]
+                measured = iter(pool.map(describe, files, chunksize=32))
+                for entry in chunk:
+                    row = {} if entry.content is None else next(measured)
+                    if entry.path in seen:
+                        row["reason"] = "its path occurs twice"
+                    seen.add(entry.path)
+                    inventory.add(batch.name, entry, row)
+                progress.update(len(chunk))
+    check_labels((row["path"] for row in inventory.images if row["label"] is None), dataset)
+    if not inventory.images:
+        raise CracksError(
+            f"{dataset.source} holds no image that can be read ({len(inventory.quarantine)} other files). "
+            "Put labelled images into it, in folders such as Positive/ and Negative/."
+        )
+    quarantine = pd.DataFrame(inventory.quarantine, columns=["batch", "path", "reason"])
+    return pd.DataFrame(inventory.images), quarantine
+
+
+def run(dataset: Dataset, limits: Limits, out: Path) -> None:
+    """Read the source of `dataset` into the folder `out`; nothing is left there on failure."""
+    check_photo_pattern(dataset)
+    with replacing_folder(out) as folder, (folder / IMAGES_FILE).open("wb") as packed:
+        inventory, quarantine = read_dataset(dataset, limits, packed)
+        inventory.to_parquet(folder / INVENTORY_FILE, index=False)
+        quarantine.to_csv(folder / QUARANTINE_FILE, index=False)
+    log.info("%s: %d images, %d files in quarantine", dataset.source, len(inventory), len(quarantine))
 
 
 def main() -> None:
@@ -155,7 +212,8 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="its name in params.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
-    run(load_params(args.params).datasets[args.dataset], args.out)
+    params = load_params(args.params)
+    run(named(params.datasets, args.dataset, "data set"), params.ingest, args.out)
 
 
 if __name__ == "__main__":

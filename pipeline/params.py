@@ -1,8 +1,9 @@
 """What a person tunes: the typed form of params.yaml. Unknown keys are errors; nothing here is changed once read."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -11,7 +12,9 @@ from pipeline.errors import CracksError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 Label = Literal["crack", "intact"]
+Measure = Literal["brightness", "contrast", "sharpness", "dark_share", "bright_share"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Setting = TypeVar("Setting")
 
 
 class Section(BaseModel):
@@ -35,6 +38,16 @@ class Dataset(Section):
         return self.source.suffix == ".yaml"
 
 
+class Limits(Section):
+    """What a source may hold; one that holds more is refused whole."""
+
+    max_files: int = Field(ge=1)
+    max_total_mb: int = Field(ge=1, description="of all files, unpacked")
+    max_file_mb: int = Field(ge=1, description="a larger file goes to quarantine")
+    max_expansion: int = Field(ge=1, description="of a file in an archive, over its packed size")
+    max_image_megapixels: int = Field(ge=1, description="a larger image goes to quarantine")
+
+
 class Contract(Section):
     """Limits of the data contract, the same for every data set."""
 
@@ -43,13 +56,15 @@ class Contract(Section):
     min_minority_share: Share = Field(description="share of the rarer label")
     min_size_px: int = Field(ge=32, description="of the shorter side")
     max_size_px: int = Field(ge=32, description="of the longer side")
+    max_copies_share: Share = Field(description="of the images; more is a warning")
+    ranges: dict[Measure, tuple[float, float]] = Field(description="lowest and highest value")
+    min_share_in_range: Share = Field(description="of the images, for each of `ranges`")
 
 
 class Copies(Section):
     """When two images count as copies of each other."""
 
-    min_similarity: Share = Field(description="cosine of centred 24 x 24 grey thumbnails, best of four mirrorings")
-    max_brightness_difference: float = Field(ge=0, le=255, description="grey levels")
+    min_correlation: Share = Field(description="of two fingerprints, best of the eight symmetries of the square")
 
 
 class Fractions(Section):
@@ -74,6 +89,21 @@ class Split(Section):
     fractions: Fractions
     seed: int
     copies: Copies
+    photos: dict[Literal["train", "validation", "test"], tuple[str, ...]] = Field(
+        default={}, description="photos given to a side, as DATASET/PHOTO; an outside set can lend to validation alone"
+    )
+
+    @property
+    def photo_sides(self) -> dict[str, str]:
+        """DATASET/PHOTO -> the side that it is given to."""
+        return {photo: side for side, photos in self.photos.items() for photo in photos}
+
+    @model_validator(mode="after")
+    def _photos_may_go_there(self) -> "Split":
+        for photo, side in self.photo_sides.items():
+            if photo.split("/")[0] not in self.train_on and side != "validation":
+                raise ValueError(f"photos.{side} names {photo!r} of an outside set, which can lend to validation alone")
+        return self
 
 
 class Backbone(Section):
@@ -149,6 +179,7 @@ class Params(Section):
     """All of params.yaml."""
 
     datasets: dict[Name, Dataset] = Field(min_length=1)
+    ingest: Limits
     contract: Contract
     split: Split
     backbones: dict[Name, Backbone] = Field(min_length=1)
@@ -189,6 +220,13 @@ def load_params(path: Path) -> Params:
         raise CracksError(f"{path} cannot be read as YAML: {error}. Mend it, or copy one of examples/.") from None
     except ValidationError as error:
         raise CracksError(_explain(path, error)) from None
+
+
+def named(settings: Mapping[str, Setting], name: str, kind: str) -> Setting:
+    """Return the data set, backbone or candidate (the `kind`) of this name. Raises CracksError where there is none."""
+    if name not in settings:
+        raise CracksError(f"There is no {kind} {name!r} in params.yaml. Known are {', '.join(settings)}.")
+    return settings[name]
 
 
 def _explain(path: Path, error: ValidationError) -> str:

@@ -1,10 +1,6 @@
 """The report that a person reads: one HTML file without scripts that opens offline."""
 
-import base64
-import io
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -13,48 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from cycler import cycler
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pipeline.metrics import N_ECE_BINS, Labels, Probabilities
+from pipeline.page import COLOURS, DASHES, svg, template
 
-PICTURE_SIZE_PX = 256  # of the longer side: sharp on a phone, and 24 of them stay well below 1 MB
-JPEG_QUALITY = 85
-PLOT_SIZE_INCHES = (4.0, 3.3)
 MAX_MARKED_EPOCHS = 40  # with more, the marks hide the line
 
-# Matplotlib knows no CSS variables: it draws in these stand-ins, and the page puts its own light or dark colours there.
-_DASHES = {"series-0": (), "series-1": (4, 2), "series-2": (6, 2, 1, 2), "series-3": (1, 1.5), "series-4": (9, 3)}
-_COLOURS = {name: f"#0000{index:02x}" for index, name in enumerate(["text", "muted", "line", *_DASHES], start=1)}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 10,
-    "text.color": _COLOURS["text"],
-    "axes.labelcolor": _COLOURS["text"],
-    "axes.edgecolor": _COLOURS["muted"],
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.prop_cycle": cycler(
-        color=[_COLOURS[name] for name in _DASHES],
-        linestyle=[(0, dashes) if dashes else "-" for dashes in _DASHES.values()],
-    ),
-    "figure.facecolor": "none",
-    "grid.color": _COLOURS["line"],
-    "grid.linewidth": 0.6,
-    "xtick.color": _COLOURS["muted"],
-    "ytick.color": _COLOURS["muted"],
-}
-_DIAGONAL: dict[str, Any] = {"color": _COLOURS["muted"], "linestyle": ":", "linewidth": 1}
+_DIAGONAL: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": ":", "linewidth": 1}
 
 
 @dataclass(frozen=True)
@@ -129,14 +94,15 @@ def render(
     threshold = decision["threshold"]
     scored_sets = _scored_sets(predictions)
     curve_sets = [scored for scored in scored_sets if scored.n_crack and scored.n_intact]
-    return _template().render(
+    return template("report.html.j2").render(
+        percent=_percent,
         metrics=metrics,
         candidates=candidates,
         decision=decision,
         zones=_zones(scored_sets[0], decision),
         confusions={scored.name: scored.confusion(threshold) for scored in scored_sets},
         legend=[scored.name for scored in curve_sets],
-        dashes=_DASHES,
+        dashes=DASHES,
         histories=histories,
         training={name: _training_plots(name, history) for name, history in histories.items()},
         roc=_roc_plot(curve_sets, threshold),
@@ -147,32 +113,6 @@ def render(
     )
 
 
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("pipeline", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "jpeg": _jpeg}
-    environment.globals["percent"] = _percent
-    return environment.get_template("report.html.j2")
-
-
-def _number(value: float | None) -> str:
-    """Format a count, or a score with as many decimals, four to seven, as keep it apart from 0 and 1."""
-    if value is None:
-        return "—"
-    if isinstance(value, int):
-        return f"{value:,}"
-    distance = min(value, 1 - value)
-    if 0 < distance < 1e-7:
-        return "<0.0000001" if value < 0.5 else ">0.9999999"
-    decimals = max(4, math.ceil(-math.log10(distance))) if distance > 0 else 4
-    return f"{value:.{decimals}f}"
-
-
 def _percent(part: int, whole: int) -> str:
     """Format a share; only none is 0.0%, only all is 100.0%."""
     if whole == 0:
@@ -180,15 +120,6 @@ def _percent(part: int, whole: int) -> str:
     if 0 < part < 0.0005 * whole:
         return "<0.1%"
     return ">99.9%" if 0.9995 * whole <= part < whole else f"{part / whole:.1%}"
-
-
-def _jpeg(pixels: npt.NDArray[np.uint8]) -> str:
-    """Return the picture as a data URI."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((PICTURE_SIZE_PX, PICTURE_SIZE_PX))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _scored_sets(predictions: pd.DataFrame) -> list[_ScoredSet]:
@@ -208,22 +139,6 @@ def _zones(test: _ScoredSet, decision: Mapping[str, float]) -> dict[str, dict[st
     return {"intact": test.count(low), "review": test.count(~low & ~high), "crack": test.count(high)}
 
 
-def _svg(name: str, draw: Callable[[Axes], None]) -> Markup:
-    """Return a plot as inline SVG in the colours and the font of the page; each name is used once."""
-    with rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure = Figure(PLOT_SIZE_INCHES, layout="constrained")
-        draw(figure.subplots())
-        content = io.StringIO()
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(content, format="svg", metadata=no_metadata)
-    svg = content.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # these ids do not depend on the salt
-    for colour, stand_in in _COLOURS.items():
-        svg = svg.replace(stand_in, f"var(--{colour})")
-    return Markup(svg)  # noqa: S704 - Matplotlib has escaped all text
-
-
 def _training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
     epochs = history["step"] + 1
     tuning = epochs[history["phase"] == "tuning"]
@@ -233,7 +148,7 @@ def _training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
         axes.plot(epochs, history[f"val_{quantity}"], marker=marker)
         axes.plot(epochs, history[quantity], marker=marker)
         if len(tuning):
-            axes.axvline(tuning.min() - 0.5, color=_COLOURS["muted"], linewidth=1)
+            axes.axvline(tuning.min() - 0.5, color=COLOURS["muted"], linewidth=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set(xlabel="epoch", ylabel=quantity)
         if quantity == "loss":  # its first epoch can be a hundred times its last
@@ -242,7 +157,7 @@ def _training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_locator(NullLocator())
 
-    return {quantity: _svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
+    return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
 
 
 def _roc_plot(scored_sets: Sequence[_ScoredSet], threshold: float) -> Markup:
@@ -255,7 +170,7 @@ def _roc_plot(scored_sets: Sequence[_ScoredSet], threshold: float) -> Markup:
             axes.scatter(called["intact"] / scored.n_intact, called["crack"] / scored.n_crack, color=line.get_color())
         axes.set(xlabel="share of intact images called crack", ylabel="share of cracks found")
 
-    return _svg("roc", draw)
+    return svg("roc", draw)
 
 
 def _precision_recall_plot(scored_sets: Sequence[_ScoredSet], threshold: float) -> Markup:
@@ -269,21 +184,21 @@ def _precision_recall_plot(scored_sets: Sequence[_ScoredSet], threshold: float) 
         axes.set(xlabel="recall: share of cracks found", ylabel="precision: right crack calls")
         axes.set_ylim(-0.05, 1.05)
 
-    return _svg("precision-recall", draw)
+    return svg("precision-recall", draw)
 
 
 def _reliability_plot(scored_sets: Sequence[_ScoredSet]) -> Markup:
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], **_DIAGONAL)
-        for scored, colour in zip(scored_sets, cycle(_DASHES), strict=False):
+        for scored, colour in zip(scored_sets, cycle(DASHES), strict=False):
             bins = np.minimum((scored.probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
             groups = pd.DataFrame({"stated": scored.probabilities, "crack": scored.labels}).groupby(bins)
             stated, n_crack, n = groups["stated"].mean(), groups["crack"].sum(), groups.size()
-            axes.scatter(stated, n_crack / n, 14, color=_COLOURS[colour])
-            axes.vlines(stated, *_wilson_interval(n_crack, n), color=_COLOURS[colour], linewidth=1)
+            axes.scatter(stated, n_crack / n, 14, color=COLOURS[colour])
+            axes.vlines(stated, *_wilson_interval(n_crack, n), color=COLOURS[colour], linewidth=1)
         axes.set(xlabel="stated probability of a crack", ylabel="observed share of cracks")
 
-    return _svg("reliability", draw)
+    return svg("reliability", draw)
 
 
 def _wilson_interval(n_found: "pd.Series[int]", n: "pd.Series[int]") -> tuple["pd.Series[float]", "pd.Series[float]"]:

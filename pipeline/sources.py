@@ -1,106 +1,69 @@
-"""Finding images wherever they are: a data set's in a folder or an archive, a person's by their paths.
+"""Finding images wherever they are: a data set's in a folder or archives, a person's by their paths."""
 
-Nothing is unpacked to disk.
-"""
-
-import lzma
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
+from pipeline.archives import MB, Allowance, Entry, clean_path, is_archive, is_junk, read_archive, reason_against
 from pipeline.errors import CracksError
-
-# What file managers leave behind; never an image of anyone's.
-JUNK_NAMES = {"Thumbs.db", "desktop.ini"}
-JUNK_FOLDERS = {"__MACOSX"}
+from pipeline.params import Limits
 
 # In a folder, only files that are named like images are taken: a photo folder holds notes and sheets too.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
-# What the decompressors raise on damaged data; OSError is gzip's and bzip2's.
-DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)
+
+@dataclass(frozen=True)
+class Batch:
+    """A part of a data set that came at one time: its name, and the archive or folder that holds it."""
+
+    name: str
+    source: Path
 
 
-def read_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (path inside the source, content) of every file: sorted by path, but a tar in its own order.
+def batches_of(source: Path) -> list[Batch]:
+    """Return the batches of a source, oldest first.
+
+    A folder that holds archives is a sequence of batches, in the order of their names; loose files beside them are the
+    oldest. Any other source is one batch.
 
     Raises:
-        CracksError: the source is missing, or is neither a folder nor an archive that can be read.
-
+        CracksError: the source does not exist.
     """
     if not source.exists():
         raise CracksError(
             f"The source {source} does not exist. Put the archive there, or correct `source` in params.yaml."
         )
-    if source.is_dir():
-        yield from _read_folder(source)
-    elif zipfile.is_zipfile(source):
-        yield from _read_zip(source)
-    elif _is_tar(source):
-        yield from _read_tar(source)
-    else:
-        raise CracksError(
-            f"The source {source} is neither a folder nor a .zip or .tar archive that can be read. "
-            "If it was downloaded, download it again: it may be cut short."
-        )
+    archives = sorted(path for path in source.iterdir() if _is_batch(path)) if source.is_dir() else []
+    return [Batch("", source), *(Batch(clean_path(path.name), path) for path in archives)]
 
 
-def _is_tar(source: Path) -> bool:
-    try:
-        return tarfile.is_tarfile(source)
-    except DAMAGED:
-        return True  # compressed, and cut short or damaged: reading it says so
+def read_batch(batch: Batch, limits: Limits) -> Iterator[Entry]:
+    """Yield every file of a batch; one that cannot be used has no content, but the reason.
 
-
-def _is_junk(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    return parts[-1] in JUNK_NAMES or parts[-1].startswith(".") or not JUNK_FOLDERS.isdisjoint(parts)
-
-
-def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and not _is_junk(name):
-            yield name, path.read_bytes()
-
-
-def _read_zip(archive: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for entry in sorted(opened.infolist(), key=lambda entry: entry.filename):
-                if not entry.is_dir() and not _is_junk(entry.filename):
-                    yield entry.filename, opened.read(entry)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, *DAMAGED) as error:
-        raise CracksError(f"The archive {archive} cannot be read: {error}. Download or make it again.") from None
-
-
-def _read_tar(archive: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(archive) as opened:
-            # In the archive's own order: a compressed tar can only be read forwards.
-            for entry in opened:
-                content = opened.extractfile(entry) if entry.isfile() and not _is_junk(entry.name) else None
-                if content is not None:
-                    yield PurePosixPath(entry.name).as_posix(), content.read()  # without a leading "./"
-            _check_end(opened)
-    except (tarfile.TarError, *DAMAGED) as error:
-        raise CracksError(f"The archive {archive} cannot be read: {error}. Download or make it again.") from None
-
-
-def _check_end(opened: tarfile.TarFile) -> None:
-    """Raise ReadError unless what is behind the last header that could be read is the end mark and padding.
-
-    tarfile takes a damaged or missing header for the end, and checks no checksum that is stored behind it.
+    Raises:
+        CracksError: an archive cannot be read, or exceeds a limit.
     """
-    block = opened.fileobj.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it is cut short")
-    while block:
-        if any(block):
-            raise tarfile.ReadError("it is damaged")
-        block = opened.fileobj.read(2**20)
+    allowance = Allowance(batch.source, limits)
+    return _read_folder(batch.source, allowance) if batch.source.is_dir() else read_archive(batch.source, allowance)
+
+
+def _is_batch(path: Path) -> bool:
+    return is_archive(path.name) and path.is_file() and not is_junk(path.name)
+
+
+def _read_folder(folder: Path, allowance: Allowance) -> Iterator[Entry]:
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        name = clean_path(path.relative_to(folder).as_posix())
+        if path.is_dir() or is_junk(name) or (path.parent == folder and _is_batch(path)):
+            continue
+        reason = reason_against(name)
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            reason = "a link that leads out of the folder, or no file"
+        elif path.stat().st_size > allowance.limits.max_file_mb * MB:
+            reason = f"larger than {allowance.limits.max_file_mb} MB"
+        content = None if reason else path.read_bytes()
+        allowance.take(len(content or b""))
+        yield Entry(name, content, reason)
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -119,7 +82,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
                 for file in path.rglob("*")
                 if file.suffix.lower() in IMAGE_SUFFIXES
                 and file.is_file()
-                and not _is_junk(file.relative_to(path).as_posix())
+                and not is_junk(file.relative_to(path).as_posix())
             )
         else:
             found.append(path)

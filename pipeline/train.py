@@ -20,7 +20,7 @@ from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.images import LabelledImages
 from pipeline.metrics import log_loss, scores
 from pipeline.network import build_classifier, calibrated, run_in_batches
-from pipeline.params import Backbone, Params, Probe, load_params
+from pipeline.params import Backbone, Params, Probe, load_params, named
 from pipeline.recipes import Features, History, fit_finetune, fit_probe
 from pipeline.stage import run_main, stage_parser
 from pipeline.tf import keras
@@ -54,7 +54,7 @@ def logits_of(classifier: keras.Model, images: LabelledImages) -> npt.NDArray[np
 
 def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
     """Return the folder of unfinished work, one for each setting, so that a new setting never resumes an old run."""
-    candidate = params.candidates[name]
+    candidate = named(params.candidates, name, "candidate")
     digest = hashlib.sha256(manifest.read_bytes())
     digest.update(candidate.model_dump_json().encode())
     digest.update(params.backbones[candidate.backbone].model_dump_json().encode())
@@ -90,9 +90,9 @@ def run(
     history_path: Path,
 ) -> None:
     """Train candidate `name` and write what it has become."""
+    unfinished = checkpoint_folder(checkpoints, manifest_path, params, name)
     manifest = pd.read_parquet(manifest_path)
     train, validation = (side_of(manifest, split, datasets) for split in ("train", "validation"))
-    unfinished = checkpoint_folder(checkpoints, manifest_path, params, name)
     with live_run(params, manifest_path, name) as report_epoch:
         history = History(unfinished / "history.jsonl", report_epoch)
         classifier, logits = fit(params, name, train, validation, features, history)

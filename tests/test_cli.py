@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from drawn_data import changed, drawn_files, write_files
+from page_reader import Page
 from PIL import Image
 
 from pipeline import cli, register
@@ -59,7 +61,9 @@ def write_reports(folder, version="3"):
     (folder / "registered.json").write_text(json.dumps(registered))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["summary", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["predict", "--help"], ["audit", "--help"], ["summary", "--help"], []]
+)
 def test_help_is_given_without_importing_what_takes_long(arguments):
     finished = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines()[-1] == f"{0 if arguments else 2} []"
@@ -68,7 +72,7 @@ def test_help_is_given_without_importing_what_takes_long(arguments):
 def test_help_names_every_command(cracks, capsys):
     assert cracks("--help") == 0
     commands = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert commands == ["predict", "check", "registered", "summary"]
+    assert commands == ["predict", "audit", "check", "registered", "summary"]
 
 
 @pytest.mark.parametrize("stage", yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
@@ -193,3 +197,48 @@ def test_predict_names_a_path_that_does_not_exist_before_it_loads_a_model(cracks
     assert cracks("predict", missing, "--out", "scores.csv") == 2
     assert f"{missing} does not exist" in capsys.readouterr().err
     assert not Path("scores.csv").exists()
+
+
+@pytest.fixture
+def walls(tmp_path):
+    """A folder with five images of each label, a mirrored copy, one that has the other label, and a broken file."""
+    files = drawn_files(n=5)
+    files |= {"crack/copy.jpg": changed(files["crack/0001.jpg"]), "intact/copy.jpg": changed(files["crack/0002.jpg"])}
+    return write_files(files | {"crack/broken.jpg": b"no image"}, tmp_path / "walls")
+
+
+def test_an_audit_prints_a_table_and_what_is_not_so_and_writes_the_page(cracks, walls, capsys):
+    assert cracks("audit", walls, "--out", "pages/walls.html") == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = dict(re.split(r" {2,}", line) for line in lines if not line.startswith(("not so", "Pictures")))
+    assert table == {
+        "images": "12",
+        "labelled crack": "6",
+        "labelled intact": "6",
+        "crack, distinct by bytes": "6",
+        "intact, distinct by bytes": "6",
+        "crack, distinct by content": "5",
+        "intact, distinct by content": "6",
+        "copies: mirrored left-right": "2",
+        "images with a copy of the other label": "2",
+        "files in quarantine": "1",
+        "test images a random 80/20 split would leak": "26.7%",
+    }
+    assert len({len(line) for line in lines[: len(table)]}) == 1
+    assert "not so: no image has a copy with the other label. Observed: 2 images that break the rule" in lines
+    assert lines[-1] == "Pictures: pages/walls.html"
+    page = Page(Path("pages/walls.html").read_text(encoding="utf-8"))
+    assert "no image has a copy with the other label" in page.text
+    assert "crack/broken.jpg" in page.text
+
+
+def test_an_audit_holds_the_names_of_photos_against_a_pattern(cracks, walls, capsys):
+    assert cracks("audit", walls, "--photo-pattern", r"(\d+)\.jpg") == 0
+    assert "not so: the photo of every image is known. Observed: 2 images" in capsys.readouterr().out
+    assert Path("audit.html").exists()
+
+
+def test_an_audit_of_nothing_says_what_to_do(cracks, capsys):
+    assert cracks("audit", "nowhere", "--out", "page.html") == 2
+    assert "The source nowhere does not exist" in capsys.readouterr().err
+    assert not Path("page.html").exists()

@@ -1,119 +1,162 @@
+import os
+import zipfile
+from pathlib import Path
+
 import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from pipeline import copies
-from pipeline.copies import connected_groups, copy_pairs
+from pipeline.copies import IDENTICAL, KINDS, connected_groups, copy_pairs
+from pipeline.fingerprints import fingerprint
 from pipeline.images import decode, thumbnail
 from pipeline.params import Copies
 
-LIMITS = Copies(min_similarity=0.97, max_brightness_difference=6)
-
-
-def pairs_of(images, limits=LIMITS):
-    """The pairs of copies among images in RGB."""
-    return copy_pairs(np.stack([thumbnail(image) for image in images]), limits).tolist()
-
-
-def flat(grey, *, size_px=24):
-    return np.full((size_px, size_px), grey, np.uint8)
+LIMITS = Copies(min_correlation=0.55)
+FLIP = np.where(np.arange(32) % 2, -1, 1).astype(np.int8)  # of columns: mirrors left-right
 
 
 def noise(n, seed=0):
-    """Thumbnails of noise between 50 and 200."""
-    return np.random.default_rng(seed).integers(50, 200, (n, 24, 24)).astype(np.uint8)
+    """Fingerprints of n images that have nothing in common."""
+    return np.random.default_rng(seed).normal(0, 25, (n, 32, 32)).clip(-127, 127).astype(np.int8)
 
 
-@pytest.fixture(scope="module")
-def tile(draw_tile):
-    return draw_tile(1, cracked=True, size_px=96)
+def blurred(fingerprints, share, seed=1):
+    """Fingerprints that correlate with the given ones by about the root of 1 - share^2."""
+    mixed = np.sqrt(1 - share**2) * fingerprints + share * noise(len(fingerprints), seed)
+    return np.rint(mixed).clip(-127, 127).astype(np.int8)
 
 
-def test_a_byte_identical_copy_is_found(tile):
-    assert pairs_of([tile, tile]) == [[0, 1]]
+def found(fingerprints, contents=None, limits=LIMITS):
+    """The pairs with their kinds."""
+    contents = [str(row) for row in range(len(fingerprints))] if contents is None else contents
+    pairs = copy_pairs(fingerprints, contents, limits)
+    kinds = [KINDS[kind] for kind in pairs.kinds]
+    return sorted((*map(int, pair), kind) for pair, kind in zip(pairs.positions, kinds, strict=True))
 
 
-def test_a_copy_that_was_saved_again_is_found(tile, encode):
-    assert pairs_of([tile, decode(encode(tile, quality=80))]) == [[0, 1]]
+def fingerprints_of(images):
+    return np.stack([fingerprint(thumbnail(image)) for image in images])
 
 
-def test_a_copy_of_another_size_is_found(tile):
-    smaller = np.asarray(Image.fromarray(tile).resize((64, 64), Image.Resampling.BICUBIC))
-    assert pairs_of([tile, smaller]) == [[0, 1]]
+def groups_among(fingerprints, contents=None):
+    contents = [str(row) for row in range(len(fingerprints))] if contents is None else contents
+    return connected_groups(len(fingerprints), copy_pairs(fingerprints, contents, LIMITS).positions)
 
 
-@pytest.mark.parametrize(
-    "mirror",
-    [lambda pixels: pixels[:, ::-1], lambda pixels: pixels[::-1], lambda pixels: pixels[::-1, ::-1]],
-    ids=["left-right", "up-down", "by 180 degrees"],
-)
-@pytest.mark.parametrize("quality", [95, 80])
-def test_a_mirrored_copy_that_was_saved_again_is_found(tile, encode, mirror, quality):
-    mirrored = decode(encode(np.ascontiguousarray(mirror(tile)), quality=quality))
-    assert pairs_of([tile, mirrored]) == [[0, 1]]
+@pytest.fixture
+def n_compared(monkeypatch):
+    """Fills with the number of pairs that each call of `compare` gets."""
+    counts = []
+    compare = copies.compare
+
+    def counted(fingerprints, pairs):
+        counts.append(len(pairs))
+        return compare(fingerprints, pairs)
+
+    monkeypatch.setattr(copies, "compare", counted)
+    return counts
 
 
-def test_a_quarter_turn_is_not_looked_for(tile):
-    assert pairs_of([tile, np.rot90(tile).copy()]) == []
+def test_each_pair_comes_once_the_earlier_image_first_with_its_kind():
+    first, second = noise(2)
+    images = np.stack([first, second, first * FLIP, second, first, second * FLIP[:, None]])
+    assert found(images, ["a", "b", "c", "b", "d", "e"]) == [
+        (0, 2, "mirrored left-right"),
+        (0, 4, "saved again"),
+        (1, 3, "identical"),
+        (1, 5, "mirrored up-down"),
+        (2, 4, "mirrored left-right"),
+    ]
 
 
-def test_different_tiles_are_not_copies(draw_tile):
-    tiles = [draw_tile(seed, cracked=seed % 2 == 0, size_px=96) for seed in range(30)]
-    assert pairs_of(tiles) == []
+def test_pairs_are_typed_as_promised():
+    pairs = copy_pairs(noise(1).repeat(3, axis=0), ["a", "b", "a"], LIMITS)
+    assert [values.dtype for values in pairs] == [np.int64, np.int64, np.float32]
+    assert pairs.positions.tolist() == [[0, 2], [0, 1]]
+    assert pairs.kinds.tolist() == [IDENTICAL, 0]
+    assert pairs.correlations == pytest.approx([1, 1])
 
 
-def test_each_pair_is_found_once_the_earlier_image_first(draw_tile):
-    first, second = draw_tile(1), draw_tile(2)
-    pairs = pairs_of([first, second, first[:, ::-1].copy(), second, first])
-    assert sorted(pairs) == [[0, 2], [0, 4], [1, 3], [2, 4]]
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_images_with_nothing_in_common_are_no_copies(n):
+    pairs = copy_pairs(noise(n), [str(row) for row in range(n)], LIMITS)
+    assert [values.shape for values in pairs] == [(0, 2), (0,), (0,)]
 
 
-@pytest.mark.parametrize(("difference", "pairs"), [(5, [[0, 1]]), (6, [[0, 1]]), (7, [])])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_copies_may_differ_in_brightness_up_to_the_limit(difference, pairs, sign):
-    (original,) = noise(1)
-    other = (original + np.int16(sign * difference)).astype(np.uint8)
-    assert copy_pairs(np.stack([original, other]), LIMITS).tolist() == pairs
+@pytest.mark.parametrize("quality", [90, 50])
+def test_tiles_that_were_saved_again_are_found_and_different_ones_are_not(draw_tile, encode, quality):
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 10, (30, 96, 96, 1))
+    tiles = [
+        (draw_tile(seed, cracked=seed % 2 == 0, size_px=96) + grain[seed]).clip(0, 255).astype(np.uint8)
+        for seed in range(30)
+    ]
+    saved = [decode(encode(tile, quality=quality)) for tile in tiles]
+    assert found(fingerprints_of([*tiles, *saved])) == [(n, n + 30, "saved again") for n in range(30)]
 
 
-def test_similarity_is_the_cosine_of_the_centred_thumbnails():
-    original, other = noise(2).astype(float)
-    blend = (0.75 * original + 0.25 * other).round().astype(np.uint8)
-    original = original.astype(np.uint8)
-    cosine = np.corrcoef(original.ravel(), blend.ravel())[0, 1]
-    assert 0.9 < cosine < 0.97
-    both = np.stack([original, blend])
-    assert copy_pairs(both, Copies(min_similarity=cosine - 0.001, max_brightness_difference=255)).tolist() == [[0, 1]]
-    assert copy_pairs(both, Copies(min_similarity=cosine + 0.001, max_brightness_difference=255)).tolist() == []
+@pytest.mark.parametrize(("least", "n_pairs"), [(0.85, 0), (0.75, 1)])
+def test_copies_correlate_at_least_as_much_as_the_limit(least, n_pairs):
+    original = noise(1)
+    both = np.concatenate([original, blurred(original, 0.6)])  # they correlate by 0.8
+    assert len(found(both, limits=Copies(min_correlation=least))) == n_pairs
 
 
-def test_a_negative_is_not_a_copy():
-    (original,) = noise(1)
-    half = np.concatenate([original[:12], original[11::-1]])
-    symmetric = np.concatenate([half[:, :12], half[:, 11::-1]], axis=1)  # the same in all four mirrorings
-    assert copy_pairs(np.stack([symmetric, 250 - symmetric]), LIMITS).tolist() == []
+def test_plain_images_are_copies_only_where_their_bytes_are_equal(n_compared):
+    images = np.concatenate([np.zeros((4, 32, 32), np.int8), noise(2)])
+    assert found(images, ["a", "b", "a", "c", "d", "e"]) == [(0, 2, "identical")]
+    assert n_compared == [1]  # the two that are not plain
 
 
-def test_plain_images_do_not_merge_with_each_other_or_with_anything():
-    thumbnails = np.stack([flat(100), flat(100), flat(101), flat(0), flat(255), *noise(3)])
-    assert copy_pairs(thumbnails, LIMITS).tolist() == []
+def test_an_image_between_two_that_differ_links_them():
+    first, last = noise(2)
+    middle = ((first.astype(int) + last) / np.sqrt(2)).astype(np.int8)  # correlates with both by 0.7
+    images = np.stack([first, middle, last])
+    assert [pair[:2] for pair in found(images)] == [(0, 1), (1, 2)]
+    assert groups_among(images).tolist() == [0, 0, 0]
 
 
-def test_a_single_image_has_no_copy():
-    assert copy_pairs(noise(1), LIMITS).shape == (0, 2)
+@pytest.mark.parametrize("n_variants", [1, 10, 300])
+def test_a_crowd_of_copies_is_one_group_and_costs_little(n_compared, n_variants):
+    # variants of one image, each 300 / n_variants times with other bytes, which crowd out the other variants
+    variants = blurred(noise(1).repeat(n_variants, axis=0), 0.3)
+    images = np.concatenate([noise(200, seed=2), variants.repeat(300 // n_variants, axis=0)])
+    groups = groups_among(images)
+    assert groups.tolist() == [*range(200), *[200] * 300]
+    assert sum(n_compared) < 1.1 * copies.N_NEIGHBOURS * len(images)
 
 
-def test_pairs_do_not_depend_on_the_size_of_the_blocks(monkeypatch):
-    originals = noise(6)
-    thumbnails = np.concatenate([originals, originals[:, ::-1], originals[::2], originals[:, :, ::-1]])
-    whole = sorted(copy_pairs(thumbnails, LIMITS).tolist())
-    assert len(whole) == 3 * 3 + 3 * 6  # three originals come three times, the other three four times
-    for block_rows in (1, 4, 5, len(thumbnails)):
-        monkeypatch.setattr(copies, "BLOCK_ROWS", block_rows)
-        assert sorted(copy_pairs(thumbnails, LIMITS).tolist()) == whole
+def test_identical_images_are_compared_once(n_compared):
+    images = noise(2).repeat(300, axis=0)
+    assert groups_among(images, ["a"] * 300 + ["b"] * 300).tolist() == [0] * 300 + [300] * 300
+    assert n_compared == [1]
+
+
+def test_copies_are_found_among_more_images_than_are_compared_one_by_one():
+    originals = noise(copies.MAX_FLAT_IMAGES)
+    copied = blurred(originals[:800], 0.3)  # they correlate by 0.95
+    copied[:200] = copied[:200] * FLIP
+    copied[200:400] = copied[200:400].transpose(0, 2, 1)
+    images = np.concatenate([originals, copied])
+    pairs = found(images)
+    assert {(first + copies.MAX_FLAT_IMAGES, second) for first, second, _ in pairs} == {
+        (second, second) for _, second, _ in pairs
+    }  # no pair but of an original and its own copy
+    assert len(pairs) > 0.99 * 800
+    assert found(images) == pairs
+
+
+@pytest.mark.skipif("CRACKS_REAL_DATA" not in os.environ, reason="CRACKS_REAL_DATA names no folder of real images")
+def test_tiles_of_real_photos_are_not_copies_and_their_saved_copies_are(encode):
+    with zipfile.ZipFile(Path(os.environ["CRACKS_REAL_DATA"]) / "sdnet-subset.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".jpg")]
+        tiles = [decode(archive.read(name)) for name in names[::4]]
+    saved = [decode(encode(np.rot90(tile).copy(), quality=50)) for tile in tiles[::4]]
+    pairs = found(fingerprints_of([*tiles, *saved]))
+    assert pairs == [(4 * n, len(tiles) + n, "turned by 90 degrees") for n in range(len(saved))]
 
 
 def groups_of(n, pairs):

@@ -58,7 +58,7 @@ def save_classifier(folder):
 
 
 def test_the_best_candidate_has_the_lowest_log_loss_whatever_its_other_scores():
-    candidates = {"a": {"log_loss": 0.3, "f1": 0.5}, "b": {"log_loss": 0.1, "f1": 0.7}, "c": {"log_loss": 0.2, "f1": 1}}
+    candidates = {"a": {"log_loss": 0.3, "f1": 1.0}, "b": {"log_loss": 0.1, "f1": 0.5}, "c": {"log_loss": 0.2, "f1": 1}}
     assert best_candidate(candidates) == "b"
 
 

@@ -3,17 +3,20 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFilter, ImageOps
 
 from pipeline.images import (
     IMAGES_FILE,
     INVENTORY_FILE,
+    QUARANTINE_FILE,
     LabelledImages,
     PackedImages,
     UnreadableImageError,
     batches_by_size,
     decode,
+    look,
     open_image,
+    read_quarantine,
     stored_size,
     thumbnail,
     to_pixels,
@@ -189,19 +192,61 @@ def test_broken_exif_data_make_an_image_unreadable(photo, encode):
 
 
 def test_a_thumbnail_is_the_mean_of_each_area(photo):
-    pixels = np.zeros((48, 72, 3), np.uint8)  # areas of 2 x 3 px
+    pixels = np.zeros((128, 192, 3), np.uint8)  # areas of 2 x 3 px
     pixels[0:2, 0:3] = 60
     pixels[0, 3:6] = 200
     small = thumbnail(pixels)
-    assert (small.shape, small.dtype) == ((24, 24), np.uint8)
+    assert (small.shape, small.dtype) == ((64, 64), np.uint8)
     assert (small[0, 0], small[0, 1], small[0, 2]) == (60, 100, 0)
     assert small.sum() == 160
 
 
 def test_a_thumbnail_weighs_colours_as_the_eye_does():
-    colours = np.zeros((24, 24, 3), np.uint8)
+    colours = np.zeros((64, 64, 3), np.uint8)
     colours[0, :3] = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     assert thumbnail(colours)[0, :3].tolist() == [76, 150, 29]
+
+
+def test_brightness_and_contrast_are_the_mean_and_the_deviation_of_the_grey_levels():
+    pixels = np.zeros((48, 48, 3), np.uint8)
+    pixels[:, :24] = 200
+    seen = look(pixels)
+    assert (seen["brightness"], seen["contrast"]) == (100, 100)
+
+
+def test_dark_and_bright_shares_count_the_levels_up_to_4_and_from_251():
+    pixels = np.zeros((1, 8, 3), np.uint8)
+    pixels[0] = np.array([0, 4, 5, 128, 250, 251, 254, 255])[:, None]
+    seen = look(pixels)
+    assert (seen["dark_share"], seen["bright_share"]) == (2 / 8, 3 / 8)
+
+
+def test_sharpness_is_the_variance_of_the_laplacian_of_a_hand_worked_example():
+    pixels = np.full((5, 3, 3), 10, np.uint8)
+    pixels[2, 1] = 20  # the Laplacian within the border: 10, -40, 10
+    assert look(pixels)["sharpness"] == pytest.approx((10**2 + 40**2 + 10**2) / 3 - (-20 / 3) ** 2)
+
+
+def test_blur_takes_sharpness_away(draw_tile):
+    tile = draw_tile(0, cracked=True)
+    blurred = np.asarray(Image.fromarray(tile).filter(ImageFilter.GaussianBlur(2)))
+    assert look(blurred)["sharpness"] < 0.2 * look(tile)["sharpness"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (2, 5), (5, 2)])
+def test_an_image_too_small_for_a_laplacian_has_no_sharpness(shape):
+    assert look(np.full((*shape, 3), 77, np.uint8)) == {
+        "brightness": pytest.approx(77),
+        "contrast": pytest.approx(0, abs=1e-5),
+        "sharpness": 0,
+        "dark_share": 0,
+        "bright_share": 0,
+    }
+
+
+def test_the_quarantine_keeps_a_file_that_is_named_na(tmp_path):
+    (tmp_path / QUARANTINE_FILE).write_text("batch,path,reason\n,NA,not an image\n")
+    assert read_quarantine(tmp_path).to_dict("records") == [{"batch": "", "path": "NA", "reason": "not an image"}]
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=40)

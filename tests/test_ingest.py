@@ -1,4 +1,5 @@
 import hashlib
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -7,13 +8,35 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from archive_writer import LIMITS, limits, write_tar, write_zip
 
 from pipeline import ingest
+from pipeline.archives import Entry
 from pipeline.demo import Recipe, draw
 from pipeline.errors import CracksError
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE, PackedImages, decode, thumbnail
-from pipeline.ingest import DEFAULT_LABELS, check_labels, check_photo_pattern, describe, files_of, label_of, photo_of
+from pipeline.fingerprints import fingerprint
+from pipeline.images import (
+    IMAGES_FILE,
+    INVENTORY_FILE,
+    QUARANTINE_FILE,
+    PackedImages,
+    decode,
+    look,
+    read_quarantine,
+    thumbnail,
+)
+from pipeline.ingest import (
+    DEFAULT_LABELS,
+    check_labels,
+    check_photo_pattern,
+    describe,
+    entries_of,
+    label_of,
+    photo_of,
+    slice_of,
+)
 from pipeline.params import Dataset
+from pipeline.sources import batches_of
 
 ROOT = Path(__file__).parents[1]
 PATTERN = r"(photo-\d+)_tile-\d+"
@@ -84,7 +107,9 @@ def test_the_inventory_describes_the_files(inventory, files):
         assert row["sha256"] == hashlib.sha256(files[path]).hexdigest()
         assert (row["height"], row["width"]) == pixels.shape[:2]
         assert row["n_bytes"] == len(files[path])
-        assert row["thumbnail"] == thumbnail(pixels).tobytes()
+        assert row["fingerprint"] == fingerprint(thumbnail(pixels)).tobytes()
+        assert row[list(look(pixels))].to_dict() == look(pixels)
+        assert row["reviewer"] is None
     assert inventory["format"].tolist() == ["JPEG", "JPEG", "PNG"]
     assert inventory["mode"].tolist() == ["RGB", "RGB", "RGB"]
 
@@ -96,7 +121,7 @@ def test_the_images_are_packed_end_to_end_in_the_order_of_the_inventory(ingested
 
 
 def test_what_cannot_be_read_is_in_quarantine_with_its_reason(ingested):
-    quarantine = pd.read_csv(ingested / QUARANTINE_FILE, keep_default_na=False).set_index("path")["reason"]
+    quarantine = read_quarantine(ingested).set_index("path")["reason"]
     assert list(quarantine.index) == ["Negative/NA", "Positive/photo-1_tile-2.jpg", "notes.txt"]
     assert quarantine["notes.txt"] == quarantine["Negative/NA"] == "not an image"
     assert quarantine["Positive/photo-1_tile-2.jpg"].startswith("image file is truncated")
@@ -123,7 +148,7 @@ def test_an_unknown_label_folder_is_refused_and_what_was_there_stays(bad_source,
     out.mkdir(parents=True)
     (out / IMAGES_FILE).write_text("of a former run")
     with pytest.raises(CracksError, match=r"folders without a known label: 'Rusty'\. Known are Positive, Negative"):
-        ingest.run(Dataset(source=source), out)
+        ingest.run(Dataset(source=source), LIMITS, out)
     assert below(out.parent) == ["walls", f"walls/{IMAGES_FILE}"]
     assert (out / IMAGES_FILE).read_text() == "of a former run"
 
@@ -131,7 +156,7 @@ def test_an_unknown_label_folder_is_refused_and_what_was_there_stays(bad_source,
 def test_an_archive_without_an_image_is_refused_and_nothing_is_left(bad_source, tmp_path):
     source = bad_source({"Positive/one.jpg": b"text", "notes.txt": b"text"})
     with pytest.raises(CracksError, match=r"walls\.zip holds no image that can be read \(2 other files\)"):
-        ingest.run(Dataset(source=source), tmp_path / "datasets" / "walls")
+        ingest.run(Dataset(source=source), LIMITS, tmp_path / "datasets" / "walls")
     assert below(tmp_path / "datasets") == []
 
 
@@ -145,7 +170,7 @@ def test_an_archive_without_an_image_is_refused_and_nothing_is_left(bad_source, 
 def test_a_bad_photo_pattern_is_refused_before_anything_is_written(bad_source, files, tmp_path, pattern, match):
     dataset = Dataset(source=bad_source(files), photo_pattern=pattern)
     with pytest.raises(CracksError, match=match):
-        ingest.run(dataset, tmp_path / "datasets" / "walls")
+        ingest.run(dataset, LIMITS, tmp_path / "datasets" / "walls")
     assert not (tmp_path / "datasets").exists()
 
 
@@ -200,16 +225,113 @@ def test_nothing_without_a_label_is_fine():
     check_labels([], Dataset(source=Path("walls.zip")))
 
 
-def test_brightness_and_contrast_are_measured_in_grey_levels(encode):
-    pixels = np.zeros((48, 48, 3), np.uint8)
-    pixels[:, :24] = 200
-    row = describe(("a.png", encode(pixels, "PNG")))
-    assert (row["brightness"], row["contrast"]) == (100, 100)
-
-
 def test_an_image_of_another_mode_is_described_by_how_it_is_stored(encode, draw_tile):
-    row = describe(("a.png", encode(draw_tile(0)[:, :40, 0], "PNG")))
+    row = describe(("a.png", encode(draw_tile(0)[:, :40, 0], "PNG"), 10**6))
     assert (row["mode"], row["height"], row["width"]) == ("L", 64, 40)
+
+
+def test_an_image_of_too_many_pixels_is_told_from_its_header_alone(encode):
+    content = encode(np.zeros((1000, 1001, 3), np.uint8), "PNG")
+    assert describe(("a.png", content, 1_001_000))["width"] == 1001
+    row = describe(("a.png", content[:100], 1_000_000))
+    assert row == {"path": "a.png", "reason": "1001 x 1000 px is more than 1 megapixels"}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("Decks/Cracked/7001-1.jpg", "Decks"),
+        ("archive/Decks/Non-cracked/deep/7001-1.jpg", "archive/Decks/deep"),
+        ("Positive/00001.jpg", ""),
+        ("Positive.jpg", ""),
+    ],
+)
+def test_a_slice_is_the_folders_that_are_no_labels(path, expected):
+    assert slice_of(path, DEFAULT_LABELS) == expected
+
+
+@pytest.fixture
+def run_ingest(tmp_path):
+    """Return a function that ingests a source and returns its inventory and quarantine, both read from disk."""
+
+    def run(source, allowed=LIMITS):
+        ingest.run(Dataset(source=source), allowed, tmp_path / "out")
+        return pd.read_parquet(tmp_path / "out" / INVENTORY_FILE), read_quarantine(tmp_path / "out")
+
+    return run
+
+
+def test_a_folder_of_archives_is_ingested_batch_by_batch(tmp_path, run_ingest, encode, draw_tile):
+    tiles = [encode(draw_tile(seed)) for seed in range(4)]
+    incoming = tmp_path / "incoming"
+    (incoming / "Positive").mkdir(parents=True)
+    (incoming / "Positive" / "a.jpg").write_bytes(tiles[0])
+    write_tar(incoming / "2024-09.tar", {"Positive/a.jpg": tiles[1], "Negative/b.jpg": b"text"}, "w")
+    write_zip(incoming / "2024-10.zip", {"Negative/a.jpg": tiles[2], "Positive/a.jpg": tiles[3]})
+    images, quarantine = run_ingest(incoming)
+    assert list(zip(images["batch"], images["path"], strict=True)) == [
+        ("", "Positive/a.jpg"),
+        ("2024-09.tar", "Positive/a.jpg"),
+        ("2024-10.zip", "Negative/a.jpg"),
+        ("2024-10.zip", "Positive/a.jpg"),
+    ]
+    assert images["id"].is_unique
+    packed = PackedImages(tmp_path / "out")
+    assert [packed.content(row) for row in range(4)] == tiles
+    assert quarantine.to_dict("records") == [
+        {"batch": "2024-09.tar", "path": "Negative/b.jpg", "reason": "not an image"}
+    ]
+
+
+def test_an_id_says_batch_and_path_and_stays_when_images_are_added(tmp_path, run_ingest, encode, draw_tile):
+    tile = encode(draw_tile(0))
+    write_zip(tmp_path / "walls.zip", {"Positive/b.jpg": tile})
+    (before, _) = run_ingest(tmp_path / "walls.zip")
+    write_zip(tmp_path / "walls.zip", {"Positive/a.jpg": tile, "Positive/b.jpg": tile})
+    (after, _) = run_ingest(tmp_path / "walls.zip")
+    assert before["id"].tolist() == after["id"].tolist()[1:]
+    assert before["id"].tolist() == [hashlib.sha256(b"\0Positive/b.jpg").hexdigest()[:16]]
+
+
+def test_a_batch_whose_name_is_not_unicode_is_ingested(tmp_path, run_ingest, encode, draw_tile):
+    (tmp_path / "incoming").mkdir()
+    with open(os.fsencode(tmp_path) + b"/incoming/mai \xe9.zip", "wb") as file:  # noqa: PTH123
+        write_zip(file, {"Positive/a.jpg": encode(draw_tile(0)), "Positive/b.jpg": b"text"})
+    images, quarantine = run_ingest(tmp_path / "incoming")
+    assert images["batch"].tolist() == quarantine["batch"].tolist() == [r"mai \udce9.zip"]
+
+
+def test_entries_that_cannot_be_used_are_in_quarantine_between_the_others(
+    tmp_path, run_ingest, monkeypatch, encode, draw_tile
+):
+    monkeypatch.setattr(ingest, "CHUNK_FILES", 2)
+    tile, large = encode(draw_tile(0)), encode(np.zeros((1001, 1000, 3), np.uint8))
+    named = [("../a", tile), ("Positive/1.jpg", tile), ("Positive/2.jpg", large), ("C:/b", tile), ("Positive/3", b"")]
+    write_zip(tmp_path / "walls.zip", dict([*named, ("Positive/4.jpg", tile), ("Positive/5.jpg", bytes(10**6 + 1))]))
+    images, quarantine = run_ingest(tmp_path / "walls.zip", limits(max_image_megapixels=1, max_file_mb=1))
+    assert images["path"].tolist() == ["Positive/1.jpg", "Positive/4.jpg"]
+    assert quarantine.set_index("path")["reason"].to_dict() == {
+        "../a": "its path leads out of the archive",
+        "C:/b": "its path leads out of the archive",
+        "Positive/2.jpg": "1000 x 1001 px is more than 1 megapixels",
+        "Positive/3": "not an image",
+        "Positive/5.jpg": "larger than 1 MB",
+    }
+
+
+def test_entries_come_in_chunks_that_are_small_in_number_and_in_memory(monkeypatch):
+    monkeypatch.setattr(ingest, "CHUNK_FILES", 3)
+    monkeypatch.setattr(ingest, "CHUNK_BYTES", 10)
+    sizes = [1, 1, 1, 4, 7, 11, 0, None, 0, 1]
+    entries = [Entry(str(number), None if size is None else bytes(size)) for number, size in enumerate(sizes)]
+    chunks = [[int(entry.path) for entry in chunk] for chunk in ingest._chunks(iter(entries))]
+    assert chunks == [[0, 1, 2], [3, 4], [5], [6, 7, 8], [9]]
+
+
+def test_a_source_above_a_limit_is_refused_and_nothing_is_left(bad_source, files, run_ingest, tmp_path):
+    with pytest.raises(CracksError, match=r"walls\.zip is refused: it holds more than 2 files.* ingest\.max_files"):
+        run_ingest(bad_source(files), limits(max_files=2))
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_of_a_recipe_are_drawn(tmp_path):
@@ -225,6 +347,8 @@ def test_files_of_a_recipe_are_drawn(tmp_path):
         look_alikes_intact=0,
     )
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    files = list(files_of(Dataset(source=tmp_path / "tiny.yaml")))
-    assert files == list(draw(recipe))
-    assert {label_of(path, DEFAULT_LABELS) for path, _ in files} == {"crack", "intact"}
+    dataset = Dataset(source=tmp_path / "tiny.yaml")
+    (batch,) = batches_of(dataset.source)
+    entries = list(entries_of(dataset, batch, LIMITS))
+    assert [(entry.path, entry.content) for entry in entries] == list(draw(recipe))
+    assert {label_of(entry.path, DEFAULT_LABELS) for entry in entries} == {"crack", "intact"}

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline import embed, ingest, train, validate
 from pipeline.errors import CracksError
-from pipeline.params import Params, Section, load_params
+from pipeline.params import Params, Section, load_params, named
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ["params.yaml", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*.yaml")))]
@@ -39,18 +40,29 @@ DOCUMENT = {
         "walls": {"source": "walls.zip", "labels": {"Riss": "crack", "heil": "intact"}, "photo_pattern": "(.*)_"},
         "drawn": {"source": "data/demo.yaml", "labels": None, "photo_pattern": None},
     },
+    "ingest": {
+        "max_files": 1000,
+        "max_total_mb": 100,
+        "max_file_mb": 20,
+        "max_expansion": 200,
+        "max_image_megapixels": 89,
+    },
     "contract": {
         "min_images_per_label": 50,
         "min_decodable_share": 0.95,
         "min_minority_share": 0.05,
         "min_size_px": 64,
         "max_size_px": 4096,
+        "max_copies_share": 0.05,
+        "ranges": {"brightness": [60, 235], "bright_share": [0, 0.2]},
+        "min_share_in_range": 0.98,
     },
     "split": {
         "train_on": ["walls"],
         "fractions": {"train": 0.6, "validation": 0.2, "test": 0.2},
         "seed": 0,
-        "copies": {"min_similarity": 0.97, "max_brightness_difference": 6},
+        "copies": {"min_correlation": 0.55},
+        "photos": {"validation": ["walls/deck-2", "drawn/any photo"]},
     },
     "backbones": {"lite": {"architecture": "efficientnet-lite0", "image_size_px": 128}},
     "candidates": {"head-only": PROBE, "all-of-it": FINETUNE},
@@ -66,7 +78,7 @@ DOCUMENT = {
 
 def parameters(value, *place):
     """Yield the place of every parameter, leaving out what a person names freely and what picks the section."""
-    if not isinstance(value, dict) or (place and place[-1] == "labels"):
+    if not isinstance(value, dict) or (place and place[-1] in {"labels", "ranges", "photos"}):
         return
     are_names = place in {("datasets",), ("backbones",), ("candidates",)}
     for key, inner in value.items():
@@ -117,7 +129,10 @@ def test_what_is_written_is_what_is_read(load):
     params = load(DOCUMENT)
     assert params.datasets["walls"].source == Path("walls.zip")
     assert params.datasets["walls"].labels == {"Riss": "crack", "heil": "intact"}
+    assert params.ingest.max_total_mb == 100
+    assert params.contract.ranges == {"brightness": (60, 235), "bright_share": (0, 0.2)}
     assert params.split.train_on == ("walls",)
+    assert params.split.photos == {"validation": ("walls/deck-2", "drawn/any photo")}
     assert params.candidates["head-only"].recipe == "probe"
     assert params.candidates["all-of-it"].tuning.patience_epochs == 2
     assert params.register_as.name == "cracks"
@@ -150,7 +165,7 @@ def test_a_candidate_may_be_called_like_a_recipe(load):
         load(with_value(("candidates", "probe"), {**PROBE, "batch_sise": 64}))
 
 
-REQUIRED = [place for place in PLACES if place[-1] not in {"labels", "photo_pattern"}]
+REQUIRED = [place for place in PLACES if place[-1] not in {"labels", "photo_pattern", "photos"}]
 
 
 @pytest.mark.parametrize("place", REQUIRED, ids=".".join)
@@ -174,7 +189,19 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ("split.seed", 0.5, r"split\.seed: .* integer.* \(received 0\.5\)"),
         ("split.train_on", [], r"split\.train_on: .* at least 1 item"),
         ("split.train_on", ["wals"], r"split\.train_on names 'wals', datasets has \['drawn', 'walls'\]"),
-        ("split.copies.min_similarity", float("nan"), r"split\.copies\.min_similarity: .*\(received nan\)"),
+        ("split.copies.min_correlation", float("nan"), r"split\.copies\.min_correlation: .*\(received nan\)"),
+        ("split.photos", {"tests": ["walls/a"]}, r"split\.photos\.tests\.\[key\]: .*'test'.*\(received 'tests'\)"),
+        (
+            "split.photos",
+            {"test": ["drawn/a"]},
+            r"photos\.test names 'drawn/a' of an outside set, which can lend to val",
+        ),
+        ("split.photos", {"train": ["drawn/a"]}, r"photos\.train names 'drawn/a' of an outside set"),
+        ("ingest.max_files", 0, r"ingest\.max_files: .* 1 \(received 0\)"),
+        ("ingest.max_total_mb", "all", r"ingest\.max_total_mb: .* integer.* \(received 'all'\)"),
+        ("contract.ranges", {"brightnes": [0, 1]}, r"contract\.ranges\.brightnes\.\[key\]: .*\(received 'brightnes'\)"),
+        ("contract.ranges", {"brightness": [60]}, r"contract\.ranges\.brightness\.1: Field required"),
+        ("contract.ranges", {"brightness": ["low", 1]}, r"contract\.ranges\.brightness\.0: .*\(received 'low'\)"),
         ("split.fractions.test", 0.3, r"split\.fractions: .*train \+ validation \+ test must be 1, they are 1\.1"),
         ("datasets.walls.labels", {"Riss": "cracked"}, r"datasets\.walls\.labels\.Riss: .*\(received 'cracked'\)"),
         ("datasets.My Walls", {"source": "x.zip"}, r"datasets\.My Walls\.\[key\]: .*\(received 'My Walls'\)"),
@@ -204,6 +231,61 @@ def test_all_mistakes_are_told_at_once(load):
     document["split"]["seed"] = "zero"
     with pytest.raises(CracksError, match=r"(?s)contract\.min_size_px.*split\.seed.*copy one of examples/"):
         load(document)
+
+
+def test_photos_may_be_left_out_and_are_then_none(load):
+    assert load(changed(("split", "photos"), lambda section, key: section.pop(key))).split.photo_sides == {}
+
+
+def test_each_photo_that_is_given_to_a_side_is_told_its_side(load):
+    photos = {"train": ["walls/1", "walls/2"], "validation": ["drawn/a/b"], "test": ["walls/3"]}
+    sides = load(with_value(("split", "photos"), photos)).split.photo_sides
+    assert sides == {"walls/1": "train", "walls/2": "train", "drawn/a/b": "validation", "walls/3": "test"}
+
+
+def test_settings_are_found_by_their_name():
+    assert named({"walls": 1, "decks": 2}, "decks", "data set") == 2
+
+
+def test_a_name_that_there_is_not_is_an_error_with_those_that_there_are():
+    match = r"^There is no data set 'wals' in params\.yaml\. Known are walls, decks\.$"
+    with pytest.raises(CracksError, match=match):
+        named({"walls": 1, "decks": 2}, "wals", "data set")
+
+
+STAGES = [
+    (ingest, "dataset", ["--out"], r"data set 'nobody' in params\.yaml\. Known are demo"),
+    (
+        validate,
+        "name",
+        ["--dataset", "--report", "--page", "--receipt"],
+        r"data set 'nobody' in params\.yaml\. Known are demo",
+    ),
+    (
+        embed,
+        "backbone",
+        ["--datasets", "--out"],
+        r"backbone 'nobody' in params\.yaml\. Known are efficientnet-lite0, mobilenet-v2",
+    ),
+    (
+        train,
+        "candidate",
+        ["--datasets", "--manifest", "--features", "--checkpoints", "--out", "--scores", "--history"],
+        r"candidate 'nobody' in params\.yaml\. Known are probe-lite0, finetune-mobilenet",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "flag", "paths", "match"), STAGES, ids=["ingest", "validate", "embed", "train"])
+def test_a_stage_that_is_told_a_name_that_there_is_not_names_the_known_ones(
+    tmp_path, monkeypatch, stage, flag, paths, match
+):
+    nowhere = [part for path in paths for part in (path, str(tmp_path / path))]
+    arguments = ["--params", str(ROOT / "params.yaml"), f"--{flag}", "nobody", *nowhere]
+    monkeypatch.setattr("sys.argv", ["stage", *arguments])
+    with pytest.raises(CracksError, match=f"There is no {match}"):
+        stage.main()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fractions_may_miss_one_by_rounding(load):

@@ -188,8 +188,8 @@ def test_in_an_experiment_nothing_is_registered(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
     run(PARAMS, SimpleNamespace(), tmp_path / "registered.json")
     assert json.loads((tmp_path / "registered.json").read_text()) == {"name": "cracks", "version": None, "run_id": None}
+    assert [path.name for path in tmp_path.iterdir()] == ["registered.json"]
     assert not is_registered(tmp_path / "registered.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["registered.json"]  # and no store was made
 
 
 def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_written(tmp_path, monkeypatch, capsys):

@@ -52,8 +52,19 @@ def test_a_stage_depends_on_every_module_that_it_runs(name: str) -> None:
     assert listed == modules_behind(name) - (NOT_FOLLOWED - {name})
 
 
-def test_evaluate_depends_on_the_template_of_the_report() -> None:
-    assert "pipeline/report.html.j2" in STAGES["evaluate"]["deps"]
+@pytest.mark.parametrize(
+    ("stage", "template"),
+    [
+        ("evaluate", "report.html.j2"),
+        ("evaluate", "page.html.j2"),
+        ("validate", "contract.html.j2"),
+        ("validate", "page.html.j2"),
+        ("split", "contract.html.j2"),
+        ("split", "page.html.j2"),
+    ],
+)
+def test_a_stage_that_writes_a_page_depends_on_its_templates(stage: str, template: str) -> None:
+    assert f"pipeline/{template}" in STAGES[stage].get("do", STAGES[stage])["deps"]
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -1,12 +1,11 @@
-import io
-import re
-import tarfile
-import zipfile
+import os
 
 import pytest
+from archive_writer import LIMITS, TARS, limits, write_folder, write_source, write_tar, write_zip
 
+from pipeline.archives import Entry
 from pipeline.errors import CracksError
-from pipeline.sources import find_images, read_files
+from pipeline.sources import Batch, batches_of, find_images, read_batch
 
 FILES = {
     "Negative/00001.jpg": b"intact one",
@@ -23,178 +22,150 @@ JUNK = [
     "Negative/Thumbs.db",
     "Negative/desktop.ini",
 ]
-TARS = {"tar": "w", "tar.gz": "w:gz", "tar.bz2": "w:bz2", "tar.xz": "w:xz"}
 
 
-def write_folder(path, files):
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    (path / "empty folder").mkdir()
+def entries(source, allowed=LIMITS):
+    return [entry for batch in batches_of(source) for entry in read_batch(batch, allowed)]
 
 
-def write_zip(path, files):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
-        opened.mkdir("empty folder")
-        for name, content in files.items():
-            opened.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-
-
-def write_tar(path, files, mode, prefix=""):
-    with tarfile.open(path, mode) as opened:
-        folder = tarfile.TarInfo(prefix + "empty folder")
-        folder.type = tarfile.DIRTYPE
-        opened.addfile(folder)
-        for name, content in files.items():
-            entry = tarfile.TarInfo(prefix + name)
-            entry.size = len(content)
-            opened.addfile(entry, io.BytesIO(content))
-
-
-@pytest.fixture
-def write_source(tmp_path):
-    """Return a function that writes a source of the wanted kind and returns its path."""
-
-    def write(kind, files):
-        path = tmp_path / ("source" if kind == "folder" else f"source.{kind}")
-        if kind == "folder":
-            write_folder(path, files)
-        elif kind == "zip":
-            write_zip(path, files)
-        else:
-            write_tar(path, files, TARS[kind])
-        return path
-
-    return write
+def files_in(source):
+    found = entries(source)
+    assert [entry.reason for entry in found] == [""] * len(found)
+    return [(entry.path, entry.content) for entry in found]
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", *TARS])
-def test_every_kind_of_source_gives_the_same_files(write_source, kind):
-    assert dict(read_files(write_source(kind, FILES))) == FILES
+def test_every_kind_of_source_gives_the_same_files(tmp_path, kind):
+    found = files_in(write_source(tmp_path, kind, FILES))
+    assert len(found) == len(FILES)
+    assert dict(found) == FILES
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_the_files_come_sorted_by_path_however_they_were_put_in(write_source, kind):
+def test_the_files_come_sorted_by_path_however_they_were_put_in(tmp_path, kind):
     backwards = dict(reversed(FILES.items()))
-    assert [path for path, _ in read_files(write_source(kind, backwards))] == sorted(FILES)
+    assert [path for path, _ in files_in(write_source(tmp_path, kind, backwards))] == sorted(FILES)
 
 
-def test_a_tar_is_read_in_its_own_order(write_source):
+def test_a_tar_is_read_in_its_own_order(tmp_path):
     backwards = dict(reversed(FILES.items()))
-    assert list(read_files(write_source("tar.gz", backwards))) == list(backwards.items())
+    assert files_in(write_source(tmp_path, "tar.gz", backwards)) == list(backwards.items())
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
-def test_what_file_managers_leave_behind_is_skipped(write_source, kind):
-    assert dict(read_files(write_source(kind, FILES | dict.fromkeys(JUNK, b"junk")))) == FILES
+def test_what_file_managers_leave_behind_is_skipped(tmp_path, kind):
+    source = write_source(tmp_path, kind, FILES | dict.fromkeys(JUNK, b"junk"))
+    assert dict(files_in(source)) == FILES
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
-def test_names_that_only_look_like_junk_are_kept(write_source, kind):
+def test_names_that_only_look_like_junk_are_kept(tmp_path, kind):
     files = {"MACOSX/a.jpg": b"a", "my Thumbs.db.jpg": b"b", "DS_Store/c.jpg": b"c"}
-    assert dict(read_files(write_source(kind, files))) == files
+    assert dict(files_in(write_source(tmp_path, kind, files))) == files
 
 
 def test_a_tar_that_was_made_inside_its_folder_gives_the_same_paths(tmp_path):
     write_tar(tmp_path / "source.tar", FILES, "w", prefix="./")
-    assert dict(read_files(tmp_path / "source.tar")) == FILES
-
-
-def test_links_in_a_tar_are_not_followed(tmp_path):
-    with tarfile.open(tmp_path / "source.tar", "w") as opened:
-        link = tarfile.TarInfo("Positive/00001.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-        opened.addfile(link)
-    assert list(read_files(tmp_path / "source.tar")) == []
+    assert dict(files_in(tmp_path / "source.tar")) == FILES
 
 
 def test_what_an_archive_is_follows_from_its_content_not_from_its_name(tmp_path):
     write_zip(tmp_path / "download", FILES)
-    assert dict(read_files(tmp_path / "download")) == FILES
+    assert dict(files_in(tmp_path / "download")) == FILES
 
 
 @pytest.mark.parametrize("kind", ["zip", *TARS])
-def test_reading_leaves_nothing_on_disk(write_source, tmp_path, kind):
-    source = write_source(kind, FILES)
-    list(read_files(source))
+def test_reading_leaves_nothing_on_disk(tmp_path, kind):
+    source = write_source(tmp_path, kind, FILES)
+    files_in(source)
     assert list(tmp_path.rglob("*")) == [source]
 
 
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(CracksError, match=r"The source .*metu\.zip does not exist\. Put the archive there"):
-        list(read_files(tmp_path / "metu.zip"))
+        batches_of(tmp_path / "metu.zip")
 
 
 @pytest.mark.parametrize("content", [b"", b"This is a text.\n", b"\xff\xd8\xff\xe0 a photo"])
 def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
     (tmp_path / "metu.zip").write_bytes(content)
-    with pytest.raises(CracksError, match=r"metu\.zip is neither a folder nor a \.zip or \.tar archive"):
-        list(read_files(tmp_path / "metu.zip"))
+    with pytest.raises(CracksError, match=r"metu\.zip is neither a folder nor a \.zip, \.tar or \.rar archive"):
+        entries(tmp_path / "metu.zip")
 
 
-def outcome(source):
-    """All files of the source, or None where it is refused."""
-    try:
-        return dict(read_files(source))
-    except CracksError as error:
-        assert re.search(r"cannot be read: .+ Download or make it again|is neither a folder", str(error))  # noqa: PT017
-        return None
+def test_an_archive_and_a_folder_without_any_are_one_batch(tmp_path):
+    for kind in ("zip", "folder"):
+        source = write_source(tmp_path, kind, FILES)
+        assert batches_of(source) == [Batch("", source)]
 
 
-@pytest.mark.parametrize("kind", ["zip", *TARS])
-def test_an_archive_that_is_cut_anywhere_is_refused_unless_nothing_is_missing(write_source, kind):
-    source = write_source(kind, FILES)
-    content = source.read_bytes()
-    # in a tar, the last blocks are padding
-    outcomes = []
-    for length in range(0, len(content), max(1, len(content) // 100)):
-        source.write_bytes(content[:length])
-        outcomes.append(outcome(source))
-    assert outcomes.count(None) >= 0.3 * len(outcomes)
-    assert all(files in (None, FILES) for files in outcomes)
+def test_archives_in_a_folder_are_batches_in_the_order_of_their_names_and_loose_files_the_oldest(tmp_path):
+    folder = tmp_path / "incoming"
+    write_folder(folder, {"Positive/first.jpg": b"1", "Positive/a.txt.zip/no archive.jpg": b"0"})
+    write_zip(folder / "2024-10.zip", {"Positive/third.jpg": b"3"})
+    write_tar(folder / "2024-09.TAR.GZ", {"Positive/second.jpg": b"2"}, "w:gz")
+    write_zip(folder / "._2024-09.zip", {"Positive/junk.jpg": b"4"})
+    (folder / "folder.zip").mkdir()
+    batches = batches_of(folder)
+    assert [batch.name for batch in batches] == ["", "2024-09.TAR.GZ", "2024-10.zip"]
+    assert [[entry.content for entry in read_batch(batch, LIMITS)] for batch in batches] == [
+        [b"0", b"1"],
+        [b"2"],
+        [b"3"],
+    ]
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
-def test_a_damaged_byte_is_noticed_unless_it_changes_no_file(write_source, kind):
-    source = write_source(kind, FILES)
-    content = source.read_bytes()
-    end = content.index(b"PK\x01\x02") if kind == "zip" else len(content)  # the table behind the files has no checksum
-    outcomes = []
-    for position in range(0, end, max(1, end // 100)):
-        damaged = bytearray(content)
-        damaged[position] ^= 0xFF
-        source.write_bytes(damaged)
-        outcomes.append(outcome(source))
-    assert outcomes.count(None) >= 0.5 * len(outcomes)
-    assert all(files in (None, FILES) for files in outcomes)
+def test_a_batch_whose_name_is_not_unicode_has_a_name_that_can_be_written(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/mai \xe9.zip", "wb") as file:  # noqa: PTH123
+        write_zip(file, {"Positive/a.jpg": b"a"})
+    (_, batch) = batches_of(tmp_path)
+    assert batch.name == r"mai \udce9.zip"
+    assert [entry.content for entry in read_batch(batch, LIMITS)] == [b"a"]
 
 
-def test_a_tar_whose_second_header_is_damaged_is_refused(write_source):
-    source = write_source("tar", FILES)
-    content = bytearray(source.read_bytes())
-    content[content.index(b"Negative/deep")] ^= 0xFF
-    source.write_bytes(content)
-    with pytest.raises(CracksError, match=r"source\.tar cannot be read: it is damaged"):
-        list(read_files(source))
+def test_a_file_whose_name_is_not_unicode_has_a_path_that_can_be_written(tmp_path):
+    (tmp_path / "Positive").mkdir()
+    with open(os.fsencode(tmp_path) + b"/Positive/caf\xe9.jpg", "wb"):  # noqa: PTH123
+        pass
+    assert files_in(tmp_path) == [(r"Positive/caf\udce9.jpg", b"")]
 
 
-def test_a_tar_that_ends_between_two_files_is_refused(write_source):
-    source = write_source("tar", FILES)
-    content = source.read_bytes()
-    source.write_bytes(content[: content.index(b"Positive/00001.jpg")])
-    with pytest.raises(CracksError, match=r"source\.tar cannot be read: it is cut short"):
-        list(read_files(source))
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path):
+    folder = tmp_path / "incoming"
+    write_folder(folder, {"Positive/a.jpg": b"a"})
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (tmp_path / "incoming-2").mkdir()
+    (tmp_path / "incoming-2" / "b.jpg").write_bytes(b"secret")
+    links = {"absolute": tmp_path / "secret.jpg", "relative": "../../secret.jpg", "beside": "../../incoming-2/b.jpg"}
+    for name, target in (links | {"broken": "nowhere", "loop": "loop.jpg", "a link within": "a.jpg"}).items():
+        (folder / "Positive" / f"{name}.jpg").symlink_to(target)
+    (folder / "whole folder").symlink_to(tmp_path / "incoming-2")
+    os.mkfifo(folder / "pipe.jpg")
+    found = {entry.path: (entry.content, entry.reason) for entry in entries(folder)}
+    reason = "a link that leads out of the folder, or no file"
+    outside = [f"Positive/{name}.jpg" for name in (*links, "broken", "loop")]
+    kept = {"Positive/a.jpg": (b"a", ""), "Positive/a link within.jpg": (b"a", "")}
+    assert found == kept | dict.fromkeys([*outside, "pipe.jpg"], (None, reason))
 
 
-def test_a_zip_with_a_password_is_refused(write_source):
-    source = write_source("zip", {"a.jpg": b"secret"})
-    content = bytearray(source.read_bytes())
-    for signature, offset in ((b"PK\x03\x04\x14\x00\x00\x00\x08", 6), (b"PK\x01\x02", 8)):
-        for match in re.finditer(re.escape(signature), bytes(content)):
-            content[match.start() + offset] |= 1  # the flag of an encrypted entry
-    source.write_bytes(content)
-    with pytest.raises(CracksError, match=r"source\.zip cannot be read: .*encrypted, password required"):
-        list(read_files(source))
+def test_a_file_in_a_folder_that_is_too_large_is_named_and_not_read(tmp_path):
+    write_folder(tmp_path / "incoming", {"a.jpg": bytes(1_000_000), "b.jpg": bytes(1_000_001)})
+    found = entries(tmp_path / "incoming", limits(max_file_mb=1))
+    assert found == [Entry("a.jpg", bytes(1_000_000)), Entry("b.jpg", None, "larger than 1 MB")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"max_files": 2}, r"refused: it holds more than 2 files\. .* raise ingest\.max_files in params"),
+        ({"max_total_mb": 1}, r"refused: it holds more than 1 MB\. .* raise ingest\.max_total_mb in params"),
+    ],
+)
+def test_a_folder_above_a_limit_is_refused(tmp_path, changes, match):
+    write_folder(tmp_path / "incoming", {f"{number}.jpg": bytes(400_000) for number in range(3)})
+    assert len(entries(tmp_path / "incoming", limits(max_files=3, max_total_mb=2))) == 3
+    with pytest.raises(CracksError, match=match):
+        entries(tmp_path / "incoming", limits(**changes))
 
 
 def test_images_are_found_below_folders_by_their_suffix_and_sorted(tmp_path):

@@ -1,334 +1,392 @@
-import hashlib
 import json
+import re
+import sys
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+import yaml
+from drawn_data import changed, drawn_files, ingest_files, params_for
+from page_reader import Page
 
 from pipeline import split
+from pipeline.contract import check, split_rules
 from pipeline.errors import CracksError, RefusedError
 from pipeline.images import INVENTORY_FILE
-from pipeline.params import Copies, Fractions, Params, Split
-from pipeline.split import (
-    SIDES,
-    assign,
-    check_sides,
-    check_validated,
-    count_leaks,
-    group_images,
-    read_inventories,
-    side_of,
-    summarise,
-)
+from pipeline.split import SIDES, age, assign, check_sides, links_between, read_inventories, summarise, with_checks
+from pipeline.stage import run_main
 
-FRACTIONS = Fractions(train=0.5, validation=0.25, test=0.25)
-PARAMS = Split(
-    train_on=("walls", "decks"),
-    fractions=FRACTIONS,
-    seed=0,
-    copies=Copies(min_similarity=0.97, max_brightness_difference=6),
-)
-ORIGINALS = np.random.default_rng(0).integers(50, 200, (12, 24, 24)).astype(np.uint8)  # no two are copies
-MIRRORINGS = (slice(None), slice(None)), (slice(None, None, -1), slice(None)), (slice(None), slice(None, None, -1))
-
-rows_of_images = st.lists(
-    st.fixed_dictionaries(
-        {
-            "dataset": st.sampled_from(["walls", "decks", "bridges"]),
-            "photo": st.sampled_from([None, None, "photo-1", "photo-2", "photo-3"]),
-            "original": st.integers(0, len(ORIGINALS) - 1),
-            "mirroring": st.integers(0, 2),
-            "label": st.sampled_from(["crack", "intact"]),
-        }
-    ),
-    min_size=1,
-    max_size=14,
-)
-whatever_images = settings(max_examples=40, deadline=None, derandomize=True)
+NO_PAIRS = pd.DataFrame({"first": [], "second": []}, dtype=np.int64)
+TRAIN_ON = ("walls", "decks")
 
 
-def inventory_of(rows):
-    """The inventory of images that are each a mirroring of one of ORIGINALS; the same mirroring has the same bytes."""
-    inventory = pd.DataFrame(rows)
-    drawn = list(zip(inventory["original"], inventory["mirroring"], strict=True))
-    return inventory.assign(
-        path=[f"{number:05}.jpg" for number in range(len(inventory))],
-        row=inventory.groupby("dataset").cumcount(),
-        sha256=[hashlib.sha256(f"{original}, {mirroring}".encode()).hexdigest() for original, mirroring in drawn],
-        thumbnail=[ORIGINALS[original][MIRRORINGS[mirroring]].tobytes() for original, mirroring in drawn],
-    )
+def image(dataset="walls", *, batch="", label="crack", photo=None):
+    return {"dataset": dataset, "batch": batch, "label": label, "photo": photo, "slice": ""}
 
 
-def linked_paths(inventory):
-    """The sets of paths that must stay together, found another way: components of a graph of images and reasons."""
-    graph = nx.Graph()
-    for image in inventory.to_dict("records"):
-        graph.add_edge(image["path"], ("original", image["original"]))
-        if pd.notna(image["photo"]):
-            graph.add_edge(image["path"], ("photo", image["dataset"], image["photo"]))
-    return [{node for node in nodes if isinstance(node, str)} for nodes in nx.connected_components(graph)]
+def images_of(rows):
+    """Inventories one below the other, of images that all have other bytes; the same path in every data set."""
+    images = pd.DataFrame(rows)
+    row = images.groupby("dataset").cumcount()
+    sha256 = [f"{number:03}" for number in range(len(images))]
+    return images.assign(row=row, path=[f"{number:03}.jpg" for number in row], sha256=sha256)
 
 
-def image(dataset, original, *, mirroring=0, photo=None, label="crack"):
-    return {"dataset": dataset, "photo": photo, "original": original, "mirroring": mirroring, "label": label}
+def pairs_of(*pairs):
+    return pd.DataFrame(pairs, columns=["first", "second"], dtype=np.int64)
 
 
-@whatever_images
-@given(rows=rows_of_images)
-def test_what_belongs_together_is_one_group_and_nothing_else_is(rows):
-    inventory = inventory_of(rows)
-    groups = assign(inventory, PARAMS).groupby("group")["path"].agg(set)
-    assert sorted(map(sorted, groups)) == sorted(map(sorted, linked_paths(inventory)))
+def split_params(**changes):
+    return params_for(["walls", "decks", "bridges"], train_on=list(TRAIN_ON), **changes).split
 
 
-@whatever_images
-@given(rows=rows_of_images)
-def test_no_group_is_on_two_sides_whatever_the_photos_and_copies(rows):
-    inventory = inventory_of(rows)
-    manifest = assign(inventory, PARAMS).set_index("path")
-    for paths in linked_paths(inventory):
-        sides = set(manifest.loc[sorted(paths), "split"]) - {"excluded"}
-        assert len(sides) <= 1
-    assert count_leaks(manifest.reset_index()) == 0
+def manifest_of(rows):
+    """A manifest from (dataset, photo, label, group, sha256, split)."""
+    columns = ["dataset", "photo", "label", "group", "sha256", "split"]
+    manifest = pd.DataFrame(rows, columns=columns)
+    manifest["photo"] = manifest["photo"].astype(object)
+    return manifest.assign(path=[f"{n}.jpg" for n in range(len(manifest))], slice="", batch="", row=0)
 
 
-@whatever_images
-@given(rows=rows_of_images)
-def test_other_data_sets_are_outside_and_what_they_share_is_excluded_from_the_rest(rows):
-    inventory = inventory_of(rows)
-    manifest = assign(inventory, PARAMS).set_index("path")
-    for paths in linked_paths(inventory):
-        group = manifest.loc[sorted(paths)]
-        is_outside = group["dataset"] == "bridges"
-        assert set(group.loc[is_outside, "split"]) <= {"outside"}
-        if is_outside.any():
-            assert set(group.loc[~is_outside, "split"]) <= {"excluded"}
-        else:
-            assert set(group["split"]) <= set(SIDES)
+def checked(rows, pairs=NO_PAIRS):
+    return with_checks(manifest_of(rows), pairs, TRAIN_ON)
 
 
-@whatever_images
-@given(rows=rows_of_images, data=st.data())
-def test_the_side_of_a_group_does_not_depend_on_other_groups(rows, data):
-    inventory = inventory_of(rows)
-    together = linked_paths(inventory)
-    kept = set().union(*data.draw(st.lists(st.sampled_from(together), min_size=1)))
-    whole = assign(inventory, PARAMS).set_index("path")["split"]
-    alone = assign(inventory[inventory["path"].isin(kept)], PARAMS).set_index("path")["split"]
-    assert alone.to_dict() == whole[alone.index].to_dict()
+def test_outside_sets_are_the_oldest_then_the_batches_of_each_data_set_take_turns():
+    names = ["bridges", "bridges", "decks", "decks", "walls", "walls", "walls"]
+    batches = ["", "b.zip", "", "late.zip", "1.zip", "2.zip", "3.zip"]
+    images = images_of([image(name, batch=batch) for name, batch in zip(names, batches, strict=True)])
+    assert age(images, TRAIN_ON).tolist() == [0, 0, 1, 2, 1, 2, 3]
 
 
-@whatever_images
-@given(rows=rows_of_images, data=st.data())
-def test_the_order_of_the_images_changes_no_side_and_no_group(rows, data):
-    inventory = inventory_of(rows)
-    order = data.draw(st.permutations(range(len(inventory))))
-    columns = ["group", "split"]
-    before = assign(inventory, PARAMS).set_index("path")[columns]
-    after = assign(inventory.iloc[order], PARAMS).set_index("path")[columns]
-    pd.testing.assert_frame_equal(after.sort_index(), before.sort_index())
-
-
-@whatever_images
-@given(rows=rows_of_images, data=st.data())
-def test_a_planted_leak_is_counted(rows, data):
-    manifest = assign(inventory_of(rows), PARAMS)
-    used = manifest[manifest["split"] != "excluded"]
-    crowded = used[used.duplicated("group", keep=False)]
-    assume(len(crowded))
-    victim = data.draw(st.sampled_from(sorted(crowded.index)))
-    elsewhere = sorted({*SIDES, "outside"} - {manifest.loc[victim, "split"]})
-    manifest.loc[victim, "split"] = data.draw(st.sampled_from(elsewhere))
-    assert count_leaks(manifest) >= 1
-
-
-@pytest.mark.parametrize(
-    ("images", "leaks"),
-    [
-        ([("a", "1", "train"), ("a", "2", "train"), ("b", "3", "test")], 0),
-        ([("a", "1", "train"), ("a", "2", "test")], 1),
-        ([("a", "1", "train"), ("a", "2", "test"), ("a", "3", "validation")], 1),
-        ([("a", "1", "train"), ("a", "2", "test"), ("b", "3", "test"), ("b", "4", "outside")], 2),
-        ([("a", "1", "train"), ("b", "1", "test")], 1),  # the same bytes, though grouping missed it
-        ([("a", "1", "train"), ("a", "1", "test")], 2),  # the group and the bytes
-        ([("a", "1", "excluded"), ("a", "2", "outside")], 0),
-    ],
-)
-def test_leaks_of_hand_worked_examples(images, leaks):
-    assert count_leaks(pd.DataFrame(images, columns=["group", "sha256", "split"])) == leaks
-
-
-def test_byte_identical_plain_images_are_one_group_and_others_are_not():
-    rows = [image("walls", number) for number in range(4)]
-    plain = [np.full((24, 24), grey, np.uint8).tobytes() for grey in (100, 100, 100, 101)]
-    inventory = inventory_of(rows).assign(thumbnail=plain, sha256=["aa", "bb", "aa", "cc"])
-    assert group_images(inventory, PARAMS).tolist() == ["aa", "bb", "aa", "cc"]
-
-
-def test_byte_identical_plain_images_link_the_photos_that_they_are_from():
-    rows = [image("walls", number, photo=f"photo-{1 + number // 2}") for number in range(4)]
-    inventory = inventory_of(rows)
-    plain = np.full((24, 24), 100, np.uint8).tobytes()
-    assert group_images(inventory, PARAMS).nunique() == 2
-    inventory.loc[[1, 2], "sha256"] = "ff"
-    inventory["thumbnail"] = [inventory["thumbnail"][0], plain, plain, inventory["thumbnail"][3]]
-    assert group_images(inventory, PARAMS).nunique() == 1
-
-
-def test_photos_of_the_same_name_in_two_data_sets_are_two_photos():
-    rows = [image(dataset, n, photo="photo-1") for n, dataset in enumerate(["walls", "walls", "decks"])]
-    first, second, third = group_images(inventory_of(rows), PARAMS)
-    assert first == second != third
-
-
-def test_a_group_is_named_by_its_smallest_hash():
-    inventory = inventory_of([image("walls", n, photo="photo-1") for n in range(3)]).assign(sha256=["c", "a", "b"])
-    assert group_images(inventory, PARAMS).tolist() == ["a", "a", "a"]
-
-
-@pytest.mark.parametrize(
-    ("group", "seed", "side"),
-    [("a", 0, "validation"), ("b", 0, "test"), ("d", 0, "train"), ("a", 1, "train"), ("c", 1, "validation")],
-)
-def test_sides_that_were_dealt_once_stay_as_they_are(group, seed, side):
-    assert side_of(group, FRACTIONS, seed) == side
-
-
-@pytest.mark.parametrize("fractions", [(0.6, 0.2, 0.2), (0.7, 0.15, 0.15), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
-def test_the_sides_get_their_fractions_of_the_groups(fractions):
-    n = 4000
-    expected = dict(zip(SIDES, fractions, strict=True))
-    sides = pd.Series([side_of(f"group {number}", Fractions(**expected), seed=0) for number in range(n)])
-    for side, fraction in expected.items():
-        deviation = (fraction * (1 - fraction) / n) ** 0.5
-        assert abs((sides == side).mean() - fraction) <= 4 * deviation
-
-
-def test_another_seed_deals_otherwise():
-    dealt = [[side_of(f"group {number}", FRACTIONS, seed) for number in range(100)] for seed in (0, 1)]
-    assert sum(first != second for first, second in zip(*dealt, strict=True)) > 30
-
-
-def test_the_manifest_keeps_the_images_and_their_order():
-    inventory = inventory_of([image("walls", 0), image("bridges", 1, label="intact"), image("walls", 2)])
-    manifest = assign(inventory, PARAMS)
-    columns = ["path", "dataset", "row", "label", "sha256"]
-    pd.testing.assert_frame_equal(manifest[columns], inventory[columns])
-    assert list(manifest.columns) == [*columns, "group", "split"]
-
-
-def test_the_summary_of_a_hand_worked_example():
+def test_copies_are_linked_and_the_tiles_of_a_photo_in_its_data_set_alone():
     rows = [
-        image("walls", 0),
-        image("walls", 0, mirroring=1),
-        image("walls", 1),
-        image("decks", 1),
-        image("decks", 2),
-        image("walls", 3),
-        image("bridges", 3, mirroring=2),
-        image("bridges", 4),
+        image(photo="1"),
+        image(photo="2"),
+        image(photo="1"),
+        image("decks", photo="1"),
+        image(),
+        image(),
+        image(photo="1"),
     ]
-    summary = summarise(assign(inventory_of(rows), PARAMS), PARAMS)
-    assert summary == {"n_images": 6, "n_groups": 4, "n_copies": 2, "n_excluded": 1, "leaks": 0}
+    assert sorted(links_between(images_of(rows), pairs_of((4, 5))).tolist()) == [[0, 2], [2, 6], [4, 5]]
 
 
-def manifest_with(sides_and_labels):
-    return pd.DataFrame(sides_and_labels, columns=["split", "label"])
+def test_without_photos_and_copies_nothing_is_linked():
+    assert links_between(images_of([image(), image()]), NO_PAIRS).shape == (0, 2)
+
+
+def test_the_manifest_keeps_the_images_in_their_order():
+    images = images_of([image("bridges"), image("decks", label="intact"), image("walls", photo="1")])
+    manifest = assign(images, NO_PAIRS, split_params())
+    pd.testing.assert_frame_equal(manifest[split.COLUMNS], images[split.COLUMNS])
+    assert list(manifest) == [*split.COLUMNS, "group", "split"]
+    assert manifest["split"][0] == "outside"
+    assert set(manifest["split"][1:]) <= set(SIDES)
+
+
+def test_copies_and_tiles_of_a_photo_share_a_group_and_a_side():
+    rows = [image(photo="1"), image(photo="1"), *[image() for _ in range(10)]]
+    manifest = assign(images_of(rows), pairs_of((1, 2)), split_params())
+    assert manifest["group"].tolist()[:4] == ["000"] * 3 + ["003"]
+    assert manifest["split"][:3].nunique() == 1
+
+
+def test_what_an_outside_set_shares_is_excluded_from_training_and_found():
+    images = images_of([image("bridges"), image("bridges"), image(), image()])
+    pairs = pairs_of((0, 2))
+    found = with_checks(assign(images, pairs, split_params()), pairs, TRAIN_ON)
+    assert found["split"].tolist()[:3] == ["outside", "outside", "excluded"]
+    assert found["split"][3] in SIDES
+    assert found["is_shared"].tolist() == [1, 0, 1, 0]
+    assert found["is_excluded"].tolist() == [0, 0, 1, 0]
+    assert found["is_leak"].tolist() == [0] * 4  # it was kept out
+
+
+def test_a_photo_that_an_outside_set_lends_goes_to_validation_and_keeps_its_copies_out_of_training():
+    images = images_of([image("bridges", photo="1"), image("bridges", photo="1"), image("bridges", photo="2"), image()])
+    pairs = pairs_of((0, 3))
+    manifest = assign(images, pairs, split_params(photos={"validation": ["bridges/1"]}))
+    assert manifest["split"].tolist() == ["validation", "validation", "outside", "excluded"]
+    assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
+
+
+def test_a_lent_photo_with_a_copy_in_a_photo_that_is_not_lent_is_a_leak():
+    images = images_of([image("bridges", photo="1"), image("bridges", photo="2")])
+    manifest = assign(images, pairs_of((0, 1)), split_params(photos={"validation": ["bridges/1"]}))
+    assert with_checks(manifest, pairs_of((0, 1)), TRAIN_ON)["is_leak"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_photo_of_a_data_set_trained_on_goes_where_it_is_given(side):
+    rows = [image(photo="1"), image(photo="1"), image(photo="2")]
+    manifest = assign(images_of(rows), NO_PAIRS, split_params(photos={side: ["walls/1"]}))
+    assert manifest["split"].tolist()[:2] == [side, side]
+
+
+# Each manifest as (dataset, photo, label, group, sha256, split), the copies, and the rows where a column is 1.
+PLANTED = {
+    "a copy on another side": (
+        [
+            ("walls", None, "crack", "a", "1", "train"),
+            ("walls", None, "crack", "b", "2", "test"),
+            ("walls", None, "crack", "c", "3", "test"),
+        ],
+        [(0, 1)],
+        {"is_leak": [0, 1]},
+    ),
+    "a group on two sides": (
+        [("walls", None, "crack", "a", "1", "train"), ("walls", None, "crack", "a", "2", "validation")],
+        [],
+        {"is_leak": [0, 1]},
+    ),
+    "a photo on two sides": (
+        [
+            ("walls", "1", "crack", "a", "1", "train"),
+            ("walls", "1", "crack", "b", "2", "test"),
+            ("decks", "1", "crack", "c", "3", "validation"),
+        ],
+        [],
+        {"is_leak": [0, 1]},
+    ),
+    "the same bytes on two sides": (
+        [("walls", None, "crack", "a", "1", "train"), ("walls", None, "crack", "b", "1", "test")],
+        [],
+        {"is_twin_across_sides": [0, 1]},
+    ),
+    "a copy in an outside set": (
+        [("bridges", None, "crack", "a", "1", "outside"), ("walls", None, "crack", "a", "2", "excluded")],
+        [(0, 1)],
+        {"is_shared": [0, 1], "is_excluded": [1]},
+    ),
+    "the other label in another data set": (
+        [("decks", None, "crack", "a", "1", "train"), ("walls", None, "intact", "a", "2", "train")],
+        [(0, 1)],
+        {"is_conflict": [0, 1]},
+    ),
+    "the other label in the same data set, which its own contract finds": (
+        [("walls", None, "crack", "a", "1", "train"), ("walls", None, "intact", "a", "2", "train")],
+        [(0, 1)],
+        {},
+    ),
+    "excluded images": (
+        [("walls", "1", "crack", "a", "1", "train"), ("walls", "1", "crack", "a", "1", "excluded")],
+        [(0, 1)],
+        {"is_excluded": [1]},
+    ),
+    "nothing": (
+        [("walls", None, "crack", "a", "1", "train"), ("walls", None, "crack", "b", "2", "test")],
+        [],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "pairs", "expected"), PLANTED.values(), ids=PLANTED.keys())
+def test_what_is_planted_in_a_manifest_is_found_in_it(rows, pairs, expected):
+    found = checked(rows, pairs_of(*pairs))
+    columns = ["is_leak", "is_twin_across_sides", "is_shared", "is_conflict", "is_excluded"]
+    assert {name: np.flatnonzero(found[name]).tolist() for name in columns if found[name].any()} == expected
+
+
+@pytest.mark.parametrize("case", [name for name in PLANTED if name not in ("nothing", "excluded images")])
+def test_a_planted_fault_turns_the_contract_of_the_split_red(case):
+    rows, pairs, expected = PLANTED[case]
+    broken = [rule for rule in check(checked(rows, pairs_of(*pairs)), split_rules()) if not rule.success]
+    assert len([rule for rule in broken if rule.severity == "fail"]) == len(expected.keys() - {"is_excluded"})
+    if "is_leak" in expected:
+        assert [(rule.text, rule.paths) for rule in broken] == [
+            ("no group, and no photo, is on two sides of the split", ("0.jpg", "1.jpg"))
+        ]
+
+
+def test_too_many_excluded_images_are_a_warning():
+    n = 200
+    rows = [("walls", None, "crack", str(n), str(n), "train") for n in range(n)]
+    for n_excluded, is_met in ((2, True), (3, False)):
+        few = [(*row[:5], "excluded") if number < n_excluded else row for number, row in enumerate(rows)]
+        *others, rule = check(checked(few), split_rules())
+        assert all(other.success for other in others)
+        assert (rule.severity, rule.success) == ("warn", is_met)
+
+
+def test_images_of_one_path_in_two_data_sets_are_two_images():
+    rows = [("walls", None, "crack", "a", "1", "train"), ("decks", None, "crack", "b", "2", "test")]
+    manifest = manifest_of(rows).assign(path="crack/0001.jpg")
+    assert with_checks(manifest, NO_PAIRS, TRAIN_ON)["is_leak"].sum() == 0
+
+
+def sides_and_labels(n=2, **columns):
+    """A manifest with n groups of one image for each side and label."""
+    rows = [(side, label) for side in SIDES for label in ("crack", "intact") for _ in range(n)]
+    manifest = pd.DataFrame(rows, columns=["split", "label"])
+    names = [str(number) for number in range(len(manifest))]
+    return manifest.assign(group=names, path=[f"{name}.jpg" for name in names], slice="").assign(**columns)
 
 
 def test_both_labels_on_every_side_are_enough():
-    check_sides(manifest_with([(side, label) for side in SIDES for label in ("crack", "intact")]))
+    check_sides(sides_and_labels())
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("label", "left"), [("crack", "intact"), ("intact", "crack")])
-def test_a_side_that_lacks_a_label_is_refused(side, label, left):
-    everything = [(side, label) for side in (*SIDES, "outside") for label in ("crack", "intact")]
-    with pytest.raises(CracksError, match=rf"The {side} side has \['{left}'\], it needs both"):
-        check_sides(manifest_with([pair for pair in everything if pair != (side, label)]))
+def test_too_few_groups_for_a_label_on_a_side_are_an_error(side, label, left):
+    manifest = sides_and_labels()
+    lacking = manifest[(manifest["split"] != side) | (manifest["label"] != label)]
+    with pytest.raises(CracksError, match=rf"The {side} side has \['{left}'\], it needs both .*: too few groups"):
+        check_sides(lacking)
 
 
-def test_an_empty_side_is_refused():
-    with pytest.raises(CracksError, match="The test side has no images, it needs both crack and intact"):
-        check_sides(manifest_with([(side, label) for side in SIDES[:2] for label in ("crack", "intact")]))
+@pytest.mark.parametrize("side", SIDES)
+def test_an_empty_side_is_an_error(side):
+    manifest = sides_and_labels()
+    with pytest.raises(CracksError, match=f"The {side} side has no images, it needs both crack and intact"):
+        check_sides(manifest[manifest["split"] != side])
 
 
-@pytest.fixture
-def params():
-    drawn = {"source": "walls.zip"}
-    return Params.model_construct(
-        datasets=dict.fromkeys(["walls", "decks", "bridges"], drawn),
-        split=PARAMS,
+def test_a_group_that_swallows_a_label_is_an_error():
+    manifest = sides_and_labels(4)
+    cracked = manifest.index[manifest["label"] == "crack"]
+    half = manifest.assign(group=manifest["group"].mask(manifest.index.isin(cracked[:6]), "big"))
+    check_sides(half)
+    more = manifest.assign(group=manifest["group"].mask(manifest.index.isin(cracked[:7]), "big"))
+    with pytest.raises(CracksError, match=r"holds 7 of the 12 images of label 'crack', 0\.jpg among them"):
+        check_sides(more)
+
+
+def test_a_group_that_swallows_a_slice_is_an_error_but_a_slice_of_one_image_is_none():
+    manifest = sides_and_labels(4)
+    manifest.loc[0, "slice"] = "stairs"
+    check_sides(manifest)
+    manifest.loc[[0, 1], ["slice", "group"]] = ["stairs", "big"]
+    with pytest.raises(CracksError, match="holds 2 of the 2 images of slice 'stairs'"):
+        check_sides(manifest)
+
+
+def test_the_summary_of_a_hand_worked_example():
+    found = checked(
+        [
+            ("walls", None, "crack", "a", "1", "train"),
+            ("walls", None, "crack", "a", "2", "train"),
+            ("decks", None, "crack", "b", "3", "test"),
+            ("walls", None, "crack", "b", "3", "train"),
+            ("walls", None, "crack", "c", "4", "excluded"),
+            ("bridges", None, "crack", "c", "5", "outside"),
+        ]
     )
+    summary = summarise(found, TRAIN_ON)
+    # two of one group on two sides are a leak each, and of the same bytes besides
+    assert summary == {"n_images": 5, "n_groups": 3, "n_copies": 2, "n_excluded": 1, "leaks": 4}
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+    """Two data sets: walls with copies, bridges, which shares nothing with it."""
+    folder = tmp_path_factory.mktemp("split")
+    for name, seed in (("walls", 1), ("bridges", 2)):
+        files = drawn_files(n=20 if name == "walls" else 4, seed=seed, mirrored=4)
+        ingest_files(files, folder / name).rename(folder / f"{name}-dataset")
+    return folder
 
 
 @pytest.fixture
-def places(tmp_path):
-    """The paths of the stage, with three data sets ingested and found green: two trained on, one outside."""
-    rng = np.random.default_rng(1)
-    for name, n in (("walls", 60), ("decks", 20), ("bridges", 10)):
-        inventory = pd.DataFrame(
-            {
-                "path": [f"{number:05}.jpg" for number in range(n)],
-                "label": ["crack", "intact"] * (n // 2),
-                "photo": [f"photo-{number // 2}" for number in range(n)] if name == "decks" else None,
-                "sha256": [hashlib.sha256(f"{name} {number}".encode()).hexdigest() for number in range(n)],
-                "thumbnail": [thumbnail.tobytes() for thumbnail in rng.integers(0, 256, (n, 24, 24)).astype(np.uint8)],
-            }
-        )
-        (tmp_path / "datasets" / name).mkdir(parents=True)
-        inventory.to_parquet(tmp_path / "datasets" / name / INVENTORY_FILE)
-        (tmp_path / "validated").mkdir(exist_ok=True)
+def places(ingested, tmp_path):
+    """The paths of the stage, with both data sets found green."""
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "validated").mkdir()
+    for name in ("walls", "bridges"):
+        (tmp_path / "datasets" / name).symlink_to(ingested / f"{name}-dataset")
         (tmp_path / "validated" / f"{name}.json").write_text('{"success": true}')
     return {
         "datasets": tmp_path / "datasets",
         "validated": tmp_path / "validated",
         "manifest_path": tmp_path / "out" / "manifest.parquet",
         "summary_path": tmp_path / "out" / "split.json",
+        "report": tmp_path / "out" / "contract.json",
+        "page": tmp_path / "out" / "contract.html",
     }
 
 
+@pytest.fixture
+def params():
+    return params_for(["bridges", "walls"], train_on=["walls"])
+
+
 def test_inventories_are_put_one_below_the_other_and_rows_count_within_each(places):
-    inventory = read_inventories(places["datasets"], ["bridges", "decks"])
-    assert inventory["dataset"].tolist() == ["bridges"] * 10 + ["decks"] * 20
-    assert inventory["row"].tolist() == [*range(10), *range(20)]
-    assert inventory.index.tolist() == list(range(30))
+    inventory = read_inventories(places["datasets"], ["bridges", "walls"])
+    assert inventory["dataset"].tolist() == ["bridges"] * 16 + ["walls"] * 48
+    assert inventory["row"].tolist() == [*range(16), *range(48)]
+    assert inventory.index.tolist() == list(range(64))
 
 
-def test_a_stage_writes_the_manifest_and_its_summary(places, params):
+def test_a_green_split_writes_manifest_summary_report_and_page(places, params, caplog):
+    caplog.set_level("INFO", "pipeline")
     split.run(params, **places)
     manifest = pd.read_parquet(places["manifest_path"])
-    assert manifest["dataset"].value_counts().to_dict() == {"walls": 60, "decks": 20, "bridges": 10}
-    assert set(manifest["split"]) == {*SIDES, "outside"}
-    decks = manifest[manifest["dataset"] == "decks"]
-    assert (decks["split"].to_numpy()[::2] == decks["split"].to_numpy()[1::2]).all()  # two tiles a photo
+    assert manifest["dataset"].value_counts().to_dict() == {"walls": 48, "bridges": 16}
+    assert (manifest["split"] == "outside").equals(manifest["dataset"] == "bridges")
+    walls = manifest[manifest["dataset"] == "walls"]
+    assert set(walls["split"]) == set(SIDES)
+    assert (walls["group"].value_counts() == 2).sum() == 8
     summary = json.loads(places["summary_path"].read_text())
-    assert summary == {"n_images": 80, "n_groups": 70, "n_copies": 10, "n_excluded": 0, "leaks": 0}
+    assert summary == {"n_images": 48, "n_groups": 40, "n_copies": 8, "n_excluded": 0, "leaks": 0}
+    report = json.loads(places["report"].read_text())
+    assert (report["dataset"], report["success"], len(report["rules"])) == ("split", True, 5)
+    assert report["facts"]["outside images"] == "16"
+    page = Page(places["page"].read_text())
+    assert "no group, and no photo, is on two sides of the split" in page.text
+    assert "split: contract green" in caplog.messages
 
 
-def test_a_folder_that_no_params_name_does_not_count(places, params):
-    (places["datasets"] / "stale").mkdir()
-    (places["datasets"] / "stale" / INVENTORY_FILE).write_text("not read")
-    split.run(params, **places)
-    assert "stale" not in set(pd.read_parquet(places["manifest_path"])["dataset"])
+def test_a_split_that_leaks_is_refused_with_rule_and_paths_and_no_manifest(places, params, monkeypatch):
+    def tampered(images, pairs, params):
+        manifest = assign(images, pairs, params)
+        copy = pairs["second"].iloc[-1]
+        elsewhere = next(side for side in SIDES if side != manifest["split"][copy])
+        manifest.loc[copy, "split"] = elsewhere
+        return manifest
 
-
-def test_a_split_with_leaks_is_refused_and_nothing_is_written(places, params, monkeypatch):
-    monkeypatch.setattr(split, "count_leaks", lambda manifest: 2)
-    with pytest.raises(RefusedError, match=r"^2 groups are on two sides"):
+    monkeypatch.setattr(split, "assign", tampered)
+    lines = "split breaks its contract:\n  not so: no group, and no photo, is on two sides of the split. Observed: "
+    with pytest.raises(RefusedError, match=f"^{re.escape(lines)}2 images that break the rule\n    .*jpg\n") as caught:
         split.run(params, **places)
-    assert not places["manifest_path"].parent.exists()
+    assert caught.value.exit_code == 3
+    assert str(places["page"]) in str(caught.value)
+    assert not places["manifest_path"].exists()
+    assert not places["summary_path"].exists()
+    report = json.loads(places["report"].read_text())
+    (broken,) = [rule for rule in report["rules"] if not rule["success"]]
+    assert all(path in str(caught.value) for path in broken["paths"])
+    assert len(broken["paths"]) == 2
+    assert report["success"] is False
+    assert len(Page(places["page"].read_text()).all("img")) == 2
 
 
-def test_a_split_without_both_labels_on_a_side_is_refused_and_nothing_is_written(places, params):
-    no_test_side = Fractions(train=0.5, validation=0.5, test=0)
-    params = params.model_copy(update={"split": PARAMS.model_copy(update={"fractions": no_test_side})})
-    with pytest.raises(CracksError, match="The test side has no images"):
+def test_a_copy_in_an_outside_set_is_refused(places, params, tmp_path):
+    files = drawn_files(n=20, seed=1)
+    shared = {
+        "crack/shared.jpg": changed(files["crack/0003.jpg"]),
+        "intact/1.jpg": drawn_files(1, 9)["intact/0001.jpg"],
+    }
+    (places["datasets"] / "bridges").unlink()
+    ingest_files(shared, tmp_path / "shared").rename(places["datasets"] / "bridges")
+    with pytest.raises(
+        RefusedError, match=r"no outside image has a copy(.|\n)*crack/shared\.jpg(.|\n)*crack/0003\.jpg"
+    ):
         split.run(params, **places)
-    assert not places["manifest_path"].parent.exists()
+    assert not places["manifest_path"].exists()
+
+
+def test_the_command_line_exits_with_3_where_a_contract_is_missing(places, tmp_path, monkeypatch, capsys):
+    params = yaml.safe_load(params_for(["bridges", "walls"], train_on=["walls"]).model_dump_json(by_alias=True))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (places["validated"] / "bridges.json").unlink()
+    flags = {"manifest_path": "manifest", "summary_path": "summary"}
+    arguments = [part for name, path in places.items() for part in (f"--{flags.get(name, name)}", str(path))]
+    monkeypatch.setattr(sys, "argv", ["split", "--params", str(tmp_path / "params.yaml"), *arguments])
+    with pytest.raises(SystemExit, match=r"^3$"):
+        run_main(split.main)
+    assert "Data set bridges has no green contract. Run `dvc repro validate@bridges`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("receipt", [None, '{"success": false}'], ids=["missing", "red"])
@@ -342,6 +400,15 @@ def test_a_data_set_without_a_green_contract_is_refused_and_nothing_is_written(p
     assert not places["manifest_path"].parent.exists()
 
 
-def test_only_the_named_data_sets_need_a_green_contract(places):
-    (places["validated"] / "bridges.json").unlink()
-    check_validated(places["validated"], ["walls", "decks"])
+def test_a_split_without_a_test_side_is_an_error_and_nothing_is_written(places):
+    params = params_for(["walls"], fractions={"train": 0.5, "validation": 0.5, "test": 0})
+    with pytest.raises(CracksError, match="The test side has no images"):
+        split.run(params, **places)
+    assert not places["manifest_path"].parent.exists()
+
+
+def test_a_folder_that_no_params_name_does_not_count(places):
+    (places["datasets"] / "stale").mkdir()
+    (places["datasets"] / "stale" / INVENTORY_FILE).write_text("not read")
+    split.run(params_for(["walls"]), **places)
+    assert set(pd.read_parquet(places["manifest_path"])["dataset"]) == {"walls"}

@@ -16,18 +16,28 @@ from pipeline.train import checkpoint_folder, features_of, side_of
 
 PARAMS = {
     "datasets": {"ours": {"source": "ours"}, "theirs": {"source": "theirs"}},
+    "ingest": {
+        "max_files": 99,
+        "max_total_mb": 99,
+        "max_file_mb": 99,
+        "max_expansion": 99,
+        "max_image_megapixels": 9,
+    },
     "contract": {
         "min_images_per_label": 1,
         "min_decodable_share": 1,
         "min_minority_share": 0,
         "min_size_px": 32,
         "max_size_px": 99,
+        "max_copies_share": 1,
+        "min_share_in_range": 1,
+        "ranges": {},
     },
     "split": {
         "train_on": ["ours", "theirs"],
         "fractions": {"train": 0.6, "validation": 0.2, "test": 0.2},
         "seed": 0,
-        "copies": {"min_similarity": 1, "max_brightness_difference": 0},
+        "copies": {"min_correlation": 1},
     },
     "backbones": {
         "small": {"architecture": "mobilenet-v2", "image_size_px": 32},

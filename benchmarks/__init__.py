@@ -1,0 +1,1 @@
+"""What the project claims to be fast and good at, measured by command."""

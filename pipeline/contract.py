@@ -1,0 +1,169 @@
+"""The data contract as Great Expectations suites: what must hold of a data set, and of the split over all of them.
+
+Columns are computed first, then the library's own expectations hold them against the limits of params.yaml. A rule of
+severity "warning" is shown and counted, and does not turn a contract red.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import pandas as pd
+
+from pipeline.contract_page import Rule
+from pipeline.params import Contract
+
+if TYPE_CHECKING:
+    from great_expectations.expectations import Expectation
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+N_PATHS = 10  # of offenders that are named
+
+
+def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each file found, with the computed columns that the rules speak of.
+
+    Files in quarantine have `decodable` 0 and no other values but `path`.
+
+    Args:
+        inventory: of `ingest`.
+        quarantine: of `ingest`.
+        copies: columns is_copy and is_conflict, rows as in the inventory.
+    """
+    images = inventory.assign(
+        decodable=1,
+        is_crack=(inventory["label"] == "crack").astype(int),
+        is_intact=(inventory["label"] == "intact").astype(int),
+        shorter_side_px=inventory[["height", "width"]].min(axis=1),
+        longer_side_px=inventory[["height", "width"]].max(axis=1),
+        has_photo=inventory["photo"].notna().astype(int),
+        is_copy=copies["is_copy"].astype(int).to_numpy(),
+        is_conflict=copies["is_conflict"].astype(int).to_numpy(),
+    ).drop(columns=["fingerprint"])
+    return pd.concat([images, quarantine[["path"]].assign(decodable=0)], ignore_index=True)
+
+
+def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectation"]:
+    """Return the rules for one data set, over `files_table`; the notes of each say it in words."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    least, share, common = contract.min_images_per_label, contract.min_minority_share, contract.min_share_in_range
+    rules: list[Expectation] = [
+        gxe.ExpectColumnDistinctValuesToEqualSet(
+            column="label", value_set=["crack", "intact"], notes="both labels are there, and no other"
+        ),
+        gxe.ExpectColumnSumToBeBetween(
+            column="is_crack", min_value=least, notes=f"at least {least} images are labelled crack"
+        ),
+        gxe.ExpectColumnSumToBeBetween(
+            column="is_intact", min_value=least, notes=f"at least {least} images are labelled intact"
+        ),
+        gxe.ExpectColumnMeanToBeBetween(
+            column="is_crack",
+            min_value=share,
+            max_value=1 - share,
+            notes=f"the rarer label makes up at least {share:.1%}",
+        ),
+        gxe.ExpectColumnMeanToBeBetween(
+            column="decodable",
+            min_value=contract.min_decodable_share,
+            notes=f"at least {contract.min_decodable_share:.1%} of the files are images that can be read",
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="shorter_side_px",
+            min_value=contract.min_size_px,
+            notes=f"no side is shorter than {contract.min_size_px} px",
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="longer_side_px",
+            max_value=contract.max_size_px,
+            notes=f"no side is longer than {contract.max_size_px} px",
+        ),
+        gxe.ExpectColumnValuesToBeUnique(column="id", notes="every image has an id of its own"),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="is_conflict", value_set=[0], notes="no image has a copy with the other label"
+        ),
+        gxe.ExpectColumnMeanToBeBetween(
+            column="is_copy",
+            max_value=contract.max_copies_share,
+            severity=FailureSeverity.WARNING,
+            notes=f"at most {contract.max_copies_share:.1%} of the images are copies of others",
+        ),
+    ]
+    for column, (low, high) in contract.ranges.items():
+        words = f"{column} is between {low:g} and {high:g} for at least {common:.1%} of the images"
+        rules.append(
+            gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, mostly=common, notes=words)
+        )
+    if photos_are_named:
+        rules.append(
+            gxe.ExpectColumnValuesToBeInSet(
+                column="has_photo", value_set=[1], notes="the photo of every image is known"
+            )
+        )
+    return rules
+
+
+def split_rules() -> list["Expectation"]:
+    """Return the rules for all data sets together, over the manifest with its computed columns."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    return [
+        gxe.ExpectColumnValuesToBeInSet(
+            column="is_leak", value_set=[0], notes="no group, and no photo, is on two sides of the split"
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="is_twin_across_sides", value_set=[0], notes="no two images of the same bytes are on two sides"
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="is_shared", value_set=[0], notes="no outside image has a copy in a data set trained on"
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="is_conflict", value_set=[0], notes="no image has a copy with the other label in another data set"
+        ),
+        gxe.ExpectColumnMeanToBeBetween(
+            column="is_excluded",
+            max_value=0.01,
+            severity=FailureSeverity.WARNING,
+            notes="at most 1.0% of the images are excluded",
+        ),
+    ]
+
+
+def check(table: pd.DataFrame, rules: list["Expectation"]) -> list[Rule]:
+    """Hold `table`, which has a column path, against the rules; return what came of each."""
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    # it sets its own to INFO, whatever that of the library is
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    asset = context.data_sources.add_pandas("inventory").add_dataframe_asset("files")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
+    suite = gx.ExpectationSuite(name="contract", expectations=rules)
+    outcomes = []
+    for outcome in batch.validate(suite, result_format="COMPLETE").results:
+        config = cast("ExpectationConfiguration", outcome.expectation_config)
+        offenders = outcome.result.get("unexpected_index_list") or []
+        outcomes.append(
+            Rule(
+                text=str(config.notes),
+                severity="warn" if config.severity == "warning" else "fail",
+                success=bool(outcome.success),
+                observed=_observed(outcome.result),
+                paths=tuple(str(path) for path in table["path"].iloc[offenders[:N_PATHS]]),
+            )
+        )
+    return outcomes
+
+
+def _observed(result: dict[str, Any]) -> str:
+    if result.get("observed_value") is not None:
+        value = result["observed_value"]
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if "partial_missing_list" in result:  # of a set of values
+        missing, unexpected = result["partial_missing_list"], result["partial_unexpected_list"]
+        return f"missing {missing}, unexpected {unexpected}" if missing or unexpected else "these and no other"
+    return f"{len(result.get('unexpected_index_list') or [])} images that break the rule"

@@ -1,0 +1,120 @@
+"""Fingerprints of images: alike for copies of one image in any of the eight symmetries of the square, for no others.
+
+A fingerprint is the low frequencies of the image's discrete cosine transform (DCT), as in perceptual hashing (pHash:
+Zauner 2010), made equally strong, as in phase-only correlation (Kuglin and Hines 1975). Copies have correlated
+fingerprints; other images of concrete do not, however alike they look, for the frequencies of their grain have other
+signs. To mirror an image is to flip the signs of the odd columns or rows of its DCT, to turn it by a quarter transposes
+the DCT as well: two fingerprints give their correlation in all eight symmetries. See docs/copies.md.
+"""
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+
+Fingerprints = npt.NDArray[np.int8]  # (n, 32, 32); rows: half-waves from top to bottom, columns: from left to right
+
+N_FREQUENCIES = 32  # half-waves along a side, that is 16 periods; JPEG quality 50 and resizing by 0.75 spare these
+LOWEST_FREQUENCY = 3  # half-waves; what is slower is shading
+INVARIANT_FREQUENCY = 16  # half-waves; to find candidates, fewer numbers will do than to compare them
+MIN_STRENGTH = 0.005  # grey levels, mean of a DCT coefficient; rounding alone gives as much, concrete 0.02 and more
+BLOCK_PAIRS = 256  # compared at a time; 2 MB, what a core's cache holds
+
+# What the second image of a pair is, seen from the first. Turned means anticlockwise, as Pillow counts.
+SYMMETRIES = (
+    "saved again",
+    "mirrored left-right",
+    "mirrored up-down",
+    "turned by 180 degrees",
+    "transposed",
+    "turned by 270 degrees",  # transposed, then mirrored left-right
+    "turned by 90 degrees",
+    "transversed",
+)
+# What the first four do to the signs of (even row, even column), (even, odd), (odd, even) and (odd, odd).
+_SIGNS = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], np.float32)
+
+
+@functools.cache
+def _cosines(size_px: int) -> npt.NDArray[np.float32]:
+    """Return the cosines of the DCT (type II), float32, shape (32, size_px)."""
+    centres = (np.arange(size_px) + 0.5) / size_px
+    waves = np.cos(np.pi * np.outer(np.arange(N_FREQUENCIES), centres))
+    return np.asarray(waves * (np.sqrt(2) / size_px), np.float32)
+
+
+@functools.cache
+def _weights() -> npt.NDArray[np.float32]:
+    """Return the weight of each frequency, float32, shape (32, 32), 0 where it is not used.
+
+    Amplitudes in natural images fall with one over the frequency (Field 1987): times the frequency they are even. The
+    first row and column are not used. Vignettes and joints parallel to a side, which many photos share, live there.
+    """
+    frequency = np.hypot.outer(np.arange(N_FREQUENCIES), np.arange(N_FREQUENCIES))
+    used = (frequency >= LOWEST_FREQUENCY) & (frequency < N_FREQUENCIES)
+    used[0] = used[:, 0] = False
+    return np.where(used, frequency, 0).astype(np.float32)
+
+
+def fingerprint(grey: npt.NDArray[np.uint8]) -> Fingerprints:
+    """Return the fingerprint of one image: int8, shape (32, 32), -127..127; zeros where the image is plain.
+
+    Args:
+        grey: its grey thumbnail, uint8, square, of at least 64 px (two for each half-wave).
+
+    """
+    cosines = _cosines(len(grey))
+    amplitudes = cosines @ grey.astype(np.float32) @ cosines.T  # grey levels, (32, 32)
+    if np.abs(amplitudes[_weights() > 0]).mean() < MIN_STRENGTH:
+        return np.zeros(amplitudes.shape, np.int8)
+    # the root keeps one strong line from outweighing all the grain
+    even = np.sign(amplitudes) * np.sqrt(np.abs(amplitudes) * _weights())
+    return np.asarray(np.rint(even * (127 / np.abs(even).max())), np.int8)
+
+
+def invariants(fingerprints: Fingerprints) -> npt.NDArray[np.float32]:
+    """Return for each fingerprint a vector of length one that no symmetry changes: float32, shape (n, n_dimensions).
+
+    Mirroring changes only signs, a quarter turn exchanges rows and columns: |a_uv| + |a_vu| stays.
+    """
+    low = slice(INVARIANT_FREQUENCY)
+    rows, columns = np.nonzero(np.triu((_weights() > 0) & (_weights() < INVARIANT_FREQUENCY)))
+    magnitudes = np.abs(fingerprints[:, low, low].astype(np.float32))
+    vectors = magnitudes[:, rows, columns] + magnitudes[:, columns, rows]
+    vectors -= vectors.mean(axis=1, keepdims=True)  # magnitudes are positive: unrelated ones would be alike
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1), np.float32)
+
+
+def compare(
+    fingerprints: Fingerprints, pairs: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return for each pair the symmetry in which its images agree best, and their correlation in it.
+
+    Args:
+        fingerprints: int8, shape (n, 32, 32).
+        pairs: positions, int64, shape (n_pairs, 2).
+
+    Returns:
+        Positions in SYMMETRIES, int64, and correlations, float32, -1..1, 0 with a plain image; both shape (n_pairs,).
+
+    """
+    upright, transposed = _by_parity(fingerprints), _by_parity(fingerprints.transpose(0, 2, 1))
+    correlations = np.empty((len(pairs), len(SYMMETRIES)), np.float32)
+    for start in range(0, len(pairs), BLOCK_PAIRS):
+        block = slice(start, start + BLOCK_PAIRS)
+        first, second = pairs[block].T
+        target = upright[second].astype(np.float32)  # (block, 4, 256)
+        lengths = np.linalg.norm(target, axis=(1, 2))
+        for half, turned in enumerate((upright, transposed)):
+            source = turned[first].astype(np.float32)
+            parts = np.einsum("npk,npk->np", source, target)  # (block, 4), a sum for each parity
+            scale = np.maximum(lengths * np.linalg.norm(source, axis=(1, 2)), 1)  # 1: plain images have length 0
+            correlations[block, 4 * half : 4 * half + 4] = np.einsum("np,sp->ns", parts, _SIGNS) / scale[:, None]
+    return correlations.argmax(axis=1), correlations.max(axis=1)
+
+
+def _by_parity(fingerprints: Fingerprints) -> Fingerprints:
+    """Return the coefficients sorted by the parity of row and column, int8, shape (n, 4, 256)."""
+    half = N_FREQUENCIES // 2
+    pairs = fingerprints.reshape(-1, half, 2, half, 2)  # n, row, its parity, column, its parity
+    return pairs.transpose(0, 2, 4, 1, 3).reshape(-1, 4, half * half)

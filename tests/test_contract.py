@@ -1,0 +1,190 @@
+import pandas as pd
+import pytest
+
+from pipeline.contract import check, dataset_rules, files_table
+from pipeline.params import Contract
+
+CONTRACT = Contract(
+    min_images_per_label=4,
+    min_decodable_share=0.9,
+    min_minority_share=0.25,
+    min_size_px=64,
+    max_size_px=512,
+    max_copies_share=0.1,
+    min_share_in_range=0.95,
+    ranges={
+        "brightness": (60, 235),
+        "contrast": (2, 100),
+        "sharpness": (3, 100000),
+        "bright_share": (0, 0.2),
+        "dark_share": (0, 0.2),
+    },
+)
+
+
+def inventory(n_crack=10, n_intact=10, **columns):
+    """The inventory of images of 64 x 512 px, both just within the contract."""
+    n = n_crack + n_intact
+    images = pd.DataFrame(
+        {
+            "path": [f"{number:05}.jpg" for number in range(n)],
+            "id": [f"{number:x}" for number in range(n)],
+            "label": ["crack"] * n_crack + ["intact"] * n_intact,
+            "height": 64,
+            "width": 512,
+            "photo": [f"photo-{number}" for number in range(n)],
+            "fingerprint": b"",
+            "brightness": 120.0,
+            "contrast": 20.0,
+            "sharpness": 50.0,
+            "bright_share": 0.0,
+            "dark_share": 0.0,
+        }
+    )
+    return images.assign(**columns)
+
+
+def first_is(column, value, n=1):
+    images = inventory()
+    images.loc[: n - 1, column] = value
+    return images
+
+
+def quarantine(n):
+    return pd.DataFrame({"path": [f"broken-{number}.jpg" for number in range(n)], "reason": "not an image"})
+
+
+def copies(n=20, is_copy=0, is_conflict=0):
+    place = pd.Series(range(n))
+    return pd.DataFrame({"is_copy": place < is_copy, "is_conflict": place < is_conflict})
+
+
+def outcomes(images, broken=None, found=None, contract=CONTRACT, photos_are_named=True):
+    found = copies(len(images)) if found is None else found
+    table = files_table(images, quarantine(0) if broken is None else broken, found)
+    return check(table, dataset_rules(contract, photos_are_named=photos_are_named))
+
+
+ONE = "1 images that break the rule"
+# The images, broken files and copies that break one rule and no other; the rule; what is observed; offenders.
+BROKEN = {
+    "another label": (
+        first_is("label", "rust"),
+        0,
+        {},
+        "both labels are there, and no other",
+        "missing [], unexpected ['rust']",
+        (),
+    ),
+    "few cracks": (inventory(3, 9), 0, {}, "at least 4 images are labelled crack", "3", ()),
+    "few intact": (inventory(9, 3), 0, {}, "at least 4 images are labelled intact", "3", ()),
+    "cracks rare": (inventory(4, 16), 0, {}, "the rarer label makes up at least 25.0%", "0.2", ()),
+    "intact rare": (inventory(16, 4), 0, {}, "the rarer label makes up at least 25.0%", "0.8", ()),
+    "much broken": (inventory(), 5, {}, "at least 90.0% of the files are images that can be read", "0.8", ()),
+    "too low": (first_is("height", 63), 0, {}, "no side is shorter than 64 px", ONE, ("00000.jpg",)),
+    "too wide": (first_is("width", 513), 0, {}, "no side is longer than 512 px", ONE, ("00000.jpg",)),
+    "id twice": (
+        first_is("id", "1"),
+        0,
+        {},
+        "every image has an id of its own",
+        "2 images that break the rule",
+        ("00000.jpg", "00001.jpg"),
+    ),
+    "conflict": (
+        inventory(),
+        0,
+        {"is_conflict": 2},
+        "no image has a copy with the other label",
+        "2 images that break the rule",
+        ("00000.jpg", "00001.jpg"),
+    ),
+    "copies": (inventory(), 0, {"is_copy": 3}, "at most 10.0% of the images are copies of others", "0.15", ()),
+    "photo unknown": (first_is("photo", None), 0, {}, "the photo of every image is known", ONE, ("00000.jpg",)),
+} | {
+    f"{column} {value:g}": (
+        first_is(column, value, n=2),
+        0,
+        {},
+        f"{column} is between {low:g} and {high:g} for at least 95.0% of the images",
+        "2 images that break the rule",
+        ("00000.jpg", "00001.jpg"),
+    )
+    for column, (low, high) in CONTRACT.ranges.items()
+    for value in ([low - 1, high + 1] if low else [high + 0.1])
+}
+
+
+@pytest.mark.parametrize(("images", "n_broken", "found", "rule", "observed", "paths"), BROKEN.values(), ids=BROKEN)
+def test_each_rule_alone_can_be_broken(images, n_broken, found, rule, observed, paths):
+    broken = [
+        outcome
+        for outcome in outcomes(images, quarantine(n_broken), copies(len(images), **found))
+        if not outcome.success
+    ]
+    severity = "warn" if "copies of others" in rule else "fail"
+    assert [(one.text, one.severity, one.observed, one.paths) for one in broken] == [(rule, severity, observed, paths)]
+
+
+def test_the_rules_that_can_be_broken_are_all_rules():
+    assert {outcome.text for outcome in outcomes(inventory())} == {case[3] for case in BROKEN.values()}
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (inventory(4, 12), {}),
+        (inventory(12, 4), {}),
+        (inventory(width=64), {}),
+        (inventory(height=512), {}),
+        (inventory(brightness=60.0, contrast=100.0, sharpness=3.0, dark_share=0.2), {}),
+        (first_is("brightness", 10.0), {}),
+        (inventory(), {"is_copy": 2}),
+    ],
+    ids=["a quarter cracked", "a quarter intact", "smallest", "largest", "looks", "one in twenty is dark", "copies"],
+)
+def test_what_is_exactly_at_the_limit_is_met(images, found):
+    assert all(outcome.success for outcome in outcomes(images, quarantine(1), copies(len(images), **found)))
+
+
+def test_files_that_cannot_be_read_break_no_rule_about_images():
+    assert all(outcome.success for outcome in outcomes(inventory(), quarantine(2)))
+
+
+def test_a_label_that_is_missing_altogether_is_named():
+    broken = {outcome.text: outcome.observed for outcome in outcomes(inventory(0, 20)) if not outcome.success}
+    assert broken["both labels are there, and no other"] == "missing ['crack'], unexpected []"
+
+
+def test_ten_offenders_are_named_at_most():
+    (broken,) = [outcome for outcome in outcomes(inventory(height=16)) if not outcome.success]
+    assert (len(broken.paths), broken.observed) == (10, "20 images that break the rule")
+
+
+def test_photos_need_to_be_known_only_where_names_tell_them():
+    unknown = inventory(photo=None)
+    assert all(outcome.success for outcome in outcomes(unknown, photos_are_named=False))
+    assert not all(outcome.success for outcome in outcomes(unknown))
+
+
+def test_the_table_has_a_row_for_each_file_found():
+    images = inventory(2, 1, height=[70, 64, 90], width=[80, 64, 60], photo=["a", None, "b"])
+    table = files_table(images, quarantine(1), copies(3, is_copy=1, is_conflict=2))
+    columns = ["path", "decodable", "is_crack", "is_intact", "shorter_side_px", "longer_side_px"]
+    columns += ["has_photo", "is_copy", "is_conflict"]
+    expected = pd.DataFrame(
+        [
+            ["00000.jpg", 1, 1, 0, 70, 80, 1, 1, 1],
+            ["00001.jpg", 1, 1, 0, 64, 64, 0, 0, 1],
+            ["00002.jpg", 1, 0, 1, 60, 90, 1, 0, 0],
+            ["broken-0.jpg", 0, *[None] * 7],
+        ],
+        columns=columns,
+    )
+    pd.testing.assert_frame_equal(table[columns], expected, check_dtype=False)
+
+
+def test_great_expectations_prints_and_logs_nothing(capfd, caplog):
+    outcomes(inventory(1, 10), quarantine(3))
+    assert caplog.messages == []
+    assert capfd.readouterr() == ("", "")
