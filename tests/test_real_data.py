@@ -37,7 +37,6 @@ def test_real_concrete_leads_to_a_challenger_that_is_tested_without_leaks(untouc
     shutil.copy(untouched.root / "examples" / "params.metu-sdnet.yaml", untouched.root / "params.yaml")
 
     def make_quick(params: dict[str, Any]) -> None:
-        del params["candidates"]["probe-lite0"], params["backbones"]["efficientnet-lite0"]
         params["contract"]["min_images_per_label"] = 30
 
     untouched.edit_params(make_quick)
