@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -67,7 +67,7 @@ class Allowance:
     source: Path
     limits: Limits
     n_files: int = 0
-    n_bytes: int = field(default=0)
+    n_bytes: int = 0
 
     def take(self, n_bytes: int) -> None:
         """Count one more file of `n_bytes`. Raises CracksError over a limit."""

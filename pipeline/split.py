@@ -34,11 +34,7 @@ MAX_SHARE_OF_A_GROUP = 0.5  # of a label, or of a slice: a larger one leaves not
 
 
 def read_inventories(datasets: Path, names: list[str]) -> pd.DataFrame:
-    """Return the inventories of the named data sets one below the other, with columns dataset and row.
-
-    Oldest first: outside sets before all, so that what is a copy of theirs is kept out of training; then the batches in
-    order, data sets in the order of params.yaml within.
-    """
+    """Return the inventories of the named data sets one below the other, with columns dataset and row."""
     parts = []
     for name in names:
         part = pd.read_parquet(datasets / name / INVENTORY_FILE)
