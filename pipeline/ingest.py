@@ -155,7 +155,6 @@ class _Inventory:
             "label": label_of(entry.path, self._labels),
             "slice": slice_of(entry.path, self._labels),
             "photo": photo_of(entry.path, self._dataset.photo_pattern),
-            "reviewer": None,
             "offset": self._packed.tell(),
         }
         self._packed.write(entry.content)

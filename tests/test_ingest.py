@@ -109,7 +109,6 @@ def test_the_inventory_describes_the_files(inventory, files):
         assert row["n_bytes"] == len(files[path])
         assert row["fingerprint"] == fingerprint(thumbnail(pixels)).tobytes()
         assert row[list(look(pixels))].to_dict() == look(pixels)
-        assert row["reviewer"] is None
     assert inventory["format"].tolist() == ["JPEG", "JPEG", "PNG"]
     assert inventory["mode"].tolist() == ["RGB", "RGB", "RGB"]
 
