@@ -1,29 +1,121 @@
 """Send every image once through a frozen backbone and keep its features.
 
-Writes into --out a file DATASET.npy for each data set: float32, (n_images, n_features), rows as in the inventory.
+Writes into --out a file DATASET.npy for each data set: float16, (n_images, n_features), rows as in the inventory. Runs
+on this machine, or over the Dask cluster at `embed.dask_address`; finished shards are kept in --checkpoints until the
+end.
 """
 
+import hashlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from pipeline.errors import UnavailableError
 from pipeline.files import replacing_folder
-from pipeline.images import PackedImages
-from pipeline.network import build_embedder, run_in_batches
+from pipeline.images import INVENTORY_FILE, EncodedImages, PackedImages, Sizes, Slice
+from pipeline.inference import Features, embedder_of, keep_shard, kept_shard, shards_of
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
 
+Task = tuple[list[bytes], Sizes]  # the files of a shard and their sizes
+CONNECT_TIMEOUT_S = 15
 
-def run(backbone: Backbone, names: list[str], datasets: Path, out: Path) -> None:
+
+def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path) -> Path:
+    """Return the folder of unfinished work, another one for each backbone and content of a data set."""
+    digest = hashlib.sha256(backbone.model_dump_json().encode())
+    digest.update((dataset / INVENTORY_FILE).read_bytes())
+    return checkpoints / digest.hexdigest()[:16]
+
+
+def embed_files(backbone: Backbone, task: Task) -> Features:
+    """Return the features of image files, float16, (n, n_features)."""
+    return embedder_of(backbone).features(EncodedImages(*task))
+
+
+def computed_here(backbone: Backbone, images: PackedImages, shards: list[range]) -> Iterator[tuple[range, Features]]:
+    """Yield each shard with its features, computed on this machine."""
+    for shard in shards:
+        yield shard, embedder_of(backbone).features(Slice(images, shard))
+
+
+def computed_on_cluster(
+    address: str, backbone: Backbone, images: PackedImages, shards: list[range]
+) -> Iterator[tuple[range, Features]]:
+    """Yield each shard with its features, computed by the Dask cluster at `address`, as they come.
+
+    The files travel with the task: workers need no folder of this machine. No more than two tasks a worker are under
+    way, so that memory stays bounded.
+
+    Raises:
+        UnavailableError: no scheduler answers at `address`, or it has no worker.
+    """
+    from distributed import Client, as_completed
+
+    try:
+        client = Client(address, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"No Dask scheduler answers at {address!r}: {error}. Start it, or set embed.dask_address in params.yaml to "
+            "null to compute on this machine."
+        ) from None
+    with client:
+        n_workers = len(client.scheduler_info()["workers"])
+        if not n_workers:
+            raise UnavailableError(f"The Dask scheduler at {address!r} has no worker. Start one: dask worker {address}")
+        waiting = iter(shards)
+        shard_of = {}
+
+        def submit(shard: range) -> object:
+            task = [images.content(row) for row in shard], images.sizes[shard.start : shard.stop]
+            future = client.submit(embed_files, backbone, task, pure=False)
+            shard_of[future.key] = shard
+            return future
+
+        first = [submit(shard) for _, shard in zip(range(2 * n_workers), waiting, strict=False)]
+        running = as_completed(first)
+        for future in running:
+            yield shard_of.pop(future.key), future.result()
+            following = next(waiting, None)
+            if following is not None:
+                running.add(submit(following))
+
+
+def embed_dataset(
+    backbone: Backbone, dataset: Path, unfinished: Path, out: Path, dask_address: str | None = None
+) -> None:
+    """Write the features of a data set to the file `out`, going on from the shards in `unfinished`."""
+    images = PackedImages(dataset)
+    shards = shards_of(len(images.sizes))
+    missing = [shard for shard in shards if kept_shard(unfinished, shard) is None]
+    if dask_address is None:
+        computed = computed_here(backbone, images, missing)
+    else:
+        computed = computed_on_cluster(dask_address, backbone, images, missing)
+    with tqdm(total=len(images.sizes), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
+        bar.update(len(images.sizes) - sum(map(len, missing)))
+        for shard, features in computed:
+            keep_shard(unfinished, shard, features)
+            bar.update(len(shard))
+    first = kept_shard(unfinished, shards[0])
+    table = np.lib.format.open_memmap(out, "w+", np.float16, (len(images.sizes), first.shape[1]))  # type: ignore[union-attr]
+    for shard in shards:
+        table[shard.start : shard.stop] = kept_shard(unfinished, shard)
+    table.flush()
+
+
+def run(
+    backbone: Backbone, names: list[str], datasets: Path, checkpoints: Path, out: Path, dask_address: str | None = None
+) -> None:
     """Write the features of the named data sets into the folder `out`."""
-    embedder = build_embedder(backbone)
     with replacing_folder(out) as folder:
         for name in names:
-            images = PackedImages(datasets / name)
-            features = np.empty((len(images.sizes), embedder.output["features"].shape[-1]), np.float32)
-            for rows, outputs in run_in_batches(embedder, images, progress=f"embedding {name}"):
-                features[rows] = outputs["features"]
-            np.save(folder / f"{name}.npy", features)
+            unfinished = unfinished_folder(checkpoints, backbone, datasets / name)
+            embed_dataset(backbone, datasets / name, unfinished, folder / f"{name}.npy", dask_address)
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def main() -> None:
@@ -31,10 +123,12 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--backbone", required=True, help="its name in params.yaml")
     parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="folder for unfinished work")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
     params = load_params(args.params)
-    run(named(params.backbones, args.backbone, "backbone"), list(params.datasets), args.datasets, args.out)
+    backbone = named(params.backbones, args.backbone, "backbone")
+    run(backbone, list(params.datasets), args.datasets, args.checkpoints, args.out, params.embed.dask_address)
 
 
 if __name__ == "__main__":

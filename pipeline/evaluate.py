@@ -28,8 +28,8 @@ MAX_CURVE_POINTS = 500  # more cannot be seen in a plot
 
 
 def best_candidate(candidates: dict[str, dict[str, Any]]) -> str:
-    """Return the name with the lowest log loss on validation, the first by name where two are equal."""
-    return min(sorted(candidates), key=lambda name: float(candidates[name]["log_loss"]))
+    """Return the name with the lowest selection loss on validation, the first by name where two are equal."""
+    return min(sorted(candidates), key=lambda name: float(candidates[name]["selection_loss"]))
 
 
 def score(predictions: pd.DataFrame, threshold: float) -> dict[str, float | int | None]:

@@ -3,7 +3,7 @@
 import io
 import mmap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -137,6 +137,19 @@ class Images(Protocol):
         ...
 
 
+class EncodedImages:
+    """Image files in memory, as they travel to another machine."""
+
+    def __init__(self, contents: Sequence[bytes], sizes: Sizes) -> None:
+        """Take the bytes of the files and the (height, width) of each, shape (n, 2)."""
+        self.sizes = sizes
+        self._contents = contents
+
+    def pixels(self, position: int) -> Pixels:
+        """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
+        return decode(self._contents[position])
+
+
 class PackedImages:
     """A data set as `ingest` leaves it: the original bytes end to end in one file, and an inventory row for each.
 
@@ -179,6 +192,19 @@ class LabelledImages:
         """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
         name, row = self._places[position]
         return self._packed[name].pixels(row)
+
+
+class Slice:
+    """Some images of a sequence, as a sequence of their own."""
+
+    def __init__(self, images: Images, positions: range) -> None:
+        self.sizes = images.sizes[positions.start : positions.stop]
+        self._images = images
+        self._start = positions.start
+
+    def pixels(self, position: int) -> Pixels:
+        """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
+        return self._images.pixels(self._start + position)
 
 
 def batches_by_size(sizes: Sizes, batch_size: int) -> list[npt.NDArray[np.int64]]:

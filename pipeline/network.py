@@ -40,7 +40,7 @@ def build_embedder(backbone: Backbone) -> keras.Model:
     values = image
     for layer in preprocessing_layers(backbone.image_size_px):
         values = layer(values)
-    features = build_backbone(backbone.architecture)(values, training=False)
+    features = build_backbone(backbone.architecture, backbone.taps)(values, training=False)
     return keras.Model(image, {"features": features}, name="embedder")
 
 
@@ -62,6 +62,15 @@ def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[ke
     for layer in head:
         logit = layer(logit)
     return keras.Model(image, {"logit": logit, "features": features}, name="classifier")
+
+
+def linear_classifier(backbone: Backbone, kernel: npt.NDArray[np.float32], bias: float) -> keras.Model:
+    """Return the uncalibrated graph of a frozen backbone and a linear head: kernel (n_features,), and its bias."""
+    head = keras.layers.Dense(1, name="head")
+    network = build_backbone(backbone.architecture, backbone.taps)
+    classifier = build_classifier(network, backbone.image_size_px, [head])
+    head.set_weights([kernel[:, None], np.array([bias], np.float32)])
+    return classifier
 
 
 def calibrated(classifier: keras.Model, slope: float, intercept: float) -> keras.Model:

@@ -111,19 +111,35 @@ class Backbone(Section):
 
     architecture: str
     image_size_px: int = Field(ge=32, le=1024)
+    taps: tuple[str, ...] = Field(
+        default=(), description="convolutions whose mean and maximum are the features; none: the mean of the last one"
+    )
+
+
+class Embed(Section):
+    """Where the frozen backbones run."""
+
+    dask_address: str | None = Field(description="of a Dask scheduler, such as tcp://host:8786; null: this machine")
+
+
+class MosaicSet(Section):
+    """Training images that are composed of shrunken ones, so that cracks are thin and surrounded."""
+
+    of: tuple[Name, ...] = Field(min_length=1, description="data sets whose training images are shrunk to cells")
+    cells_a_side: tuple[Annotated[int, Field(ge=2, le=8)], ...] = Field(min_length=1)
+    n_images: int = Field(ge=12, description="for each of `cells_a_side`")
 
 
 class Probe(Section):
-    """A head on cached features of the frozen backbone."""
+    """Logistic regression on cached features of the frozen backbone."""
 
     recipe: Literal["probe"]
     backbone: Name
-    learning_rate: float = Field(gt=0, description="of Adam")
-    batch_size: int = Field(ge=1)
-    max_epochs: int = Field(ge=1)
-    patience_epochs: int = Field(ge=1, description="without a better validation loss before it stops")
-    dropout: Share
-    l2: float = Field(ge=0, description="weight of the squared norm of the head's weights")
+    n_components: int = Field(ge=1, description="principal components of the features that it sees")
+    strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        min_length=1, description="of the L2 penalty per image; grouped cross-validation chooses one"
+    )
+    mosaics: MosaicSet | None = None
     seed: int
 
 
@@ -160,6 +176,12 @@ class Finetune(Section):
 Candidate = Annotated[Probe | Finetune, Field(discriminator="recipe")]
 
 
+class Select(Section):
+    """How candidates are compared on validation."""
+
+    outside_weight: Share = Field(description="of photos lent by outside sets, against the data sets trained on")
+
+
 class Decide(Section):
     """What mistakes cost, from which threshold and review band follow on validation."""
 
@@ -182,8 +204,10 @@ class Params(Section):
     ingest: Limits
     contract: Contract
     split: Split
+    embed: Embed
     backbones: dict[Name, Backbone] = Field(min_length=1)
     candidates: dict[Name, Candidate] = Field(min_length=1)
+    select: Select
     decide: Decide
     register_as: Register = Field(alias="register")
 
@@ -197,6 +221,13 @@ class Params(Section):
                 raise ValueError(
                     f"candidates.{name}.backbone is {candidate.backbone!r}, backbones has {sorted(self.backbones)}"
                 )
+            mosaics = candidate.mosaics if isinstance(candidate, Probe) else None
+            for dataset in mosaics.of if mosaics else ():
+                if dataset not in self.split.train_on:
+                    raise ValueError(
+                        f"candidates.{name}.mosaics.of names {dataset!r}, split.train_on has "
+                        f"{sorted(self.split.train_on)}"
+                    )
         return self
 
     @property

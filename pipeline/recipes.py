@@ -1,4 +1,4 @@
-"""The ways to train a candidate: a probe on cached features, or fine-tuning of the upper blocks."""
+"""Fine-tuning: the head of a pre-trained network, then its upper blocks, on augmented images."""
 
 import json
 import sys
@@ -14,17 +14,11 @@ from pipeline.backbones import build_backbone
 from pipeline.errors import CracksError
 from pipeline.files import write_text
 from pipeline.images import LabelledImages, Pixels, batches_by_size
-from pipeline.metrics import Labels
 from pipeline.network import build_classifier, image_input, preprocessing_layers
-from pipeline.params import Augmentation, Finetune, Phase, Probe
+from pipeline.params import Augmentation, Backbone, Finetune, Phase
 from pipeline.tf import keras
 
-Features = npt.NDArray[np.float32]  # (n, n_features)
 EpochReport = Callable[[int, dict[str, float]], None]  # step from 0 over all phases, values of the epoch
-
-# Added to the standard deviation of a feature, typically 0.4: one that is constant in training would else count a
-# hundred-thousandfold in the image where it is not.
-STD_OFFSET = 0.1
 
 
 @dataclass
@@ -63,37 +57,6 @@ def _compile(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
         loss=keras.losses.BinaryCrossentropy(from_logits=True),
         metrics=[keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")],  # of logits
     )
-
-
-def fit_probe(
-    train: tuple[Features, Labels], validation: tuple[Features, Labels], params: Probe, history: History
-) -> keras.layers.Dense:
-    """Return the head that a probe has learned: a Dense layer from features (n, n_features) to logits (n, 1).
-
-    Features are standardised by the training images while it learns; the scale is folded into the weights afterwards.
-    """
-    keras.utils.set_random_seed(params.seed)
-    mean, std = train[0].mean(axis=0), train[0].std(axis=0) + STD_OFFSET  # (n_features,)
-    dense = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(params.l2))
-    model = keras.Sequential([keras.Input((train[0].shape[1],)), keras.layers.Dropout(params.dropout), dense])
-    _compile(model, keras.optimizers.Adam(params.learning_rate))
-    model.fit(
-        (train[0] - mean) / std,
-        train[1],
-        validation_data=((validation[0] - mean) / std, validation[1]),
-        batch_size=params.batch_size,
-        epochs=params.max_epochs,
-        verbose=0,
-        callbacks=[
-            keras.callbacks.EarlyStopping(patience=params.patience_epochs, restore_best_weights=True),
-            _EpochCallback(history, "head"),
-        ],
-    )
-    kernel, bias = dense.get_weights()  # (n_features, 1), (1,)
-    head = keras.layers.Dense(1, name="head")
-    head.build((None, len(mean)))
-    head.set_weights([kernel / std[:, None], bias - (mean / std) @ kernel])
-    return head
 
 
 class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
@@ -146,12 +109,7 @@ def _always_frozen(network: keras.Model, first_layer: str) -> list[keras.Layer]:
 
 
 def fit_finetune(
-    architecture: str,
-    image_size_px: int,
-    train: LabelledImages,
-    validation: LabelledImages,
-    params: Finetune,
-    history: History,
+    backbone: Backbone, train: LabelledImages, validation: LabelledImages, params: Finetune, history: History
 ) -> keras.Model:
     """Return the uncalibrated classifier that fine-tuning has made of the pre-trained network.
 
@@ -159,13 +117,13 @@ def fit_finetune(
     in inference mode. What a killed run had finished, in the folder of `history`, is taken up again.
     """
     keras.utils.set_random_seed(params.seed)
-    network = build_backbone(architecture)
+    network = build_backbone(backbone.architecture, backbone.taps)
     always_frozen = _always_frozen(network, params.unfreeze_from)  # before anything is trained under a misspelt name
     head = keras.layers.Dense(1, name="head")
     image = image_input()
     values = image
     for layer in [
-        *preprocessing_layers(image_size_px),  # (batch, size, size, 3)
+        *preprocessing_layers(backbone.image_size_px),  # (batch, size, size, 3)
         *_augmentation_layers(params.augmentation, params.seed),
     ]:
         values = layer(values)
@@ -178,7 +136,7 @@ def fit_finetune(
     for layer in always_frozen:
         layer.trainable = False
     _fit_phase(model, "tuning", params.tuning, train, validation, params, history)
-    return build_classifier(network, image_size_px, [head])
+    return build_classifier(network, backbone.image_size_px, [head])
 
 
 def _fit_phase(

@@ -8,20 +8,24 @@ import hashlib
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from tqdm import tqdm
 
-from pipeline.backbones import build_backbone
 from pipeline.classifier import DECISION_FILE, MODEL_FILE
 from pipeline.decision import choose_decision, fit_platt
 from pipeline.files import replacing, replacing_folder, write_json
-from pipeline.images import LabelledImages
-from pipeline.metrics import log_loss, scores
-from pipeline.network import build_classifier, calibrated, run_in_batches
-from pipeline.params import Backbone, Params, Probe, load_params, named
-from pipeline.recipes import Features, History, fit_finetune, fit_probe
+from pipeline.images import LabelledImages, Slice
+from pipeline.inference import Features, embedder_of, keep_shard, kept_shard, shards_of
+from pipeline.metrics import Probabilities, log_loss, scores
+from pipeline.mosaics import MAX_SOURCES, Folds, Mosaics, Sources, shrunk
+from pipeline.network import calibrated, linear_classifier, run_in_batches
+from pipeline.params import Backbone, MosaicSet, Params, Probe, load_params, named
+from pipeline.probe import Rows, deal_folds, fit_probe
+from pipeline.recipes import History, fit_finetune
 from pipeline.stage import run_main, stage_parser
 from pipeline.tf import keras
 from pipeline.tracking import live_run
@@ -32,11 +36,11 @@ log = logging.getLogger(__name__)
 def side_of(manifest: pd.DataFrame, split: str, datasets: Path) -> LabelledImages:
     """Return one side of the manifest, data sets one after the other."""
     rows = manifest[manifest["split"] == split].sort_values(["dataset", "row"])
-    return LabelledImages(rows[["dataset", "row", "label"]], datasets)
+    return LabelledImages(rows[["dataset", "row", "label", "group"]], datasets)
 
 
 def features_of(images: LabelledImages, folder: Path) -> Features:
-    """Return the cached features of the images, float32, (n, n_features)."""
+    """Return the cached features of the images, float16, (n, n_features)."""
     parts = [
         np.load(folder / f"{name}.npy", mmap_mode="r")[rows["row"].to_numpy()]
         for name, rows in images.rows.groupby("dataset", sort=False)
@@ -61,20 +65,79 @@ def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: s
     return checkpoints / digest.hexdigest()[:16]
 
 
+def mosaics_of(train: LabelledImages, folds: Folds, params: MosaicSet, size_px: int, seed: int) -> Mosaics:
+    """Return the mosaics that params describe, composed of training images alone."""
+    positions = np.flatnonzero(train.rows["dataset"].isin(params.of))
+    if len(positions) > MAX_SOURCES:
+        positions = np.sort(np.random.default_rng(seed).choice(positions, MAX_SOURCES, replace=False))
+    cells = shrunk(train, positions, size_px // min(params.cells_a_side))
+    sources = Sources(cells, train.labels[positions], folds[positions])
+    return Mosaics(sources, params.cells_a_side, params.n_images, size_px, seed=seed)
+
+
+def embedded(backbone: Backbone, images: Mosaics, unfinished: Path) -> Features:
+    """Return the features of mosaics, float16, (n, n_features), going on from the shards in `unfinished`."""
+    parts = []
+    for shard in tqdm(shards_of(len(images.sizes)), desc="embedding mosaics", unit=" shards", disable=None):
+        features = kept_shard(unfinished, shard)
+        if features is None:
+            features = embedder_of(backbone).features(Slice(images, shard))
+            keep_shard(unfinished, shard, features)
+        parts.append(features)
+    return np.concatenate(parts)
+
+
+def rows_of(backbone: Backbone, params: Probe, train: LabelledImages, features: Path, unfinished: Path) -> Rows:
+    """Return what a probe learns from: the training images, and mosaics of them where params ask for some."""
+    folds = deal_folds(train.labels, train.rows["group"].to_numpy(str))
+    rows = Rows(features_of(train, features), train.labels, folds, train.rows["dataset"].to_numpy(str))
+    if params.mosaics is None:
+        return rows
+    mosaics = mosaics_of(train, folds, params.mosaics, backbone.image_size_px, params.seed)
+    return Rows(
+        features=np.concatenate([rows.features, embedded(backbone, mosaics, unfinished)]),
+        labels=np.concatenate([rows.labels, mosaics.labels]),
+        folds=np.concatenate([rows.folds, mosaics.folds]),
+        sources=np.concatenate([rows.sources, np.full(len(mosaics.labels), "mosaics")]),
+    )
+
+
 def fit(
     params: Params, name: str, train: LabelledImages, validation: LabelledImages, features: Path, history: History
 ) -> tuple[keras.Model, npt.NDArray[np.float32]]:
     """Train candidate `name`; return the uncalibrated graph and its logits on validation, (n_validation,)."""
     candidate = params.candidates[name]
-    backbone: Backbone = params.backbones[candidate.backbone]
+    backbone = params.backbones[candidate.backbone]
     if isinstance(candidate, Probe):
-        known = features_of(validation, features)
-        head = fit_probe((features_of(train, features), train.labels), (known, validation.labels), candidate, history)
-        network = build_backbone(backbone.architecture)
-        kernel, bias = head.get_weights()
-        return build_classifier(network, backbone.image_size_px, [head]), (known @ kernel + bias)[:, 0]
-    classifier = fit_finetune(backbone.architecture, backbone.image_size_px, train, validation, candidate, history)
+        rows = rows_of(backbone, candidate, train, features, history.path.parent)
+        linear = fit_probe(rows, candidate, history)
+        classifier = linear_classifier(backbone, linear.kernel, linear.bias)
+        return classifier, features_of(validation, features).astype(np.float32) @ linear.kernel + linear.bias
+    classifier = fit_finetune(backbone, train, validation, candidate, history)
     return classifier, logits_of(classifier, validation)
+
+
+def validation_scores(
+    validation: LabelledImages, probabilities: Probabilities, threshold: float, params: Params
+) -> dict[str, Any]:
+    """Return the scores on all of validation, and the log loss by which candidates are compared.
+
+    `selection_loss` is the log loss on the data sets trained on and that on photos lent by outside sets, weighted by
+    `select.outside_weight`; without lent photos, the former.
+    """
+    lent = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()
+    losses = {
+        name: log_loss(validation.labels[chosen], probabilities[chosen]) if chosen.any() else None
+        for name, chosen in (("in_domain", ~lent), ("outside", lent))
+    }
+    weight = params.select.outside_weight if lent.any() else 0.0
+    return {
+        "selection_loss": (1 - weight) * (losses["in_domain"] or 0.0) + weight * (losses["outside"] or 0.0),
+        "log_loss": log_loss(validation.labels, probabilities),
+        "log_loss_in_domain": losses["in_domain"],
+        "log_loss_outside": losses["outside"],
+        **scores(validation.labels, probabilities, threshold),
+    }
 
 
 def run(
@@ -102,8 +165,8 @@ def run(
     with replacing_folder(out) as folder:
         calibrated(classifier, slope, intercept).save(folder / MODEL_FILE)
         write_json(folder / DECISION_FILE, decision.as_dict())
-    result = scores(validation.labels, probabilities, decision.threshold)
-    write_json(scores_path, {"log_loss": log_loss(validation.labels, probabilities), **result})
+    result = validation_scores(validation, probabilities, decision.threshold, params)
+    write_json(scores_path, result)
     with replacing(history_path) as partial:
         pd.DataFrame(history.rows).to_csv(partial, index=False)
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -54,8 +54,8 @@ def test_the_flow_shows_every_stage_as_cached(project: Project) -> None:
     assert [stage for stage in stages if f"Task run '{stage}' - Finished in state Cached" not in printed] == []
 
 
-def test_touching_a_learning_rate_retrains_that_candidate_alone(project: Project) -> None:
-    project.edit_params(lambda params: params["candidates"]["probe"].update(learning_rate=0.002))
+def test_touching_a_setting_of_a_candidate_retrains_that_candidate_alone(project: Project) -> None:
+    project.edit_params(lambda params: params["candidates"]["probe"].update(n_components=7))
     printed = project.repro("--dry")
     assert "Running stage 'train@probe'" in printed
     for untouched in ("ingest@demo", "validate@demo", "split", "embed@mobilenet-v2", "train@finetune"):
@@ -87,7 +87,7 @@ def test_a_removed_candidate_and_a_removed_data_set_no_longer_count(project: Pro
 
 
 def test_an_experiment_registers_nothing(project: Project) -> None:
-    finished = project.run("dvc", "exp", "run", "--set-param", "candidates.probe.learning_rate=0.002")
+    finished = project.run("dvc", "exp", "run", "--set-param", "candidates.probe.n_components=7")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert project.json("reports/registered.json")["version"] is None
     assert project.model_versions() == [("1", "challenger")]
@@ -96,10 +96,10 @@ def test_an_experiment_registers_nothing(project: Project) -> None:
 def test_an_experiment_in_a_temporary_folder_uses_the_store_of_the_project(project: Project) -> None:
     assert project.run("git", "add", "dvc.lock").returncode == 0
     assert project.run("git", "commit", "--message=locked").returncode == 0
-    finished = project.run("dvc", "exp", "run", "--temp", "--set-param", "candidates.probe.learning_rate=0.002")
+    finished = project.run("dvc", "exp", "run", "--temp", "--set-param", "candidates.probe.n_components=7")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     with sqlite3.connect(project.root / "mlflow" / "mlflow.db") as store:
-        rates = store.execute("select value from params where key = 'learning_rate' and value = '0.002'").fetchall()
+        rates = store.execute("select value from params where key = 'n_components' and value = '7'").fetchall()
     assert rates, "the experiment's training is not in the project's store"
     assert project.model_versions() == [("1", "challenger")]
 
@@ -123,7 +123,7 @@ def test_a_model_that_the_store_lacks_is_noticed(project: Project) -> None:
 
 
 def test_with_the_tracking_server_away_training_goes_on_and_the_next_run_registers(project: Project) -> None:
-    project.edit_params(lambda params: params["candidates"]["probe"].update(learning_rate=0.002))
+    project.edit_params(lambda params: params["candidates"]["probe"].update(n_components=7))
     away = project.run("dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     printed = away.stdout + away.stderr
     assert away.returncode != 0

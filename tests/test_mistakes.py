@@ -50,8 +50,8 @@ def test_a_missing_source_is_a_clear_error(untouched: Project) -> None:
 
 
 def test_a_misspelt_parameter_is_a_clear_error(untouched: Project) -> None:
-    untouched.edit_params(lambda params: params["candidates"]["probe"].update(learning_rat=1))
-    fails_clearly(untouched, "candidates.probe.learning_rat: unknown parameter, did you mean learning_rate?")
+    untouched.edit_params(lambda params: params["candidates"]["probe"].update(n_component=1))
+    fails_clearly(untouched, "candidates.probe.n_component: unknown parameter, did you mean n_components?")
 
 
 def test_a_missing_weights_package_is_a_clear_error(project: Project) -> None:

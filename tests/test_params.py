@@ -16,12 +16,9 @@ SHIPPED = ["params.yaml", *(path.relative_to(ROOT).as_posix() for path in sorted
 PROBE = {
     "recipe": "probe",
     "backbone": "lite",
-    "learning_rate": 0.001,
-    "batch_size": 64,
-    "max_epochs": 100,
-    "patience_epochs": 10,
-    "dropout": 0.2,
-    "l2": 0.001,
+    "n_components": 256,
+    "strengths": [0.1, 0.01],
+    "mosaics": {"of": ["walls"], "cells_a_side": [2, 3], "n_images": 100},
     "seed": 0,
 }
 FINETUNE = {
@@ -64,8 +61,10 @@ DOCUMENT = {
         "copies": {"min_correlation": 0.55},
         "photos": {"validation": ["walls/deck-2", "drawn/any photo"]},
     },
-    "backbones": {"lite": {"architecture": "efficientnet-lite0", "image_size_px": 128}},
+    "embed": {"dask_address": None},
+    "backbones": {"lite": {"architecture": "efficientnet-lite0", "image_size_px": 128, "taps": ["head_conv"]}},
     "candidates": {"head-only": PROBE, "all-of-it": FINETUNE},
+    "select": {"outside_weight": 0.5},
     "decide": {
         "missed_crack_cost": 5,
         "false_alarm_cost": 1,
@@ -165,7 +164,7 @@ def test_a_candidate_may_be_called_like_a_recipe(load):
         load(with_value(("candidates", "probe"), {**PROBE, "batch_sise": 64}))
 
 
-REQUIRED = [place for place in PLACES if place[-1] not in {"labels", "photo_pattern", "photos"}]
+REQUIRED = [place for place in PLACES if place[-1] not in {"labels", "photo_pattern", "photos", "taps", "mosaics"}]
 
 
 @pytest.mark.parametrize("place", REQUIRED, ids=".".join)
@@ -207,8 +206,15 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ("datasets.My Walls", {"source": "x.zip"}, r"datasets\.My Walls\.\[key\]: .*\(received 'My Walls'\)"),
         ("datasets", {}, r"datasets: .* at least 1 item"),
         ("backbones.lite.image_size_px", 2048, r"backbones\.lite\.image_size_px: .* 1024 \(received 2048\)"),
-        ("candidates.head-only.dropout", -0.1, r"candidates\.head-only\.dropout: .* 0 \(received -0\.1\)"),
-        ("candidates.head-only.learning_rate", 0, r"candidates\.head-only\.learning_rate: .* \(received 0\)"),
+        ("candidates.head-only.n_components", 0, r"candidates\.head-only\.n_components: .* 1 \(received 0\)"),
+        ("candidates.head-only.strengths", [0], r"candidates\.head-only\.strengths\.0: .* \(received 0\)"),
+        (
+            "candidates.head-only.mosaics.of",
+            ["drawn"],
+            r"candidates\.head-only\.mosaics\.of names 'drawn', split\.train_on has \['walls'\]",
+        ),
+        ("candidates.all-of-it.dropout", -0.1, r"candidates\.all-of-it\.dropout: .* 0 \(received -0\.1\)"),
+        ("candidates.all-of-it.head.learning_rate", 0, r"head\.learning_rate: .* \(received 0\)"),
         ("candidates.head-only.recipe", "prob", r"candidates\.head-only: .*'prob'.*'probe', 'finetune'"),
         ("candidates.head-only", None, r"candidates\.head-only: .*\(received None\)"),
         ("candidates.all-of-it.tuning.optimizer", "sgd", r"candidates\.all-of-it\.tuning\.optimizer: .*'sgd'"),
@@ -264,7 +270,7 @@ STAGES = [
     (
         embed,
         "backbone",
-        ["--datasets", "--out"],
+        ["--datasets", "--checkpoints", "--out"],
         r"backbone 'nobody' in params\.yaml\. Known are efficientnet-lite0, mobilenet-v2",
     ),
     (
@@ -339,7 +345,9 @@ def test_nothing_is_changed_once_it_is_read(load):
 
 @pytest.mark.parametrize(("train_on", "is_demo"), [(["walls"], False), (["drawn"], True), (["walls", "drawn"], True)])
 def test_params_are_the_demo_where_drawn_images_are_trained_on(train_on, is_demo):
-    assert Params.model_validate(with_value(("split", "train_on"), train_on)).is_demo is is_demo
+    document = with_value(("split", "train_on"), train_on)
+    document["candidates"]["head-only"]["mosaics"] = None
+    assert Params.model_validate(document).is_demo is is_demo
 
 
 def test_a_data_set_is_drawn_where_its_source_is_a_recipe():

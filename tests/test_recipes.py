@@ -6,11 +6,11 @@ import pytest
 
 from pipeline.backbones import build_backbone
 from pipeline.errors import CracksError
-from pipeline.metrics import log_loss
-from pipeline.params import Finetune, Probe
-from pipeline.recipes import History, fit_finetune, fit_probe
+from pipeline.params import Backbone, Finetune
+from pipeline.recipes import History, fit_finetune
 
 SIZE_PX = 32
+BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=SIZE_PX)
 UNFROZEN_FROM = "block_16_expand"
 
 
@@ -40,21 +40,6 @@ def ignore(step, values):
     pass
 
 
-def probe(**changes):
-    settings = {
-        "recipe": "probe",
-        "backbone": "any",
-        "learning_rate": 0.2,
-        "batch_size": 10,
-        "max_epochs": 20,
-        "patience_epochs": 20,
-        "dropout": 0,
-        "l2": 0,
-        "seed": 0,
-    }
-    return Probe(**settings | changes)
-
-
 def finetune(**changes):
     settings = {
         "recipe": "finetune",
@@ -68,19 +53,6 @@ def finetune(**changes):
         "seed": 0,
     }
     return Finetune(**settings | changes)
-
-
-def feature_rows(n, seed):
-    """Labels and features that separate them, in units that differ a thousandfold: (n, 6) float32 and (n,)."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 2 == 0
-    features = rng.normal(0, 0.3, (n, 6)) + np.where(labels, 1, -1)[:, None]
-    return (features * [0.1, 1, 10, 100, 1, 1] + [5, 0, 3, -40, 1, 1]).astype(np.float32), labels
-
-
-def logits_of(head, features):
-    kernel, bias = head.get_weights()
-    return (features.astype(np.float64) @ kernel + bias)[:, 0]
 
 
 def test_rows_of_a_killed_run_are_dropped_when_the_epoch_comes_again(tmp_path):
@@ -116,64 +88,11 @@ def test_a_history_that_is_cut_while_it_is_written_still_has_its_former_rows(tmp
     assert [row["epoch"] for row in History(history.path, ignore).rows] == [0]
 
 
-def test_a_probe_learns_ten_separable_rows_by_heart(tmp_path):
-    features, labels = feature_rows(10, seed=0)
-    head = fit_probe((features, labels), (features, labels), probe(), History(tmp_path / "history", ignore))
-    np.testing.assert_array_equal(logits_of(head, features) > 0, labels)
-    assert log_loss(labels, 1 / (1 + np.exp(-logits_of(head, features)))) < 0.05
-
-
-def test_the_head_on_plain_features_equals_what_learned_on_standardised_ones(tmp_path):
-    validation = feature_rows(20, seed=1)
-    history = History(tmp_path / "history", ignore)
-    head = fit_probe(feature_rows(10, seed=0), validation, probe(max_epochs=5), history)
-    expected = min(row["val_loss"] for row in history.rows)  # the weights of the best epoch are kept
-    loss = log_loss(validation[1], 1 / (1 + np.exp(-logits_of(head, validation[0]))))
-    assert loss == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_probe_keeps_the_weights_of_its_best_epoch_and_stops_when_patience_ends(tmp_path):
-    features, labels = feature_rows(10, seed=0)
-    history = History(tmp_path / "history", ignore)
-    head = fit_probe((features, labels), (features, ~labels), probe(patience_epochs=2), history)
-    losses = [row["val_loss"] for row in history.rows]
-    assert len(losses) == np.argmin(losses) + 3 < 20
-    loss = log_loss(~labels, 1 / (1 + np.exp(-logits_of(head, features))))
-    assert loss == pytest.approx(min(losses), rel=1e-4)
-
-
-def test_a_feature_that_never_varied_in_training_does_not_run_away_with_the_answer(tmp_path):
-    features, labels = feature_rows(10, seed=0)
-    features[:, 4] = 0
-    head = fit_probe((features, labels), (features, labels), probe(max_epochs=1), History(tmp_path / "h", ignore))
-    other = features.copy()
-    other[:, 4] = 0.2
-    assert np.abs(logits_of(head, other) - logits_of(head, features)).max() < 5
-
-
-def test_a_seed_gives_the_same_probe_again_and_another_seed_another(tmp_path):
-    kernels = []
-    for seed in (0, 0, 1):
-        history = History(tmp_path / f"{len(kernels)}", ignore)
-        head = fit_probe(feature_rows(10, 0), feature_rows(4, 1), probe(seed=seed, dropout=0.5, max_epochs=2), history)
-        kernels.append(head.get_weights()[0])
-    np.testing.assert_array_equal(kernels[0], kernels[1])
-    assert not np.array_equal(kernels[0], kernels[2])
-
-
-def test_each_epoch_of_a_probe_has_a_row(tmp_path):
-    steps = []
-    history = History(tmp_path / "history", lambda step, values: steps.append((step, sorted(values))))
-    fit_probe(feature_rows(10, 0), feature_rows(4, 1), probe(max_epochs=2), history)
-    assert [(row["step"], row["phase"], row["epoch"]) for row in history.rows] == [(0, "head", 0), (1, "head", 1)]
-    assert steps == [(step, ["accuracy", "loss", "val_accuracy", "val_loss"]) for step in (0, 1)]
-
-
 def test_an_unknown_layer_is_refused_before_anything_is_trained(tmp_path, draw_tile):
     tiles = Tiles(draw_tile, range(2))
     history = History(tmp_path / "history", ignore)
     with pytest.raises(CracksError, match=r"unfreeze_from is 'block_17'.* mobilenet-v2 has no such.*block_16_expand,"):
-        fit_finetune("mobilenet-v2", SIZE_PX, tiles, tiles, finetune(unfreeze_from="block_17"), history)
+        fit_finetune(BACKBONE, tiles, tiles, finetune(unfreeze_from="block_17"), history)
     assert history.rows == []
 
 
@@ -191,9 +110,9 @@ def tuned(tmp_path_factory, draw_tile):
 
     history = History(folder / "history.jsonl", die_at_the_third)
     with pytest.raises(KilledError, match="at the third epoch"):
-        fit_finetune("mobilenet-v2", SIZE_PX, train, validation, finetune(), history)
+        fit_finetune(BACKBONE, train, validation, finetune(), history)
     history = History(folder / "history.jsonl", lambda step, values: resumed_steps.append(step))
-    classifier = fit_finetune("mobilenet-v2", SIZE_PX, train, validation, finetune(), history)
+    classifier = fit_finetune(BACKBONE, train, validation, finetune(), history)
     return SimpleNamespace(
         killed_steps=killed_steps,
         resumed_steps=resumed_steps,

@@ -12,7 +12,7 @@ from pipeline.decision import choose_threshold
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE
 from pipeline.metrics import log_loss, scores
 from pipeline.params import Params
-from pipeline.train import checkpoint_folder, features_of, side_of
+from pipeline.train import checkpoint_folder, features_of, mosaics_of, side_of, validation_scores
 
 PARAMS = {
     "datasets": {"ours": {"source": "ours"}, "theirs": {"source": "theirs"}},
@@ -47,12 +47,9 @@ PARAMS = {
         "probe": {
             "recipe": "probe",
             "backbone": "small",
-            "learning_rate": 0.01,
-            "batch_size": 8,
-            "max_epochs": 8,
-            "patience_epochs": 8,
-            "dropout": 0.1,
-            "l2": 0.001,
+            "n_components": 8,
+            "strengths": [0.1, 0.01],
+            "mosaics": {"of": ["ours"], "cells_a_side": [2, 3], "n_images": 12},
             "seed": 0,
         },
         "finetune": {
@@ -67,6 +64,8 @@ PARAMS = {
             "seed": 0,
         },
     },
+    "embed": {"dask_address": None},
+    "select": {"outside_weight": 0.5},
     "decide": {
         "missed_crack_cost": 2,
         "false_alarm_cost": 1,
@@ -75,7 +74,13 @@ PARAMS = {
     },
     "register": {"name": "cracks"},
 }
-ANOTHER = {"small": "other", "adam": "rmsprop", "horizontal": "vertical", "block_16_expand": "block_15_expand"}
+ANOTHER = {
+    "small": "other",
+    "ours": "theirs",
+    "adam": "rmsprop",
+    "horizontal": "vertical",
+    "block_16_expand": "block_15_expand",
+}
 
 
 def write_dataset(folder, contents, sizes):
@@ -103,6 +108,7 @@ def data(tmp_path_factory, draw_tile, encode):
                 "dataset": name,
                 "row": row,
                 "label": "intact" if row % 2 else "crack",
+                "group": f"{name}-{row}",
                 "split": splits[row % len(splits)],
             }
             for row in range(n)
@@ -136,6 +142,8 @@ def test_features_are_those_of_the_images_over_several_data_sets(data, tmp_path)
 def another(value):
     if isinstance(value, str):
         return ANOTHER[value]
+    if isinstance(value, list):
+        return [another(item) for item in value]
     return {None: 1}.get(value, value / 2 if isinstance(value, float) else (value or 0) + 1)
 
 
@@ -169,7 +177,7 @@ def test_unfinished_work_has_another_folder_for_each_setting(name, tmp_path):
     folders += [checkpoint_folder(tmp_path, manifest, with_setting(*change), name) for change in changes.items()]
     manifest.write_bytes(b"another split")
     folders += [checkpoint_folder(tmp_path, manifest, Params.model_validate(PARAMS), name)]
-    assert len(folders) == len(changes) + 2 == (12 if name == "probe" else 19)
+    assert len(folders) == len(changes) + 2 == (11 if name == "probe" else 19)
     assert len(set(folders)) == len(folders)
 
 
@@ -193,7 +201,7 @@ def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     params = Params.model_validate(PARAMS)
     epochs = []
-    embed.run(params.backbones["small"], ["ours", "theirs"], data.datasets, folder / "features")
+    embed.run(params.backbones["small"], ["ours", "theirs"], data.datasets, folder / "embedding", folder / "features")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "live_run", lambda *_: nullcontext(lambda step, values: epochs.append(step)))
         train.run(
@@ -222,8 +230,10 @@ def test_the_exported_graph_has_the_scores_that_training_wrote(trained):
     labels = trained.validation.labels
     probabilities = trained.classifier.probabilities(trained.validation, progress="scoring")
     threshold = trained.classifier.decision.threshold
-    expected = {"log_loss": log_loss(labels, probabilities), **scores(labels, probabilities, threshold)}
-    assert trained.scores == pytest.approx(expected, rel=1e-3)
+    loss = log_loss(labels, probabilities)
+    expected = {"selection_loss": loss, "log_loss": loss, "log_loss_in_domain": loss}
+    expected |= scores(labels, probabilities, threshold)
+    assert {name: trained.scores[name] for name in expected} == pytest.approx(expected, rel=5e-3)
 
 
 @pytest.mark.slow
@@ -234,10 +244,35 @@ def test_the_threshold_follows_the_costs_on_validation(trained):
 
 
 @pytest.mark.slow
-def test_the_history_has_a_row_an_epoch_which_was_also_sent_live(trained):
+def test_the_history_has_a_row_for_each_strength_which_was_also_sent_live(trained):
     history = pd.read_csv(trained.folder / "history.csv")
-    assert history["step"].tolist() == trained.epochs == list(range(8))
-    assert set(history) == {"step", "phase", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"}
+    assert history["step"].tolist() == trained.epochs == [0, 1]
+    assert history["strength"].tolist() == [0.1, 0.01]
+    assert set(history) == {"step", "phase", "epoch", "strength", "loss", "val_loss", "accuracy", "val_accuracy"}
+
+
+def test_candidates_are_compared_by_both_losses_weighted_where_photos_are_lent(data):
+    validation = side_of(pd.read_parquet(data.manifest), "validation", data.datasets)
+    settings = json.loads(json.dumps(PARAMS))
+    settings["split"]["train_on"] = ["ours"]  # so that the two images of "theirs" are lent
+    settings["select"]["outside_weight"] = 0.25
+    probabilities = np.array([0.9, 0.1, 0.9, 0.1, 0.5, 0.5])
+    found = validation_scores(validation, probabilities, 0.5, Params.model_validate(settings))
+    assert found["log_loss_in_domain"] == pytest.approx(-np.log(0.9))
+    assert found["log_loss_outside"] == pytest.approx(np.log(2))
+    assert found["selection_loss"] == pytest.approx(0.75 * -np.log(0.9) + 0.25 * np.log(2))
+
+
+def test_mosaics_are_composed_of_training_images_of_the_named_data_sets_alone(data, monkeypatch):
+    train_side = side_of(pd.read_parquet(data.manifest), "train", data.datasets)
+    seen = []
+    monkeypatch.setattr(train_side, "pixels", lambda position: seen.append(position) or np.zeros((40, 40, 3), np.uint8))
+    folds = np.arange(len(train_side)) // 2 % 3
+    wanted = Params.model_validate(PARAMS).candidates["probe"].mosaics
+    mosaics = mosaics_of(train_side, folds, wanted, 32, seed=0)
+    assert len(mosaics.labels) == 2 * 12
+    assert set(train_side.rows.loc[seen, "dataset"]) == {"ours"}
+    assert len(seen) == (train_side.rows["dataset"] == "ours").sum()
 
 
 @pytest.mark.slow

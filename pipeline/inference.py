@@ -1,0 +1,113 @@
+"""A frozen backbone run over many images: OpenVINO on a CPU, TensorFlow where there is a GPU.
+
+Work is done in shards; a finished shard is a file, so that a killed run goes on where it was.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.files import replacing
+from pipeline.images import Images, Pixels, batches_by_size
+from pipeline.network import build_embedder
+from pipeline.params import Backbone
+from pipeline.tf import keras, tf
+
+Features = npt.NDArray[np.float16]  # (n, n_features); half precision rounds by 0.05 % and halves what is kept
+Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
+
+SHARD_IMAGES = 1024  # some seconds of work: little is lost by a kill, and starting a shard costs nothing against it
+BATCH_IMAGES = 16  # larger ones do not run faster on a CPU
+N_THREADS = os.cpu_count() or 1
+
+
+class Embedder:
+    """A frozen backbone, ready to run; each thread decodes a batch and then computes it, so that no core waits."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        model = build_embedder(backbone)
+        self.n_features: int = model.output["features"].shape[-1]
+        self._compute = tensorflow_compute(model) if tf.config.list_physical_devices("GPU") else openvino_compute(model)
+
+    def features(self, images: Images) -> Features:
+        """Return the features of all images, float16, (n, n_features)."""
+        features = np.empty((len(images.sizes), self.n_features), np.float16)
+
+        def fill(positions: npt.NDArray[np.int64]) -> None:
+            batch = np.stack([images.pixels(int(position)) for position in positions])
+            features[positions] = self._compute(batch)
+
+        with ThreadPoolExecutor(N_THREADS) as pool:
+            for _ in pool.map(fill, batches_by_size(images.sizes, BATCH_IMAGES)):
+                pass  # raises what a batch raised
+        return features
+
+
+def tensorflow_compute(model: keras.Model) -> Compute:
+    """Return `model` (uint8 images -> {"features"}) as a function of one batch, run by TensorFlow."""
+    graph = _graph(model)
+    return lambda batch: np.asarray(graph(batch))
+
+
+def openvino_compute(model: keras.Model) -> Compute:
+    """Return `model` (uint8 images -> {"features"}) as a function of one batch, run by OpenVINO in single precision.
+
+    May be called from several threads at once; there is a stream for each core.
+    """
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # newer CPUs would take bfloat16
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "NUM_STREAMS": str(N_THREADS),
+    }
+    converted = openvino.convert_model(_graph(model).get_concrete_function())
+    compiled = openvino.Core().compile_model(converted, "CPU", settings)
+    mine = threading.local()  # an infer request serves one thread
+
+    def compute(batch: Pixels) -> npt.NDArray[np.float32]:
+        if not hasattr(mine, "request"):
+            mine.request = compiled.create_infer_request()
+        return np.asarray(mine.request.infer({0: batch})[0])  # further outputs are sizes that `resize` computes
+
+    return compute
+
+
+def _graph(model: keras.Model) -> "tf.types.experimental.GenericFunction":
+    return tf.function(
+        lambda image: model(image, training=False)["features"],
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
+    )
+
+
+@lru_cache(maxsize=1)
+def embedder_of(backbone: Backbone) -> Embedder:
+    """Return the embedder of a backbone, the same one for the next call: a Dask worker builds it once."""
+    return Embedder(backbone)
+
+
+def shards_of(n_images: int) -> list[range]:
+    """Return the positions 0..n_images-1 in shards."""
+    return [range(start, min(n_images, start + SHARD_IMAGES)) for start in range(0, n_images, SHARD_IMAGES)]
+
+
+def kept_shard(folder: Path, shard: range) -> Features | None:
+    """Return a shard that an earlier run has finished in `folder`, None where it has not."""
+    path = _shard_path(folder, shard)
+    return np.load(path) if path.exists() else None
+
+
+def keep_shard(folder: Path, shard: range, features: Features) -> None:
+    """Keep a finished shard in `folder`, whole or not at all."""
+    with replacing(_shard_path(folder, shard)) as partial, partial.open("wb") as file:
+        np.save(file, features)
+
+
+def _shard_path(folder: Path, shard: range) -> Path:
+    return folder / f"{shard.start:09}.npy"

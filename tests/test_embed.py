@@ -1,0 +1,130 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import embed, inference
+from pipeline.embed import unfinished_folder
+from pipeline.errors import UnavailableError
+from pipeline.images import IMAGES_FILE, INVENTORY_FILE
+from pipeline.params import Backbone
+
+ROOT = Path(__file__).parents[1]
+BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32)
+N_IMAGES = 40
+SHARD_IMAGES = 4
+
+# A process that embeds as the stage does, but in small shards.
+EMBED = f"""
+import sys
+from pathlib import Path
+from pipeline import embed, inference
+from pipeline.params import Backbone
+inference.SHARD_IMAGES = {SHARD_IMAGES}
+datasets, checkpoints, out = map(Path, sys.argv[1:])
+embed.run(Backbone.model_validate_json({BACKBONE.model_dump_json()!r}), ["walls"], datasets, checkpoints, out)
+"""
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory, draw_tile, encode):
+    folder = tmp_path_factory.mktemp("datasets")
+    contents = [encode(draw_tile(seed, cracked=seed % 2 == 0, size_px=32 + 8 * (seed % 3))) for seed in range(N_IMAGES)]
+    (folder / "walls").mkdir()
+    (folder / "walls" / IMAGES_FILE).write_bytes(b"".join(contents))
+    lengths = [len(content) for content in contents]
+    sizes = [32 + 8 * (seed % 3) for seed in range(N_IMAGES)]
+    table = {"height": sizes, "width": sizes, "offset": np.cumsum([0, *lengths[:-1]]), "n_bytes": lengths}
+    pd.DataFrame(table).to_parquet(folder / "walls" / INVENTORY_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(datasets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
+        embed.run(BACKBONE, ["walls"], datasets, folder / "unfinished", folder / "out")
+    assert not (folder / "unfinished").exists()
+    return np.load(folder / "out" / "walls.npy")
+
+
+def test_every_image_has_its_row_of_features(undisturbed):
+    assert (undisturbed.shape, undisturbed.dtype) == ((N_IMAGES, 1280), np.float16)
+    assert len(np.unique(undisturbed, axis=0)) == N_IMAGES
+
+
+def test_what_a_failed_run_had_finished_is_not_computed_again(datasets, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
+    real, seen = inference.Embedder.features, []
+
+    def fail_at_the_third(self, images):
+        seen.append(len(images.sizes))
+        if len(seen) == 3:
+            raise MemoryError("at the third shard")
+        return real(self, images)
+
+    monkeypatch.setattr(inference.Embedder, "features", fail_at_the_third)
+    with pytest.raises(MemoryError, match="at the third shard"):
+        embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out")
+    assert len(seen) == 3 + N_IMAGES // SHARD_IMAGES - 2
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_features_of_an_undisturbed_one(datasets, undisturbed, tmp_path):
+    command = [sys.executable, "-c", EMBED, str(datasets), str(tmp_path / "unfinished"), str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT)
+    deadline_s = time.monotonic() + 120
+    while not list(tmp_path.glob("unfinished/*/*.npy")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline_s
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
+
+
+def test_unfinished_work_has_another_folder_for_each_backbone_and_content(datasets, tmp_path):
+    folders = {
+        unfinished_folder(tmp_path, backbone, datasets / "walls")
+        for backbone in (
+            BACKBONE,
+            BACKBONE.model_copy(update={"image_size_px": 64}),
+            BACKBONE.model_copy(update={"taps": ("head_conv",)}),
+        )
+    }
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / INVENTORY_FILE).write_bytes(b"another inventory")
+    assert len(folders | {unfinished_folder(tmp_path, BACKBONE, other)}) == 4
+
+
+@pytest.mark.slow
+def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(datasets, undisturbed, tmp_path, monkeypatch):
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out", address)
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
+
+
+def test_a_scheduler_that_does_not_answer_is_a_clear_error(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "CONNECT_TIMEOUT_S", 1)
+    with pytest.raises(
+        UnavailableError, match=r"No Dask scheduler answers at 'tcp://127\.0\.0\.1:9'.*embed\.dask_address"
+    ):
+        embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out", "tcp://127.0.0.1:9")
+    assert not (tmp_path / "out").exists()

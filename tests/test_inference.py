@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from pipeline import inference
+from pipeline.errors import CracksError
+from pipeline.inference import Embedder, keep_shard, kept_shard, openvino_compute, shards_of, tensorflow_compute
+from pipeline.network import build_embedder, linear_classifier
+from pipeline.params import Backbone
+
+BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64, taps=("block_11_expand", "head_conv"))
+N_FEATURES = 2 * (576 + 1280)
+
+
+class Tiles:
+    """Labelled images in memory, of two sizes in turn."""
+
+    def __init__(self, draw_tile, n):
+        self._tiles = [draw_tile(seed, cracked=seed % 2 == 0, size_px=64 + 16 * (seed % 2)) for seed in range(n)]
+        self.sizes = np.array([tile.shape[:2] for tile in self._tiles])
+
+    def pixels(self, position):
+        return self._tiles[position]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_embedder(BACKBONE)
+
+
+def test_openvino_and_tensorflow_give_the_same_features_for_every_size(model, draw_tile):
+    fast, reference = openvino_compute(model), tensorflow_compute(model)
+    for size_px in (64, 50, 227):
+        batch = np.stack([draw_tile(seed, cracked=True, size_px=size_px) for seed in range(3)])
+        np.testing.assert_allclose(fast(batch), reference(batch), atol=1e-3)
+
+
+def test_the_features_of_images_of_several_sizes_keep_their_order(model, draw_tile):
+    tiles = Tiles(draw_tile, 40)
+    features = Embedder(BACKBONE).features(tiles)
+    assert (features.shape, features.dtype) == ((40, N_FEATURES), np.float16)
+    for position in (0, 17, 39):
+        alone = np.asarray(model(tiles.pixels(position)[None])["features"])[0]
+        np.testing.assert_allclose(features[position], alone, rtol=2e-3, atol=2e-3)
+
+
+def test_features_are_the_same_to_the_bit_when_they_are_computed_again(draw_tile):
+    tiles = Tiles(draw_tile, 24)
+    np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles), Embedder(BACKBONE).features(tiles))
+
+
+def test_what_fails_in_a_batch_is_raised(draw_tile, monkeypatch):
+    tiles = Tiles(draw_tile, 4)
+    monkeypatch.setattr(tiles, "pixels", lambda position: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        Embedder(BACKBONE).features(tiles)
+
+
+def test_a_linear_head_on_embedded_features_equals_the_exported_graph(draw_tile):
+    tiles = Tiles(draw_tile, 6)
+    kernel = np.random.default_rng(0).normal(0, 0.05, N_FEATURES).astype(np.float32)
+    logits = Embedder(BACKBONE).features(tiles).astype(np.float32) @ kernel + 0.25
+    classifier = linear_classifier(BACKBONE, kernel, 0.25)
+    for position in range(6):
+        logit = float(classifier(tiles.pixels(position)[None])["logit"][0, 0])
+        assert 1 / (1 + np.exp(-logit)) == pytest.approx(1 / (1 + np.exp(-logits[position])), abs=1e-3)
+
+
+def test_taps_give_mean_and_maximum_of_each_convolution(model, draw_tile):
+    batch = np.stack([draw_tile(1)])
+    features = np.asarray(model(batch)["features"])[0]
+    means, maxima = features[:576], features[576:1152]
+    assert (means <= maxima).all()
+    assert (means < maxima).mean() > 0.5
+    plain = build_embedder(Backbone(architecture="mobilenet-v2", image_size_px=64))
+    np.testing.assert_allclose(features[1152 : 1152 + 1280], np.asarray(plain(batch)["features"])[0], atol=1e-4)
+
+
+def test_a_tap_that_there_is_not_is_refused_with_those_that_there_are():
+    backbone = BACKBONE.model_copy(update={"taps": ("block_99_expand",)})
+    with pytest.raises(CracksError, match=r"mobilenet-v2 has no convolution block_99_expand to tap\. Known are block"):
+        build_embedder(backbone)
+
+
+def test_shards_cover_every_position_once(monkeypatch):
+    monkeypatch.setattr(inference, "SHARD_IMAGES", 4)
+    assert [position for shard in shards_of(10) for position in shard] == list(range(10))
+    assert [len(shard) for shard in shards_of(10)] == [4, 4, 2]
+    assert shards_of(0) == []
+
+
+def test_a_shard_is_found_again_once_it_is_kept(tmp_path):
+    shard = range(4, 7)
+    assert kept_shard(tmp_path / "new", shard) is None
+    features = np.arange(6, dtype=np.float16).reshape(3, 2)
+    keep_shard(tmp_path / "new", shard, features)
+    np.testing.assert_array_equal(kept_shard(tmp_path / "new", shard), features)
+    assert kept_shard(tmp_path / "new", range(7)) is None

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+from pipeline.mosaics import Mosaics, Sources, compose, shrunk, vary
+
+DARK, GREY = 60, 130
+
+
+class Tiles:
+    def __init__(self, pixels):
+        self._pixels = pixels
+        self.sizes = np.array([one.shape[:2] for one in pixels])
+
+    def pixels(self, position):
+        return self._pixels[position]
+
+
+def cells(n, value=GREY):
+    return np.full((n, 16, 16, 3), value, np.uint8)
+
+
+def cracked_cells(n):
+    drawn = cells(n)
+    drawn[:, 6:10] = 0
+    return drawn
+
+
+@pytest.fixture
+def sources():
+    """Eight cracked and eight intact cells in two folds; the intact ones of fold 1 are dark."""
+    return Sources(
+        cells=np.concatenate([cracked_cells(8), cells(4), cells(4, DARK)]),
+        labels=np.arange(16) < 8,
+        folds=np.array([0] * 4 + [1] * 4 + [0] * 4 + [1] * 4),
+    )
+
+
+def mosaics(sources, n_images=12, seed=0, sides=(2, 3)):
+    return Mosaics(sources, sides, n_images, 48, seed=seed)
+
+
+def test_images_are_shrunk_by_means_of_areas():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4, :4] = 200
+    image[0, 4:] = 80
+    small = shrunk(Tiles([image, image + 10]), np.array([1, 0]), 2)
+    np.testing.assert_array_equal(small[1, :, :, 0], [[200, 20], [0, 0]])
+    np.testing.assert_array_equal(small[0, :, :, 0], [[210, 30], [10, 10]])
+
+
+def test_sound_cells_of_different_colours_make_one_surface_without_seams():
+    mixed = np.concatenate([cells(1, value) for value in (100, 150, 200, 50)])
+    mosaic = compose(mixed, 2, 32, np.random.default_rng(0))
+    np.testing.assert_allclose(mosaic, 100, atol=1e-4)
+
+
+def test_a_size_that_the_cells_do_not_divide_is_filled_to_its_edges():
+    mosaic = compose(cells(9, 90), 3, 32, np.random.default_rng(0))
+    assert mosaic.shape == (32, 32, 3)
+    np.testing.assert_allclose(mosaic, 90, atol=1e-4)
+
+
+def test_a_crack_stays_darker_than_its_surroundings_and_is_as_thin_as_its_cell_is_small():
+    one_cracked = np.concatenate([cells(8), cracked_cells(1)])
+    mosaic = compose(one_cracked, 3, 48, np.random.default_rng(0))
+    assert (mosaic < 20).mean() == pytest.approx(4 / 16 / 9, rel=0.1)
+
+
+def test_cracked_and_intact_mosaics_come_in_turn_for_each_number_of_cells(sources):
+    drawn = mosaics(sources)
+    assert drawn.labels.tolist() == [True, False] * 12
+    assert drawn.sizes.tolist() == [[48, 48]] * 24
+
+
+def test_a_cracked_mosaic_has_a_crack_and_an_intact_one_has_none(sources, monkeypatch):
+    monkeypatch.setattr("pipeline.mosaics.vary", lambda image, rng: image)
+    drawn = mosaics(sources, n_images=24)
+    has_crack = [drawn.pixels(position).std() > 5 for position in range(48)]
+    assert has_crack == drawn.labels.tolist()
+
+
+def test_all_cells_of_a_mosaic_are_of_its_fold(sources, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(
+        "pipeline.mosaics.compose", lambda cells, side, size_px, rng: chosen.append(cells) or np.zeros((8, 8, 3))
+    )
+    drawn = mosaics(sources)
+    for position in range(24):
+        drawn.pixels(position)
+    assert set(drawn.folds.tolist()) == {0, 1}
+    for fold, cells_of_one, cracked in zip(drawn.folds, chosen, drawn.labels, strict=True):
+        if not cracked:
+            assert {int(value) for value in np.unique(cells_of_one)} == {DARK if fold else GREY}
+
+
+def test_a_mosaic_depends_on_seed_and_position_alone(sources):
+    first, again, other = mosaics(sources), mosaics(sources), mosaics(sources, seed=1)
+    first.pixels(3)
+    np.testing.assert_array_equal(first.pixels(5), again.pixels(5))
+    assert not np.array_equal(first.pixels(5), first.pixels(7))
+    assert not np.array_equal(first.pixels(5), other.pixels(5))
+
+
+def test_varied_images_stay_within_grey_levels_and_differ_by_camera_and_light():
+    image = np.linspace(-40, 300, 48 * 48 * 3, dtype=np.float32).reshape(48, 48, 3)
+    varied = [vary(image, np.random.default_rng(seed)) for seed in range(8)]
+    assert all(one.dtype == np.uint8 and one.shape == image.shape for one in varied)
+    assert len({float(one.mean()) for one in varied}) == 8
+    assert len({float(one.std()) for one in varied}) == 8

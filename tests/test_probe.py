@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from pipeline.errors import CracksError
+from pipeline.params import Probe
+from pipeline.probe import N_FOLDS, Rows, deal_folds, equal_weights, fit_probe
+from pipeline.recipes import History
+
+
+def ignore(step, values):
+    pass
+
+
+def probe(**changes):
+    settings = {"recipe": "probe", "backbone": "any", "n_components": 6, "strengths": [0.1, 0.001], "seed": 0}
+    return Probe(**settings | changes)
+
+
+def feature_rows(n, seed=0, noise=0.3):
+    """Rows whose features separate the labels, in units that differ a thousandfold."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2 == 0
+    features = rng.normal(0, noise, (n, 6)) + np.where(labels, 1, -1)[:, None]
+    features = (features * [0.1, 1, 10, 100, 1, 1] + [5, 0, 3, -40, 1, 1]).astype(np.float16)
+    return Rows(features, labels, np.arange(n) // 2 % N_FOLDS, np.full(n, "walls"))
+
+
+def logits_of(head, features):
+    return features.astype(np.float64) @ head.kernel + head.bias
+
+
+def test_a_probe_learns_separable_rows_by_heart(tmp_path):
+    rows = feature_rows(30)
+    head = fit_probe(rows, probe(strengths=[1e-4]), History(tmp_path / "h", ignore))
+    np.testing.assert_array_equal(logits_of(head, rows.features) > 0, rows.labels)
+
+
+def test_the_head_on_plain_features_has_the_loss_that_was_learned_on_components(tmp_path):
+    rows = feature_rows(40, noise=1.5)
+    history = History(tmp_path / "h", ignore)
+    head = fit_probe(rows, probe(strengths=[0.01]), history)
+    loss = np.logaddexp(0, np.where(rows.labels, -1, 1) * logits_of(head, rows.features)).mean()
+    assert loss == pytest.approx(history.rows[0]["loss"], rel=1e-3)
+
+
+def test_the_strength_with_the_lowest_loss_on_folds_held_out_is_chosen(tmp_path):
+    rows = feature_rows(24, noise=2.5)
+    history = History(tmp_path / "h", ignore)
+    chosen = fit_probe(rows, probe(strengths=[1e-6, 0.1, 10.0]), history)
+    assert [row["strength"] for row in history.rows] == [10.0, 0.1, 1e-6]
+    best = min(history.rows, key=lambda row: row["val_loss"])["strength"]
+    assert best == 0.1  # neither end: without a penalty it learns noise, with a huge one nothing
+    alone = fit_probe(rows, probe(strengths=[best]), History(tmp_path / "alone", ignore))
+    np.testing.assert_array_equal(chosen.kernel, alone.kernel)
+
+
+def test_a_row_is_never_judged_by_a_model_that_saw_its_fold(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(36) % 2 == 0
+    once = rng.normal(0, 1, (18, 30))
+    features = np.repeat(once, 2, axis=0).astype(np.float16)  # pairs of copies, one of each label: nothing to learn
+    groups_kept = Rows(features, labels, np.arange(36) // 2 % N_FOLDS, np.full(36, "walls"))
+    history = History(tmp_path / "h", ignore)
+    fit_probe(groups_kept, probe(n_components=30, strengths=[1e-3]), history)
+    assert history.rows[0]["val_loss"] >= np.log(2) - 1e-6
+
+
+def test_a_feature_that_never_varied_in_training_does_not_run_away_with_the_answer(tmp_path):
+    rows = feature_rows(30)
+    rows.features[:, 4] = 0
+    head = fit_probe(rows, probe(), History(tmp_path / "h", ignore))
+    other = rows.features.copy()
+    other[:, 4] = 0.2
+    assert np.abs(logits_of(head, other) - logits_of(head, rows.features)).max() < 5
+
+
+def test_a_probe_is_the_same_to_the_bit_when_it_is_trained_again(tmp_path):
+    rows = feature_rows(50, noise=2)
+    heads = [fit_probe(rows, probe(n_components=3), History(tmp_path / name, ignore)) for name in ("once", "again")]
+    np.testing.assert_array_equal(heads[0].kernel, heads[1].kernel)
+    assert heads[0].bias == heads[1].bias
+
+
+def test_every_source_and_every_label_in_it_counts_the_same():
+    labels = np.array([True, False, False, False, True, False])
+    sources = np.array(["large", "large", "large", "large", "small", "small"])
+    weights = equal_weights(labels, sources)
+    # four cells of equal weight, together 6: the three intact ones of "large" share what each other one has alone
+    np.testing.assert_allclose(weights, [1.5, 0.5, 0.5, 0.5, 1.5, 1.5])
+
+
+def test_groups_stay_together_in_a_fold_and_each_fold_has_both_labels():
+    labels = np.arange(60) % 2 == 0
+    groups = np.array([f"{'c' if label else 'i'}{number // 6}" for number, label in enumerate(labels.tolist())])
+    folds = deal_folds(labels, groups)
+    assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
+    assert all(len(set(labels[folds == fold])) == 2 for fold in range(N_FOLDS))
+
+
+def test_too_few_groups_of_a_label_are_refused():
+    labels = np.array([True, True, False, False, False, False])
+    groups = np.array(["a", "b", "c", "d", "e", "f"])
+    with pytest.raises(CracksError, match=r"train side has 2 groups of crack, a probe needs 3 .* recipe finetune"):
+        deal_folds(labels, groups)
