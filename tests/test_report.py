@@ -430,6 +430,9 @@ def test_both_splits_are_side_by_side_and_images_left_out_are_told(page, few):
     assert page.row("at random") == ["5.0", "1", "of", "200", "0.9930", "36.5%"]
     assert "73 of 200 test images have a copy" in page.text
     assert "randomly drawn whole groups" not in page.text
+    assert "Here the random split does not look better" not in page.text
+    few["metrics"]["leaking"] |= {"random_n_errors": 5}
+    assert "Here the random split does not look better" in page_of(few).text
     few["metrics"]["leaking"] |= {"n_images": 900, "n_test_with_copy_in_train": 0}
     text = page_of(few).text
     assert "Of 1,000 images, 900 in randomly drawn whole groups were used" in text
