@@ -142,7 +142,8 @@ def scores_with_intervals(
 
     A score is None where it is undefined: no crack, no intact image, no call. It has no interval where there are fewer
     than 5 groups, where it is undefined in more than 5 % of the resamples, or where it is the same in all: of a set
-    without a mistake, resamples have none either, which is no proof of certainty.
+    without a mistake, resamples have none either, which is no proof of certainty. Resampling adds noise to the bins of
+    ECE, so that its interval lies a little high and can even lie above the figure.
 
     Args:
         labels: (n,), True for crack, n > 0.

@@ -27,14 +27,14 @@ def test_copies_across_sides_make_a_useless_model_look_good():
 
 
 def test_leaked_test_images_are_counted_by_hand(monkeypatch):
-    images, features = twins(n_pairs=5)
-    dealt = np.array(["train", "test", "train", "train", "test", "test", "train", "test", "test", "train"])
-    images = images.assign(split=np.sort(dealt), label=["crack", "intact"] * 5)
+    images, features = twins(n_pairs=6)
+    dealt = "train test | train train | test test | train test | test train | validation test".replace("| ", "").split()
+    dealt = np.array(dealt)
+    images = images.assign(split=np.sort(dealt), label=["crack", "intact"] * 6)
     monkeypatch.setattr(module, "random_sides", lambda images: dealt)
     result = compare(images, features)
-    # pairs: train test | train train | test test | train test | test train
-    assert (result["n_test"], result["n_test_with_copy_in_train"]) == (5, 3)
-    assert result["share_of_test_with_copy_in_train"] == pytest.approx(3 / 5)
+    assert (result["n_test"], result["n_test_with_copy_in_train"]) == (6, 3)
+    assert result["share_of_test_with_copy_in_train"] == pytest.approx(3 / 6)
 
 
 def test_a_random_split_has_the_sizes_of_the_other_and_differs_from_it():

@@ -425,6 +425,16 @@ def test_one_data_set_alone_is_not_charted_twice(few):
     assert {"Slices of test:halls", "Slices of test:walls"} <= set(labels)
 
 
+def test_the_chart_names_each_slice_but_the_photos(few):
+    plot = page_of(few).html.split("Balanced F1 of the slices of outside:bridges")[1].split("</svg>")[0]
+    names = re.findall(r">((?:all|surface|brightness|sharpness|photo)[^<]*)<", plot)
+    table = few["material"].slices
+    brightness = table[(table["set"] == "outside:bridges") & (table["kind"] == "brightness")]["slice"]
+    assert names[:3] == ["all", "surface Decks", "surface Walls"]
+    assert names[3:7] == [f"brightness {value}" for value in brightness]
+    assert not [name for name in names if name.startswith("photo")]
+
+
 def test_both_splits_are_side_by_side_and_images_left_out_are_told(page, few):
     assert page.row("without leaks") == ["25.0", "5", "of", "200", "0.9710", "0"]
     assert page.row("at random") == ["5.0", "1", "of", "200", "0.9930", "36.5%"]
