@@ -83,7 +83,7 @@ def blocks(model: keras.Model) -> list[Block]:
 
 def _numbers(block: Block) -> str:
     shape = " x ".join("any" if size is None else str(size) for size in block.shape)
-    return f"{shape}, {block.n_weights:,} weights" if block.n_weights else shape
+    return f"{shape}; {block.n_weights:,} weights" if block.n_weights else shape
 
 
 def _drawn(block: Block, row: int, largest: int) -> Markup:
