@@ -42,7 +42,9 @@ def _feeder(model: keras.Model, nested: keras.Model) -> str:
 
 def _stages(network: keras.Model, input_shape: Shape) -> Iterator[Block]:
     """Yield consecutive layers with one output height and width as a block; padding goes with what follows it."""
-    sized = keras.models.clone_model(network, input_tensors=keras.Input(input_shape))  # the original takes any size
+    # the original takes any size, and its input can be a tensor or a list of one
+    sized_input = keras.tree.map_structure(lambda _: keras.Input(input_shape), network.input)
+    sized = keras.models.clone_model(network, input_tensors=sized_input)
     stage: list[keras.Layer] = []
     n_weights, number, previous = 0, 0, None
     for layer in sized.layers:

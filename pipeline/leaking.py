@@ -74,7 +74,7 @@ def leaking(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | 
 
     Args:
         manifest: of `split`, the rows of the data sets trained on; excluded images are left out here.
-        features_folder: of one backbone, NAME.npy for each data set.
+        features_folder: of one backbone, NAME.npy for each data set, float16 or float32.
     """
     dealt = manifest[manifest["split"].isin(("train", "validation", "test"))]
     images = drawn_groups(dealt).sort_values(["dataset", "row"])
@@ -82,4 +82,5 @@ def leaking(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | 
         np.load(features_folder / f"{name}.npy", mmap_mode="r")[rows["row"].to_numpy()]
         for name, rows in images.groupby("dataset")
     ]
-    return {"n_available": len(dealt), **compare(images, np.concatenate(features))}
+    # sums over many rows overflow where features are kept in half precision
+    return {"n_available": len(dealt), **compare(images, np.concatenate(features).astype(np.float32))}

@@ -60,6 +60,15 @@ def test_a_sequential_model_can_be_nested_too():
     ]
 
 
+def test_features_from_several_depths_do_not_cut_the_stages_into_pieces():
+    whole = network()
+    depths = [layers.GlobalAveragePooling2D()(whole.get_layer(name).output) for name in ("first", "add")]
+    tapped = keras.Model(whole.inputs, layers.Concatenate(name="features")(depths), name="tapped")
+    image = keras.Input((32, 32, 3))
+    found = [(block.title, block.shape) for block in blocks(keras.Model(image, tapped(image)))]
+    assert found[1:] == [("tapped, stage 1", (16, 16, 4)), ("tapped, stage 2", (8, 8, 8)), ("tapped, end", (12,))]
+
+
 def test_drawing_does_not_change_the_model(model):
     before = [value.tolist() for value in model.get_weights()]
     draw(model)

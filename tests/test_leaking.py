@@ -73,6 +73,17 @@ def test_features_are_taken_by_the_row_of_the_image_and_excluded_ones_are_left_o
     assert result["leak_free_f1"] == pytest.approx(expected["leak_free_f1"])
 
 
+def test_features_in_half_precision_do_not_overflow(tmp_path):
+    images, features = twins()
+    large = features * 1000  # half precision ends at 65,504
+    for dtype in (np.float16, np.float32):
+        np.save(tmp_path / "ours.npy", large.astype(np.float16).astype(dtype))
+        result = leaking(images, tmp_path)
+        assert result["random_f1"] == pytest.approx(
+            compare(images, large.astype(np.float16).astype(float))["random_f1"]
+        )
+
+
 def test_a_feature_that_never_changes_does_no_harm():
     images, features = twins()
     features[:, 0] = 5
