@@ -1,6 +1,7 @@
 """Choose the best candidate on validation, then score it once on test and on the outside sets.
 
-Writes --metrics, --predictions (a row an image), the curves in --plots and the --report that a person reads.
+Writes --metrics, --slices (the same scores where it is brighter, sharper, on another surface), --predictions (a row an
+image), the curves in --plots and the --report that a person reads.
 """
 
 import json
@@ -13,17 +14,24 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from pipeline.architecture import draw
+from pipeline.bootstrap import scores_with_intervals
+from pipeline.card import dataset_facts, weights_of
 from pipeline.classifier import Classifier
 from pipeline.files import replacing, replacing_folder, write_json, write_text
 from pipeline.images import LabelledImages
+from pipeline.leaking import leaking
 from pipeline.metrics import scores
 from pipeline.params import Params, load_params
-from pipeline.report import Picture, render
+from pipeline.performance import measure_apart
+from pipeline.pictures import random_predictions, worst_mistakes
+from pipeline.report import Material, named_sets, render
+from pipeline.scoring import scorer
+from pipeline.slices import slice_table, with_measures
 from pipeline.stage import run_main, stage_parser
 
 log = logging.getLogger(__name__)
 
-N_PICTURES_A_KIND = 12  # of missed cracks, and of false alarms
 MAX_CURVE_POINTS = 500  # more cannot be seen in a plot
 
 
@@ -32,9 +40,11 @@ def best_candidate(candidates: dict[str, dict[str, Any]]) -> str:
     return min(sorted(candidates), key=lambda name: float(candidates[name]["selection_loss"]))
 
 
-def score(predictions: pd.DataFrame, threshold: float) -> dict[str, float | int | None]:
-    """Return the scores of the rows of `predictions`."""
-    return scores((predictions["label"] == "crack").to_numpy(), predictions["probability"].to_numpy(), threshold)
+def score(predictions: pd.DataFrame, threshold: float) -> dict[str, Any]:
+    """Return the scores of the rows of `predictions`, and `interval`: by score, the ends of its 95 % interval."""
+    labels, probabilities = (predictions["label"] == "crack").to_numpy(), predictions["probability"].to_numpy()
+    more = scores_with_intervals(labels, probabilities, predictions["group"].to_numpy(), threshold)
+    return more | scores(labels, probabilities, threshold)
 
 
 def summarise(
@@ -54,17 +64,28 @@ def summarise(
     }
 
 
-def worst_mistakes(predictions: pd.DataFrame, threshold: float, datasets: Path) -> list[Picture]:
-    """Return the most confident mistakes on test: missed cracks, then false alarms."""
-    test = predictions[predictions["split"] == "test"]
-    crack, called = test["label"] == "crack", test["probability"] >= threshold
-    missed = test[crack & ~called].sort_values("probability").head(N_PICTURES_A_KIND)
-    false = test[~crack & called].sort_values("probability", ascending=False).head(N_PICTURES_A_KIND)
-    images = LabelledImages(pd.concat([missed, false]), datasets)
-    return [
-        Picture(row["path"], row["dataset"], row["label"], row["probability"], images.pixels(position))
-        for position, row in enumerate(images.rows.to_dict(orient="records"))
-    ]
+def material_of(
+    params: Params,
+    classifier: Classifier,
+    manifest: pd.DataFrame,
+    measured: pd.DataFrame,
+    datasets: Path,
+    backbone: str,
+) -> Material:
+    """Return what the report shows besides the scores; `measured` are the predictions of `with_measures`."""
+    threshold, score_batch = classifier.decision.threshold, scorer(classifier.model)
+    return Material(
+        slices=slice_table(measured, threshold),
+        mistakes={
+            name: worst_mistakes(rows, threshold, datasets, score_batch) for name, rows in named_sets(measured).items()
+        },
+        samples={
+            str(name): random_predictions(rows, threshold, datasets) for name, rows in measured.groupby("dataset")
+        },
+        architecture=draw(classifier.model),
+        datasets=list(dataset_facts(params, manifest, datasets)),
+        weights=weights_of(params.backbones[backbone].architecture),
+    )
 
 
 @dataclass(frozen=True)
@@ -105,10 +126,12 @@ def run(
     datasets: Path,
     manifest_path: Path,
     split_path: Path,
+    features: Path,
     models: Path,
     candidates_folder: Path,
     histories_folder: Path,
     metrics_path: Path,
+    slices_path: Path,
     predictions_path: Path,
     plots: Path,
     report_path: Path,
@@ -121,20 +144,26 @@ def run(
     manifest = pd.read_parquet(manifest_path)
     images = LabelledImages(manifest[manifest["split"].isin(("test", "outside"))], datasets)
     predictions = images.rows.assign(probability=classifier.probabilities(images, progress="scoring"))
-    threshold = classifier.decision.threshold
+    threshold, backbone = classifier.decision.threshold, params.candidates[best].backbone
     metrics = summarise(params, best, json.loads(split_path.read_text()), predictions, threshold)
-    with replacing(predictions_path) as partial:
-        predictions.to_parquet(partial, index=False)
-    with replacing_folder(plots) as folder:
-        curves(predictions, threshold).write(folder)
+    metrics["leaking"] = leaking(manifest[manifest["dataset"].isin(params.split.train_on)], features / backbone)
+    height_px, width_px = np.median(images.sizes, axis=0).astype(int)
+    metrics["performance"] = measure_apart(models / best, height_px, width_px)
+    material = material_of(params, classifier, manifest, with_measures(predictions, datasets), datasets, backbone)
     page = render(
         metrics=metrics,
         candidates=candidates,
         histories=histories,
         predictions=predictions,
         decision=classifier.decision.as_dict(),
-        mistakes=worst_mistakes(predictions, threshold, datasets),
+        material=material,
     )
+    with replacing(predictions_path) as partial:
+        predictions.to_parquet(partial, index=False)
+    with replacing(slices_path) as partial:
+        material.slices.to_csv(partial, index=False)
+    with replacing_folder(plots) as folder:
+        curves(predictions, threshold).write(folder)
     write_text(report_path, page)
     write_json(metrics_path, metrics)
     log.info("%s, chosen on validation: F1 %.4f on %d test images", best, metrics["test"]["f1"], metrics["test"]["n"])
@@ -146,10 +175,12 @@ def main() -> None:
     parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
     parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
     parser.add_argument("--split", type=Path, required=True, help="summary of split")
+    parser.add_argument("--features", type=Path, required=True, help="folder with a folder per backbone")
     parser.add_argument("--models", type=Path, required=True, help="folder with a folder per candidate")
     parser.add_argument("--candidates", type=Path, required=True, help="folder of the candidates' validation scores")
     parser.add_argument("--histories", type=Path, required=True, help="folder of the candidates' histories")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--slices", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--plots", type=Path, required=True, help="folder to write")
     parser.add_argument("--report", type=Path, required=True, help="HTML file to write")
@@ -159,10 +190,12 @@ def main() -> None:
         datasets=args.datasets,
         manifest_path=args.manifest,
         split_path=args.split,
+        features=args.features,
         models=args.models,
         candidates_folder=args.candidates,
         histories_folder=args.histories,
         metrics_path=args.metrics,
+        slices_path=args.slices,
         predictions_path=args.predictions,
         plots=args.plots,
         report_path=args.report,

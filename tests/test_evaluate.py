@@ -5,20 +5,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.bootstrap import SCORES as BOOTSTRAPPED
 from pipeline.classifier import Classifier
 from pipeline.decision import Decision
 from pipeline.evaluate import (
     MAX_CURVE_POINTS,
-    N_PICTURES_A_KIND,
     best_candidate,
     curves,
     run,
     summarise,
-    worst_mistakes,
 )
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE
+from pipeline.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
 from pipeline.network import build_classifier, calibrated
 from pipeline.tf import keras
+from pipeline.tracking import flatten
 
 SPLIT = {"n_images": 9, "n_groups": 8, "n_copies": 1, "n_excluded": 0, "leaks": 0}
 PARAMS = SimpleNamespace(is_demo=False, split=SimpleNamespace(train_on=("ours",)))
@@ -28,7 +28,8 @@ SCORES = {"n", "accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold
 def predictions(*rows):
     """A table of (dataset, split, label, probability)."""
     table = pd.DataFrame(rows, columns=["dataset", "split", "label", "probability"])
-    return table.assign(row=np.arange(len(table)), path=[f"{row}.png" for row in range(len(table))])
+    rows = np.arange(len(table))
+    return table.assign(row=rows, path=[f"{row}.png" for row in rows], group=[f"g{row}" for row in rows])
 
 
 def write_dataset(folder, contents, size):
@@ -37,8 +38,10 @@ def write_dataset(folder, contents, size):
     (folder / IMAGES_FILE).write_bytes(b"".join(contents))
     lengths = [len(content) for content in contents]
     offsets = np.cumsum([0, *lengths[:-1]])
-    table = pd.DataFrame({"height": size, "width": size, "offset": offsets, "n_bytes": lengths})
+    table = pd.DataFrame({"height": size, "width": size, "offset": offsets, "n_bytes": lengths, "sharpness": 1.0})
+    table = table.assign(path=[f"{row}.png" for row in table.index], brightness=table.index * 1.0)
     table.to_parquet(folder / INVENTORY_FILE)
+    (folder / QUARANTINE_FILE).write_text("batch,path,reason\n")
 
 
 def grey(level):
@@ -86,43 +89,31 @@ def test_metrics_have_exactly_the_documented_keys():
     assert metrics["outside"]["tunnel"]["auroc"] == 1
     assert metrics["outside"]["bridge"]["auroc"] is None
     for scores in (metrics["test"], *metrics["tests"].values(), *metrics["outside"].values()):
-        assert set(scores) == SCORES
+        assert set(scores) == SCORES | {"n_groups", "prevalence", "interval"} | set(BOOTSTRAPPED)
     assert json.loads(json.dumps(metrics)) == metrics
 
 
-def test_the_worst_mistakes_on_test_come_first_and_each_with_its_own_picture(tmp_path, encode):
-    rows = [
-        ("ours", "test", "crack", 0.4),
-        ("ours", "test", "crack", 0.1),
-        ("ours", "test", "crack", 0.5),  # at the threshold: found
-        ("ours", "test", "intact", 0.6),
-        ("ours", "test", "intact", 0.9),
-        ("ours", "test", "intact", 0.2),
-        ("ours", "outside", "crack", 0.0),
-        ("ours", "outside", "intact", 1.0),
-    ]
-    write_dataset(tmp_path / "ours", [encode(grey(20 * row), "PNG") for row in range(len(rows))], 8)
-    pictures = worst_mistakes(predictions(*rows), 0.5, tmp_path)
-    assert [(picture.path, picture.label, picture.probability) for picture in pictures] == [
-        ("1.png", "crack", 0.1),
-        ("0.png", "crack", 0.4),
-        ("4.png", "intact", 0.9),
-        ("3.png", "intact", 0.6),
-    ]
-    assert [int(picture.pixels.max()) for picture in pictures] == [20, 0, 80, 60]
+def test_what_goes_to_mlflow_is_numbers_and_an_interval_holds_its_score():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(60) < 0.5, "crack", "intact")
+    table = predictions(*[("ours", "test", label, rng.random()) for label in labels])
+    metrics = summarise(PARAMS, "probe", SPLIT, table, 0.5)
+    values = flatten({name: metrics[name] for name in ("split", "test", "tests", "outside")})
+    assert all(type(value) in (int, float) for value in values.values())
+    assert set(metrics["test"]["interval"]) == set(BOOTSTRAPPED)
+    for name in BOOTSTRAPPED:
+        low, value, high = (
+            values[key] for key in (f"test.interval.{name}.low", f"test.{name}", f"test.interval.{name}.high")
+        )
+        assert low < high
+        assert low <= value <= high or "ece" in name  # resampling adds noise to the bins, which can only raise ECE
 
 
-def test_of_many_mistakes_a_page_full_of_each_kind_is_shown(tmp_path, encode):
-    n = N_PICTURES_A_KIND + 3
-    rows = [("ours", "test", "crack", 0.01 * k) for k in range(n)] + [("ours", "test", "intact", 0.9)] * n
-    write_dataset(tmp_path / "ours", [encode(grey(0), "PNG")] * len(rows), 8)
-    pictures = worst_mistakes(predictions(*rows), 0.5, tmp_path)
-    assert [picture.label for picture in pictures] == ["crack"] * N_PICTURES_A_KIND + ["intact"] * N_PICTURES_A_KIND
-    assert pictures[N_PICTURES_A_KIND - 1].probability == pytest.approx(0.01 * (N_PICTURES_A_KIND - 1))
-
-
-def test_a_model_without_mistakes_has_no_pictures(tmp_path):
-    assert worst_mistakes(predictions(("ours", "test", "crack", 0.9)), 0.5, tmp_path) == []
+def test_groups_and_not_images_are_resampled():
+    rng = np.random.default_rng(0)
+    table = predictions(*(("ours", "test", "crack", value) for value in rng.random(50)))
+    assert summarise(PARAMS, "probe", SPLIT, table, 0.5)["test"]["interval"]
+    assert not summarise(PARAMS, "probe", SPLIT, table.assign(group="one photo"), 0.5)["test"]["interval"]
 
 
 def test_curves_are_those_of_test_alone_worked_by_hand():
@@ -158,16 +149,19 @@ def test_long_curves_are_thinned_but_keep_their_ends(tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, encode):
-    """The stage run on nine drawn greys; the better candidate, whose model alone exists, takes dark for cracked."""
+    """The stage run on ten drawn greys; the better candidate, whose model alone exists, takes dark for cracked."""
     folder = tmp_path_factory.mktemp("evaluated")
-    levels = {"ours": [0, 50, 200, 230, 10, 240], "bridge": [60, 190, 210]}
-    labels = {"ours": "crack crack intact intact crack crack", "bridge": "crack intact crack"}
-    splits = {"ours": ["test"] * 4 + ["train", "excluded"], "bridge": ["outside"] * 3}
+    levels = {"ours": [0, 50, 200, 230, 10, 240, 245], "bridge": [60, 190, 210]}
+    labels = {"ours": "crack crack intact intact crack crack intact", "bridge": "crack intact crack"}
+    splits = {"ours": ["test"] * 4 + ["train", "excluded", "train"], "bridge": ["outside"] * 3}
     tables = []
     for name, greys in levels.items():
         write_dataset(folder / "datasets" / name, [encode(grey(level), "PNG") for level in greys], 8)
         table = pd.DataFrame({"split": splits[name], "label": labels[name].split(), "row": range(len(greys))})
-        tables.append(table.assign(dataset=name, path=[f"{level}.png" for level in greys]))
+        table = table.assign(dataset=name, path=[f"{level}.png" for level in greys], slice="", photo=None)
+        tables.append(table.assign(group=[f"{name}/{row}" for row in table["row"]]))
+        (folder / "features" / "dark").mkdir(parents=True, exist_ok=True)
+        np.save(folder / "features" / "dark" / f"{name}.npy", np.array(greys, np.float32)[:, None])
     pd.concat(tables).to_parquet(folder / "manifest.parquet")
     (folder / "split.json").write_text(json.dumps(SPLIT))
     for name, log_loss in (("worse", 0.4), ("better", 0.2)):
@@ -179,14 +173,21 @@ def evaluated(tmp_path_factory, encode):
         pd.DataFrame([history]).to_csv(folder / "histories" / f"{name}.csv", index=False)
     save_classifier(folder / "models" / "better")
     run(
-        SimpleNamespace(**vars(PARAMS), candidates={"worse": None, "better": None}),
+        SimpleNamespace(
+            **vars(PARAMS),
+            candidates={name: SimpleNamespace(backbone="dark") for name in ("worse", "better")},
+            backbones={"dark": SimpleNamespace(architecture="mobilenet-v2")},
+            datasets={name: SimpleNamespace(is_drawn=False) for name in levels},
+        ),
         datasets=folder / "datasets",
         manifest_path=folder / "manifest.parquet",
         split_path=folder / "split.json",
+        features=folder / "features",
         models=folder / "models",
         candidates_folder=folder / "candidates",
         histories_folder=folder / "histories",
         metrics_path=folder / "metrics.json",
+        slices_path=folder / "slices.csv",
         predictions_path=folder / "predictions.parquet",
         plots=folder / "plots",
         report_path=folder / "report.html",
@@ -217,3 +218,36 @@ def test_the_stage_leaves_curves_and_a_report_that_names_the_candidate(evaluated
         "roc.csv",
     ]
     assert "better" in (evaluated / "report.html").read_text()
+
+
+def test_slices_are_a_tidy_table_that_begins_with_the_whole_of_test(evaluated):
+    table = pd.read_csv(evaluated / "slices.csv")
+    assert list(table)[:9] == [
+        "set",
+        "kind",
+        "slice",
+        "n",
+        "n_groups",
+        "prevalence",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+    ]
+    assert table.iloc[0].tolist()[:6] == ["test", "all", "all", 4, 4, 0.5]
+    assert set(table["set"]) == {"test", "test:ours", "outside:bridge"}
+    assert not table.duplicated(["set", "kind", "slice"]).any()
+
+
+def test_leaking_and_performance_are_measured_on_what_was_trained_on(evaluated):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    assert (metrics["leaking"]["n_available"], metrics["leaking"]["n_test"]) == (6, 4)
+    assert metrics["leaking"]["leak_free_f1"] == 1
+    assert (metrics["performance"]["height_px"], metrics["performance"]["width_px"]) == (8, 8)
+
+
+def test_the_report_shows_the_mistakes_and_the_random_predictions_of_each_set(evaluated):
+    text = (evaluated / "report.html").read_text()
+    assert 'alt="Missed crack: 210.png of bridge"' in text
+    assert 'alt="Where the model looked in 210.png of bridge"' in text
+    assert all(f'alt="Right: {level}.png of ours"' in text for level in (0, 50, 200, 230))
+    assert "10.png of ours" not in text.replace("210.png", "")

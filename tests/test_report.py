@@ -1,15 +1,24 @@
 import base64
 import io
 import re
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import Markup
 from page_reader import Page
 from PIL import Image
 
+from pipeline.bootstrap import scores_with_intervals
+from pipeline.card import SIDES, DatasetFacts
 from pipeline.metrics import log_loss, scores
-from pipeline.report import Picture, _wilson_interval, render
+from pipeline.pictures import Picture
+from pipeline.plots import wilson_interval
+from pipeline.report import Material, render
+from pipeline.slices import slice_table
 
 DECISION = {"threshold": 0.31, "review_from": 0.12, "review_to": 0.74}
 
@@ -19,7 +28,13 @@ def drawn_predictions(rng, dataset, split, n, separation):
     probability = 1 / (1 + np.exp(-rng.normal(-0.6, separation, n)))
     label = np.where(rng.random(n) < probability, "crack", "intact")
     paths = [f"{dataset}/{index:05d}.jpg" for index in range(n)]
-    return pd.DataFrame({"dataset": dataset, "path": paths, "split": split, "label": label, "probability": probability})
+    table = pd.DataFrame(
+        {"dataset": dataset, "path": paths, "split": split, "label": label, "probability": probability}
+    )
+    looks = {"brightness": rng.uniform(50, 200, n), "sharpness": rng.uniform(5, 500, n), "size": 227}
+    photo = [str(index // 60) if split == "outside" else None for index in range(n)]
+    surface = np.where(np.arange(n) % 3 == 0, "Walls", "Decks")
+    return table.assign(group=[f"{dataset}{index // 3}" for index in range(n)], photo=photo, slice=surface, **looks)
 
 
 def drawn_history(rng, n_head, n_tuning):
@@ -48,10 +63,62 @@ def drawn_picture(rng, path, label, probability):
 
 
 def score(rows):
-    return scores((rows["label"] == "crack").to_numpy(), rows["probability"].to_numpy(), DECISION["threshold"])
+    labels, probabilities = (rows["label"] == "crack").to_numpy(), rows["probability"].to_numpy()
+    more = scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), DECISION["threshold"])
+    return more | scores(labels, probabilities, DECISION["threshold"])
+
+
+LEAKING = {
+    "n_available": 1000,
+    "n_images": 1000,
+    "n_test": 200,
+    "leak_free_n_errors": 5,
+    "leak_free_errors_per_thousand": 25.0,
+    "leak_free_f1": 0.971,
+    "random_n_errors": 1,
+    "random_errors_per_thousand": 5.0,
+    "random_f1": 0.993,
+    "n_test_with_copy_in_train": 73,
+    "share_of_test_with_copy_in_train": 0.365,
+}
+PERFORMANCE = {
+    "p50_ms": 15.96,
+    "p95_ms": 21.0,
+    "images_per_s": 111.6,
+    "size_mb": 9.64,
+    "resident_mb": 848.0,
+    "n_cores": 2,
+    "height_px": 200,
+    "width_px": 300,
+}
+
+
+def facts(name, *, is_trained_on, **sides):
+    return DatasetFacts(name, is_trained_on, f"source of {name}", dict.fromkeys(SIDES, 0) | sides, 5, 4, 3)
+
+
+def material(rng, predictions):
+    false = [drawn_picture(rng, f"Negative/{index:05d}.jpg", "intact", 0.32 + 0.02 * index) for index in range(12)]
+    missed = [drawn_picture(rng, f"Positive/{index:05d}.jpg", "crack", 0.30 - 0.02 * index) for index in range(12)]
+    return Material(
+        slices=slice_table(predictions, DECISION["threshold"]),
+        mistakes={"Test": false + missed},
+        samples={},
+        architecture=Markup("<svg><text>a network</text></svg>"),
+        datasets=[
+            facts("halls", is_trained_on=True, train=7, test=2, excluded=1),
+            facts("bridges", is_trained_on=False, outside=8),
+        ],
+        weights="of the start",
+    )
 
 
 def inputs():
+    return deepcopy(drawn_inputs())
+
+
+@cache
+def drawn_inputs():
     rng = np.random.default_rng(7)
     predictions = pd.concat(
         [
@@ -77,6 +144,8 @@ def inputs():
             "test": score(test),
             "tests": {name: score(rows) for name, rows in test.groupby("dataset")},
             "outside": {name: score(rows) for name, rows in outside.groupby("dataset")},
+            "leaking": dict(LEAKING),
+            "performance": PERFORMANCE,
         },
         "candidates": candidates,
         "histories": {
@@ -86,11 +155,12 @@ def inputs():
         },
         "predictions": predictions,
         "decision": DECISION,
-        "mistakes": [
-            drawn_picture(rng, f"Negative/{index:05d}.jpg", "intact", 0.32 + 0.02 * index) for index in range(12)
-        ]
-        + [drawn_picture(rng, f"Positive/{index:05d}.jpg", "crack", 0.30 - 0.02 * index) for index in range(12)],
+        "material": material(rng, predictions),
     }
+
+
+def without_pictures(given):
+    return given | {"histories": {}, "material": replace(given["material"], mistakes={})}
 
 
 def page_of(given):
@@ -100,7 +170,7 @@ def page_of(given):
 @pytest.fixture
 def few():
     """Inputs that render fast: no training curves, no pictures."""
-    return inputs() | {"histories": {}, "mistakes": []}
+    return without_pictures(inputs())
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +181,7 @@ def page():
 @pytest.fixture(scope="module")
 def warning_page():
     """Of a model that no number should be believed of: demo, two leaks, no outside set."""
-    given = inputs() | {"histories": {}, "mistakes": []}
+    given = without_pictures(inputs())
     given["metrics"] |= {"demo": True, "outside": {}}
     given["metrics"]["split"]["leaks"] = 2
     given["predictions"] = given["predictions"].query("split == 'test'")
@@ -149,9 +219,15 @@ def test_each_set_has_its_row_of_scores_and_a_missing_score_is_a_dash(page):
     rows |= {f"Outside: {name}": scores for name, scores in metrics["outside"].items()}
     assert list(rows) == ["Test, all", "Test: halls", "Test: walls", "Outside: bridges", "Outside: tunnel"]
     for head, shown in rows.items():
-        values = [shown[name] for name in ("accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold")]
-        assert page.row(head) == [f"{shown['n']:,}", *("—" if value is None else f"{value:.4f}" for value in values)]
-    assert page.row("Outside: tunnel")[3:5] == ["—", "—"]
+        words = [f"{shown['n']:,}"]
+        for name in ("accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold"):
+            words.append("—" if shown[name] is None else f"{shown[name]:.4f}")
+            if name in shown["interval"]:
+                low, high = shown["interval"][name].values()
+                words.append(f"{low:.4f}\N{EN DASH}{high:.4f}")
+        assert page.row(head) == words
+    assert len(page.row("Test, all")) == 1 + 5 * 2 + 1
+    assert page.row("Outside: tunnel").count("—") == 2
 
 
 def test_a_score_is_never_rounded_to_perfect_or_to_nothing(few):
@@ -180,7 +256,7 @@ def test_what_goes_to_a_person_is_counted_with_the_lower_end_of_the_band_and_wit
             "probability": [0.1, 0.1199, 0.12, 0.31, 0.7399, 0.74, 0.9, 0.5],
         }
     )
-    few["metrics"]["test"] = few["metrics"]["test"] | {"n": 7}
+    few["metrics"] |= {"test": few["metrics"]["test"] | {"n": 7}, "outside": {}}
     page = page_of(few)
     assert page.row("intact") == ["below", "0.1200", "2", "28.6%", "1", "1"]
     assert page.row("a person should look") == ["between", "3", "42.9%", "2", "1"]
@@ -203,6 +279,7 @@ def test_a_share_is_never_rounded_to_all_or_to_none(few):
         {"dataset": "halls", "split": "test", "label": ["crack"] * 5000 + ["intact"] * 5000, "probability": 0.9}
     )
     few["predictions"].loc[[0, 9999], "probability"] = 0.0
+    few["metrics"]["outside"] = {}
     text = page_of(few).text
     assert "is crack 4,999 >99.9% 1 <0.1% is intact 4,999 >99.9% 1 <0.1%" in text
 
@@ -237,7 +314,7 @@ def test_missed_cracks_come_first_from_the_lowest_probability_then_false_alarms_
 def test_a_picture_is_shown_whole_in_its_colours_and_small(few):
     pixels = np.zeros((300, 1200, 3), np.uint8)
     pixels[:, :600, 0] = pixels[:, 600:, 2] = 255
-    few["mistakes"] = [Picture("a.jpg", "halls", "crack", 0.1, pixels)]
+    few["material"] = replace(few["material"], mistakes={"Test": [Picture("a.jpg", "halls", "crack", 0.1, pixels)]})
     (shown,) = page_of(few).all("img")
     image = Image.open(io.BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
     assert image.size == (256, 64)
@@ -245,22 +322,32 @@ def test_a_picture_is_shown_whole_in_its_colours_and_small(few):
     np.testing.assert_allclose(image.getpixel((236, 32)), (0, 0, 255), atol=8)
 
 
-def test_the_page_stays_below_two_megabytes_with_24_pictures_of_noise(few):
+def test_the_page_stays_below_four_megabytes_with_24_mistakes_of_noise(few):
     rng = np.random.default_rng(3)
     noise = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    few["mistakes"] = [Picture(f"{index}.jpg", "halls", "crack", 0.1, noise) for index in range(24)]
-    assert len(render(**few).encode()) < 2_000_000
+    shown = [Picture(f"{index}.jpg", "halls", "crack", 0.1, noise, noise) for index in range(24)]
+    few["material"] = replace(few["material"], mistakes={"Test": shown})
+    assert len(render(**few).encode()) < 4_000_000
 
 
 def test_hostile_text_is_shown_and_not_obeyed(few):
     hostile = "\"><script>alert('x')</script>"
-    few["mistakes"] = [Picture(hostile, hostile, "crack", 0.1, np.zeros((8, 8, 3), np.uint8))]
+    picture = Picture(hostile, hostile, "crack", 0.1, np.zeros((8, 8, 3), np.uint8))
+    few["material"] = replace(
+        few["material"],
+        mistakes={"Test": [picture]},
+        samples={hostile: [picture]},
+        slices=few["material"].slices.replace({"slice": {"Decks": hostile, "3": hostile}}),
+        datasets=[replace(few["material"].datasets[0], name=hostile, source=hostile)],
+        weights=hostile,
+    )
     few["predictions"] = few["predictions"].replace({"dataset": {"bridges": hostile}})
+    few["metrics"]["outside"] = {hostile: few["metrics"]["outside"]["bridges"]}
     few["metrics"]["candidate"] = hostile
     few["histories"] = {hostile: inputs()["histories"]["finetune-lite0"]}
     page = page_of(few)
     assert page.all("script") == []
-    assert page.text.count("<script>alert('x')</script>") >= 5
+    assert page.text.count("<script>alert('x')</script>") >= 12
 
 
 def test_every_plot_follows_the_theme_of_the_page(page):
@@ -291,7 +378,7 @@ def test_the_start_of_the_second_phase_is_marked_in_both_curves(few):
 
 @pytest.mark.parametrize(("n_found", "interval"), [(0, (0.0, 0.2775)), (5, (0.2366, 0.7634)), (10, (0.7225, 1.0))])
 def test_the_interval_of_a_share_is_that_of_wilson(n_found, interval):
-    low, high = _wilson_interval(pd.Series([n_found]), pd.Series([10]))
+    low, high = wilson_interval(pd.Series([n_found]), pd.Series([10]))
     np.testing.assert_allclose((low[0], high[0]), interval, atol=5e-5)
 
 
@@ -305,3 +392,117 @@ def test_every_image_has_a_text_every_table_has_headers_and_no_id_is_used_twice(
     assert len(ids) == len(set(ids))
     anchors = [attributes["href"] for attributes in page.all("a")]
     assert {anchor.removeprefix("#") for anchor in anchors} <= set(ids)
+
+
+def test_each_slice_has_its_row_and_the_hardest_photos_are_named(page):
+    table = inputs()["material"].slices
+    decks = table[(table["set"] == "outside:bridges") & (table["slice"] == "Decks")].iloc[0]
+    words = re.search(r"Slices of outside:bridges.*?</table>", page.html, re.DOTALL).group()
+    assert f"<td>{decks['f1']:.4f}" in words
+    assert f"{decks['f1_low']:.4f}\N{EN DASH}{decks['f1_high']:.4f}" in words
+    photos = table[(table["set"] == "outside:bridges") & (table["kind"] == "photo")].sort_values("balanced_f1")
+    hardest = re.search(r"Hardest photos of outside:bridges.*?</table>", page.html, re.DOTALL).group()
+    heads = re.findall(r'scope="row">(.*?)<', hardest)
+    assert heads == photos.dropna(subset="balanced_f1")["slice"].head(10).tolist()
+
+
+def test_a_slice_that_is_too_small_is_a_dash_and_a_page_of_such_has_no_chart(few):
+    small = few["predictions"].groupby("split").head(29)
+    few["material"] = replace(few["material"], slices=slice_table(small, 0.31))
+    page = page_of(few)
+    assert "There are too few images for a chart." in page.text
+    row = page.html.split("Slices of test")[1].split("</tr>")[1]
+    assert row.count("<td>—") == 6
+
+
+def test_one_data_set_alone_is_not_charted_twice(few):
+    alone = few["predictions"].query("dataset != 'walls'")
+    given = replace(few["material"], slices=slice_table(alone, 0.31))
+    labels = [attributes.get("aria-label") for attributes in page_of(few | {"material": given}).all("div")]
+    assert "Slices of test" in labels
+    assert "Slices of test:halls" not in labels
+    labels = [attributes.get("aria-label") for attributes in page_of(few).all("div")]
+    assert {"Slices of test:halls", "Slices of test:walls"} <= set(labels)
+
+
+def test_the_chart_names_each_slice_but_the_photos(few):
+    plot = page_of(few).html.split("Balanced F1 of the slices of outside:bridges")[1].split("</svg>")[0]
+    names = re.findall(r">((?:all|surface|brightness|sharpness|photo)[^<]*)<", plot)
+    table = few["material"].slices
+    brightness = table[(table["set"] == "outside:bridges") & (table["kind"] == "brightness")]["slice"]
+    assert names[:3] == ["all", "surface Decks", "surface Walls"]
+    assert names[3:7] == [f"brightness {value}" for value in brightness]
+    assert not [name for name in names if name.startswith("photo")]
+
+
+def test_both_splits_are_side_by_side_and_images_left_out_are_told(page, few):
+    assert page.row("without leaks") == ["25.0", "5", "of", "200", "0.9710", "0"]
+    assert page.row("at random") == ["5.0", "1", "of", "200", "0.9930", "36.5%"]
+    assert "73 of 200 test images have a copy" in page.text
+    assert "randomly drawn whole groups" not in page.text
+    assert "Here the random split does not look better" not in page.text
+    few["metrics"]["leaking"] |= {"random_n_errors": 5}
+    assert "Here the random split does not look better" in page_of(few).text
+    few["metrics"]["leaking"] |= {"n_images": 900, "n_test_with_copy_in_train": 0}
+    text = page_of(few).text
+    assert "Of 1,000 images, 900 in randomly drawn whole groups were used" in text
+    assert "Nothing leaks here even at random" in text
+
+
+def test_speed_and_size_have_their_units_and_the_number_of_cores(page):
+    assert "300 x 200 px" in page.text
+    assert "on 2 cores" in page.text
+    for words in ("One image 16.0 ms", "In batches of 32 112 / s", "On disk 9.6 MB", "In memory 848 MB"):
+        assert words in page.text
+
+
+def test_the_card_names_what_was_trained_on_and_what_the_model_must_not_do(page, warning_page):
+    assert "halls, trained on: source of halls." in page.text
+    assert "bridges, not trained on: source of bridges." in page.text
+    assert "No mark is no proof of soundness." in page.text
+    assert "Weights at the start: of the start." in page.text
+    assert "doi" not in page.text
+    outside = inputs()["predictions"].query("dataset == 'bridges' and label == 'crack'")
+    n_missed = (outside["probability"] < DECISION["threshold"]).sum()
+    assert f"On bridges it missed {n_missed} of {len(outside)} cracks" in page.text
+    assert "It was not tested on concrete from elsewhere." in warning_page.text
+    assert "It was not tested on concrete from elsewhere." not in page.text
+
+
+def test_each_data_set_has_its_row_of_counts(page):
+    assert page.row("halls") == ["trained", "on", "10", "50.0%", "4", "7", "0", "2", "0", "1", "3"]
+    assert page.row("bridges") == ["outside", "set", "8", "62.5%", "4", "0", "0", "0", "8", "0", "3"]
+
+
+def test_photos_that_an_outside_set_lends_to_validation_are_told(page, few):
+    assert "are on validation: the model was not trained on them" not in page.text
+    lending = facts("bridges", is_trained_on=False, outside=8, validation=1234)
+    few["material"] = replace(few["material"], datasets=[lending])
+    assert "1,234 images of the outside set bridges are on validation" in page_of(few).text
+
+
+def test_random_predictions_are_framed_by_whether_they_are_right(few):
+    rng = np.random.default_rng(0)
+    shown = [drawn_picture(rng, f"{label}-{p}.jpg", label, p) for label, p in (("crack", 0.31), ("intact", 0.31))]
+    few["material"] = replace(few["material"], samples={"halls": shown, "walls": shown[:1]})
+    page = page_of(few)
+    right, wrong = re.findall(r'<ul class="pictures framed are-(right|wrong)">(.*?)</ul>', page.html, re.DOTALL)[:2]
+    assert (right[0], "crack-0.31.jpg" in right[1], "intact-0.31.jpg" in right[1]) == ("right", True, False)
+    assert (wrong[0], "crack-0.31.jpg" in wrong[1], "intact-0.31.jpg" in wrong[1]) == ("wrong", False, True)
+    assert page.text.count("None is wrong.") == 1
+
+
+def test_mistakes_on_outside_sets_have_their_own_gallery_with_maps(few):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    mistakes = {"Test": [], "Outside: bridges": [Picture("a.jpg", "bridges", "intact", 0.9, pixels, pixels)]}
+    few["material"] = replace(few["material"], mistakes=mistakes)
+    page = page_of(few)
+    assert [image["alt"] for image in page.all("img")] == [
+        "False alarm: a.jpg of bridges",
+        "Where the model looked in a.jpg of bridges",
+    ]
+    assert "Test: missed cracks None. Test: false alarms None. Outside: bridges: missed cracks None." in page.text
+
+
+def test_the_architecture_is_in_the_page_as_it_was_drawn(page):
+    assert "<svg><text>a network</text></svg>" in page.html

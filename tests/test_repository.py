@@ -56,6 +56,10 @@ def test_a_stage_depends_on_every_module_that_it_runs(name: str) -> None:
     ("stage", "template"),
     [
         ("evaluate", "report.html.j2"),
+        ("evaluate", "report_card.html.j2"),
+        ("evaluate", "report_data.html.j2"),
+        ("evaluate", "report_model.html.j2"),
+        ("evaluate", "report_slices.html.j2"),
         ("evaluate", "page.html.j2"),
         ("validate", "contract.html.j2"),
         ("validate", "page.html.j2"),

@@ -1,0 +1,144 @@
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from pipeline.bootstrap import N_RESAMPLES, SCORES, resampled_groups, scores_with_intervals, weighted_scorer
+from pipeline.metrics import scores
+
+LABELS = np.array([True, True, True, False, False])
+PROBABILITIES = np.array([0.9, 0.5, 0.2, 0.5, 0.1])
+
+
+def drawn(n=400, n_groups=40, seed=0, decimals=2):
+    """Labels, probabilities with many ties, and groups."""
+    rng = np.random.default_rng(seed)
+    labels = rng.random(n) < 0.3
+    probabilities = np.clip(rng.normal(0.35 + 0.3 * labels, 0.2), 0, 1).round(decimals)
+    return labels, probabilities, rng.integers(n_groups, size=n)
+
+
+def by_sklearn(labels, probabilities, weights):
+    """The scores at threshold 0.5 as scikit-learn computes them."""
+    called = probabilities >= 0.5
+    even = weights / np.where(labels, weights[labels].sum(), weights[~labels].sum())
+    return {
+        "accuracy": sk.accuracy_score(labels, called, sample_weight=weights),
+        "precision": sk.precision_score(labels, called, sample_weight=weights),
+        "recall": sk.recall_score(labels, called, sample_weight=weights),
+        "f1": sk.f1_score(labels, called, sample_weight=weights),
+        "auroc": sk.roc_auc_score(labels, probabilities, sample_weight=weights),
+        "average_precision": sk.average_precision_score(labels, probabilities, sample_weight=weights),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, called, sample_weight=weights),
+        "balanced_precision": sk.precision_score(labels, called, sample_weight=even),
+        "balanced_f1": sk.f1_score(labels, called, sample_weight=even),
+    }
+
+
+def test_weighted_scores_equal_those_of_scikit_learn_ties_and_all():
+    labels, probabilities, groups = drawn()
+    weights = np.random.default_rng(1).integers(0, 4, (5, 40)).astype(float)
+    weighted = weighted_scorer(labels, probabilities, groups, 0.5)(weights)
+    for row in range(len(weights)):
+        expected = by_sklearn(labels, probabilities, weights[row, groups])
+        assert {name: weighted[name][row] for name in expected} == pytest.approx(expected)
+
+
+def test_a_group_of_weight_two_counts_like_its_images_twice():
+    labels, probabilities, groups = drawn()
+    weights = np.ones(40)
+    weights[[0, 3]] = 2, 0
+    repeats = np.repeat(np.arange(400), weights[groups].astype(int))
+    plain = scores(labels[repeats], probabilities[repeats], 0.5)
+    weighted = weighted_scorer(labels, probabilities, groups, 0.5)(weights[None])
+    for name in ("accuracy", "f1", "auroc", "balanced_accuracy", "ece"):
+        assert weighted[name][0] == pytest.approx(plain[name])
+
+
+def test_balanced_scores_equal_those_worked_by_hand():
+    # Recall 2/3, false alarms 1/2. Each crack weighs 1/6, each intact image 1/4; stated less observed by bins 13, 7, 3
+    # and 1 is -0.1/6, -0.5/6 + 0.5/4, -0.8/6 and 0.1/4.
+    result = scores_with_intervals(LABELS, PROBABILITIES, np.arange(5), 0.5)
+    assert result["balanced_precision"] == pytest.approx((2 / 3) / (2 / 3 + 1 / 2))
+    assert result["balanced_f1"] == pytest.approx(2 * (2 / 3) / (2 / 3 + 1 / 2 + 1))
+    assert result["balanced_ece"] == pytest.approx(0.1 / 6 + 1 / 24 + 0.8 / 6 + 0.1 / 4)
+    assert (result["n"], result["n_groups"], result["prevalence"]) == (5, 5, pytest.approx(3 / 5))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_figures_themselves_are_those_of_plain_scores(dtype):
+    labels, probabilities, groups = drawn(decimals=6)
+    probabilities = probabilities.astype(dtype)
+    plain = scores(labels, probabilities, 0.5)
+    result = scores_with_intervals(labels, probabilities, groups, 0.5)
+    assert {name: result[name] for name in plain if name != "threshold"} == pytest.approx(
+        {name: value for name, value in plain.items() if name != "threshold"}
+    )
+
+
+def test_each_resample_draws_as_many_groups_as_there_are_with_replacement():
+    weights = np.concatenate(list(resampled_groups(7, 300_000)))
+    assert weights.shape == (N_RESAMPLES, 7)
+    assert set(weights.sum(axis=1)) == {7}
+    np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.1)
+    np.testing.assert_allclose(weights.var(axis=0), 6 / 7, rtol=0.15)  # of the multinomial distribution
+
+
+def test_the_interval_is_that_of_all_possible_resamples_of_five_groups():
+    # Five groups of four cracks, of which 0 to 4 are found: the recall of a resample is the mean of five drawn shares.
+    found = np.repeat(np.arange(5), 4) > np.tile(np.arange(4), 5)
+    labels = np.append(np.ones(20, bool), np.zeros(5, bool))
+    groups = np.append(np.repeat(np.arange(5), 4), np.arange(5))
+    result = scores_with_intervals(labels, np.append(found, np.zeros(5)) * 1.0, groups, 0.5)
+    every = [np.mean(shares) / 4 for shares in product(range(5), repeat=5)]
+    low, high = result["interval"]["recall"].values()
+    np.testing.assert_allclose((low, high), np.percentile(every, [2.5, 97.5]), atol=0.051)  # a step is 0.05
+    assert low < result["recall"] == 0.5 < high
+
+
+def test_images_of_one_group_are_not_taken_for_independent_evidence():
+    labels, probabilities, _ = drawn(n=200)
+    alone = scores_with_intervals(labels, probabilities, np.arange(200), 0.5)["interval"]["auroc"]
+    times_ten = [np.tile(values, 10) for values in (labels, probabilities, np.arange(200))]
+    together = scores_with_intervals(*times_ten, 0.5)["interval"]["auroc"]
+    fooled = scores_with_intervals(*times_ten[:2], np.arange(2000), 0.5)["interval"]["auroc"]
+    assert together == pytest.approx(alone)
+    assert fooled["high"] - fooled["low"] < 0.5 * (together["high"] - together["low"])
+
+
+def test_equal_inputs_give_equal_intervals_and_the_name_of_a_group_does_not_matter():
+    labels, probabilities, groups = drawn()
+    first = scores_with_intervals(labels, probabilities, groups, 0.5)
+    assert scores_with_intervals(labels, probabilities, np.array([f"g{g:03}" for g in groups]), 0.5) == first
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_four_groups_have_figures_and_no_intervals():
+    labels, probabilities, groups = drawn(n_groups=4)
+    result = scores_with_intervals(labels, probabilities, groups, 0.5)
+    assert result["interval"] == {}
+    assert all(0 < result[name] < 1 for name in SCORES)
+
+
+def test_a_set_without_a_mistake_is_not_said_to_be_certain():
+    labels = np.arange(40) % 2 == 0
+    result = scores_with_intervals(labels, np.where(labels, 0.9, 0.1), np.arange(40), 0.5)
+    assert result["f1"] == result["auroc"] == 1
+    assert not {"f1", "auroc", "precision", "recall", "balanced_accuracy"} & set(result["interval"])
+
+
+def test_a_score_that_most_resamples_lack_has_no_interval():
+    labels = np.arange(40) == 0  # in a third of the resamples there is no crack
+    probabilities = np.linspace(0.9, 0.1, 40)
+    interval = scores_with_intervals(labels, probabilities, np.arange(40), 0.5)["interval"]
+    assert "accuracy" in interval
+    assert not {"recall", "auroc", "average_precision", "balanced_f1"} & set(interval)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_what_one_label_cannot_tell_is_none(label):
+    result = scores_with_intervals(np.full(6, label), np.full(6, 0.1), np.arange(6), 0.5)
+    assert result["auroc"] is result["balanced_accuracy"] is result["balanced_f1"] is result["precision"] is None
+    assert result["recall"] == (0 if label else None)

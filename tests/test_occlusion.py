@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from pipeline.occlusion import N_CELLS_A_SIDE, heat_picture, occlusion_map
+
+
+def tile(dark_cell=None, size=(70, 140)):
+    """A light tile, in which one cell of the grid is black."""
+    pixels = np.full((*size, 3), 200, np.uint8)
+    if dark_cell is not None:
+        row, column = dark_cell
+        height, width = size[0] // N_CELLS_A_SIDE, size[1] // N_CELLS_A_SIDE
+        pixels[row * height : (row + 1) * height, column * width : (column + 1) * width] = 0
+    return pixels
+
+
+def likes_dark(batch):
+    """The probability of a crack: one half on a tile without black, more with it."""
+    return (0.5 + 0.4 * (batch.min(axis=(1, 2, 3)) < 10)).astype(np.float32)
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (2, 5), (6, 6)])
+def test_the_map_points_to_the_one_cell_that_the_answer_depends_on(cell):
+    heat = occlusion_map(likes_dark, tile(cell))
+    expected = np.zeros((7, 7))
+    expected[cell] = np.log(0.9 / 0.1)  # from the logit of 0.9 to that of 0.5, which is 0
+    np.testing.assert_allclose(heat, expected, atol=1e-5)
+
+
+def test_what_speaks_against_a_crack_is_negative():
+    heat = occlusion_map(lambda batch: 1 - likes_dark(batch), tile((3, 3)))
+    assert heat[3, 3] == pytest.approx(-np.log(9), abs=1e-5)
+
+
+def test_hidden_cells_have_the_mean_colour_and_each_pixel_is_hidden_once():
+    seen = []
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 61, 3), np.uint8)  # not a multiple of seven
+
+    def score(batch):
+        seen.append(batch)
+        return np.full(len(batch), 0.5, np.float32)
+
+    occlusion_map(score, pixels)
+    (batch,) = seen
+    np.testing.assert_array_equal(batch[0], pixels)
+    colour = pixels.mean(axis=(0, 1)).round()
+    hidden = (batch[1:] == colour).all(axis=-1) & (pixels != colour).any(axis=-1)
+    np.testing.assert_array_equal(hidden.sum(axis=0), (pixels != colour).any(axis=-1))
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_a_certain_answer_has_a_map_without_holes(probability):
+    heat = occlusion_map(lambda batch: np.full(len(batch), probability, np.float32), tile())
+    np.testing.assert_array_equal(heat, np.zeros((7, 7)))
+
+
+def test_heat_is_red_for_a_crack_blue_against_it_and_absent_where_nothing_depends():
+    heat = np.zeros((7, 7))
+    heat[1, 1], heat[5, 5] = 2.0, -2.0
+    drawn = heat_picture(tile(), heat).astype(int)
+    assert drawn.shape == (70, 140, 3)
+    red, blue = drawn[15, 30], drawn[55, 110]
+    assert red[0] > red[2] + 50
+    assert blue[2] > blue[0] + 50
+    assert drawn[15, 110].tolist() == [200, 200, 200]
+
+
+def test_the_strongest_cell_is_as_clear_whatever_the_scale():
+    heat = np.random.default_rng(0).normal(size=(7, 7))
+    np.testing.assert_array_equal(heat_picture(tile(), heat), heat_picture(tile(), 100 * heat))
+    np.testing.assert_array_equal(heat_picture(tile(), 0 * heat), tile())
