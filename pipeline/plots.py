@@ -51,7 +51,9 @@ class ScoredSet:
 
 
 def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
-    """Return the loss and the accuracy of a candidate by epoch."""
+    """Return the loss and the accuracy of a candidate by epoch, or of a probe by the strength of its penalty."""
+    if "strength" in history:
+        return _penalty_plots(name, history)
     epochs = history["step"] + 1
     tuning = epochs[history["phase"] == "tuning"]
     marker = "." if len(history) <= MAX_MARKED_EPOCHS else ""
@@ -64,12 +66,30 @@ def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set(xlabel="epoch", ylabel=quantity)
         if quantity == "loss":  # its first epoch can be a hundred times its last
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_locator(NullLocator())
+            _log_scale(axes)
 
     return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
+
+
+def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
+    def draw(axes: Axes, quantity: str) -> None:
+        axes.plot(history["strength"], history[f"val_{quantity}"], marker=".")
+        axes.plot(history["strength"], history[quantity], marker=".")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.invert_xaxis()  # from a stiff head to one that learns by heart, as epochs go
+        axes.set(xlabel="strength of the penalty", ylabel=quantity)
+        if quantity == "loss":
+            _log_scale(axes)
+
+    return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def roc_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:

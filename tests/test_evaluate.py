@@ -60,13 +60,14 @@ def save_classifier(folder):
     (folder / "decision.json").write_text(json.dumps(decision.as_dict()))
 
 
-def test_the_best_candidate_has_the_lowest_log_loss_whatever_its_other_scores():
-    candidates = {"a": {"log_loss": 0.3, "f1": 1.0}, "b": {"log_loss": 0.1, "f1": 0.5}, "c": {"log_loss": 0.2, "f1": 1}}
+def test_the_best_candidate_has_the_lowest_selection_loss_whatever_its_other_scores():
+    losses = {"a": 0.3, "b": 0.1, "c": 0.2}
+    candidates = {name: {"selection_loss": loss, "log_loss": -loss, "f1": loss} for name, loss in losses.items()}
     assert best_candidate(candidates) == "b"
 
 
 def test_of_equal_candidates_the_first_by_name_is_taken():
-    assert best_candidate({"b": {"log_loss": 0.1}, "a": {"log_loss": 0.1}}) == "a"
+    assert best_candidate({"b": {"selection_loss": 0.1}, "a": {"selection_loss": 0.1}}) == "a"
 
 
 def test_metrics_have_exactly_the_documented_keys():
@@ -165,7 +166,7 @@ def evaluated(tmp_path_factory, encode):
     pd.concat(tables).to_parquet(folder / "manifest.parquet")
     (folder / "split.json").write_text(json.dumps(SPLIT))
     for name, log_loss in (("worse", 0.4), ("better", 0.2)):
-        scores = {"log_loss": log_loss, **dict.fromkeys(SCORES, 0.5), "n": 4}
+        scores = {"selection_loss": log_loss, **dict.fromkeys(SCORES, 0.5), "n": 4}
         (folder / "candidates").mkdir(exist_ok=True)
         (folder / "candidates" / f"{name}.json").write_text(json.dumps(scores))
         (folder / "histories").mkdir(exist_ok=True)

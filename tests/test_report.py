@@ -134,7 +134,7 @@ def drawn_inputs():
     for name, separation in (("probe-lite0", 3.5), ("finetune-lite0", 4.6), ("finetune-mobilenet", 4.2)):
         validation = drawn_predictions(rng, "halls", "validation", 900, separation)
         loss = log_loss((validation["label"] == "crack").to_numpy(), validation["probability"].to_numpy())
-        candidates[name] = {"log_loss": loss, **score(validation)}
+        candidates[name] = {"selection_loss": loss, **score(validation)}
     return {
         "metrics": {
             "demo": False,
@@ -149,7 +149,7 @@ def drawn_inputs():
         },
         "candidates": candidates,
         "histories": {
-            "probe-lite0": drawn_history(rng, 48, 0),
+            "probe-lite0": drawn_history(rng, 5, 0).assign(strength=[0.1, 0.03, 0.01, 0.003, 0.001]),
             "finetune-lite0": drawn_history(rng, 5, 12),
             "finetune-mobilenet": drawn_history(rng, 5, 9),
         },
@@ -209,7 +209,7 @@ def test_the_banner_is_there_for_the_demo_and_only_then(page, warning_page):
 def test_the_chosen_candidate_alone_is_marked_as_chosen_on_validation(page):
     assert page.row("finetune-lite0")[0] == "chosen"
     assert "chosen" not in page.row("probe-lite0") + page.row("finetune-mobilenet")
-    assert "finetune-lite0 was chosen on validation, for the lowest log loss, and never on test" in page.text
+    assert "finetune-lite0 was chosen on validation, for the lowest selection loss, and never on test" in page.text
 
 
 def test_each_set_has_its_row_of_scores_and_a_missing_score_is_a_dash(page):
@@ -364,9 +364,18 @@ def test_every_plot_follows_the_theme_of_the_page(page):
 def test_each_candidate_has_a_loss_and_an_accuracy_curve_and_its_best_epoch(page):
     names = [attributes.get("aria-label") for attributes in page.all("div")]
     for name, history in inputs()["histories"].items():
-        assert {f"Loss of {name} by epoch", f"Accuracy of {name} by epoch"} <= set(names)
-        best, n = history["val_loss"].argmin() + 1, len(history)
-        assert f"{history['val_loss'].min():.4f}, after epoch {best} of {n}." in page.text
+        if "strength" not in history:
+            assert {f"Loss of {name} by epoch", f"Accuracy of {name} by epoch"} <= set(names)
+            best, n = history["val_loss"].argmin() + 1, len(history)
+            assert f"{history['val_loss'].min():.4f}, after epoch {best} of {n}." in page.text
+
+
+def test_a_probe_has_its_curves_by_penalty_and_names_the_best_one(page):
+    names = [attributes.get("aria-label") for attributes in page.all("div")]
+    assert {"Loss of probe-lite0 by penalty", "Accuracy of probe-lite0 by penalty"} <= set(names)
+    history = inputs()["histories"]["probe-lite0"]
+    best = history.loc[history["val_loss"].idxmin()]
+    assert f"{best['val_loss']:.4f}, with a penalty of {best['strength']}." in page.text
 
 
 def test_the_start_of_the_second_phase_is_marked_in_both_curves(few):
