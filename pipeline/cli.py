@@ -114,7 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
     predict.add_argument("--out", type=Path, required=True, help="CSV file to write: path, probability, label")
-    predict.add_argument("--model", help="alias, version or folder; default: production, else challenger")
+    predict.add_argument(
+        "--model",
+        help="alias, version, folder or `starter`; default: production, else challenger if it is no demo, else starter",
+    )
     predict.set_defaults(run=_predict)
 
     audit = commands.add_parser(

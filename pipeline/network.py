@@ -1,4 +1,4 @@
-"""The exported graph: from uint8 RGB of any size to the probability of a crack and the features, and running it.
+"""Graphs from uint8 RGB of any size to features and a logit, and running them.
 
 Resizing and scaling are layers of the graph, so that embedding, training, evaluation and serving cannot disagree.
 """
@@ -62,30 +62,6 @@ def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[ke
     for layer in head:
         logit = layer(logit)
     return keras.Model(image, {"logit": logit, "features": features}, name="classifier")
-
-
-def linear_classifier(backbone: Backbone, kernel: npt.NDArray[np.float32], bias: float) -> keras.Model:
-    """Return the uncalibrated graph of a frozen backbone and a linear head: kernel (n_features,), and its bias."""
-    head = keras.layers.Dense(1, name="head")
-    network = build_backbone(backbone.architecture, backbone.taps)
-    classifier = build_classifier(network, backbone.image_size_px, [head])
-    head.set_weights([kernel[:, None], np.array([bias], np.float32)])
-    return classifier
-
-
-def calibrated(classifier: keras.Model, slope: float, intercept: float) -> keras.Model:
-    """Return the exported graph: {"probability": (batch,), "features": (batch, n_features)}, both float32.
-
-    The probability is sigmoid(slope * logit + intercept) (Platt, Probabilistic Outputs for SVMs, 1999).
-    """
-    calibration = keras.layers.Dense(1, activation="sigmoid", name="calibration")
-    probability = calibration(classifier.output["logit"])  # (batch, 1)
-    calibration.set_weights([np.array([[slope]], np.float32), np.array([intercept], np.float32)])
-    outputs = {
-        "probability": keras.layers.Reshape((), name="probability")(probability),  # (batch,)
-        "features": classifier.output["features"],
-    }
-    return keras.Model(classifier.input, outputs, name="crack_classifier")
 
 
 def run_in_batches(

@@ -1,8 +1,9 @@
-"""Score images with a registered model, or with one from a folder."""
+"""Score images with a registered model, with one from a folder, or with the starter model."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,16 @@ from pipeline import tracking
 from pipeline.classifier import Classifier
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.images import Pixels, Sizes, UnreadableImageError, decode, stored_size
+from pipeline.starter import DESCRIPTION, load_starter
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ALIASES = ("production", "challenger")
+STARTER = "starter"
 
 
 @dataclass(frozen=True)
@@ -30,44 +37,60 @@ def load_model(name: str, wanted: str | None) -> tuple[Classifier, str]:
 
     Args:
         name: of the registered model.
-        wanted: an alias, a version number or a folder; None takes `production`, else `challenger`.
+        wanted: an alias, a version number, a folder or "starter"; None takes `production`, else `challenger` if it was
+            trained on real concrete, else the starter model.
 
     Raises:
         CracksError: there is no such model.
         UnavailableError: the tracking server does not answer.
     """
+    if wanted == STARTER:
+        return load_starter(), DESCRIPTION
     if wanted is not None and Path(wanted).is_dir():
         return Classifier.load(Path(wanted)), f"the model in {wanted}"
     client, _ = tracking.connect()
+    for reference in (wanted,) if wanted is not None else DEFAULT_ALIASES:
+        found = _find_version(client, name, reference)
+        is_demo = found is not None and found.tags.get("demo") == "true"
+        if found is None or (wanted is None and reference == "challenger" and is_demo):
+            continue
+        demo = ", trained on drawn images (demo)" if is_demo else ""
+        alias = "" if reference.isdecimal() else f" ({reference})"
+        return Classifier.load(_fetched(name, found.version)), f"{name} version {found.version}{alias}{demo}"
+    if wanted is None:
+        return load_starter(), f"{DESCRIPTION}, because no model of {name} trained on real concrete is registered yet"
+    raise CracksError(
+        f"There is no model {wanted!r} of {name} in {tracking.tracking_uri()}. Run `make run` first, or give --model "
+        f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
+    )
+
+
+def _find_version(client: "MlflowClient", name: str, reference: str) -> "ModelVersion | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if reference.isdecimal():
+            return client.get_model_version(name, reference)
+        return client.get_model_version_by_alias(name, reference)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
+            return None
+        raise UnavailableError(
+            f"The tracking store {tracking.tracking_uri()} failed: {tracking.first_line(error)}. Try again later."
+        ) from None
+
+
+def _fetched(name: str, version: str) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    for reference in (wanted,) if wanted is not None else DEFAULT_ALIASES:
-        try:
-            if reference.isdecimal():
-                found = client.get_model_version(name, reference)
-            else:
-                found = client.get_model_version_by_alias(name, reference)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
-                continue
-            raise UnavailableError(
-                f"The tracking store {tracking.tracking_uri()} failed: {tracking.first_line(error)}. Try again later."
-            ) from None
-        try:
-            folder = Path(download_artifacts(f"models:/{name}/{found.version}"))
-        except (MlflowException, OSError) as error:
-            raise UnavailableError(
-                f"{name} version {found.version} cannot be fetched: {tracking.first_line(error)}. Mend the store, or "
-                "run `make run`, which registers a model again."
-            ) from None
-        demo = ", trained on drawn images (demo)" if found.tags.get("demo") == "true" else ""
-        alias = "" if reference.isdecimal() else f" ({reference})"
-        return Classifier.load(folder), f"{name} version {found.version}{alias}{demo}"
-    raise CracksError(
-        f"There is no model {wanted or ' or '.join(DEFAULT_ALIASES)!r} of {name} in {tracking.tracking_uri()}. "
-        "Run `make run` first, or give --model an alias, a version or a folder such as models/CANDIDATE."
-    )
+    try:
+        return Path(download_artifacts(f"models:/{name}/{version}"))
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(
+            f"{name} version {version} cannot be fetched: {tracking.first_line(error)}. Mend the store, or "
+            "run `make run`, which registers a model again."
+        ) from None
 
 
 class _ImageFiles:

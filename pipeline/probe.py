@@ -1,7 +1,6 @@
 """A probe: logistic regression on the features of a frozen backbone, its penalty chosen by grouped cross-validation."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.errors import CracksError
 from pipeline.inference import Features
+from pipeline.linear import LinearHead, Scale
 from pipeline.metrics import Labels
 from pipeline.mosaics import Folds
 from pipeline.params import Probe
@@ -19,10 +19,6 @@ from pipeline.recipes import History
 
 N_FOLDS = 3  # each fit costs as much as the last one: three tell strengths that are tenfold apart well enough
 MAX_ITERATIONS = 1000
-
-# Added to the standard deviation of a feature, typically 0.4: one that is constant in training would else count a
-# hundred-thousandfold in the image where it is not.
-STD_OFFSET = 0.1
 
 Weights = npt.NDArray[np.float64]  # (n,)
 
@@ -42,13 +38,6 @@ class Rows:
     labels: Labels
     folds: Folds
     sources: npt.NDArray[np.str_]
-
-
-class LinearHead(NamedTuple):
-    """logit = features @ kernel + bias; kernel float32 (n_features,)."""
-
-    kernel: npt.NDArray[np.float32]
-    bias: float
 
 
 def deal_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
@@ -89,11 +78,8 @@ def fit_probe(rows: Rows, params: Probe, history: History) -> LinearHead:
     kernel.
     `loss` and `accuracy` in the history are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
     """
-    mean = rows.features.mean(axis=0, dtype=np.float64)  # (n_features,)
-    std = rows.features.std(axis=0, dtype=np.float64) + STD_OFFSET
-    standard = rows.features.astype(np.float32)
-    standard -= mean.astype(np.float32)
-    standard /= std.astype(np.float32)
+    scale = Scale.of(rows.features)
+    standard = scale.standardised(rows.features)  # (n, n_features)
     n_components = min(params.n_components, *standard.shape)
     pca = PCA(n_components, svd_solver="randomized", iterated_power=2, random_state=params.seed)
     reduced = pca.fit_transform(standard).astype(np.float64)  # (n, n_components)
@@ -110,10 +96,8 @@ def fit_probe(rows: Rows, params: Probe, history: History) -> LinearHead:
         history.add("head", step, values)
         fitted.append((values["val_loss"], model))
     _, best = min(fitted, key=lambda pair: pair[0])
-    on_standard = best.coef_[0] @ pca.components_  # (n_features,)
-    kernel = on_standard / std
-    bias = best.intercept_[0] - pca.mean_ @ on_standard - mean @ kernel
-    return LinearHead(kernel.astype(np.float32), float(bias))
+    coefficients = best.coef_[0] @ pca.components_  # (n_features,)
+    return LinearHead.on_plain_features(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
 
 
 def _scores(prefix: str, labels: Labels, probabilities: Weights, weights: Weights) -> dict[str, float]:

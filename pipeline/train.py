@@ -15,14 +15,16 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
+from pipeline.calibration import fit_calibration
 from pipeline.classifier import DECISION_FILE, MODEL_FILE
-from pipeline.decision import choose_decision, fit_platt
+from pipeline.decision import choose_decision
+from pipeline.export import calibrated, linear_classifier
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.images import LabelledImages, Slice
 from pipeline.inference import Features, embedder_of, keep_shard, kept_shard, shards_of
 from pipeline.metrics import Probabilities, log_loss, scores
 from pipeline.mosaics import MAX_SOURCES, Folds, Mosaics, Sources, shrunk
-from pipeline.network import calibrated, linear_classifier, run_in_batches
+from pipeline.network import run_in_batches
 from pipeline.params import Backbone, MosaicSet, Params, Probe, load_params, named
 from pipeline.probe import Rows, deal_folds, fit_probe
 from pipeline.recipes import History, fit_finetune
@@ -48,12 +50,13 @@ def features_of(images: LabelledImages, folder: Path) -> Features:
     return np.concatenate(parts)
 
 
-def logits_of(classifier: keras.Model, images: LabelledImages) -> npt.NDArray[np.float32]:
-    """Return the uncalibrated logits of all images, (n,)."""
+def run_over(classifier: keras.Model, images: LabelledImages) -> tuple[npt.NDArray[np.float32], Features]:
+    """Return the uncalibrated logits, (n,), and the features, float16, (n, n_features), of all images."""
     logits = np.empty(len(images), np.float32)
+    features = np.empty((len(images), classifier.output["features"].shape[-1]), np.float16)
     for positions, outputs in run_in_batches(classifier, images, progress="validating"):
-        logits[positions] = outputs["logit"][:, 0]
-    return logits
+        logits[positions], features[positions] = outputs["logit"][:, 0], outputs["features"]
+    return logits, features
 
 
 def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
@@ -104,17 +107,21 @@ def rows_of(backbone: Backbone, params: Probe, train: LabelledImages, features: 
 
 def fit(
     params: Params, name: str, train: LabelledImages, validation: LabelledImages, features: Path, history: History
-) -> tuple[keras.Model, npt.NDArray[np.float32]]:
-    """Train candidate `name`; return the uncalibrated graph and its logits on validation, (n_validation,)."""
+) -> tuple[keras.Model, npt.NDArray[np.float32], Features]:
+    """Train candidate `name`; return the uncalibrated graph, and its logits (n,) and features on validation."""
     candidate = params.candidates[name]
     backbone = params.backbones[candidate.backbone]
     if isinstance(candidate, Probe):
-        rows = rows_of(backbone, candidate, train, features, history.path.parent)
-        linear = fit_probe(rows, candidate, history)
-        classifier = linear_classifier(backbone, linear.kernel, linear.bias)
-        return classifier, features_of(validation, features).astype(np.float32) @ linear.kernel + linear.bias
+        head = fit_probe(rows_of(backbone, candidate, train, features, history.path.parent), candidate, history)
+        known = features_of(validation, features)
+        return linear_classifier(backbone, head), head.logits(known), known
     classifier = fit_finetune(backbone, train, validation, candidate, history)
-    return classifier, logits_of(classifier, validation)
+    return classifier, *run_over(classifier, validation)
+
+
+def is_lent(validation: LabelledImages, params: Params) -> npt.NDArray[np.bool_]:
+    """Return which images are of photos that outside sets have lent, (n,)."""
+    return ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()
 
 
 def validation_scores(
@@ -125,7 +132,7 @@ def validation_scores(
     `selection_loss` is the log loss on the data sets trained on and that on photos lent by outside sets, weighted by
     `select.outside_weight`; without lent photos, the former.
     """
-    lent = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()
+    lent = is_lent(validation, params)
     losses = {
         name: log_loss(validation.labels[chosen], probabilities[chosen]) if chosen.any() else None
         for name, chosen in (("in_domain", ~lent), ("outside", lent))
@@ -158,12 +165,12 @@ def run(
     train, validation = (side_of(manifest, split, datasets) for split in ("train", "validation"))
     with live_run(params, manifest_path, name) as report_epoch:
         history = History(unfinished / "history.jsonl", report_epoch)
-        classifier, logits = fit(params, name, train, validation, features, history)
-    slope, intercept = fit_platt(validation.labels, logits)
-    probabilities = 1 / (1 + np.exp(-(slope * logits.astype(np.float64) + intercept)))
+        classifier, logits, known = fit(params, name, train, validation, features, history)
+    calibration = fit_calibration(validation.labels, logits, known, is_lent(validation, params))
+    probabilities = calibration.probabilities(logits, known)
     decision = choose_decision(validation.labels, probabilities, params.decide)
     with replacing_folder(out) as folder:
-        calibrated(classifier, slope, intercept).save(folder / MODEL_FILE)
+        calibrated(classifier, calibration).save(folder / MODEL_FILE)
         write_json(folder / DECISION_FILE, decision.as_dict())
     result = validation_scores(validation, probabilities, decision.threshold, params)
     write_json(scores_path, result)

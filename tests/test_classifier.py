@@ -4,10 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.calibration import Calibration, Platt
 from pipeline.classifier import Classifier
 from pipeline.decision import Decision
 from pipeline.errors import CracksError
-from pipeline.network import build_classifier, calibrated
+from pipeline.export import calibrated
+from pipeline.network import build_classifier
 from pipeline.tf import keras
 
 DECISION = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
@@ -21,7 +23,7 @@ def graph(*, weight=-1.0, image_size_px=32, slope=2.0, intercept=-0.5):
     head = keras.layers.Dense(1, name="head")
     classifier = build_classifier(network, image_size_px, [head])
     head.set_weights([np.full((3, 1), weight), np.zeros(1)])
-    return calibrated(classifier, slope, intercept)
+    return calibrated(classifier, Calibration(Platt(slope, intercept)))
 
 
 def save(folder, model, decision=DECISION):

@@ -15,7 +15,9 @@ from page_reader import Page
 from PIL import Image
 
 from pipeline import cli, register
+from pipeline.calibration import Calibration, Platt
 from pipeline.errors import UnavailableError
+from pipeline.export import calibrated
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ["great_expectations", "keras", "mlflow", "numpy", "pandas", "prefect", "sklearn", "tensorflow"]
@@ -143,7 +145,7 @@ def test_a_store_that_is_away_has_an_exit_code_of_its_own(cracks, monkeypatch, c
 @pytest.fixture
 def model(tmp_path):
     """A folder with a model that takes dark for cracked."""
-    from pipeline.network import build_classifier, calibrated
+    from pipeline.network import build_classifier
     from pipeline.tf import keras
 
     network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
@@ -152,7 +154,7 @@ def model(tmp_path):
     head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
     folder = tmp_path / "model"
     folder.mkdir()
-    calibrated(graph, 1.0, 0.0).save(folder / "model.keras")
+    calibrated(graph, Calibration(Platt(1.0, 0.0))).save(folder / "model.keras")
     (folder / "decision.json").write_text('{"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}')
     return folder
 

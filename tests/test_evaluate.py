@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from pipeline.bootstrap import SCORES as BOOTSTRAPPED
+from pipeline.calibration import Calibration, Platt
 from pipeline.classifier import Classifier
 from pipeline.decision import Decision
 from pipeline.evaluate import (
@@ -15,8 +16,9 @@ from pipeline.evaluate import (
     run,
     summarise,
 )
+from pipeline.export import calibrated
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
-from pipeline.network import build_classifier, calibrated
+from pipeline.network import build_classifier
 from pipeline.tf import keras
 from pipeline.tracking import flatten
 
@@ -55,7 +57,7 @@ def save_classifier(folder):
     classifier = build_classifier(network, 32, [head])
     head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
     folder.mkdir(parents=True)
-    calibrated(classifier, 1.0, 0.0).save(folder / "model.keras")
+    calibrated(classifier, Calibration(Platt(1.0, 0.0))).save(folder / "model.keras")
     decision = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
     (folder / "decision.json").write_text(json.dumps(decision.as_dict()))
 

@@ -3,8 +3,10 @@ import pytest
 
 from pipeline import inference
 from pipeline.errors import CracksError
+from pipeline.export import linear_classifier
 from pipeline.inference import Embedder, keep_shard, kept_shard, openvino_compute, shards_of, tensorflow_compute
-from pipeline.network import build_embedder, linear_classifier
+from pipeline.linear import LinearHead
+from pipeline.network import build_embedder
 from pipeline.params import Backbone
 
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64, taps=("block_11_expand", "head_conv"))
@@ -59,7 +61,7 @@ def test_a_linear_head_on_embedded_features_equals_the_exported_graph(draw_tile)
     tiles = Tiles(draw_tile, 6)
     kernel = np.random.default_rng(0).normal(0, 0.05, N_FEATURES).astype(np.float32)
     logits = Embedder(BACKBONE).features(tiles).astype(np.float32) @ kernel + 0.25
-    classifier = linear_classifier(BACKBONE, kernel, 0.25)
+    classifier = linear_classifier(BACKBONE, LinearHead(kernel, 0.25))
     for position in range(6):
         logit = float(classifier(tiles.pixels(position)[None])["logit"][0, 0])
         assert 1 / (1 + np.exp(-logit)) == pytest.approx(1 / (1 + np.exp(-logits[position])), abs=1e-3)

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from pipeline.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from pipeline.calibration import Calibration, Platt
+from pipeline.export import calibrated
 from pipeline.network import (
     BATCH_IMAGES,
     build_classifier,
     build_embedder,
-    calibrated,
     preprocessing_layers,
     run_in_batches,
 )
@@ -52,7 +53,7 @@ def uncalibrated():
 
 @pytest.fixture(scope="module")
 def exported(uncalibrated):
-    return calibrated(uncalibrated, SLOPE, INTERCEPT)
+    return calibrated(uncalibrated, Calibration(Platt(SLOPE, INTERCEPT)))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def test_an_image_has_the_same_features_alone_and_among_others(embedder):
 def test_a_saved_graph_loads_safely_and_gives_the_same_answers(tmp_path):
     keras.utils.set_random_seed(0)
     classifier = build_classifier(build_backbone("mobilenet-v2"), SIZE_PX, [keras.layers.Dense(1, name="head")])
-    exported = calibrated(classifier, SLOPE, INTERCEPT)
+    exported = calibrated(classifier, Calibration(Platt(SLOPE, INTERCEPT)))
     exported.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
     batch = noise(2, 50, 40)

@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from pipeline import tracking
+from pipeline.calibration import Calibration, Platt
 from pipeline.classifier import Classifier
 from pipeline.decision import Decision
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.network import build_classifier, calibrated
+from pipeline.export import calibrated
+from pipeline.network import build_classifier
 from pipeline.predict import load_model, predict
+from pipeline.starter import load_starter
 from pipeline.tf import keras
 
 DECISION = Decision(threshold=0.5, review_from=0.2, review_to=0.8)
@@ -24,7 +27,7 @@ def classifier():
     head = keras.layers.Dense(1, name="head")
     graph = build_classifier(network, 32, [head])
     head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
-    return Classifier(calibrated(graph, 1.0, 0.0), DECISION)
+    return Classifier(calibrated(graph, Calibration(Platt(1.0, 0.0))), DECISION)
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +146,32 @@ def test_the_default_is_production_else_challenger_and_it_says_which(registry):
     assert load_model("cracks", None)[1] == "cracks version 2 (production), trained on drawn images (demo)"
 
 
+def test_the_default_is_the_starter_where_the_challenger_has_seen_drawings_alone(registry):
+    registry.client.set_registered_model_alias("cracks", "challenger", "2")
+    loaded, said = load_model("cracks", None)
+    assert said == (
+        "the starter model, trained on METU and SDNET2018, because no model of cracks trained on real concrete is "
+        "registered yet"
+    )
+    assert loaded.content_hash() == load_starter().content_hash()
+    assert load_model("cracks", "challenger")[1] == "cracks version 2 (challenger), trained on drawn images (demo)"
+
+
+def test_the_default_is_the_starter_where_nothing_is_registered(registry):
+    assert load_model("other", None)[1].startswith("the starter model")
+
+
+def test_the_starter_needs_no_registry(monkeypatch):
+    monkeypatch.setattr(tracking, "connect", lambda: pytest.fail("the registry was asked"))
+    assert load_model("cracks", "starter")[1] == "the starter model, trained on METU and SDNET2018"
+
+
 @pytest.mark.parametrize(
     ("name", "wanted", "named"),
     [
         ("cracks", "3", "'3' of cracks"),
         ("cracks", "champion", "'champion' of cracks"),
         ("cracks", "models/typo", "'models/typo' of cracks"),
-        ("other", None, "'production or challenger' of other"),
         ("other", "1", "'1' of other"),
     ],
 )

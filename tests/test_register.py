@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 
 from pipeline import tracking
+from pipeline.calibration import Calibration, Platt
 from pipeline.classifier import Classifier
 from pipeline.decision import Decision
 from pipeline.errors import UnavailableError
-from pipeline.network import build_classifier, calibrated
+from pipeline.export import calibrated
+from pipeline.network import build_classifier
 from pipeline.params import load_params
 from pipeline.register import Results, data_hashes, is_registered, main, run
 from pipeline.stage import run_main
@@ -75,7 +77,7 @@ def save_model(folder, *, weight=-1.0):
     classifier = build_classifier(network, 32, [head])
     head.set_weights([np.full((3, 1), weight), np.zeros(1)])
     folder.mkdir(parents=True, exist_ok=True)
-    calibrated(classifier, 2.0, -0.5).save(folder / "model.keras")
+    calibrated(classifier, Calibration(Platt(2.0, -0.5))).save(folder / "model.keras")
     (folder / "decision.json").write_text(json.dumps(DECISION.as_dict()))
 
 

@@ -1,0 +1,95 @@
+"""The starter model, which ships with the project: a head trained on METU and SDNET2018 together.
+
+    python -m pipeline.starter --params params.yaml --model models/mosaics-lite0 [--check]
+
+writes starter.npz beside this file from a probe that was trained with examples/params.metu-and-sdnet.yaml; with --check
+it compares instead. The file holds the head, the calibration and the decision; the weights of the backbone come from
+their package. docs/starter-model.md is its card.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.calibration import Calibration, Platt
+from pipeline.classifier import Classifier
+from pipeline.decision import Decision
+from pipeline.errors import CracksError, RefusedError
+from pipeline.export import calibrated, linear_classifier
+from pipeline.files import replacing
+from pipeline.linear import LinearHead
+from pipeline.params import Backbone, load_params, named
+from pipeline.stage import run_main
+
+log = logging.getLogger(__name__)
+
+STARTER_FILE = Path(__file__).with_name("starter.npz")
+DESCRIPTION = "the starter model, trained on METU and SDNET2018"
+TOLERANCE = 0.02  # of the largest weight: processors differ in the last bits, which training carries on
+
+
+def write_starter(classifier: Classifier, backbone: Backbone, path: Path) -> None:
+    """Write the small part of a probe that its backbone's package does not have.
+
+    Raises:
+        CracksError: the model is no probe calibrated by one curve.
+    """
+    if "strangeness" in {layer.name for layer in classifier.model.layers}:
+        raise CracksError(f"A starter is a probe on {backbone.architecture} trained on all its data sets.")
+    kernel, bias = classifier.model.get_layer("head").get_weights()  # (n_features, 1), (1,)
+    slope, intercept = (float(weight.item()) for weight in classifier.model.get_layer("calibration").get_weights())
+    settings = {
+        "backbone": backbone.model_dump(),
+        "calibration": {"slope": slope, "intercept": intercept},
+        "decision": classifier.decision.as_dict(),
+    }
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, kernel=kernel[:, 0], bias=bias, settings=np.array(json.dumps(settings)))
+
+
+def load_starter(path: Path = STARTER_FILE) -> Classifier:
+    """Return the starter model, ready to score. Raises CracksError where the backbone's package is missing."""
+    with np.load(path) as arrays:
+        settings = json.loads(str(arrays["settings"]))
+        head = LinearHead(arrays["kernel"], float(arrays["bias"][0]))
+    classifier = linear_classifier(Backbone(**settings["backbone"]), head)
+    calibration = Calibration(Platt(**settings["calibration"]))
+    return Classifier(calibrated(classifier, calibration), Decision(**settings["decision"]))
+
+
+def difference(one: Path, other: Path) -> float:
+    """Return how far the heads of two starter files are apart, as a share of the largest weight."""
+    with np.load(one) as ours, np.load(other) as theirs:
+        if ours["kernel"].shape != theirs["kernel"].shape:
+            return float("inf")
+        return float(np.abs(ours["kernel"] - theirs["kernel"]).max() / np.abs(ours["kernel"]).max())
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, required=True, help="params.yaml that the model was trained with")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the trained candidate")
+    parser.add_argument("--check", action="store_true", help="compare with the file that is there")
+    args = parser.parse_args()
+    params = load_params(args.params)
+    backbone = params.backbones[named(params.candidates, args.model.name, "candidate").backbone]
+    target = STARTER_FILE.with_name("starter-new.npz") if args.check else STARTER_FILE
+    write_starter(Classifier.load(args.model), backbone, target)
+    if not args.check:
+        log.info("%s: %d bytes", target, target.stat().st_size)
+        return
+    apart = difference(STARTER_FILE, target)
+    target.unlink()
+    if apart > TOLERANCE:
+        raise RefusedError(
+            f"The model differs from the starter by {apart:.3f} of its largest weight: it is another one."
+        )
+    log.info("The same model: at most %.5f of the largest weight apart", apart)
+
+
+if __name__ == "__main__":
+    run_main(main)

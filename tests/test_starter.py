@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from pipeline.calibration import Calibration, Foreign, Platt
+from pipeline.classifier import Classifier
+from pipeline.decision import Decision
+from pipeline.errors import CracksError
+from pipeline.export import calibrated, linear_classifier
+from pipeline.linear import LinearHead
+from pipeline.params import Backbone
+from pipeline.starter import STARTER_FILE, difference, load_starter, write_starter
+
+BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32, taps=("head_conv",))
+DECISION = Decision(threshold=0.4, review_from=0.2, review_to=0.8)
+
+
+def head(seed=0):
+    return LinearHead(np.random.default_rng(seed).normal(0, 0.1, 2560).astype(np.float32), -0.3)
+
+
+def classifier(foreign=None):
+    graph = calibrated(linear_classifier(BACKBONE, head()), Calibration(Platt(1.5, 0.2), foreign))
+    return Classifier(graph, DECISION)
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return classifier()
+
+
+def test_a_starter_gives_the_answers_of_the_model_that_it_was_made_of(probe, tmp_path):
+    write_starter(probe, BACKBONE, tmp_path / "starter.npz")
+    loaded = load_starter(tmp_path / "starter.npz")
+    batch = np.random.default_rng(1).integers(0, 256, (4, 40, 50, 3), np.uint8)
+    np.testing.assert_allclose(loaded.model(batch)["probability"], probe.model(batch)["probability"], atol=1e-6)
+    assert loaded.decision == DECISION
+    assert loaded.content_hash() == probe.content_hash()
+
+
+def test_a_model_with_a_curve_for_lent_photos_is_no_starter(tmp_path):
+    lent = classifier(Foreign(Platt(1, 0), head()))
+    with pytest.raises(CracksError, match="probe on mobilenet-v2 trained on all its data sets"):
+        write_starter(lent, BACKBONE, tmp_path / "starter.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_starters_are_compared_by_their_largest_difference(probe, tmp_path):
+    write_starter(probe, BACKBONE, tmp_path / "one.npz")
+    with np.load(tmp_path / "one.npz") as arrays:
+        moved = dict(arrays)
+    largest = np.abs(moved["kernel"]).max()
+    moved["kernel"] = moved["kernel"] + np.where(np.arange(2560) == 7, 0.1 * largest, 0).astype(np.float32)
+    np.savez(tmp_path / "other.npz", **moved)
+    assert difference(tmp_path / "one.npz", tmp_path / "one.npz") == 0
+    assert difference(tmp_path / "one.npz", tmp_path / "other.npz") == pytest.approx(0.1, rel=1e-3)
+    np.savez(tmp_path / "shorter.npz", kernel=moved["kernel"][1:])
+    assert difference(tmp_path / "one.npz", tmp_path / "shorter.npz") == float("inf")
+
+
+def test_the_starter_that_ships_is_small_and_ready():
+    assert STARTER_FILE.stat().st_size < 300_000
+    starter = load_starter()
+    outputs = starter.model(np.full((1, 64, 64, 3), 128, np.uint8))
+    assert 0 <= float(outputs["probability"][0]) <= 1
+    assert 0 < starter.decision.review_from <= starter.decision.threshold <= starter.decision.review_to < 1
