@@ -168,6 +168,7 @@ def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
             axes.axhline(row - 0.5, color=COLOURS["line"], linewidth=1)
         axes.set_yticks(rows.index, names)
         axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # more run into each other where all are near 1
         axes.grid(visible=False, axis="y")
         axes.set(xlabel="F1, cracks and intact counted equally")
 
