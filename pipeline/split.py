@@ -178,7 +178,7 @@ def run(
     images = images.loc[age(images, train_on).sort_values(kind="stable").index].reset_index(drop=True)
     pairs = find_copies(images, params.split.copies)
     manifest = assign(images, pairs, params.split)
-    check_sides(manifest)
+    check_sides(manifest[manifest["dataset"].isin(train_on)])  # an outside set may lend a single photo
     checked = with_checks(manifest, pairs, train_on)
     checked["path"] = checked["dataset"] + "/" + checked["path"]  # two data sets may have files of one path
     rules = check(checked, split_rules())

@@ -140,7 +140,10 @@ def test_a_person_scores_images_with_the_challenger(project: Project) -> None:
     first = pd.read_parquet(project.root / "data" / "datasets" / "demo" / "inventory.parquet").iloc[0]
     photo = project.root / "photo.jpg"
     photo.write_bytes(content[first["offset"] : first["offset"] + first["n_bytes"]])
-    finished = project.run("cracks", "predict", "photo.jpg", "--out", "out/predictions.csv")
+    by_default = project.run("cracks", "predict", "photo.jpg", "--out", "out/predictions.csv")
+    assert by_default.returncode == 0, by_default.stderr
+    assert "the starter model, trained on METU and SDNET2018, because no model of cracks" in by_default.stderr
+    finished = project.run("cracks", "predict", "photo.jpg", "--model", "challenger", "--out", "out/predictions.csv")
     assert finished.returncode == 0, finished.stderr
     assert "cracks version 1 (challenger), trained on drawn images (demo)" in finished.stderr
     table = pd.read_csv(project.root / "out" / "predictions.csv")
