@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.errors import UnavailableError
 from pipeline.files import replacing_folder
 from pipeline.images import INVENTORY_FILE, EncodedImages, PackedImages, Sizes, Slice
-from pipeline.inference import Features, embedder_of, keep_shard, kept_shard, shards_of
+from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
 
@@ -90,7 +90,7 @@ def embed_dataset(
     """Write the features of a data set to the file `out`, going on from the shards in `unfinished`."""
     images = PackedImages(dataset)
     shards = shards_of(len(images.sizes))
-    missing = [shard for shard in shards if kept_shard(unfinished, shard) is None]
+    missing = [shard for shard in shards if not has_shard(unfinished, shard)]
     if dask_address is None:
         computed = computed_here(backbone, images, missing)
     else:
@@ -101,7 +101,7 @@ def embed_dataset(
             keep_shard(unfinished, shard, features)
             bar.update(len(shard))
     first = kept_shard(unfinished, shards[0])
-    table = np.lib.format.open_memmap(out, "w+", np.float16, (len(images.sizes), first.shape[1]))  # type: ignore[union-attr]
+    table = np.lib.format.open_memmap(out, "w+", np.float16, (len(images.sizes), first.shape[1]))
     for shard in shards:
         table[shard.start : shard.stop] = kept_shard(unfinished, shard)
     table.flush()

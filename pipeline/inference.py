@@ -97,10 +97,15 @@ def shards_of(n_images: int) -> list[range]:
     return [range(start, min(n_images, start + SHARD_IMAGES)) for start in range(0, n_images, SHARD_IMAGES)]
 
 
-def kept_shard(folder: Path, shard: range) -> Features | None:
-    """Return a shard that an earlier run has finished in `folder`, None where it has not."""
-    path = _shard_path(folder, shard)
-    return np.load(path) if path.exists() else None
+def has_shard(folder: Path, shard: range) -> bool:
+    """Return whether an earlier run has finished a shard in `folder`."""
+    return _shard_path(folder, shard).exists()
+
+
+def kept_shard(folder: Path, shard: range) -> Features:
+    """Return a shard that is kept in `folder`."""
+    features: Features = np.load(_shard_path(folder, shard))
+    return features
 
 
 def keep_shard(folder: Path, shard: range, features: Features) -> None:

@@ -21,7 +21,7 @@ from pipeline.decision import choose_decision
 from pipeline.export import calibrated, linear_classifier
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.images import LabelledImages, Slice
-from pipeline.inference import Features, embedder_of, keep_shard, kept_shard, shards_of
+from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
 from pipeline.metrics import Probabilities, log_loss, scores
 from pipeline.mosaics import MAX_SOURCES, Folds, Mosaics, Sources, shrunk
 from pipeline.network import run_in_batches
@@ -82,11 +82,9 @@ def embedded(backbone: Backbone, images: Mosaics, unfinished: Path) -> Features:
     """Return the features of mosaics, float16, (n, n_features), going on from the shards in `unfinished`."""
     parts = []
     for shard in tqdm(shards_of(len(images.sizes)), desc="embedding mosaics", unit=" shards", disable=None):
-        features = kept_shard(unfinished, shard)
-        if features is None:
-            features = embedder_of(backbone).features(Slice(images, shard))
-            keep_shard(unfinished, shard, features)
-        parts.append(features)
+        if not has_shard(unfinished, shard):
+            keep_shard(unfinished, shard, embedder_of(backbone).features(Slice(images, shard)))
+        parts.append(kept_shard(unfinished, shard))
     return np.concatenate(parts)
 
 

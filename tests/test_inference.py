@@ -4,7 +4,15 @@ import pytest
 from pipeline import inference
 from pipeline.errors import CracksError
 from pipeline.export import linear_classifier
-from pipeline.inference import Embedder, keep_shard, kept_shard, openvino_compute, shards_of, tensorflow_compute
+from pipeline.inference import (
+    Embedder,
+    has_shard,
+    keep_shard,
+    kept_shard,
+    openvino_compute,
+    shards_of,
+    tensorflow_compute,
+)
 from pipeline.linear import LinearHead
 from pipeline.network import build_embedder
 from pipeline.params import Backbone
@@ -92,8 +100,9 @@ def test_shards_cover_every_position_once(monkeypatch):
 
 def test_a_shard_is_found_again_once_it_is_kept(tmp_path):
     shard = range(4, 7)
-    assert kept_shard(tmp_path / "new", shard) is None
+    assert not has_shard(tmp_path / "new", shard)
     features = np.arange(6, dtype=np.float16).reshape(3, 2)
     keep_shard(tmp_path / "new", shard, features)
     np.testing.assert_array_equal(kept_shard(tmp_path / "new", shard), features)
-    assert kept_shard(tmp_path / "new", range(7)) is None
+    assert has_shard(tmp_path / "new", shard)
+    assert not has_shard(tmp_path / "new", range(7))
