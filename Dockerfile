@@ -15,6 +15,7 @@ RUN python -m venv .venv \
 COPY pyproject.toml README.md ./
 COPY pipeline pipeline
 COPY flows flows
+COPY serving serving
 RUN VIRTUAL_ENV=/app/.venv .venv/bin/uv pip install --no-cache --no-deps --no-build-isolation --editable .
 
 FROM python:3.11.14-slim-bookworm

@@ -1,0 +1,45 @@
+"""`cracks audit`: look a data set through for copies, conflicts and leaks."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.commands import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    audit = commands.add_parser(
+        "audit",
+        help="look a data set through",
+        description="Count copies, conflicts and what a random split would leak.",
+    )
+    audit.add_argument("source", type=Path, help="folder or archive of labelled images")
+    audit.add_argument("--out", type=Path, default=Path("audit.html"), help="page to write (default: audit.html)")
+    audit.add_argument("--photo-pattern", help="regular expression whose first group names the photo of a tile")
+    audit.set_defaults(run=_audit)
+
+
+def _audit(args: argparse.Namespace) -> None:
+    import tempfile
+
+    from pipeline import ingest
+    from pipeline.audit import audit
+    from pipeline.files import write_text
+    from pipeline.images import PackedImages, read_quarantine
+    from pipeline.params import Dataset, load_params
+    from pipeline.tracking import project_root
+
+    params = load_params(project_root() / "params.yaml")
+    dataset = Dataset(source=args.source, photo_pattern=args.photo_pattern)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "dataset"
+        ingest.run(dataset, params.ingest, folder)
+        found = audit(args.source.name, dataset, params, PackedImages(folder), read_quarantine(folder))
+    write_text(args.out, found.page)
+    width = max(len(name) for name in found.facts)
+    for name, value in found.facts.items():
+        print(f"{name:<{width}}  {value:>8}")
+    for rule in found.rules:
+        if not rule.success:
+            print(f"not so: {rule.text}. Observed: {rule.observed}")
+    print(f"Pictures: {args.out}")

@@ -1,0 +1,73 @@
+"""What `make run` asks before and after `dvc repro`: `cracks check`, `registered` and `summary`."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands import Commands
+
+log = logging.getLogger(__name__)
+
+
+def add(commands: Commands) -> None:
+    """Add the parsers of the three."""
+    check = commands.add_parser("check", help="check params.yaml and that every source is there")
+    check.add_argument("--params", type=Path, default=Path("params.yaml"), help="file to check")
+    check.set_defaults(run=_check)
+
+    registered = commands.add_parser(
+        "registered", help="exit 0 if the tracking store has the model that the last `dvc repro` registered, else 1"
+    )
+    registered.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the reports")
+    registered.set_defaults(run=_registered)
+
+    summary = commands.add_parser("summary", help="print what the last `dvc repro` came to")
+    summary.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the reports")
+    summary.set_defaults(run=_summary)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from pipeline.errors import CracksError
+    from pipeline.params import load_params
+
+    missing = [str(data.source) for data in load_params(args.params).datasets.values() if not data.source.exists()]
+    if missing:
+        raise CracksError(
+            f"The source {', '.join(missing)} named in {args.params} does not exist. Put the archive or folder there, "
+            "or correct `source`."
+        )
+
+
+def _registered(args: argparse.Namespace) -> None:
+    from pipeline.register import is_registered
+
+    if not is_registered(args.reports / "registered.json"):
+        log.info("The best model is not in the tracking store that is set now.")
+        sys.exit(1)
+
+
+def _read_report(folder: Path, name: str) -> dict[str, Any]:
+    from pipeline.errors import CracksError
+
+    try:
+        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CracksError(f"There is no {folder / name}. Run `make run` first.") from None
+
+
+def _summary(args: argparse.Namespace) -> None:
+    metrics, registered = _read_report(args.reports, "metrics.json"), _read_report(args.reports, "registered.json")
+    if metrics["demo"]:
+        print("Demo: drawn images. These numbers say nothing about real concrete.")
+    print(f"Best candidate, chosen on validation: {metrics['candidate']}")
+    for name, scores in {"test": metrics["test"], **metrics["outside"]}.items():
+        auroc = "none" if scores["auroc"] is None else f"{scores['auroc']:.4f}"
+        print(f"  {name}: F1 {scores['f1']:.4f}, AUROC {auroc}, ECE {scores['ece']:.4f}, {scores['n']} images")
+    if registered["version"] is None:
+        print("Registered: nothing, this was an experiment")
+    else:
+        print(f"Registered: {registered['name']} version {registered['version']}, alias challenger")
+    print(f"Report: {args.reports / 'report.html'}")

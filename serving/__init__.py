@@ -1,0 +1,1 @@
+"""Who asks: the HTTP API and its page."""
