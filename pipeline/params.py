@@ -197,6 +197,18 @@ class Register(Section):
     name: Name
 
 
+class Monitor(Section):
+    """What is kept of what production sees, and when that counts as drift."""
+
+    log_max_mb: float = Field(gt=0, description="of the prediction log; its oldest files go above it")
+    reference_images: int = Field(ge=100, description="of each data set trained on, to compare with")
+    statistics: tuple[Measure | Literal["embedding"], ...] = Field(min_length=1, description="what is compared")
+    window_photos: int = Field(ge=2, description="photos that an alarm needs at least")
+    windows_per_month: float = Field(gt=0, description="a window is closed no more often")
+    false_alarms_per_month: float = Field(gt=0, description="over all windows and all statistics")
+    worth_labelling: int = Field(ge=1, description="images to export for labelling when there is drift")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -210,6 +222,7 @@ class Params(Section):
     select: Select
     decide: Decide
     register_as: Register = Field(alias="register")
+    monitor: Monitor
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":

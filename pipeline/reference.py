@@ -1,0 +1,81 @@
+"""Note what the best model was trained on, as it sees it, so that production can be compared with it.
+
+Writes into --out, a Parquet file, a row an image: dataset, photo, path, probability, the image statistics, embedding.
+Of each data set trained on it takes training images at random, about `monitor.reference_images`, evenly over photos.
+Where photos are not known, each group of copies counts as a photo, with one image: with nothing known of which images
+belong together, this keeps the limits wide.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.classifier import Classifier
+from pipeline.files import replacing
+from pipeline.images import LabelledImages
+from pipeline.observation import observe
+from pipeline.params import Params, load_params
+from pipeline.stage import run_main, stage_parser
+
+REFERENCE_FILE = "reference.parquet"
+SEED = 0
+
+
+def choose_images(manifest: pd.DataFrame, train_on: tuple[str, ...], n_images: int) -> pd.DataFrame:
+    """Return rows of the training side, up to n_images of each data set, whose `photo` is never missing.
+
+    Args:
+        manifest: of `split`.
+        train_on: names of the data sets trained on.
+        n_images: of each; there are fewer where it has fewer, and some more where its photos do not divide them.
+    """
+    chosen = [
+        _spread(rows, n_images)
+        for name, rows in manifest[manifest["split"] == "train"].groupby("dataset")
+        if name in train_on
+    ]
+    return pd.concat(chosen, ignore_index=True)
+
+
+def _spread(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
+    """Return images evenly over photos: some of each, or one each of some photos."""
+    has_photos = rows["photo"].notna().all()
+    shuffled = rows.assign(photo=rows["photo"] if has_photos else rows["group"]).sample(frac=1, random_state=SEED)
+    n_each = math.ceil(n_images / shuffled["photo"].nunique()) if has_photos else 1
+    photos = shuffled["photo"].unique()[:n_images]
+    return shuffled[shuffled["photo"].isin(photos)].groupby("photo").head(n_each)
+
+
+def read_reference(path: Path) -> pd.DataFrame:
+    """Return the rows that this stage wrote."""
+    return pd.read_parquet(path)
+
+
+def run(params: Params, manifest: Path, datasets: Path, models: Path, metrics: Path, out: Path) -> None:
+    """Write the reference of the best model."""
+    best = json.loads(metrics.read_text(encoding="utf-8"))["candidate"]
+    rows = choose_images(pd.read_parquet(manifest), params.split.train_on, params.monitor.reference_images)
+    observed = observe(Classifier.load(models / best), LabelledImages(rows, datasets), progress="noting the reference")
+    table = pd.concat([rows[["dataset", "photo", "path"]], observed], axis=1)
+    with replacing(out) as partial:
+        table.assign(embedding=[np.asarray(row) for row in table["embedding"]]).to_parquet(partial, index=False)
+
+
+def main() -> None:
+    """Run the stage from its command line."""
+    parser = stage_parser(__doc__)
+    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
+    parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
+    parser.add_argument("--models", type=Path, required=True, help="folder with a folder per candidate")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.json of evaluate")
+    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
+    args = parser.parse_args()
+    params = load_params(args.params)
+    run(params, args.manifest, args.datasets, args.models, args.metrics, args.out)
+
+
+if __name__ == "__main__":
+    run_main(main)
