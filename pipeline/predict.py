@@ -1,7 +1,8 @@
 """Score images with a registered model, with one from a folder, or with the starter model."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from pipeline import tracking
 from pipeline.classifier import Classifier
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.images import Pixels, Sizes, UnreadableImageError, decode, stored_size
+from pipeline.ingest import photo_of
+from pipeline.observation import observe
 from pipeline.starter import DESCRIPTION, load_starter
 
 if TYPE_CHECKING:
@@ -26,9 +29,10 @@ STARTER = "starter"
 
 @dataclass(frozen=True)
 class Scored:
-    """A table of path, probability, label, and why other files could not be read."""
+    """A table of path, probability, label, what was noted of each image, and why other files could not be read."""
 
     table: pd.DataFrame
+    observed: pd.DataFrame
     unreadable: dict[Path, str]
 
 
@@ -45,9 +49,9 @@ def load_model(name: str, wanted: str | None) -> tuple[Classifier, str]:
         UnavailableError: the tracking server does not answer.
     """
     if wanted == STARTER:
-        return load_starter(), DESCRIPTION
+        return replace(load_starter(), version=STARTER), DESCRIPTION
     if wanted is not None and Path(wanted).is_dir():
-        return Classifier.load(Path(wanted)), f"the model in {wanted}"
+        return replace(Classifier.load(Path(wanted)), version=str(wanted)), f"the model in {wanted}"
     client, _ = tracking.connect()
     for reference in (wanted,) if wanted is not None else DEFAULT_ALIASES:
         found = _find_version(client, name, reference)
@@ -56,9 +60,11 @@ def load_model(name: str, wanted: str | None) -> tuple[Classifier, str]:
             continue
         demo = ", trained on drawn images (demo)" if is_demo else ""
         alias = "" if reference.isdecimal() else f" ({reference})"
-        return Classifier.load(_fetched(name, found.version)), f"{name} version {found.version}{alias}{demo}"
+        classifier = replace(Classifier.load(_fetched(name, found.version)), version=str(found.version))
+        return classifier, f"{name} version {found.version}{alias}{demo}"
     if wanted is None:
-        return load_starter(), f"{DESCRIPTION}, because no model of {name} trained on real concrete is registered yet"
+        starter = replace(load_starter(), version=STARTER)
+        return starter, f"{DESCRIPTION}, because no model of {name} trained on real concrete is registered yet"
     raise CracksError(
         f"There is no model {wanted!r} of {name} in {tracking.tracking_uri()}. Run `make run` first, or give --model "
         f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
@@ -120,13 +126,33 @@ class _ImageFiles:
 def predict(classifier: Classifier, paths: list[Path]) -> Scored:
     """Return the probability of a crack and what it reads as, for each image that can be decoded."""
     files = _ImageFiles(paths)
-    probabilities = classifier.probabilities(files, progress="scoring")
+    observed = observe(classifier, files, progress="scoring")
     table = pd.DataFrame(
         {
             "path": [str(path) for path in files.paths],
-            "probability": probabilities,
-            "label": [classifier.decision.verdict(float(probability)) for probability in probabilities],
+            "probability": observed["probability"],
+            "label": [classifier.decision.verdict(float(probability)) for probability in observed["probability"]],
         }
     )
     is_readable = np.array([path not in files.unreadable for path in files.paths], bool)
-    return Scored(table[is_readable], files.unreadable)
+    return Scored(table[is_readable], observed[is_readable], files.unreadable)
+
+
+def log_rows(scored: Scored, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
+    """Return the rows of the prediction log for what was scored.
+
+    Args:
+        scored: images with what was noted of them.
+        model_version: which model scored them.
+        photo_pattern: regular expression whose first group names the photo of a tile; without one, and where it does
+            not match, each image is a photo of its own.
+        time: when, with a time zone.
+    """
+    paths = [str(Path(path).absolute()) for path in scored.table["path"]]
+    return scored.observed.assign(
+        time=pd.Timestamp(time),
+        model_version=model_version,
+        source="predict",
+        photo=[photo_of(path, photo_pattern) or path for path in paths],
+        path=paths,
+    )

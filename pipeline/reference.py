@@ -10,7 +10,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from pipeline.classifier import Classifier
@@ -61,7 +60,7 @@ def run(params: Params, manifest: Path, datasets: Path, models: Path, metrics: P
     observed = observe(Classifier.load(models / best), LabelledImages(rows, datasets), progress="noting the reference")
     table = pd.concat([rows[["dataset", "photo", "path"]], observed], axis=1)
     with replacing(out) as partial:
-        table.assign(embedding=[np.asarray(row) for row in table["embedding"]]).to_parquet(partial, index=False)
+        table.to_parquet(partial, index=False)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pipeline.errors import RefusedError, UnavailableError
 from pipeline.files import write_json
 from pipeline.images import LabelledImages, Pixels
 from pipeline.params import Params, load_params
-from pipeline.served import MAX_GOLDEN_DIFFERENCE, SERVED_FILES, ServedModel
+from pipeline.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.stage import run_main, stage_parser
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Results:
     metrics: Path
     plots: Path
     report: Path
+    reference: Path
     dvc_lock: Path
 
 
@@ -153,8 +154,8 @@ def write_checked_served(classifier: "Classifier", folder: Path, golden: list[Pi
         )
 
 
-def log_model(classifier: "Classifier", served: Path, run_id: str, name: str) -> str:
-    """Log a model and its served form to a run, with signature, example and pinned requirements; return its URI."""
+def log_model(classifier: "Classifier", beside: Path, run_id: str, name: str) -> str:
+    """Log a model, the files of a folder beside it, signature, example and pinned requirements; return its URI."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -180,7 +181,7 @@ def log_model(classifier: "Classifier", served: Path, run_id: str, name: str) ->
             signature=signature,
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in PINNED],
-            extra_files=[str(served / file) for file in SERVED_FILES],
+            extra_files=[str(path) for path in sorted(beside.iterdir())],
         )
     return str(logged.model_uri)
 
@@ -196,6 +197,7 @@ def register(
     classifier: "Classifier",
     folder: Path,
     golden: list[Pixels],
+    reference: Path,
     run_id: str,
     name: str,
     tags: dict[str, str],
@@ -214,6 +216,7 @@ def register(
         return known
     with tempfile.TemporaryDirectory() as scratch:
         write_checked_served(classifier, folder, golden, Path(scratch))
+        shutil.copy(reference, scratch)
         uri = log_model(classifier, Path(scratch), run_id, name)
     # The tags come with the version in one call: a crash in between cannot leave a version without its hash.
     return mlflow.register_model(uri, name, tags={HASH_TAG: content_hash, **tags})
@@ -271,7 +274,7 @@ def run(params: Params, results: Results, out: Path) -> None:
         }
         folder = results.models / best
         golden = golden_images(results.manifest, results.datasets)
-        made = register(client, Classifier.load(folder), folder, golden, run_ids[best], name, tags)
+        made = register(client, Classifier.load(folder), folder, golden, results.reference, run_ids[best], name, tags)
         client.set_registered_model_alias(name, ALIAS, made.version)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
@@ -294,6 +297,7 @@ def main() -> None:
         "--metrics": "metrics.json of evaluate",
         "--plots": "folder of evaluate's curves",
         "--report": "HTML file of evaluate",
+        "--reference": "Parquet file of what the best model was trained on",
         "--dvc-lock": "dvc.lock, for the hashes of the data",
         "--out": "JSON file to write",
     }.items():

@@ -72,6 +72,15 @@ DOCUMENT = {
         "review_share_of_intact": 0.005,
     },
     "register": {"name": "cracks"},
+    "monitor": {
+        "log_max_mb": 1000,
+        "reference_images": 500,
+        "statistics": ["brightness", "embedding"],
+        "window_photos": 5,
+        "windows_per_month": 4,
+        "false_alarms_per_month": 0.1,
+        "worth_labelling": 50,
+    },
 }
 
 

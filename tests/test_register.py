@@ -96,6 +96,7 @@ def write_results(root):
         metrics=root / "metrics.json",
         plots=root / "plots",
         report=root / "report.html",
+        reference=root / "reference.parquet",
         dvc_lock=root / "dvc.lock",
     )
     save_model(results.models / PROBE)
@@ -116,6 +117,7 @@ def write_results(root):
     manifest.to_parquet(results.manifest)
     results.metrics.write_text(json.dumps(METRICS))
     results.report.write_text("<html>")
+    results.reference.write_bytes(b"what it was trained on")
     (results.plots / "roc.csv").write_text("fpr,tpr\n0,0\n")
     results.dvc_lock.write_text(DVC_LOCK)
     return results

@@ -1,0 +1,40 @@
+"""The monitoring flow: what production sees, beside what its model was trained on."""
+
+import sys
+from datetime import UTC, datetime
+
+from prefect import State, flow
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.states import Completed, Failed
+
+from pipeline import monitoring as watch
+from pipeline.drift_page import as_markdown
+from pipeline.errors import CracksError
+from pipeline.params import load_params
+from pipeline.stage import run_main
+from pipeline.tracking import project_root
+
+
+@flow(name="monitoring")
+def monitoring() -> State:
+    """Compare the photos since the last window with what the model was trained on; the verdict is the state's name."""
+    root = project_root()
+    try:
+        finding = watch.run(load_params(root / "params.yaml"), root, datetime.now(UTC))
+    except CracksError as error:  # a state, not an exception: Prefect would log a traceback
+        return Failed(message=str(error))
+    create_markdown_artifact(as_markdown(finding.lines, finding.comparison), key="drift", description=finding.verdict)
+    if (image := watch.picture(root)) is not None:
+        create_image_artifact(image, key="drift-windows", description="the largest score of each window, of its limit")
+    return Completed(message=" ".join(finding.lines), name=finding.verdict.capitalize())
+
+
+def main() -> None:
+    """Run the flow once, on the server of PREFECT_API_URL or on an embedded one."""
+    state = monitoring(return_state=True)
+    if not state.is_completed():
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)

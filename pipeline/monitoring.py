@@ -1,0 +1,177 @@
+"""Watching production: the photos since the last window against what the model in production was trained on.
+
+A window closes when it has enough photos, and no more often than `monitor.windows_per_month`, on which the stated rate
+of false alarms rests. Drift is told once as long as it lasts, with the images most worth labelling. What was found is
+kept in data/monitoring/ and shown by reports/drift.html.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from pipeline.drift import Comparison, can_alarm, compare
+from pipeline.drift_page import render_drift, windows_image
+from pipeline.files import write_json, write_text
+from pipeline.labelling import export, worth_labelling
+from pipeline.notify import notify
+from pipeline.params import Monitor, Params
+from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+from pipeline.watched import Watched, watched_model
+
+log = logging.getLogger(__name__)
+
+Verdict = Literal["drift", "no drift", "too few photos", "too early"]
+
+MONTH = timedelta(days=30)
+MAX_WINDOWS_KEPT = 200
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where monitoring reads and writes, below the project's folder."""
+
+    root: Path
+
+    @property
+    def log(self) -> Path:
+        """The prediction log."""
+        return self.root / LOG_FOLDER
+
+    @property
+    def state(self) -> Path:
+        """JSON: the windows so far, and whether the present drift has been told."""
+        return self.root / "data" / "monitoring" / "state.json"
+
+    @property
+    def to_label(self) -> Path:
+        """The images most worth labelling when drift was found."""
+        return self.root / "data" / "monitoring" / "to-label"
+
+    @property
+    def page(self) -> Path:
+        """The report of the last window."""
+        return self.root / "reports" / "drift.html"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one look: the verdict, why in a few lines, and the comparison where one was made."""
+
+    verdict: Verdict
+    lines: list[str]
+    comparison: Comparison | None = None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return {"told": whether the present drift was told, "windows": one record each, oldest first}."""
+    if not path.exists():
+        return {"told": False, "windows": []}
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def picture(root: Path) -> str | None:
+    """Return the windows so far as a picture, a data URI; None where there is none yet."""
+    windows = read_state(Places(root).state)["windows"]
+    return windows_image(windows) if windows else None
+
+
+def look(rows: pd.DataFrame, watched: Watched, monitor: Monitor) -> Finding:
+    """Compare the rows of the prediction log of one window with what the model was trained on."""
+    n_photos, n_reference = rows["photo"].nunique(), watched.reference["photo"].nunique()
+    if not can_alarm(n_reference, n_photos, monitor):
+        return Finding(
+            "too few photos",
+            [
+                f"{n_photos} photos since the last window: too few for an alarm. At least {monitor.window_photos} are "
+                f"needed, more where the reference has few ({n_reference})."
+            ],
+        )
+    comparison = compare(watched.reference, rows, monitor)
+    chance = f"chance alone does as much in {comparison.p_value:.2%} of windows, the limit is {comparison.alpha:.2%}"
+    if comparison.has_drifted:
+        moved = ", ".join(comparison.moved)
+        lines = [
+            f"{n_photos} photos look unlike what version {watched.version} was trained on: {moved} ({chance}).",
+            "Without labels of such images, training again would give the same model.",
+        ]
+        return Finding("drift", lines, comparison)
+    return Finding("no drift", [f"{n_photos} photos look like what it was trained on ({chance})."], comparison)
+
+
+def next_window(
+    windows: Sequence[dict[str, Any]], version: str, monitor: Monitor
+) -> tuple[datetime | None, datetime | None]:
+    """Return from when on photos belong to the next window of this version, and when it may close; None: any time."""
+    ends = [datetime.fromisoformat(window["end"]) for window in windows]
+    mine = [end for end, window in zip(ends, windows, strict=True) if window["version"] == version]
+    return (mine[-1] if mine else None), (ends[-1] + MONTH / monitor.windows_per_month if ends else None)
+
+
+def record(finding: Finding, version: str, now: datetime) -> dict[str, Any]:
+    """Return what is kept of a window."""
+    comparison = finding.comparison
+    assert comparison is not None  # noqa: S101 - only windows that were compared are kept
+    scores = comparison.scores.set_index("statistic")["score"]
+    return {
+        "end": now.isoformat(),
+        "version": version,
+        "verdict": finding.verdict,
+        "n_photos": comparison.n_photos,
+        "p_value": comparison.p_value,
+        "scores": {name: round(float(score), 3) for name, score in scores.items()},
+        "limit": round(comparison.limit, 3),
+    }
+
+
+def tell(finding: Finding, rows: pd.DataFrame, watched: Watched, monitor: Monitor, places: Places) -> bool:
+    """Export the images most worth labelling and tell someone of the drift; return whether the message arrived."""
+    chosen = worth_labelling(rows, watched.reference, monitor.worth_labelling, watched.threshold)
+    n_copied = export(chosen, places.to_label)
+    lines = [
+        *finding.lines,
+        f"The {len(chosen)} images most worth labelling are listed in {places.to_label / 'list.csv'}, {n_copied} of "
+        "them lie beside it. Label them, and put them into data/inbox/ as a batch.",
+        f"Pictures: {places.page}",
+    ]
+    return notify("Drift: production sees images unlike those it was trained on", lines)
+
+
+def run(params: Params, root: Path, now: datetime) -> Finding:
+    """Look at what production saw since the last window, keep what was found, and tell someone of drift, once.
+
+    Args:
+        params: whose `monitor` says when an alarm is one.
+        root: the project's folder.
+        now: end of the window, with a time zone.
+
+    Raises:
+        CracksError: nothing is registered, or without what it was trained on.
+        UnavailableError: the tracking server does not answer.
+    """
+    places, monitor = Places(root), params.monitor
+    state = read_state(places.state)
+    watched = watched_model(params.register_as.name)
+    since, closes = next_window(state["windows"], watched.version, monitor)
+    if closes is not None and now < closes:
+        return Finding(
+            "too early", [f"The last window closed on {since or closes:%d %B}, the next one on {closes:%d %B}."]
+        )
+    rows = PredictionLog(places.log, monitor.log_max_mb).read(since, now, watched.version)
+    finding = look(rows, watched, monitor)
+    log.info("%s: %s", finding.verdict, " ".join(finding.lines))
+    if finding.comparison is None:
+        return finding
+    windows = [*state["windows"], record(finding, watched.version, now)][-MAX_WINDOWS_KEPT:]
+    write_text(
+        places.page, render_drift(finding.comparison, watched.reference, rows, windows, finding.lines, params.is_demo)
+    )
+    # Told before it is noted as told: a crash in between tells twice, not never.
+    told = finding.verdict == "drift" and (bool(state["told"]) or tell(finding, rows, watched, monitor, places))
+    write_json(places.state, {"told": told, "windows": windows})
+    return finding
