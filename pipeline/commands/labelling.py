@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
     worth = commands.add_parser(
         "worth-labelling",
         help="export the images most worth labelling",
-        description="Export those logged images that the model was unsure of, or that are far from what it has learned.",
+        description="Export logged images that the model was unsure of, or that are far from what it has learned.",
     )
     worth.add_argument("--out", type=Path, required=True, help="folder to write: list.csv and copies of the images")
     worth.set_defaults(run=_worth_labelling)
