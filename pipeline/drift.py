@@ -117,7 +117,8 @@ def photo_means(tiles: pd.DataFrame, n_tiles: int | None, rng: np.random.Generat
     """
     if tiles.empty:
         raise ValueError("There is no photo to compare.")
-    embedding = pd.DataFrame(np.stack(list(tiles["embedding"])), tiles.index)
+    tiles = tiles.reset_index(drop=True)
+    embedding = pd.DataFrame(np.stack(list(tiles["embedding"])))
     values = pd.concat([tiles[list(LOOKS)].astype(np.float64), embedding.astype(np.float64)], axis=1)
     shuffled = tiles["photo"].iloc[rng.permutation(len(tiles))]
     if n_tiles is not None:
@@ -140,12 +141,8 @@ def statistics_of(photos: pd.DataFrame, names: list[str], choices: Choices) -> d
     """
     looks = [name for name in names if name in LOOKS]
     ranked = normal_scores(photos[looks])  # (n_photos, n_looks)
-    statistics = {
-        name: np.abs(ranked[choices, column].mean(axis=1))
-        for column, name in enumerate(looks)
-        if ranked[:, column].any()
-    }
-    if len(statistics) > 1:
+    statistics = {name: np.abs(ranked[choices, column].mean(axis=1)) for column, name in enumerate(looks)}
+    if len(looks) > 1:
         statistics[ALL_LOOKS] = mean_product(whitened(ranked), choices)
     if EMBEDDING in names:
         embedding = photos.drop(columns=list(LOOKS)).to_numpy()
@@ -170,6 +167,8 @@ def whitened(values: Values) -> Values:
     from sklearn.covariance import ledoit_wolf
 
     spread = values.std(axis=0)
+    if not spread.any():
+        return np.zeros((len(values), 1))
     standard = (values[:, spread > 0] - values[:, spread > 0].mean(axis=0)) / spread[spread > 0]
     covariance, _ = ledoit_wolf(standard, assume_centered=True)
     variances, directions = np.linalg.eigh(covariance)
