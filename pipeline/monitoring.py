@@ -61,10 +61,11 @@ class Places:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one look: the verdict, why in a few lines, and the comparison where one was made."""
+    """What came of one look: the verdict, why in a few lines, and where one was made the comparison with a data set."""
 
     verdict: Verdict
     lines: list[str]
+    dataset: str | None = None
     comparison: Comparison | None = None
 
 
@@ -81,27 +82,43 @@ def picture(root: Path) -> str | None:
     return windows_image(windows) if windows else None
 
 
+def nearest(rows: pd.DataFrame, reference: pd.DataFrame, monitor: Monitor) -> tuple[str, Comparison] | None:
+    """Compare a window with each data set trained on; return the one that it is most like, and the comparison with it.
+
+    A window has drifted where it is unlike every one of them, so the rate of false alarms holds for windows from any.
+    None where a data set has too few photos, or the window has, to ever tell them apart.
+    """
+    n_photos = rows["photo"].nunique()
+    known = {str(name): tiles for name, tiles in reference.groupby("dataset")}
+    if not all(can_alarm(tiles["photo"].nunique(), n_photos, monitor) for tiles in known.values()):
+        return None
+    compared = [(name, compare(tiles, rows, monitor)) for name, tiles in known.items()]
+    return max(compared, key=lambda pair: pair[1].p_value)
+
+
 def look(rows: pd.DataFrame, watched: Watched, monitor: Monitor) -> Finding:
     """Compare the rows of the prediction log of one window with what the model was trained on."""
-    n_photos, n_reference = rows["photo"].nunique(), watched.reference["photo"].nunique()
-    if not can_alarm(n_reference, n_photos, monitor):
+    n_photos = rows["photo"].nunique()
+    found = nearest(rows, watched.reference, monitor)
+    if found is None:
+        n_known = watched.reference.groupby("dataset")["photo"].nunique().min()
         return Finding(
             "too few photos",
             [
                 f"{n_photos} photos since the last window: too few for an alarm. At least {monitor.window_photos} are "
-                f"needed, more where the reference has few ({n_reference})."
+                f"needed, and more where few were trained on ({n_known})."
             ],
         )
-    comparison = compare(watched.reference, rows, monitor)
+    name, comparison = found
     chance = f"chance alone does as much in {comparison.p_value:.2%} of windows, the limit is {comparison.alpha:.2%}"
     if comparison.has_drifted:
-        moved = ", ".join(comparison.moved)
         lines = [
-            f"{n_photos} photos look unlike what version {watched.version} was trained on: {moved} ({chance}).",
+            f"{n_photos} photos are unlike what version {watched.version} was trained on, and least unlike {name}: "
+            f"{', '.join(comparison.moved)} ({chance}).",
             "Without labels of such images, training again would give the same model.",
         ]
-        return Finding("drift", lines, comparison)
-    return Finding("no drift", [f"{n_photos} photos look like what it was trained on ({chance})."], comparison)
+        return Finding("drift", lines, name, comparison)
+    return Finding("no drift", [f"{n_photos} photos are like those of {name} ({chance})."], name, comparison)
 
 
 def next_window(
@@ -168,9 +185,9 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
     if finding.comparison is None:
         return finding
     windows = [*state["windows"], record(finding, watched.version, now)][-MAX_WINDOWS_KEPT:]
-    write_text(
-        places.page, render_drift(finding.comparison, watched.reference, rows, windows, finding.lines, params.is_demo)
-    )
+    known = watched.reference[watched.reference["dataset"] == finding.dataset]
+    page = render_drift(finding.comparison, known, rows, windows, finding.lines, is_drawn=params.is_demo)
+    write_text(places.page, page)
     # Told before it is noted as told: a crash in between tells twice, not never.
     told = finding.verdict == "drift" and (bool(state["told"]) or tell(finding, rows, watched, monitor, places))
     write_json(places.state, {"told": told, "windows": windows})

@@ -144,7 +144,7 @@ def test_the_mean_of_a_photo_is_over_its_tiles_or_over_some_of_them():
 
 def test_the_first_choice_is_the_window_itself():
     choices = random_choices(7, 3, 0.1, np.random.default_rng(0))
-    assert choices.shape == (200, 3)
+    assert choices.shape == (400, 3)
     assert choices[0].tolist() == [0, 1, 2]
     assert all(len(set(choice)) == 3 for choice in choices.tolist())
 
