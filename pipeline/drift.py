@@ -26,6 +26,7 @@ Choices = npt.NDArray[np.int64]  # (n_choices, n_photos of the window), position
 ALL_LOOKS = "image statistics"  # how they vary together
 EMBEDDING = "embedding"  # with the image statistics
 CHOICES_PER_ALARM = 40  # so many choices reach the limit by chance, so that its rate is known to about a sixth
+GATHERED_ROWS = 100_000  # in memory at a time
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,21 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
     Raises:
         ValueError: there is no photo in one of them.
     """
+    if reference.empty or window.empty:
+        raise ValueError("There is no photo to compare.")
     # Another window must have other choices: the same ones again and again would be too few or too many for ever.
     rng = np.random.default_rng(zlib.crc32(window[list(LOOKS)].to_numpy(np.float64).tobytes()))
-    window_photos = photo_means(window, None, rng)
-    # A mean over few tiles varies more. With fewer tiles than the window has, the reference errs on the quiet side.
+    # A mean over few tiles varies more: the reference gets no more of them than the window has.
     n_tiles = int(window["photo"].value_counts().min())
-    reference_photos = photo_means(reference, n_tiles, rng)
-    photos = pd.concat([window_photos, reference_photos])
-    choices = random_choices(len(photos), len(window_photos), alpha_of(monitor), rng)
+    known = thinned(reference, n_tiles, rng)
+    photos = photo_scores(window, known)
+    n_photos = window["photo"].nunique()
+    choices = random_choices(len(photos), n_photos, alpha_of(monitor), rng)
     statistics = statistics_of(photos, list(monitor.statistics), choices)
     scores, largest, limit = judge(np.stack(list(statistics.values())), alpha_of(monitor))
-    single = {name: name in LOOKS for name in statistics}
+    means = {name: (photo_looks(known)[name].mean(), photo_looks(window)[name].mean()) for name in LOOKS}
     return Comparison(
-        n_photos=len(window_photos),
+        n_photos=n_photos,
         n_tiles_per_photo=n_tiles,
         p_value=float((largest >= largest[0]).mean()),
         alpha=alpha_of(monitor),
@@ -103,28 +106,37 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
         scores=pd.DataFrame(
             {
                 "statistic": list(statistics),
-                "reference": [reference_photos[name].mean() if single[name] else np.nan for name in statistics],
-                "window": [window_photos[name].mean() if single[name] else np.nan for name in statistics],
+                "reference": [means.get(name, (np.nan, np.nan))[0] for name in statistics],
+                "window": [means.get(name, (np.nan, np.nan))[1] for name in statistics],
                 "score": scores,
             }
         ),
     )
 
 
-def photo_means(tiles: pd.DataFrame, n_tiles: int | None, rng: np.random.Generator) -> pd.DataFrame:
-    """Return the mean of each photo over its tiles, or over `n_tiles` of them at random.
+def thinned(tiles: pd.DataFrame, n_tiles: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Return n_tiles of each photo at random, all of one that has fewer."""
+    return tiles.iloc[rng.permutation(len(tiles))].groupby("photo").head(n_tiles)
 
-    Columns are those of LOOKS, and 0..31 for the embedding.
+
+def photo_looks(tiles: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean image statistics of each photo over its tiles."""
+    return tiles.groupby("photo")[list(LOOKS)].mean()
+
+
+def photo_scores(window: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Return what is compared of each photo, those of the window first: means over tiles, 0 over all photos.
+
+    Columns are those of LOOKS, as normal scores, and 0..31 for the embedding. Normal scores keep a heavy tail from
+    counting more than another. They are those of tiles, not of photos: a mean of many skewed values is no typical
+    value, so by their own ranks photos of many tiles would differ from photos of few.
     """
-    if tiles.empty:
-        raise ValueError("There is no photo to compare.")
-    tiles = tiles.reset_index(drop=True)
-    embedding = pd.DataFrame(np.stack(list(tiles["embedding"])))
-    values = pd.concat([tiles[list(LOOKS)].astype(np.float64), embedding.astype(np.float64)], axis=1)
-    shuffled = tiles["photo"].iloc[rng.permutation(len(tiles))]
-    if n_tiles is not None:
-        shuffled = shuffled.groupby(shuffled).head(n_tiles)
-    return values.loc[shuffled.index].groupby(shuffled).mean()
+    tiles = pd.concat([window, reference], ignore_index=True)
+    values = pd.DataFrame(normal_scores(tiles[list(LOOKS)]), columns=list(LOOKS))
+    embedding = pd.DataFrame(np.stack(list(tiles["embedding"])).astype(np.float64))
+    is_reference = np.arange(len(tiles)) >= len(window)
+    photos = pd.concat([values, embedding], axis=1).groupby([is_reference, tiles["photo"].to_numpy()]).mean()
+    return photos - photos.mean()
 
 
 def random_choices(n_photos: int, n_chosen: int, alpha: float, rng: np.random.Generator) -> Choices:
@@ -137,17 +149,21 @@ def random_choices(n_photos: int, n_chosen: int, alpha: float, rng: np.random.Ge
 def statistics_of(photos: pd.DataFrame, names: list[str], choices: Choices) -> dict[str, Values]:
     """Return each statistic of each choice, (n_choices,): how far the chosen photos are from the rest.
 
-    A single image statistic is compared by its mean, several together by `mean_product`; ranks stand for all values, so
-    that no heavy tail counts more than another.
+    A single image statistic is compared by its mean, several together by `mean_product`.
+
+    Args:
+        photos: of `photo_scores`.
+        names: of image statistics, and "embedding", which takes them along.
+        choices: positions of the chosen photos, (n_choices, n_chosen).
     """
     looks = [name for name in names if name in LOOKS]
-    ranked = normal_scores(photos[looks])  # (n_photos, n_looks)
-    statistics = {name: np.abs(ranked[choices, column].mean(axis=1)) for column, name in enumerate(looks)}
+    values = photos[looks].to_numpy()  # (n_photos, n_looks)
+    statistics = {name: np.abs(values[choices, column].mean(axis=1)) for column, name in enumerate(looks)}
     if len(looks) > 1:
-        statistics[ALL_LOOKS] = mean_product(whitened(ranked), choices)
+        statistics[ALL_LOOKS] = mean_product(whitened(values), choices)
     if EMBEDDING in names:
         embedding = photos.drop(columns=list(LOOKS)).to_numpy()
-        statistics[EMBEDDING] = mean_product(whitened(np.hstack([ranked, embedding])), choices)
+        statistics[EMBEDDING] = mean_product(whitened(np.hstack([values, embedding])), choices)
     return statistics
 
 
@@ -183,7 +199,8 @@ def mean_product(values: Values, choices: Choices) -> Values:
     It is the squared distance of the choice's mean from the centre, without the noise that each photo adds to it by
     itself (Chen and Qin, A two-sample test for high-dimensional data, 2010). Of one photo alone it is the square.
     """
-    sums = np.stack([values[choice].sum(axis=0) for choice in choices])  # (n_choices, n_columns)
+    parts = np.array_split(choices, math.ceil(choices.size / GATHERED_ROWS))
+    sums = np.concatenate([values[part].sum(axis=1) for part in parts])  # (n_choices, n_columns)
     squares: Values = (values**2).sum(axis=1)[choices].sum(axis=1)
     n = choices.shape[1]
     if n == 1:

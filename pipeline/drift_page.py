@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.dates import date2num
 
-from pipeline.drift import Comparison, photo_means
+from pipeline.drift import Comparison, photo_looks
 from pipeline.page import COLOURS, svg, template
 from pipeline.prediction_log import LOOKS
 
@@ -89,8 +89,7 @@ def render_drift(
         lines: the verdict in words.
         is_drawn: whether the model was trained on drawn images.
     """
-    rng = np.random.default_rng(0)
-    before, now = photo_means(reference, comparison.n_tiles_per_photo, rng), photo_means(window, None, rng)
+    before, now = photo_looks(reference), photo_looks(window)
     return template("drift.html.j2").render(
         comparison=comparison,
         rows=comparison.scores.sort_values("score", ascending=False).to_dict("records"),
