@@ -29,9 +29,10 @@ def worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, threshol
 
     Returns:
         Columns path, photo, time, probability, distance (of embeddings), worth (0..1) and reason, the first one most
-        worth. An image that was scored twice is there once.
+        worth. A file that was scored twice is there once.
     """
-    newest = log.sort_values("time").drop_duplicates(["photo", "path"], keep="last")
+    newest = log.sort_values("time")
+    newest = newest[newest["path"].isna() | ~newest.duplicated(["photo", "path"], keep="last")]
     if newest.empty:
         return pd.DataFrame(columns=COLUMNS)
     distance = distances(np.stack(list(newest["embedding"])), np.stack(list(reference["embedding"])))
