@@ -219,7 +219,7 @@ def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_writ
         "report",
         "dvc-lock",
         "out",
-    ]
+    , "reference"]
     arguments = [word for flag in flags for word in (f"--{flag}", str(tmp_path / flag))]
     arguments[1] = str(PARAMS_FILE)
     monkeypatch.setattr(sys, "argv", ["register", *arguments])
