@@ -275,7 +275,7 @@ def run(params: Params, results: Results, out: Path) -> None:
         client.set_registered_model_alias(name, ALIAS, made.version)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
-            f"The tracking store {tracking.tracking_uri()} failed: {tracking.first_line(error)}. Nothing is lost: mend "
+            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Nothing is lost: mend "
             "it and run `dvc repro` again; finished stages are not repeated."
         ) from error
     write_json(out, {"name": name, "version": str(made.version), "run_id": made.run_id})

@@ -255,7 +255,8 @@ def repository(project):
 
 
 def test_the_commit_is_known_and_what_runs_write_does_not_make_it_dirty(repository):
-    for name in ("params.yaml", "dvc.lock"):
+    (repository / "reports").mkdir()
+    for name in ("params.yaml", "dvc.lock", "reports/registered.json"):
         (repository / name).write_text("changed")
     commit = subprocess.run([*GIT, "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     assert tracking.code_version() == {"mlflow.source.git.commit": commit.strip(), "cracks.dirty": "false"}
