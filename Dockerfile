@@ -40,9 +40,11 @@ ENV GIT_COMMIT=${GIT_COMMIT} \
     DO_NOT_TRACK=true \
     MLFLOW_DISABLE_TELEMETRY=true \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
-    DVC_NO_ANALYTICS=1
+    DVC_NO_ANALYTICS=1 \
+    DVC_SITE_CACHE_DIR=/tmp/dvc \
+    HOME=/tmp
 WORKDIR /app
-RUN useradd --create-home --uid 10001 cracks
+RUN useradd --no-create-home --uid 10001 cracks
 
 FROM runtime AS worker
 COPY --from=build-worker /app /app
@@ -58,7 +60,7 @@ RUN dvc config --local core.no_scm true \
 USER 10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://localhost:8080/health', timeout=4)"]
-ENV PREFECT_RUNNER_SERVER_ENABLE=true
+ENV PREFECT_HOME=/tmp/prefect PREFECT_RUNNER_SERVER_ENABLE=true
 CMD ["python", "-m", "flows"]
 
 FROM runtime AS api
