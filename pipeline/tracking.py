@@ -35,7 +35,7 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over single files
 }
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
-WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", "reports/registered.json")
+WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", "reports")
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
 METRICS_IN_A_REQUEST = 1000  # MLflow refuses more
 
