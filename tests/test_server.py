@@ -160,6 +160,12 @@ class Shared:
         user, binaries = self.postgres.system_user, self.postgres.bin_path
         run_as(user, binaries / "pg_ctl", "-w", "-m", "immediate", "-D", self.postgres.pgdata, "stop")
 
+    def outage(self, lost: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Return what stops a service, `postgres` or `store`, and what starts it again."""
+        if lost == "postgres":
+            return self.stop_postgres, self.postgres.start
+        return self.store.stop, self.store.start
+
     def versions(self, name: str) -> list[tuple[str, str]]:
         """Return (version, alias or "") of the registered versions of a model."""
         return self.rows(
@@ -316,10 +322,7 @@ def test_a_service_lost_in_the_middle_of_register_loses_nothing(
     n_models = "select count(*) from logged_models"
     before, name, env = shared.rows("mlflow", n_models), f"lost-{lost}", shared.client("worker")
     project.edit_params(lambda params: params["register"].update(name=name))
-    stop, start = {
-        "postgres": (shared.stop_postgres, shared.postgres.start),
-        "store": (shared.store.stop, shared.store.start),
-    }[lost]
+    stop, start = shared.outage(lost)
     ended = interrupted(project, ("dvc", "repro"), env, lambda: shared.rows("mlflow", n_models) != before, stop)
     printed = ended.stdout + ended.stderr
     start()
