@@ -104,8 +104,7 @@ def complete_parent(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.pandas_dataset import from_pandas
 
-    for name, value in tracking.flatten(params.model_dump(mode="json", by_alias=True, exclude={"candidates"})).items():
-        client.log_param(parent_id, name, value)
+    tracking.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude={"candidates"}))
     hashes = data_hashes(results.dvc_lock)
     for name, value in {**hashes, "cracks.candidate": metrics["candidate"]}.items():
         client.set_tag(parent_id, name, value)
