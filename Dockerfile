@@ -1,41 +1,74 @@
-# One image for all that runs: the training flow by default, a stage or `cracks predict` by command.
+# Two images from two locks. `api` answers requests and has nothing that trains; `worker` runs the flows and the stages.
 #
-#   docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" -t concrete-cracks .
-#   docker run --rm -v "$PWD/data/incoming:/app/data/incoming:ro" -v cracks-mlflow:/app/mlflow concrete-cracks
+#   docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" --tag concrete-cracks-api .
+#   docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" --target worker --tag concrete-cracks-worker .
+#
+# Both run as user 10001 and with `docker run --read-only --tmpfs /tmp`; mlflow/compose.yaml names what else is written.
 
 FROM python:3.11.14-slim-bookworm AS build
-ENV UV_LINK_MODE=copy PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
-COPY requirements.lock ./
+ENV VIRTUAL_ENV=/app/.venv PATH=/app/.venv/bin:$PATH UV_LINK_MODE=copy UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
+COPY requirements-api.lock ./
 # uv itself comes from the lock, by hash, and installs the rest of it.
 RUN python -m venv .venv \
-    && sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
-    && .venv/bin/python -m pip install --require-hashes --no-deps -r uv.lock \
-    && VIRTUAL_ENV=/app/.venv .venv/bin/uv pip sync --require-hashes --compile-bytecode --no-cache requirements.lock
+    && sed -n '/^uv==/,/[^\\]$/p' requirements-api.lock > uv.lock \
+    && python -m pip install --no-cache-dir --require-hashes --no-deps -r uv.lock
+
+FROM build AS build-worker
+COPY requirements.lock ./
+RUN uv pip sync --require-hashes requirements.lock
 COPY pyproject.toml README.md ./
 COPY pipeline pipeline
 COPY flows flows
 COPY serving serving
-RUN VIRTUAL_ENV=/app/.venv .venv/bin/uv pip install --no-cache --no-deps --no-build-isolation --editable .
+RUN uv pip install --no-deps --no-build-isolation --editable . && python -m compileall -q pipeline flows serving
 
-FROM python:3.11.14-slim-bookworm
+FROM build AS build-api
+RUN uv pip sync --require-hashes requirements-api.lock
+COPY pipeline pipeline
+COPY serving serving
+RUN python -m compileall -q pipeline serving
+
+FROM python:3.11.14-slim-bookworm AS runtime
 ARG GIT_COMMIT=unknown
-# The commit is known from the build: the image has neither git nor its history.
+# The commit is known from the build: an image has neither git nor its history.
 ENV GIT_COMMIT=${GIT_COMMIT} \
     GIT_PYTHON_REFRESH=quiet \
     PATH=/app/.venv/bin:$PATH \
+    PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
-    DVC_NO_ANALYTICS=1
+    DO_NOT_TRACK=true \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    DVC_NO_ANALYTICS=1 \
+    DVC_SITE_CACHE_DIR=/tmp/dvc \
+    HOME=/tmp
 WORKDIR /app
-COPY --from=build /app /app
+RUN useradd --no-create-home --uid 10001 cracks
+
+FROM runtime AS worker
+COPY --from=build-worker /app /app
 COPY dvc.yaml params.yaml ./
 COPY examples examples
 COPY .dvc .dvc
 COPY data data
+# What is written at run time: these folders, each of which can be a volume, and dvc.lock, which `state` keeps.
 RUN dvc config --local core.no_scm true \
-    && mkdir -p mlflow \
-    && useradd --create-home --uid 10001 cracks \
-    && find /app -name .venv -prune -o -exec chown cracks {} +
+    && mkdir -p .dvc/cache .dvc/tmp mlflow models reports state \
+    && ln -s state/dvc.lock dvc.lock \
+    && chown -R cracks .dvc data mlflow models reports state
 USER 10001
-HEALTHCHECK NONE
-CMD ["python", "-m", "flows.training"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://localhost:8080/health', timeout=4)"]
+ENV PREFECT_HOME=/tmp/prefect PREFECT_RUNNER_SERVER_ENABLE=true
+CMD ["python", "-m", "flows"]
+
+FROM runtime AS api
+COPY --from=build-api /app /app
+COPY params.yaml ./
+RUN mkdir -p data/serving mlflow && chown -R cracks data mlflow
+USER 10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://localhost:8000/healthz', timeout=4)"]
+CMD ["python", "-m", "serving", "--params", "params.yaml", "--host", "0.0.0.0"]

@@ -58,11 +58,13 @@ test-fast: .venv/installed-dev  ## the tests that take seconds
 	@pytest -m "not slow"
 
 lint: .venv/installed-dev  ## ruff, mypy, hadolint
-	@ruff check . && ruff format --check . && mypy && hadolint Dockerfile
+	@ruff check . && ruff format --check . && mypy && hadolint Dockerfile mlflow/Dockerfile
 
-lock: .venv/bin/uv  ## renew both locks from pyproject.toml
-	@$(UV) pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url --upgrade --output-file requirements.lock
-	@$(UV) pip compile pyproject.toml --group dev --constraint requirements.lock --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url --output-file requirements-dev.lock
+COMPILE := $(UV) pip compile --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url
+lock: .venv/bin/uv  ## renew the three locks from pyproject.toml
+	@$(COMPILE) --upgrade --output-file requirements.lock pyproject.toml
+	@$(COMPILE) --constraint requirements.lock --output-file requirements-dev.lock --group dev pyproject.toml
+	@$(COMPILE) --constraint requirements.lock --output-file requirements-api.lock --group pyproject.toml:api
 
 clean:  ## remove the environment and what the tests left
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -66,7 +66,7 @@ def load_model(name: str, wanted: str | None) -> tuple[Classifier, str]:
         starter = replace(load_starter(), version=STARTER)
         return starter, f"{DESCRIPTION}, because no model of {name} trained on real concrete is registered yet"
     raise CracksError(
-        f"There is no model {wanted!r} of {name} in {tracking.tracking_uri()}. Run `make run` first, or give --model "
+        f"There is no model {wanted!r} of {name} in {tracking.shown_uri()}. Run `make run` first, or give --model "
         f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
     )
 
@@ -82,7 +82,7 @@ def _find_version(client: "MlflowClient", name: str, reference: str) -> "ModelVe
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
             return None
         raise UnavailableError(
-            f"The tracking store {tracking.tracking_uri()} failed: {tracking.first_line(error)}. Try again later."
+            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Try again later."
         ) from None
 
 

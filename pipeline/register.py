@@ -105,8 +105,7 @@ def complete_parent(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.pandas_dataset import from_pandas
 
-    for name, value in tracking.flatten(params.model_dump(mode="json", by_alias=True, exclude={"candidates"})).items():
-        client.log_param(parent_id, name, value)
+    tracking.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude={"candidates"}))
     hashes = data_hashes(results.dvc_lock)
     for name, value in {**hashes, "cracks.candidate": metrics["candidate"]}.items():
         client.set_tag(parent_id, name, value)
@@ -278,7 +277,7 @@ def run(params: Params, results: Results, out: Path) -> None:
         client.set_registered_model_alias(name, ALIAS, made.version)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
-            f"The tracking store {tracking.tracking_uri()} failed: {tracking.first_line(error)}. Nothing is lost: mend "
+            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Nothing is lost: mend "
             "it and run `dvc repro` again; finished stages are not repeated."
         ) from error
     write_json(out, {"name": name, "version": str(made.version), "run_id": made.run_id})

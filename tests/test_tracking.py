@@ -255,7 +255,8 @@ def repository(project):
 
 
 def test_the_commit_is_known_and_what_runs_write_does_not_make_it_dirty(repository):
-    for name in ("params.yaml", "dvc.lock"):
+    (repository / "reports").mkdir()
+    for name in ("params.yaml", "dvc.lock", "reports/registered.json"):
         (repository / name).write_text("changed")
     commit = subprocess.run([*GIT, "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     assert tracking.code_version() == {"mlflow.source.git.commit": commit.strip(), "cracks.dirty": "false"}
@@ -273,6 +274,20 @@ def test_without_git_the_commit_is_what_the_environment_says(project, monkeypatc
     assert tracking.code_version()["mlflow.source.git.commit"] == "abc123"
     monkeypatch.setenv("PATH", "")
     assert tracking.code_version()["mlflow.source.git.commit"] == "abc123"
+
+
+def test_more_params_than_a_request_takes_all_arrive(store):
+    run_id = store.client.create_run(store.experiment_id).info.run_id
+    values = {f"p{n}": n for n in range(tracking.PARAMS_IN_A_REQUEST + 1)}
+    tracking.log_params(store.client, run_id, {"many": values, "one": None})
+    logged = store.client.get_run(run_id).data.params
+    assert logged == {f"many.{name}": str(value) for name, value in values.items()} | {"one": "None"}
+
+
+@pytest.mark.parametrize("uri", ["https://someone:secret@tracking.example:5000", "https://tracking.example:5000"])
+def test_a_password_in_the_address_is_not_shown(project, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking.shown_uri() == "https://tracking.example:5000"
 
 
 def test_nested_values_are_named_by_their_path():

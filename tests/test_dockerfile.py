@@ -1,0 +1,72 @@
+"""The images: what they are built from, and that the one of the API needs no more than its own lock."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILES = ("Dockerfile", "mlflow/Dockerfile")
+
+# Imports every module that the API may run while hiding all packages that its lock does not have.
+IMPORT_ALL = """
+import importlib, pkgutil, re, sys
+from importlib.machinery import PathFinder
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+def canonical(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+lock = Path("requirements-api.lock").read_text(encoding="utf-8")
+locked = set(re.findall(r"^([\\w.-]+)==", lock, re.MULTILINE)) | {"concrete-cracks"}
+hidden = {
+    module
+    for module, distributions in packages_distributions().items()
+    if not locked & set(map(canonical, distributions))
+}
+
+class Locked(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Locked
+assert {"tensorflow", "keras", "sklearn", "dvc", "prefect", "great_expectations"} <= hidden
+import serving
+modules = [module.name for module in pkgutil.walk_packages(serving.__path__, "serving.")]
+for name in ["pipeline.served", "pipeline.tracking", "mlflow.artifacts", *modules]:
+    importlib.import_module(name)
+"""
+
+
+def test_the_image_by_default_is_the_one_of_the_api() -> None:
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert stages[-2:] == ["worker", "api"]
+
+
+def test_base_images_are_pinned_and_the_same() -> None:
+    bases = set()
+    for name in DOCKERFILES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        own = set(re.findall(r" AS (\S+)$", text, re.MULTILINE))
+        bases |= set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) - own
+    assert len(bases) == 1
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", bases.pop())
+
+
+def test_what_an_image_copies_is_there_and_let_in() -> None:
+    let_in = [line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[0] == "!"]
+    for name in DOCKERFILES:
+        for line in re.findall(r"^COPY (?!--from)(.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE):
+            for source in line.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert any(entry == source or entry.startswith(f"{source}/") for entry in let_in), source
+
+
+@pytest.mark.slow
+def test_the_api_imports_nothing_that_its_lock_lacks() -> None:
+    imported = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert imported.returncode == 0, imported.stderr
