@@ -97,25 +97,25 @@ class Record:
 def stack_of(moves: Iterable[Record]) -> list[str]:
     """Return the versions in production, one on top of the other; `moves` are those that moved, oldest first.
 
-    A promotion puts a version on top. A rollback takes versions off until the one it goes back to is on top.
+    A promotion puts a version on top. A rollback takes versions off until the one it goes back to is on top; one that
+    was taken off before is put there again.
     """
     stack: list[str] = []
     for move in moves:
-        if move.outcome == "rolled back":
-            while stack and stack[-1] != move.version:
-                stack.pop()
-        if not stack or stack[-1] != move.version:
+        if move.outcome == "rolled back" and move.version in stack:
+            del stack[stack.index(move.version) + 1 :]
+        else:
             stack.append(move.version)
     return stack
 
 
 def rolled_back(moves: Iterable[Record]) -> frozenset[str]:
-    """Return the versions that production was taken back from, but for those it was brought back to later."""
+    """Return the versions that production was taken back from, but for those that came back later."""
     found: set[str] = set()
     for move in moves:
-        if move.outcome == "rolled back":
-            found |= {move.previous} if move.previous else set()
-            found -= {move.version}
+        if move.outcome == "rolled back" and move.previous is not None:
+            found.add(move.previous)
+        found.discard(move.version)
     return frozenset(found)
 
 
