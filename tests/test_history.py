@@ -154,7 +154,9 @@ def test_what_another_machine_left_open_is_closed_when_its_time_is_over(store):
 def test_a_promotion_gives_way_to_one_that_was_opened_before(store):
     leave_open(store, replace(promoted("2"), by="Grace"), moved=False)
     store.clock.now_s += 1
-    with pytest.raises(UnavailableError, match="promotion of version 2 by Grace is under way since 2027-01-15T08:00:00"):
+    with pytest.raises(
+        UnavailableError, match="promotion of version 2 by Grace is under way since 2027-01-15T08:00:00"
+    ):
         store.history.move(promoted("1"), {})
     assert store.history.production() is None
     assert [record.outcome for record in store.history.records()] == ["withdrawn", "open"]
