@@ -77,9 +77,10 @@ def write_data(root: Path) -> None:
     manifest.to_parquet(root / "data" / "manifest.parquet")
 
 
-def write_params(root: Path, **promote: object) -> Params:
+def write_params(root: Path, *, model: str = MODEL, **promote: object) -> Params:
     """Write params.yaml with the rules of these tests, and `promote` over them."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["register"]["name"] = model
     params["promote"] = RULES | promote
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return load_params(root / "params.yaml")
@@ -112,11 +113,12 @@ class Registry:
 
     root: Path
     graph: Path
+    name: str
 
     @cached_property
     def client(self):
         client, _ = tracking.connect()
-        client.create_registered_model(MODEL)
+        client.create_registered_model(self.name)
         return client
 
     def add(self, threshold: float, learned: tuple[str, ...] = (), without: str = "", **tags: str) -> str:
@@ -135,25 +137,25 @@ class Registry:
         run = self.client.create_run(experiment_id, tags={tracking.DIRTY_TAG: "false"})
         self.client.log_artifacts(run.info.run_id, str(folder), "model")
         version = self.client.create_model_version(
-            MODEL, f"{run.info.artifact_uri}/model", run.info.run_id, tags=TAGS | tags
+            self.name, f"{run.info.artifact_uri}/model", run.info.run_id, tags=TAGS | tags
         )
         return str(version.version)
 
     def production(self) -> str | None:
-        aliases = self.client.get_registered_model(MODEL).aliases
+        aliases = self.client.get_registered_model(self.name).aliases
         return str(aliases["production"]) if "production" in aliases else None
 
     def state(self, version: str) -> str | None:
-        return self.client.get_model_version(MODEL, version).tags.get("state")
+        return self.client.get_model_version(self.name, version).tags.get("state")
 
 
-def make_registry(root: Path, graph: Path, empty_store: Path | None) -> Registry:
+def make_registry(root: Path, graph: Path, empty_store: Path | None, name: str = MODEL) -> Registry:
     """Make a project in `root`, with a copy of an empty store if one is given."""
     (root / ".dvc").mkdir(parents=True)
     (root / "mlflow").mkdir()
     if empty_store is not None:
         shutil.copy(empty_store, root / "mlflow" / "mlflow.db")
     write_data(root)
-    write_params(root)
+    write_params(root, model=name)
     os.environ["DVC_ROOT"] = str(root)
-    return Registry(root, graph)
+    return Registry(root, graph, name)
