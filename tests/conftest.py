@@ -25,9 +25,6 @@ ROOT = Path(__file__).parent.parent
 # Nothing of the machine's own settings reaches the runs: no tracking server, no experiment, no other root.
 FOREIGN = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DVC_ROOT", "DVC_EXP_BASELINE_REV", "DVC_EXP_NAME", "GIT_COMMIT")
 
-# What a `dvc repro` in the repository itself leaves for git.
-LEFT_BY_REPRO = ("dvc.lock", "reports/registered.json")
-
 SMALL_RECIPE = {"size_px": 64, "images_per_class": 40, "mirrored_per_class": 5}
 
 
@@ -146,7 +143,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in filter(None, listing.stdout.split("\0")):
-        if (ROOT / name).is_file() and name not in LEFT_BY_REPRO:
+        if (ROOT / name).is_file() and name != "dvc.lock":
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
     project = Project(root)

@@ -82,12 +82,21 @@ DOCUMENT = {
         "false_alarms_per_month": 0.1,
         "worth_labelling": 50,
     },
+    "promote": {
+        "approval": "manual",
+        "floors": {"f1": 0.9, "recall": 0.8},
+        "max_ece": 0.1,
+        "min_slice_recall": 0.5,
+        "min_groups": 400,
+        "margins": {"test": 0.01, "slice": 0.03, "outside": 0.02},
+        "budgets": {"p95_ms": 250, "resident_mb": 1000, "size_mb": 100},
+    },
 }
 
 
 def parameters(value, *place):
     """Yield the place of every parameter, leaving out what a person names freely and what picks the section."""
-    if not isinstance(value, dict) or (place and place[-1] in {"labels", "ranges", "photos"}):
+    if not isinstance(value, dict) or (place and place[-1] in {"labels", "ranges", "photos", "floors"}):
         return
     are_names = place in {("datasets",), ("backbones",), ("candidates",)}
     for key, inner in value.items():
@@ -363,3 +372,9 @@ def test_params_are_the_demo_where_drawn_images_are_trained_on(train_on, is_demo
 def test_a_data_set_is_drawn_where_its_source_is_a_recipe():
     params = Params.model_validate(DOCUMENT)
     assert {name: dataset.is_drawn for name, dataset in params.datasets.items()} == {"walls": False, "drawn": True}
+
+
+def test_a_margin_that_so_few_groups_cannot_show_is_refused_with_the_number_needed(load):
+    with pytest.raises(CracksError, match=r"min_groups is 368, a margin of 0\.01 needs 369"):
+        load(with_value(("promote", "min_groups"), 368))
+    assert load(with_value(("promote", "min_groups"), 369)).promote.min_groups == 369
