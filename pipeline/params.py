@@ -197,6 +197,15 @@ class Register(Section):
     name: Name
 
 
+class Flow(Section):
+    """How the flows run DVC's stages."""
+
+    max_parallel_stages: int = Field(ge=1, description="of those that do not wait for each other")
+    stage_timeout_minutes: float = Field(gt=0, description="a stage that runs longer hangs, and is ended")
+    max_retries: int = Field(ge=0, description="of a stage whose service is away or whose files DVC has in hand")
+    retry_pause_s: float = Field(gt=0, description="before the first retry; doubled each time")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -210,6 +219,7 @@ class Params(Section):
     select: Select
     decide: Decide
     register_as: Register = Field(alias="register")
+    flow: Flow
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":
