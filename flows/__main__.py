@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
-from prefect.types.entrypoint import EntrypointType
 from prefect.exceptions import PrefectException
 from prefect.schedules import Schedule
 from prefect.settings import get_current_settings
+from prefect.types.entrypoint import EntrypointType
 
 from flows import runs, stages
 from flows.training import training
