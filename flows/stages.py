@@ -1,5 +1,6 @@
 """DVC's stages, read and run. The graph has one owner, dvc.yaml; nothing here knows a stage by name."""
 
+import collections
 import contextlib
 import json
 import os
@@ -24,6 +25,7 @@ FROM_CACHE = "is cached - skipping run"
 # What DVC says when another DVC has a file or the whole project in hand.
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 EXIT_CODE = re.compile(r"exited with (\d+)")
+LINES_KEPT = 500  # of a stage's output, to find its message in
 HOLDER_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of each stage's processes: who started it
 
 LogLine = Callable[[str], None]
@@ -107,7 +109,7 @@ class StageRunner:
         return self._attempt(stage, log_line)
 
     def _attempt(self, stage: str, log_line: LogLine) -> bool:
-        lines: list[str] = []
+        lines: collections.deque[str] = collections.deque(maxlen=LINES_KEPT)
 
         def take(line: str) -> None:
             lines.append(line)
@@ -135,7 +137,7 @@ class StageRunner:
                 "it stopped, or raise flow.stage_timeout_minutes in params.yaml."
             )
         if process.returncode != 0:
-            raise _failure(stage, lines)
+            raise _failure(stage, list(lines))
         return not any(UNCHANGED in line or FROM_CACHE in line for line in lines)
 
     def _start(self, stage: str) -> subprocess.Popen[str]:
