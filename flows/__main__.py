@@ -3,19 +3,22 @@
 While it runs it renews the heartbeat, and tidies up after flows that were killed.
 """
 
+import asyncio
 import logging
+import sys
 import threading
 from typing import Any
 
 import httpx
-from prefect import Flow, serve
+from prefect import Flow
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import PrefectException
+from prefect.runner import Runner
 from prefect.schedules import Schedule
 from prefect.settings import get_current_settings
 from prefect.types.entrypoint import EntrypointType
 
-from flows import runs, stages
+from flows import processes, runs, stages
 from flows.training import training
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.heartbeat import INTERVAL_S, beat
@@ -24,6 +27,18 @@ from pipeline.stage import run_main
 from pipeline.tracking import project_root
 
 log = logging.getLogger(__name__)
+
+END_S = 30  # for flows to end their stages and say so to the server
+
+
+class FlowServer(Runner):
+    """Prefect's runner of served flows, which at SIGTERM lets the flows that run end in their own way."""
+
+    def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+        """End the flows that run, each with its stages, then this process; Prefect would kill them outright."""
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of its sockets, each with a traceback
+        processes.end_children(END_S)
+        sys.exit(0)
 
 
 def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule | None]]:
@@ -74,7 +89,11 @@ def main() -> None:
     watch = threading.Thread(target=keep_watch, args=(stop,), daemon=True)
     watch.start()
     try:
-        serve(*deployments(params), limit=1, print_starting_message=False)
+        # One run at a time. At its end the schedules are not paused: what is missed meanwhile shows as late.
+        server = FlowServer(limit=1, pause_on_shutdown=False)
+        for deployment in deployments(params):
+            server.add_deployment(deployment)
+        asyncio.run(server.start())
     finally:
         stop.set()
         watch.join()

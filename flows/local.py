@@ -5,7 +5,6 @@ log under .prefect/logs/. `down` ends the processes that `up` wrote down, and no
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import logging
@@ -46,7 +45,7 @@ class Service:
     name: str
     command: list[str]
     address: str | None  # where a person finds it; None: nowhere
-    is_healthy: Callable[[], bool]
+    is_healthy: Callable[[float], bool]  # given when its process started, in seconds since the epoch
     variables: dict[str, str] = field(default_factory=dict)
 
 
@@ -76,7 +75,7 @@ def services(prefect_port: int, mlflow_port: int, api_port: int) -> list[Service
 def _prefect(port: int) -> Service:
     address = f"http://{HOST}:{port}"
     command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return Service("prefect", command, address, lambda: _answers(f"{address}/api/health"))
+    return Service("prefect", command, address, lambda _: _answers(f"{address}/api/health"))
 
 
 def _mlflow(port: int) -> Service:
@@ -87,15 +86,13 @@ def _mlflow(port: int) -> Service:
     command += ["--default-artifact-root", artifacts, "--no-serve-artifacts", "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
     variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 1.4 GB of memory
-    return Service("mlflow", command, address, lambda: _answers(f"{address}/healthz"), variables)
+    return Service("mlflow", command, address, lambda _: _answers(f"{address}/health"), variables)
 
 
 def _flows(variables: dict[str, str]) -> Service:
-    since_s = time.time()
-
-    def beats() -> bool:
+    def beats(started_s: float) -> bool:
         age_s = heartbeat_age_s()
-        return age_s is not None and age_s < time.time() - since_s
+        return age_s is not None and age_s < min(LATE_S, time.time() - started_s)
 
     return Service("flows", [sys.executable, "-m", "flows"], None, beats, variables)
 
@@ -103,7 +100,7 @@ def _flows(variables: dict[str, str]) -> Service:
 def _api(port: int, variables: dict[str, str]) -> Service:
     address = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--host", HOST, "--port", str(port)]
-    return Service("api", command, address, lambda: _answers(f"{address}/healthz"), variables)
+    return Service("api", command, address, lambda _: _answers(f"{address}/healthz"), variables)
 
 
 def up(wanted: list[Service]) -> None:
@@ -115,16 +112,13 @@ def up(wanted: list[Service]) -> None:
     """
     for service in wanted:
         started = _started()
-        known = started.get(service.name)
-        if known is not None and processes.is_alive(known):
-            log.info("%-8s runs already: %s", service.name, known["address"] or "no page")
-            continue
-        _check_port(service)
-        process = _start(service)
-        record: Started = {**processes.holder_of(process.pid), "address": service.address}
-        _write_started(started | {service.name: record})
-        _wait_until_healthy(service, process)
-        log.info("%-8s %s", service.name, service.address or "serves its schedules")
+        holder = started.get(service.name)
+        if holder is None or not processes.is_alive(holder):
+            _check_port(service)
+            holder = {**processes.holder_of(_start(service)), "address": service.address}
+            _write_started(started | {service.name: holder})
+        _wait_until_healthy(service, holder)
+        log.info("%-8s %s", service.name, holder["address"] or "serves the schedules")
 
 
 def down() -> None:
@@ -132,7 +126,7 @@ def down() -> None:
     started = _started()
     for name, holder in reversed(started.items()):
         if processes.is_alive(holder):
-            _end(holder["pid"])
+            processes.end_tree(psutil.Process(holder["pid"]), END_S)
             log.info("%-8s ended", name)
     _write_started({})
 
@@ -186,11 +180,11 @@ def _check_port(service: Service) -> None:
             ) from None
 
 
-def _start(service: Service) -> subprocess.Popen[bytes]:
+def _start(service: Service) -> int:
     log_file = _log_file(service.name)
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             service.command,
             cwd=project_root(),
             env=os.environ | service.variables,
@@ -199,30 +193,19 @@ def _start(service: Service) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    return process.pid
 
 
-def _wait_until_healthy(service: Service, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_healthy(service: Service, holder: Started) -> None:
     deadline_s = time.monotonic() + START_S
-    while not service.is_healthy():
-        ended = process.poll()
-        if ended is not None or time.monotonic() > deadline_s:
-            what = f"did not answer within {START_S} s" if ended is None else f"ended with exit code {ended}"
-            last = _log_file(service.name).read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-            raise UnavailableError(
-                f"{service.name} {what}. The end of {_log_file(service.name)}:\n  " + "\n  ".join(last)
-            )
+    while not service.is_healthy(holder["started_s"]):
+        alive = processes.is_alive(holder)
+        if not alive or time.monotonic() > deadline_s:
+            what = f"does not answer after {START_S} s; `make down` ends it" if alive else "ended"
+            path = _log_file(service.name)
+            last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+            raise UnavailableError(f"{service.name} {what}. The end of {path}:\n  " + "\n  ".join(last))
         time.sleep(POLL_S)
-
-
-def _end(pid: int) -> None:
-    """Ask a process to end, then end what is left of its session: flows in processes of their own end by themselves."""
-    process = psutil.Process(pid)
-    family = [process, *process.children(recursive=True)]
-    process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=END_S)
-    for member in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
 
 
 def _answers(address: str) -> bool:

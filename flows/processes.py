@@ -1,5 +1,6 @@
 """Who holds what: processes that are known again after their id was given to another, and groups that end as one."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -30,19 +31,19 @@ def holder_of(pid: int) -> Holder:
     return {"pid": pid, "started_s": psutil.Process(pid).create_time(), "host": socket.gethostname()}
 
 
-def is_here(holder: Holder) -> bool:
-    """Return whether the process was one of this machine: of another nothing can be said."""
-    return holder["host"] == socket.gethostname()
-
-
 def is_alive(holder: Holder) -> bool:
     """Return whether the process still runs on this machine; another one with its id does not count."""
     try:
         process = psutil.Process(holder["pid"])
         is_same = abs(process.create_time() - holder["started_s"]) < TOLERANCE_S
-        return is_here(holder) and is_same and process.status() != psutil.STATUS_ZOMBIE
+        return holder["host"] == socket.gethostname() and is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_gone(holder: Holder) -> bool:
+    """Return whether the process ran on this machine and does no more; of another machine's nothing can be said."""
+    return holder["host"] == socket.gethostname() and not is_alive(holder)
 
 
 def with_variable(name: str) -> Iterator[tuple[psutil.Process, str]]:
@@ -62,3 +63,19 @@ def end_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def end_tree(process: psutil.Process, patience_s: float) -> None:
+    """Ask a process to end, and kill what of it and its children is left when patience runs out."""
+    family = [process, *process.children(recursive=True)]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.terminate()
+    for member in psutil.wait_procs(family, timeout=patience_s)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+def end_children(patience_s: float) -> None:
+    """Ask each child of this process to end, and kill what is left when patience runs out."""
+    for child in psutil.Process().children():
+        end_tree(child, patience_s)

@@ -47,7 +47,7 @@ def end_orphans(log_line: LogLine) -> None:
 def _left_behind() -> Iterator[tuple[Path, processes.Holder]]:
     for path in sorted(_folder().glob("*.json")):
         holder: processes.Holder = json.loads(path.read_text(encoding="utf-8"))
-        if processes.is_here(holder) and not processes.is_alive(holder):
+        if processes.is_gone(holder):
             yield path, holder
 
 

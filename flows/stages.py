@@ -25,6 +25,7 @@ FROM_CACHE = "is cached - skipping run"
 # What DVC says when another DVC has a file or the whole project in hand.
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 EXIT_CODE = re.compile(r"exited with (\d+)")
+END_S = 10  # for killed processes to be gone
 LINES_KEPT = 500  # of a stage's output, to find its message in
 HOLDER_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of each stage's processes: who started it
 
@@ -183,13 +184,16 @@ def _failure(stage: str, lines: list[str]) -> CracksError:
 def end_orphans(log_line: LogLine) -> None:
     """End the stages of this project whose flow was killed: they would write under the next one's hands."""
     root = str(project_root())
-    for process, value in processes.with_variable(HOLDER_VARIABLE):
-        holder = json.loads(value)
-        if holder["root"] == root and processes.is_here(holder) and not processes.is_alive(holder):
-            log_line(f"Ended process {process.pid}, left behind by a flow that was killed.")
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-                process.wait()
+    orphans = [
+        process
+        for process, value in processes.with_variable(HOLDER_VARIABLE)
+        if json.loads(value)["root"] == root and processes.is_gone(json.loads(value))
+    ]
+    for process in orphans:
+        log_line(f"Ended process {process.pid}, left behind by a flow that was killed.")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(orphans, timeout=END_S)
 
 
 def clear_locks(log_line: LogLine) -> None:
