@@ -75,7 +75,12 @@ def services(prefect_port: int, mlflow_port: int, api_port: int) -> list[Service
 def _prefect(port: int) -> Service:
     address = f"http://{HOST}:{port}"
     command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return Service("prefect", command, address, lambda _: _answers(f"{address}/api/health"))
+    # The page asks this address for its data; by itself it would ask port 4200.
+    variables = {
+        "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    }
+    return Service("prefect", command, address, lambda _: _answers(f"{address}/api/health"), variables)
 
 
 def _mlflow(port: int) -> Service:

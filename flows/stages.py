@@ -117,6 +117,7 @@ class StageRunner:
             log_line(line)
 
         process = self._start(stage)
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
         reader = threading.Thread(target=_read, args=(process.stdout, take))
         reader.start()
         limit_minutes = self._settings.stage_timeout_minutes
@@ -161,10 +162,11 @@ class StageRunner:
             return process
 
 
-def _read(output: IO[str] | None, take: LogLine) -> None:
-    for line in output or ():
-        if line.strip():
-            take(line.rstrip())
+def _read(output: IO[str], take: LogLine) -> None:
+    with output:
+        for line in output:
+            if line.strip():
+                take(line.rstrip())
 
 
 def _failure(stage: str, lines: list[str]) -> CracksError:
