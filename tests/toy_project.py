@@ -36,7 +36,7 @@ def write_stages(root: Path, stages: Stages) -> None:
 def diamond(left: str = "cat a > left", right: str = "cat a > right") -> Stages:
     """Return stages of which two wait for a first one, and a last one for the two."""
     return {
-        "first": {"cmd": "echo a > a", "outs": ["a"]},
+        "first": {"cmd": "echo a > a", "deps": ["params.yaml"], "outs": ["a"]},
         "left": {"cmd": left, "deps": ["a"], "outs": ["left"]},
         "right": {"cmd": right, "deps": ["a"], "outs": ["right"]},
         "last": {"cmd": "cat left right > last", "deps": ["left", "right"], "outs": ["last"]},
