@@ -206,6 +206,14 @@ class Flow(Section):
     retry_pause_s: float = Field(gt=0, description="before the first retry; doubled each time")
 
 
+class Retention(Section):
+    """How long what nobody uses any more is kept; `make gc` shows and deletes it."""
+
+    dvc_cache_days: int = Field(ge=1, description="data of commits; that of the workspace, branches and tags stays")
+    refused_models_days: int = Field(ge=1, description="files of models that the gate refused; their scores stay")
+    flow_runs_days: int = Field(ge=1, description="runs in Prefect that have ended")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -220,6 +228,7 @@ class Params(Section):
     decide: Decide
     register_as: Register = Field(alias="register")
     flow: Flow
+    retention: Retention
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":
