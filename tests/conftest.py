@@ -70,27 +70,44 @@ class Project:
 
     @property
     def code(self) -> Path:
-        """Where the project's packages are: in it, or where there are none, in the repository."""
+        """Where the project's packages are: in it, or where it has none, in the repository."""
         return self.root if (self.root / "pipeline").is_dir() else ROOT
 
-    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project as a person would in the activated environment."""
-        return subprocess.run(
-            command, cwd=self.root, env=self._env(env), capture_output=True, text=True, timeout=600, check=False
-        )
+    @property
+    def log(self) -> Path:
+        """What the last command that was started printed."""
+        return self.root.with_name(f"{self.root.name}.log")
 
-    def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
-        """Start a command in the project, its output in `output.log` there."""
-        with (self.root / "output.log").open("w") as output:
-            return subprocess.Popen(
-                command, cwd=self.root, env=self._env(env), stdout=output, stderr=subprocess.STDOUT, text=True
-            )
-
-    def _env(self, env: dict[str, str]) -> dict[str, str]:
+    def environment(self, **env: str) -> dict[str, str]:
+        """Return the activated environment of the project, with `env` besides."""
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         bin_folder = str(Path(sys.executable).parent)
         settings = {"PATH": f"{bin_folder}:{kept['PATH']}", "PYTHONPATH": str(self.code), "PYTHONUNBUFFERED": "1"}
         return kept | settings | env
+
+    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project as a person would in the activated environment."""
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen[bytes]:
+        """Start a command in the project, to be killed; what it prints goes to `log`."""
+        with self.log.open("wb") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self.environment(**env),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def repro(self, *arguments: str, **env: str) -> str:
         """Run `dvc repro`, which must succeed, and return what it printed."""
@@ -115,6 +132,14 @@ class Project:
                 "select cast(v.version as text), coalesce(a.alias, '') from model_versions v left join "
                 "registered_model_aliases a on a.name = v.name and a.version = v.version order by v.version"
             ).fetchall()
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
+    """Return as soon as `is_so()` is true; fail when that takes too long."""
+    deadline_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline_s, f"not so within {timeout_s:g} s"
+        time.sleep(0.02)
 
 
 def copy_of(root: Path, target: Path) -> Project:

@@ -135,7 +135,7 @@ def test_after_kill_9_the_next_run_sets_the_orphan_to_crashed_and_finishes_the_w
     assert stage_pid(project) != pid
     assert not psutil.pid_exists(pid)
     (project.root / "go").touch()
-    assert again.wait(120) == 0, (project.root / "output.log").read_text()
+    assert again.wait(120) == 0, project.log.read_text()
     states = {run["id"]: run["state_name"] for run in server.runs()}
     assert states.pop(killed["id"]) == "Crashed"
     assert list(states.values()) == ["Completed"]
