@@ -22,8 +22,9 @@ def graphs(draw):
 class Future:
     """As much of a future of Prefect as the order needs; like there, the state is final after `wait` alone."""
 
-    def __init__(self, inner):
+    def __init__(self, inner, taken=lambda: None):
         self._inner = inner
+        self._taken = taken
         self.state = None
 
     def add_done_callback(self, call):
@@ -31,31 +32,31 @@ class Future:
 
     def wait(self):
         self.state = self._inner.result()
+        self._taken()
 
 
 class Recorder:
-    """Runs stages that do nothing, and writes down in what order they began and ended."""
+    """Runs stages that do nothing, and writes down in what order they began and ended, and how many were under way."""
 
     def __init__(self, pool, failing):
         self.events = []
         self.most_at_once = 0
-        self._running = 0
+        self._under_way = 0  # submitted, and the end not yet taken note of
         self._pool = pool
         self._failing = failing
-        self._guard = threading.Lock()
 
     def submit(self, stage, upstream):
         assert all(future.state.is_completed() for future in upstream.values())
-        return Future(self._pool.submit(self._run, stage))
+        self._under_way += 1
+        self.most_at_once = max(self.most_at_once, self._under_way)
+        return Future(self._pool.submit(self._run, stage), self._take_note)
+
+    def _take_note(self):
+        self._under_way -= 1
 
     def _run(self, stage):
-        with self._guard:
-            self.events.append(("began", stage))
-            self._running += 1
-            self.most_at_once = max(self.most_at_once, self._running)
-        with self._guard:
-            self.events.append(("ended", stage))
-            self._running -= 1
+        self.events.append(("began", stage))
+        self.events.append(("ended", stage))
         return Failed() if stage in self._failing else Completed()
 
 
