@@ -13,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := uv --quiet
 
-.PHONY: help install run test test-fast lint flow lock clean
+.PHONY: help install run test test-fast lint flow up down status gc lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -48,8 +48,21 @@ run: .venv/installed  ## from the data in params.yaml to a registered model
 	@cracks registered || dvc repro --single-item --force register
 	@cracks summary
 
-flow: .venv/installed  ## the same stages as a Prefect flow, with an embedded server
+flow: .venv/installed  ## the same stages as a Prefect flow, on the server of `make up` or an embedded one
 	@python -m flows.training
+
+PREFECT_PORT ?= 4200
+MLFLOW_PORT ?= 5000
+API_PORT ?= 8000
+
+up: .venv/installed  ## start Prefect, MLflow, the schedules and the API on this machine (PREFECT_PORT=, MLFLOW_PORT=, API_PORT=)
+	@python -m flows.local up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT) --api-port $(API_PORT)
+
+down: .venv/installed  ## end what `make up` started, and nothing else
+	@python -m flows.local down
+
+status: .venv/installed  ## what runs, the last sign of life of the schedules, the last runs
+	@python -m flows.local status
 
 test: .venv/installed-dev lint  ## all tests (CRACKS_REAL_DATA=DIR adds the ones on real images)
 	@pytest
@@ -59,6 +72,9 @@ test-fast: .venv/installed-dev  ## the tests that take seconds
 
 lint: .venv/installed-dev  ## ruff, mypy, hadolint
 	@ruff check . && ruff format --check . && mypy && hadolint Dockerfile mlflow/Dockerfile
+
+gc: .venv/installed  ## show what is older than `retention` in params.yaml; CONFIRM=yes deletes it
+	@python -m flows.gc $(if $(filter yes,$(CONFIRM)),--delete)
 
 COMPILE := $(UV) pip compile --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url
 lock: .venv/bin/uv  ## renew the three locks from pyproject.toml

@@ -260,6 +260,23 @@ class Promote(Section):
         return self
 
 
+class Flow(Section):
+    """How the flows run DVC's stages."""
+
+    max_parallel_stages: int = Field(ge=1, description="of those that do not wait for each other")
+    stage_timeout_minutes: float = Field(gt=0, description="a stage that runs longer hangs, and is ended")
+    max_retries: int = Field(ge=0, description="of a stage whose service is away or whose files DVC has in hand")
+    retry_pause_s: float = Field(gt=0, description="before the first retry; doubled each time")
+
+
+class Retention(Section):
+    """How long what nobody uses any more is kept; `make gc` shows and deletes it."""
+
+    dvc_cache_days: int = Field(ge=1, description="data of commits; that of the workspace, branches and tags stays")
+    refused_models_days: int = Field(ge=1, description="files of models that the gate refused; their scores stay")
+    flow_runs_days: int = Field(ge=1, description="runs in Prefect that have ended")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -275,6 +292,8 @@ class Params(Section):
     register_as: Register = Field(alias="register")
     monitor: Monitor
     promote: Promote
+    flow: Flow
+    retention: Retention
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":

@@ -114,7 +114,8 @@ def complete_parent(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.pandas_dataset import from_pandas
 
-    tracking.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude={"candidates"}))
+    left_out = {"candidates", *tracking.NO_PART_OF_A_REPRO}
+    tracking.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude=left_out))
     hashes = data_hashes(results.dvc_lock)
     for name, value in {**hashes, "cracks.candidate": metrics["candidate"]}.items():
         client.set_tag(parent_id, name, value)

@@ -38,6 +38,7 @@ SETTINGS = {
 }
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
 WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", "reports")
+NO_PART_OF_A_REPRO = {"flow", "monitor", "promote", "retention"}  # sections of params.yaml that decide no result
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
 METRICS_IN_A_REQUEST, PARAMS_IN_A_REQUEST = 1000, 100  # MLflow refuses more
 
@@ -143,7 +144,7 @@ def code_version() -> dict[str, str]:
 def repro_key(params: Params, manifest: Path) -> str:
     """Return what makes a repro the same one: its params and its split."""
     digest = hashlib.sha256(manifest.read_bytes())
-    digest.update(params.model_dump_json().encode())
+    digest.update(params.model_dump_json(exclude=NO_PART_OF_A_REPRO).encode())
     return digest.hexdigest()[:16]
 
 

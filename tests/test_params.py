@@ -91,6 +91,8 @@ DOCUMENT = {
         "margins": {"test": 0.01, "slice": 0.03, "outside": 0.02},
         "budgets": {"p95_ms": 250, "resident_mb": 1000, "size_mb": 100},
     },
+    "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
+    "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
 }
 
 
