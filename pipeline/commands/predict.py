@@ -15,32 +15,32 @@ def add(commands: Commands) -> None:
         "predict", help="score images", description="Score images: crack, intact, or for a person to review."
     )
     predict.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    predict.add_argument("--out", type=Path, required=True, help="CSV file to write: path, probability, label")
+    predict.add_argument("--out", type=Path, required=True, help="CSV file to write: path, probability, label, error")
     predict.add_argument(
         "--model",
         help="alias, version, folder or `starter`; default: production, else challenger if it is no demo, else starter",
     )
+    predict.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler that spreads the work")
     predict.set_defaults(run=_predict)
 
 
 def _predict(args: argparse.Namespace) -> None:
     from pipeline.errors import CracksError
-    from pipeline.files import replacing
     from pipeline.params import load_params
     from pipeline.sources import find_images
     from pipeline.tracking import project_root
 
     paths = find_images(args.paths)
     name = load_params(project_root() / "params.yaml").register_as.name
-    from pipeline.predict import load_model, predict  # last: it takes seconds, a mistake above none
+    from pipeline.find_model import found_model
+    from pipeline.predict import run  # last: it takes seconds, a mistake above none
 
-    classifier, description = load_model(name, args.model)
-    log.info("Scoring %d images with %s", len(paths), description)
-    scored = predict(classifier, paths)
-    with replacing(args.out) as partial:
-        scored.table.to_csv(partial, index=False)
-    counts = ", ".join(f"{count} {label}" for label, count in scored.table["label"].value_counts().items())
-    log.info("%s: %s", args.out, counts or "no image")
-    if scored.unreadable:
-        reasons = "\n".join(f"  {path}: {reason}" for path, reason in scored.unreadable.items())
-        raise CracksError(f"{len(scored.unreadable)} files could not be read and are not in {args.out}:\n{reasons}")
+    with found_model(name, args.model) as found:
+        log.info("Scoring %d images with %s", len(paths), found.description)
+        counts = run(found, paths, args.out, args.dask)
+    n_unreadable = counts.pop("", 0)
+    log.info("%s: %s", args.out, ", ".join(f"{count} {label}" for label, count in counts.items()) or "no image")
+    if n_unreadable == len(paths):
+        raise CracksError(f"No image could be read. The reasons are in {args.out}.")
+    if n_unreadable:
+        log.warning("%d files could not be read; the column `error` of %s says why", n_unreadable, args.out)
