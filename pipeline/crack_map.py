@@ -58,7 +58,7 @@ class CrackMap:
         covered = self.raster((self.tiles["label"] == label).to_numpy(float))
         return float((covered > 0).mean())
 
-    def raster(self, values: npt.NDArray[np.floating[Any]]) -> Raster:
+    def raster(self, values: npt.NDArray[np.floating[Any] | np.bool_]) -> Raster:
         """Return the mean of the values of the tiles, (n,), over each cell of 16 x 16 px."""
         shape = -(-self.height_px // CELL_PX), -(-self.width_px // CELL_PX)
         total, n_tiles = np.zeros(shape), np.zeros(shape)
@@ -94,7 +94,7 @@ class CrackMapper:
             raise CracksError(f"The photo has {width} x {height} px. A side needs {MIN_SIDE_PX} px or more.")
         factor, scale = self._scale(mm_per_px, width * height)
         resized = pixels if factor == 1 else _resized(pixels, factor)
-        tops, lefts, size = grid(*resized.shape[:2], self._params.tile_px, self._params.overlap)
+        tops, lefts, size = grid(resized.shape[:2], self._params.tile_px, self._params.overlap)
         places = [(row, col, top, left) for row, top in enumerate(tops) for col, left in enumerate(lefts)]
         probabilities, images = self._scored(resized, [place[2:] for place in places], size)
         shown_px = min(round(size / factor), height, width)

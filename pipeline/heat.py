@@ -91,9 +91,7 @@ def _legend(width: int, height: int, words: str) -> Image.Image:
     x += round(draw.textlength("100 %", font)) + 2 * pad
     for mark, meaning in ((_frame, "crack"), (_corner, "for a person to look at")):
         side = round(line * 0.6)
-        draw.rectangle(
-            (x, middle - side // 2, x + side, middle + side // 2), outline=MARKS[label], width=max(2, side // 7)
-        )
+        mark(draw, x, middle - side // 2, side)
         x += side + pad // 2
         draw.text((x, middle), meaning, INK, font, anchor="lm")
         x += round(draw.textlength(meaning, font)) + 2 * pad

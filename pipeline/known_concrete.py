@@ -78,7 +78,7 @@ class KnownConcrete:
     def distances(self, images: Sketches) -> npt.NDArray[np.float64]:
         """Return how far each image is from the known ones, (n,) (Mahalanobis 1936)."""
         away = images - self.mean
-        return np.sqrt(np.einsum("ij,jk,ik->i", away, self.precision, away))
+        return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", away, self.precision, away)))
 
     def is_familiar(self, images: Sketches) -> npt.NDArray[np.bool_]:
         """Return whether each image is like known ones, (n,)."""
@@ -92,8 +92,8 @@ class KnownConcrete:
         nearest = np.einsum("nij,jk,nik->ni", away, self.precision, away).argmin(axis=1)
         return self.surfaces[int(np.bincount(nearest, minlength=len(self.surfaces)).argmax())]
 
-    def save(self, folder: Path) -> None:
-        """Write the file into `folder`."""
+    def save(self, path: Path) -> None:
+        """Write the file `path`, whole or not at all."""
         arrays: dict[str, Any] = {
             "mean": self.mean.astype(np.float32),
             "precision": self.precision.astype(np.float32),
@@ -101,7 +101,7 @@ class KnownConcrete:
             "centres": self.centres.astype(np.float32),
             "surfaces": np.array(json.dumps([asdict(surface) for surface in self.surfaces])),
         }
-        with replacing(folder / KNOWN_CONCRETE_FILE) as partial, partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod
@@ -131,5 +131,5 @@ def learn(
     covariance = np.cov(reference, rowvar=False)
     covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     centres = np.array([images.mean(axis=0) for images in tested.values()]).reshape(-1, N_DIMENSIONS)
-    known = KnownConcrete(reference.mean(axis=0), np.linalg.inv(covariance), np.inf, tuple(tested), centres)
+    known = KnownConcrete(reference.mean(axis=0), np.asarray(np.linalg.inv(covariance)), np.inf, tuple(tested), centres)
     return replace(known, limit=float(np.quantile(known.distances(held_out), 1 - share_strange)))

@@ -42,7 +42,8 @@ def render_maps(out: Path, summary: pd.DataFrame, model: str) -> str:
 
 
 def _cards(out: Path, mapped: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    for row in mapped.to_dict(orient="records"):
+    rows: list[dict[str, Any]] = mapped.to_dict(orient="records")  # type: ignore[assignment]
+    for row in rows:
         name = str(row["name"])
         links = {
             kind: quote(f"{name}{kind}", errors="surrogateescape") for kind in (".cracks.jpg", ".tiles.csv", ".json")

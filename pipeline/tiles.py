@@ -18,17 +18,17 @@ def starts(length_px: int, size_px: int, step_px: int) -> Starts:
     return np.append(np.arange(0, last, step_px, dtype=np.int64), last)
 
 
-def grid(height_px: int, width_px: int, size_px: int, overlap: float) -> tuple[Starts, Starts, int]:
+def grid(shape_px: tuple[int, ...], size_px: int, overlap: float) -> tuple[Starts, Starts, int]:
     """Return where the rows and the columns of tiles begin, and the side of a tile, in pixels.
 
     A photo that is narrower than a tile gets tiles as narrow as it is.
 
     Args:
-        height_px: of the photo.
-        width_px: of the photo.
+        shape_px: height and width of the photo.
         size_px: wanted side of a tile.
         overlap: share of a tile that the next one in its row, or column, covers again, 0..0.9.
     """
-    size = min(size_px, height_px, width_px)
+    size = min(size_px, *shape_px)
     step = max(1, round(size * (1 - overlap)))
+    height_px, width_px = shape_px
     return starts(height_px, size, step), starts(width_px, size, step), size
