@@ -102,7 +102,7 @@ def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
         CracksError: there is no such model.
         UnavailableError: the tracking server does not answer.
     """
-    folder, description = _where(name, wanted)
+    folder, description = locate(name, wanted)
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         if folder is None:
             _convert_starter(Path(scratch))
@@ -117,7 +117,7 @@ def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
         yield FoundModel(files, description, concrete if concrete.exists() else None)
 
 
-def _where(name: str, wanted: str | None) -> tuple[Path | None, str]:
+def locate(name: str, wanted: str | None) -> tuple[Path | None, str]:
     """Return the folder of a model, None for the starter, and in words which model it is."""
     if wanted == STARTER:
         return None, STARTER_DESCRIPTION

@@ -15,9 +15,7 @@ from page_reader import Page
 from PIL import Image
 
 from pipeline import cli, register
-from pipeline.calibration import Calibration, Platt
 from pipeline.errors import UnavailableError
-from pipeline.export import calibrated
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ["great_expectations", "keras", "mlflow", "numpy", "pandas", "prefect", "sklearn", "tensorflow"]
@@ -64,7 +62,7 @@ def write_reports(folder, version="3"):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["predict", "--help"], ["audit", "--help"], ["summary", "--help"], []]
+    "arguments", [["--help"], ["predict", "--help"], ["map", "--help"], ["audit", "--help"], ["summary", "--help"], []]
 )
 def test_help_is_given_without_importing_what_takes_long(arguments):
     finished = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
@@ -74,7 +72,7 @@ def test_help_is_given_without_importing_what_takes_long(arguments):
 def test_help_names_every_command(cracks, capsys):
     assert cracks("--help") == 0
     commands = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert commands == ["predict", "audit", "check", "registered", "summary"]
+    assert commands == ["predict", "map", "audit", "check", "registered", "summary"]
 
 
 @pytest.mark.parametrize("stage", yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
@@ -143,20 +141,8 @@ def test_a_store_that_is_away_has_an_exit_code_of_its_own(cracks, monkeypatch, c
 
 
 @pytest.fixture
-def model(tmp_path):
-    """A folder with a model that takes dark for cracked."""
-    from pipeline.network import build_classifier
-    from pipeline.tf import keras
-
-    network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
-    head = keras.layers.Dense(1, name="head")
-    graph = build_classifier(network, 32, [head])
-    head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
-    folder = tmp_path / "model"
-    folder.mkdir()
-    calibrated(graph, Calibration(Platt(1.0, 0.0))).save(folder / "model.keras")
-    (folder / "decision.json").write_text('{"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}')
-    return folder
+def model(dark_is_crack):
+    return dark_is_crack
 
 
 @pytest.fixture
@@ -172,26 +158,25 @@ def photos(tmp_path):
 def test_predict_writes_a_row_for_each_image_of_a_folder(cracks, model, photos, caplog):
     assert cracks("predict", photos, "--model", model, "--out", "out/scores.csv") == 0
     table = pd.read_csv("out/scores.csv")
-    assert list(table) == ["path", "probability", "label"]
+    assert list(table) == ["path", "probability", "label", "error"]
     assert table["path"].tolist() == [str(photos / "dark.png"), str(photos / "light.png")]
     assert table["label"].tolist() == ["crack", "intact"]
     assert f"Scoring 2 images with the model in {model}" in caplog.messages
     assert caplog.messages[-1] == "out/scores.csv: 1 crack, 1 intact"
 
 
-def test_predict_lists_what_it_could_not_read_after_writing_the_rest(cracks, model, photos, capsys):
+def test_predict_says_how_many_files_it_could_not_read(cracks, model, photos, caplog):
     (photos / "broken.jpg").write_text("no image")
-    assert cracks("predict", photos, "--model", model, "--out", "scores.csv") == 2
-    assert len(pd.read_csv("scores.csv")) == 2
-    error = "error: 1 files could not be read and are not in scores.csv:"
-    assert capsys.readouterr().err.endswith(f"{error}\n  {photos / 'broken.jpg'}: not an image\n")
+    assert cracks("predict", photos, "--model", model, "--out", "scores.csv") == 0
+    assert len(pd.read_csv("scores.csv")) == 3
+    assert caplog.messages[-1] == "1 files could not be read; the column `error` of scores.csv says why"
 
 
-def test_predict_writes_the_header_even_if_no_file_can_be_read(cracks, model, photos, caplog):
+def test_predict_fails_where_no_file_can_be_read(cracks, model, photos, capsys):
     (photos / "broken.jpg").write_text("no image")
     assert cracks("predict", photos / "broken.jpg", "--model", model, "--out", "scores.csv") == 2
-    assert Path("scores.csv").read_text() == "path,probability,label\n"
-    assert caplog.messages[-1] == "scores.csv: no image"
+    assert "No image could be read. The reasons are in scores.csv." in capsys.readouterr().err
+    assert Path("scores.csv").read_text().splitlines()[1].endswith(",,,not an image")
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "nowhere.jpg"])
