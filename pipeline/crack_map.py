@@ -26,7 +26,7 @@ from pipeline.tiles import grid
 BATCH_TILES = 4  # activations of more do not fit the cache, and take longer
 CELL_PX = 16  # of the raster by which areas are measured and heat is drawn
 MIN_SIDE_PX = 32
-MAX_RESIZED_PIXELS = 400_000_000
+MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
 
 Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16 x 16 px
 
@@ -92,7 +92,7 @@ class CrackMapper:
         height, width, _ = pixels.shape
         if min(height, width) < MIN_SIDE_PX:
             raise CracksError(f"The photo has {width} x {height} px. A side needs {MIN_SIDE_PX} px or more.")
-        factor, scale = self._scale(mm_per_px, width * height)
+        factor, scale = self._scale(mm_per_px, height, width)
         resized = pixels if factor == 1 else _resized(pixels, factor)
         tops, lefts, size = grid(resized.shape[:2], self._params.tile_px, self._params.overlap)
         places = [(row, col, top, left) for row, top in enumerate(tops) for col, left in enumerate(lefts)]
@@ -115,7 +115,7 @@ class CrackMapper:
         tiles["familiar"] = familiar
         return CrackMap(tiles, width, height, self._params.overlap, scale, surface)
 
-    def _scale(self, mm_per_px: float | None, n_pixels: int) -> tuple[float, str]:
+    def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
         """Return the factor by which a photo is resized before it is cut, and in words what is known of its scale."""
         trained_at = self._params.model_mm_per_px
         if trained_at is None:
@@ -126,7 +126,7 @@ class CrackMapper:
         if mm_per_px is None:
             return 1, "The ground resolution of the photo is unknown: it is not resized."
         factor = mm_per_px / trained_at
-        if not 0.05 <= factor <= 20 or factor**2 * n_pixels > MAX_RESIZED_PIXELS:
+        if round(factor * min(height, width)) < MIN_SIDE_PX or factor**2 * height * width > MAX_RESIZED_PIXELS:
             raise CracksError(
                 f"At {mm_per_px:g} mm per pixel the photo would be resized {factor:.3g} times to the {trained_at:g} mm "
                 "that the model was trained at. Correct --mm-per-px, or map.model_mm_per_px in params.yaml."
@@ -150,5 +150,5 @@ class CrackMapper:
 
 def _resized(pixels: Pixels, factor: float) -> Pixels:
     height, width, _ = pixels.shape
-    size = max(MIN_SIDE_PX, round(width * factor)), max(MIN_SIDE_PX, round(height * factor))
+    size = round(width * factor), round(height * factor)
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))

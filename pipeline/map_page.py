@@ -30,7 +30,7 @@ def render_maps(out: Path, summary: pd.DataFrame, model: str) -> str:
     return template("map.html.j2").render(
         model=model,
         is_drawn="(demo)" in model,
-        cards=_cards(out, mapped.head(MAX_CARDS)),
+        cards=_cards(out, mapped["name"].head(MAX_CARDS)),
         cards_shown=min(MAX_CARDS, len(mapped)),
         n_mapped=len(mapped),
         n_cracked=int((mapped["n_crack"] > 0).sum()),
@@ -41,17 +41,12 @@ def render_maps(out: Path, summary: pd.DataFrame, model: str) -> str:
     )
 
 
-def _cards(out: Path, mapped: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    rows: list[dict[str, Any]] = mapped.to_dict(orient="records")  # type: ignore[assignment]
-    for row in rows:
-        name = str(row["name"])
-        links = {
-            kind: quote(f"{name}{kind}", errors="surrogateescape") for kind in (".cracks.jpg", ".tiles.csv", ".json")
-        }
+def _cards(out: Path, names: "pd.Series[str]") -> Iterator[dict[str, Any]]:
+    for name in names:
         report = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        place = None if pd.isna(row["latitude"]) else f"{row['latitude']:.5f}, {row['longitude']:.5f}"
-        thumbnail = _thumbnail(out / f"{name}.cracks.jpg")
-        yield {**row, "thumbnail": thumbnail, "links": links, "place": place, "note": report["notes"][0]}
+        endings = (".cracks.jpg", ".tiles.csv", ".json")
+        links = {ending: quote(f"{name}{ending}", errors="surrogateescape") for ending in endings}
+        yield {**report, "name": name, "links": links, "thumbnail": _thumbnail(out / f"{name}.cracks.jpg")}
 
 
 def _thumbnail(path: Path) -> Pixels:
