@@ -17,6 +17,7 @@ from pipeline.files import replacing
 
 KNOWN_CONCRETE_FILE = "known_concrete.npz"
 N_DIMENSIONS = 64
+MIN_KNOWN = 2 * N_DIMENSIONS  # images; of fewer, a covariance says nothing
 RIDGE = 0.01  # of the mean variance, added to each: with few images the covariance is singular without
 
 Values = npt.NDArray[np.floating[Any]]
@@ -64,14 +65,14 @@ class KnownConcrete:
     Attributes:
         mean: of the sketches of known images, (64,).
         precision: inverse of their covariance, (64, 64).
-        limit: the largest distance of an image that still counts as known.
+        limit: the largest distance of an image that still counts as known, None where too few images are known to tell.
         surfaces: what the model was tested on.
         centres: mean sketch of each surface, (n_surfaces, 64).
     """
 
     mean: Sketches
     precision: Sketches
-    limit: float
+    limit: float | None
     surfaces: tuple[Surface, ...]
     centres: Sketches
 
@@ -80,9 +81,9 @@ class KnownConcrete:
         away = images - self.mean
         return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", away, self.precision, away)))
 
-    def is_familiar(self, images: Sketches) -> npt.NDArray[np.bool_]:
-        """Return whether each image is like known ones, (n,)."""
-        return self.distances(images) <= self.limit
+    def is_familiar(self, images: Sketches) -> npt.NDArray[np.bool_] | None:
+        """Return whether each image is like known ones, (n,), None where it cannot tell."""
+        return None if self.limit is None else self.distances(images) <= self.limit
 
     def nearest_surface(self, images: Sketches) -> Surface | None:
         """Return the tested surface that most of these images look like, None where none was tested."""
@@ -97,7 +98,7 @@ class KnownConcrete:
         arrays: dict[str, Any] = {
             "mean": self.mean.astype(np.float32),
             "precision": self.precision.astype(np.float32),
-            "limit": np.float64(self.limit),
+            "limit": np.float64(np.nan if self.limit is None else self.limit),
             "centres": self.centres.astype(np.float32),
             "surfaces": np.array(json.dumps([asdict(surface) for surface in self.surfaces])),
         }
@@ -111,7 +112,7 @@ class KnownConcrete:
             return cls(
                 mean=arrays["mean"].astype(np.float64),
                 precision=arrays["precision"].astype(np.float64),
-                limit=float(arrays["limit"]),
+                limit=None if np.isnan(arrays["limit"]) else float(arrays["limit"]),
                 surfaces=tuple(Surface(**surface) for surface in json.loads(str(arrays["surfaces"]))),
                 centres=arrays["centres"].astype(np.float64),
             )
@@ -128,8 +129,10 @@ def learn(
         share_strange: of these, the share that may count as strange.
         tested: by surface, of some of its images.
     """
+    centres = np.array([images.mean(axis=0) for images in tested.values()]).reshape(-1, N_DIMENSIONS)
+    if len(reference) < MIN_KNOWN:
+        return KnownConcrete(np.zeros(N_DIMENSIONS), np.eye(N_DIMENSIONS), None, tuple(tested), centres)
     covariance = np.cov(reference, rowvar=False)
     covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    centres = np.array([images.mean(axis=0) for images in tested.values()]).reshape(-1, N_DIMENSIONS)
-    known = KnownConcrete(reference.mean(axis=0), np.asarray(np.linalg.inv(covariance)), np.inf, tuple(tested), centres)
+    known = KnownConcrete(reference.mean(axis=0), np.asarray(np.linalg.inv(covariance)), None, tuple(tested), centres)
     return replace(known, limit=float(np.quantile(known.distances(held_out), 1 - share_strange)))

@@ -108,7 +108,7 @@ def test_a_ground_resolution_out_of_proportion_is_refused(model):
 
 def test_tiles_unlike_all_known_ones_are_for_review_whatever_the_probability(model):
     rng = np.random.default_rng(0)
-    grey = [np.full((1, 40, 40, 3), level, np.uint8) for level in rng.integers(200, 256, 60)]
+    grey = [np.full((1, 40, 40, 3), level, np.uint8) for level in rng.integers(200, 256, 300)]
     images = np.concatenate([sketches(model.outputs(image)["features"]) for image in grey])
     surface = Surface("walls", 10, 3)
     known = learn(images[::2], images[1::2], 0.05, {surface: images})
