@@ -1,13 +1,5 @@
-"""Learning what concrete a model knows, from the images that it was calibrated and tested on.
+"""Learning what concrete a model knows, from the images that it was calibrated and tested on."""
 
-    python -m pipeline.acquaintance --datasets data/datasets --manifest data/manifest.parquet
-
-does it for the starter model, with the data of examples/params.metu-and-sdnet.yaml, and writes starter_concrete.npz
-beside this file; `register` does it for every model that it registers.
-"""
-
-import argparse
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,13 +8,9 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.find_model import STARTER, STARTER_CONCRETE, found_model
 from pipeline.images import LabelledImages, batches_by_size
 from pipeline.known_concrete import KnownConcrete, Sketches, Surface, learn, sketches
 from pipeline.served import N_THREADS, ServedModel
-from pipeline.stage import run_main
-
-log = logging.getLogger(__name__)
 
 BATCH_IMAGES = 8
 MAX_KNOWN = 1500  # images of validation; with more the mean and the covariance hardly change
@@ -73,30 +61,3 @@ def _surface_names(rows: pd.DataFrame) -> "pd.Series[str]":
     """Return the data set of each row and, where it has several surfaces, the surface."""
     several = rows.groupby("dataset")["slice"].transform("nunique") > 1
     return rows["dataset"] + (" " + rows["slice"].astype(str)).where(several, "")
-
-
-def _scored(model: ServedModel, tested: pd.DataFrame, datasets: Path) -> pd.DataFrame:
-    images = LabelledImages(tested, datasets)
-    probabilities = np.empty(len(images), np.float32)
-    for batch in tqdm(batches_by_size(images.sizes, BATCH_IMAGES), "scoring", unit=" batches", disable=None):
-        pixels = np.stack([images.pixels(int(position)) for position in batch])
-        probabilities[batch] = model.outputs(pixels)["probability"]
-    return tested.assign(probability=probabilities)
-
-
-def main() -> None:
-    """Write what the starter model knows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
-    args = parser.parse_args()
-    manifest = pd.read_parquet(args.manifest)
-    with found_model(STARTER, STARTER) as found:
-        model = found.load()
-    tested = _scored(model, manifest[manifest["split"] == "test"], args.datasets)
-    acquaint(model, manifest, tested, args.datasets).save(STARTER_CONCRETE)
-    log.info("%s: %d bytes", STARTER_CONCRETE, STARTER_CONCRETE.stat().st_size)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -18,10 +18,12 @@ import pandas as pd
 import yaml
 
 from pipeline import tracking
+from pipeline.acquaintance import acquaint
 from pipeline.decision import DECISION_FILE
 from pipeline.errors import RefusedError, UnavailableError
 from pipeline.files import write_json
 from pipeline.images import LabelledImages, Pixels
+from pipeline.known_concrete import KNOWN_CONCRETE_FILE
 from pipeline.params import Params, load_params
 from pipeline.served import MAX_GOLDEN_DIFFERENCE, SERVED_FILES, ServedModel
 from pipeline.stage import run_main, stage_parser
@@ -52,6 +54,7 @@ class Results:
     histories: Path
     manifest: Path
     metrics: Path
+    predictions: Path
     plots: Path
     report: Path
     dvc_lock: Path
@@ -122,10 +125,9 @@ def complete_parent(
             mlflow.log_input(dataset, context=str(split))
 
 
-def golden_images(manifest: Path, datasets: Path) -> list[Pixels]:
+def golden_images(manifest: pd.DataFrame, datasets: Path) -> list[Pixels]:
     """Return a few validation images, uint8 (height, width, 3), the same ones whenever the manifest is the same."""
-    rows = pd.read_parquet(manifest)
-    chosen = rows[rows["split"] == "validation"].sort_values("sha256").groupby("label").head(N_GOLDEN // 2)
+    chosen = manifest[manifest["split"] == "validation"].sort_values("sha256").groupby("label").head(N_GOLDEN // 2)
     images = LabelledImages(chosen[["dataset", "row", "label", "group"]], datasets)
     return [_middle(images.pixels(position)) for position in range(len(images))]
 
@@ -153,8 +155,8 @@ def write_checked_served(classifier: "Classifier", folder: Path, golden: list[Pi
         )
 
 
-def log_model(classifier: "Classifier", served: Path, run_id: str, name: str) -> str:
-    """Log a model and its served form to a run, with signature, example and pinned requirements; return its URI."""
+def log_model(classifier: "Classifier", beside: Path, run_id: str, name: str) -> str:
+    """Log a model to a run, with signature, example, pinned requirements and what is `beside` it; return its URI."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -180,7 +182,7 @@ def log_model(classifier: "Classifier", served: Path, run_id: str, name: str) ->
             signature=signature,
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in PINNED],
-            extra_files=[str(served / file) for file in SERVED_FILES],
+            extra_files=[str(beside / file) for file in (*SERVED_FILES, KNOWN_CONCRETE_FILE)],
         )
     return str(logged.model_uri)
 
@@ -195,7 +197,7 @@ def register(
     client: "MlflowClient",
     classifier: "Classifier",
     folder: Path,
-    golden: list[Pixels],
+    results: Results,
     run_id: str,
     name: str,
     tags: dict[str, str],
@@ -208,12 +210,18 @@ def register(
     import mlflow
 
     content_hash = classifier.content_hash()
-    known = find_version(client, name, content_hash)
-    if known is not None:
-        log.info("The same model is registered already, as version %s", known.version)
-        return known
+    registered = find_version(client, name, content_hash)
+    if registered is not None:
+        log.info("The same model is registered already, as version %s", registered.version)
+        return registered
     with tempfile.TemporaryDirectory() as scratch:
+        manifest = pd.read_parquet(results.manifest)
+        golden = golden_images(manifest, results.datasets)
         write_checked_served(classifier, folder, golden, Path(scratch))
+        known = acquaint(
+            ServedModel.load(Path(scratch)), manifest, pd.read_parquet(results.predictions), results.datasets
+        )
+        known.save(Path(scratch) / KNOWN_CONCRETE_FILE)
         uri = log_model(classifier, Path(scratch), run_id, name)
     # The tags come with the version in one call: a crash in between cannot leave a version without its hash.
     return mlflow.register_model(uri, name, tags={HASH_TAG: content_hash, **tags})
@@ -270,8 +278,7 @@ def run(params: Params, results: Results, out: Path) -> None:
             **data_hashes(results.dvc_lock),
         }
         folder = results.models / best
-        golden = golden_images(results.manifest, results.datasets)
-        made = register(client, Classifier.load(folder), folder, golden, run_ids[best], name, tags)
+        made = register(client, Classifier.load(folder), folder, results, run_ids[best], name, tags)
         client.set_registered_model_alias(name, ALIAS, made.version)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
@@ -292,6 +299,7 @@ def main() -> None:
         "--histories": "folder of the candidates' histories",
         "--manifest": "Parquet file of split",
         "--metrics": "metrics.json of evaluate",
+        "--predictions": "Parquet file of evaluate",
         "--plots": "folder of evaluate's curves",
         "--report": "HTML file of evaluate",
         "--dvc-lock": "dvc.lock, for the hashes of the data",
