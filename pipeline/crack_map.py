@@ -21,7 +21,7 @@ from pipeline.images import Pixels
 from pipeline.known_concrete import KnownConcrete, Sketches, Surface, sketches
 from pipeline.params import Map
 from pipeline.served import N_THREADS, ServedModel
-from pipeline.tiles import grid
+from pipeline.tiles import Starts, grid
 
 BATCH_TILES = 4  # activations of more do not fit the cache, and take longer
 CELL_PX = 16  # of the raster by which areas are measured and heat is drawn
@@ -98,12 +98,13 @@ class CrackMapper:
         places = [(row, col, top, left) for row, top in enumerate(tops) for col, left in enumerate(lefts)]
         probabilities, images = self._scored(resized, [place[2:] for place in places], size)
         shown_px = min(round(size / factor), height, width)
+        ys, xs = _stretched(tops, height - shown_px), _stretched(lefts, width - shown_px)
         tiles = pd.DataFrame(
             {
                 "row": [row for row, *_ in places],
                 "col": [col for _, col, *_ in places],
-                "x": [min(round(left / factor), width - shown_px) for *_, left in places],
-                "y": [min(round(top / factor), height - shown_px) for _, _, top, _ in places],
+                "x": [xs[col] for _, col, *_ in places],
+                "y": [ys[row] for row, *_ in places],
                 "size": shown_px,
                 "probability": probabilities,
             }
@@ -146,6 +147,12 @@ class CrackMapper:
 
         probabilities, images = zip(*self._pool.map(score, range(0, len(places), BATCH_TILES)), strict=True)
         return np.concatenate(probabilities), np.concatenate(images)
+
+
+def _stretched(positions: Starts, last: int) -> Starts:
+    """Return where tiles begin in the photo, from where they begin in the resized one; the last of them at `last`."""
+    stretched: Starts = np.rint(positions * (last / max(1, positions[-1]))).astype(np.int64)
+    return stretched
 
 
 def _resized(pixels: Pixels, factor: float) -> Pixels:

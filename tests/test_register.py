@@ -216,6 +216,7 @@ def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_writ
         "histories",
         "manifest",
         "metrics",
+        "predictions",
         "plots",
         "report",
         "dvc-lock",
