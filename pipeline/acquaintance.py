@@ -13,7 +13,7 @@ from pipeline.known_concrete import KnownConcrete, Sketches, Surface, learn, ske
 from pipeline.served import N_THREADS, ServedModel
 
 BATCH_IMAGES = 8
-MAX_KNOWN = 1500  # images of validation; with more the mean and the covariance hardly change
+MAX_KNOWN = 1000  # images of validation; with more the mean and the covariance hardly change
 MAX_OF_SURFACE = 100  # images by which a surface is recognised
 SHARE_STRANGE = 0.002  # of images like the known ones, that may count as strange
 

@@ -23,12 +23,14 @@ log = logging.getLogger(__name__)
 
 
 def _scored(model: ServedModel, tested: pd.DataFrame, datasets: Path) -> pd.DataFrame:
-    images = LabelledImages(tested, datasets)
-    probabilities = np.empty(len(images), np.float32)
+    """Return `tested` with the probability of each crack; that of intact images is not asked for."""
+    tested = tested.reset_index(drop=True).assign(probability=np.nan)
+    cracks = tested[tested["label"] == "crack"]
+    images = LabelledImages(cracks, datasets)
     for batch in tqdm(batches_by_size(images.sizes, BATCH_IMAGES), "scoring", unit=" batches", disable=None):
         pixels = np.stack([images.pixels(int(position)) for position in batch])
-        probabilities[batch] = model.outputs(pixels)["probability"]
-    return tested.assign(probability=probabilities)
+        tested.loc[cracks.index[batch], "probability"] = model.outputs(pixels)["probability"]
+    return tested
 
 
 def main() -> None:
