@@ -20,10 +20,11 @@ from pipeline.errors import CracksError
 from pipeline.images import Pixels
 from pipeline.known_concrete import KnownConcrete, Sketches, Surface, sketches
 from pipeline.params import Map
-from pipeline.served import N_THREADS, ServedModel
+from pipeline.served import N_THREADS, Outputs, ServedModel
 from pipeline.tiles import Starts, grid
 
 BATCH_TILES = 4  # activations of more do not fit the cache, and take longer
+CHUNK_TILES = 1024  # whose features are held at once, 25 kB each
 CELL_PX = 16  # of the raster by which areas are measured and heat is drawn
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
@@ -139,13 +140,17 @@ class CrackMapper:
     ) -> tuple[npt.NDArray[np.float32], Sketches]:
         """Return the probability, (n,), and the sketch of each tile that begins at (top, left)."""
 
-        def score(first: int) -> tuple[npt.NDArray[np.float32], Sketches]:
+        def score(first: int) -> Outputs:
             chosen = places[first : first + BATCH_TILES]
-            batch = np.stack([pixels[top : top + size, left : left + size] for top, left in chosen])
-            outputs = self._model.outputs(batch)
-            return outputs["probability"], sketches(outputs["features"])
+            return self._model.outputs(np.stack([pixels[top : top + size, left : left + size] for top, left in chosen]))
 
-        probabilities, images = zip(*self._pool.map(score, range(0, len(places), BATCH_TILES)), strict=True)
+        probabilities, images = [], []
+        for start in range(0, len(places), CHUNK_TILES):
+            stop = min(start + CHUNK_TILES, len(places))
+            batches = list(self._pool.map(score, range(start, stop, BATCH_TILES)))
+            probabilities += [batch["probability"] for batch in batches]
+            # not in the threads: matrix products bring threads of their own, which would take their cores
+            images.append(sketches(np.concatenate([batch["features"] for batch in batches])))
         return np.concatenate(probabilities), np.concatenate(images)
 
 
