@@ -32,7 +32,7 @@ OVERLAPS = (0.0, 0.5)
 
 
 def seconds(call: Callable[[], object]) -> tuple[float, float]:
-    """Return the wall seconds and the CPU seconds that a call takes; of the two, others on the machine move the first."""
+    """Return the wall seconds and the CPU seconds that a call takes; others on the machine move the first."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - cpu

@@ -52,23 +52,18 @@ def colours(probabilities: npt.NDArray[np.float64]) -> Colours:
 
 def _draw_marks(draw: ImageDraw.ImageDraw, crack_map: CrackMap) -> None:
     """Frame cracks; where a person should look, which can be most of a photo, mark a corner."""
-    labels = crack_map.tiles["label"]
-    for wanted in ("review", "crack"):
-        for left, top, size in crack_map.tiles.loc[labels == wanted, ["x", "y", "size"]].to_numpy().tolist():
-            if wanted == "crack":
-                _frame(draw, left, top, size)
-            else:
-                _corner(draw, left, top, size)
+    for label in ("review", "crack"):
+        of_label = crack_map.tiles["label"] == label
+        for left, top, size in crack_map.tiles.loc[of_label, ["x", "y", "size"]].to_numpy().tolist():
+            _mark(draw, label, left, top, size, max(1, size // 64))
 
 
-def _frame(draw: ImageDraw.ImageDraw, left: int, top: int, size: int) -> None:
-    line_px = max(1, size // 64)
-    draw.rectangle((left, top, left + size - 1, top + size - 1), outline=MARKS["crack"], width=line_px)
-
-
-def _corner(draw: ImageDraw.ImageDraw, left: int, top: int, size: int) -> None:
-    side = max(2, size // 8)
-    draw.polygon([(left, top), (left + side, top), (left, top + side)], fill=MARKS["review"])
+def _mark(draw: ImageDraw.ImageDraw, label: str, left: int, top: int, size: int, line_px: int) -> None:
+    if label == "crack":
+        draw.rectangle((left, top, left + size - 1, top + size - 1), outline=MARKS[label], width=line_px)
+    else:
+        reach = 8 * line_px
+        draw.polygon([(left, top), (left + reach, top), (left, top + reach)], fill=MARKS[label])
 
 
 def _legend(width: int, height: int, words: str) -> Image.Image:
@@ -89,9 +84,9 @@ def _legend(width: int, height: int, words: str) -> Image.Image:
     x += bar + pad // 2
     draw.text((x, middle), "100 %", INK, font, anchor="lm")
     x += round(draw.textlength("100 %", font)) + 2 * pad
-    for mark, meaning in ((_frame, "crack"), (_corner, "for a person to look at")):
+    for label, meaning in (("crack", "crack"), ("review", "for a person to look at")):
         side = round(line * 0.6)
-        mark(draw, x, middle - side // 2, side)
+        _mark(draw, label, x, middle - side // 2, side, max(1, side // 10))
         x += side + pad // 2
         draw.text((x, middle), meaning, INK, font, anchor="lm")
         x += round(draw.textlength(meaning, font)) + 2 * pad

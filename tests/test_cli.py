@@ -187,6 +187,38 @@ def test_predict_names_a_path_that_does_not_exist_before_it_loads_a_model(cracks
 
 
 @pytest.fixture
+def wall_photo(tmp_path):
+    path = tmp_path / "wall photos" / "wall.jpg"
+    path.parent.mkdir()
+    Image.fromarray(np.full((300, 400, 3), 255, np.uint8)).save(path)
+    return path
+
+
+def test_map_writes_a_page_and_maps_no_maps(cracks, model, wall_photo, caplog):
+    out = wall_photo.parent / "maps"
+    for _ in range(2):
+        assert cracks("map", wall_photo.parent, "--model", model, "--out", out) == 0
+        assert caplog.messages[-1] == f"{out / 'index.html'}: 1 photos mapped, 0 not"
+    assert len(pd.read_csv(out / "summary.csv")) == 1
+    assert len(pd.read_csv(out / "wall.tiles.csv")) == 4
+
+
+def test_map_says_why_a_photo_was_not_mapped_and_fails_where_none_was(cracks, model, wall_photo, caplog, capsys):
+    broken = wall_photo.with_name("broken.jpg")
+    broken.write_text("no image")
+    assert cracks("map", wall_photo, broken, "--model", model, "--out", "maps") == 0
+    assert f"not mapped: {broken}: not an image" in caplog.messages
+    assert cracks("map", broken, "--model", model, "--out", "other") == 2
+    assert "No photo could be mapped" in capsys.readouterr().err
+
+
+def test_map_refuses_an_impossible_ground_resolution_before_it_loads_a_model(cracks, wall_photo, capsys):
+    assert cracks("map", wall_photo, "--out", "maps", "--mm-per-px", "0") == 2
+    assert "--mm-per-px is 0, it must be more than 0" in capsys.readouterr().err
+    assert not Path("maps").exists()
+
+
+@pytest.fixture
 def walls(tmp_path):
     """A folder with five images of each label, a mirrored copy, one that has the other label, and a broken file."""
     files = drawn_files(n=5)
