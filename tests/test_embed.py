@@ -24,6 +24,7 @@ SHARD_IMAGES = 4
 EMBED = f"""
 import sys
 from pathlib import Path
+from pipeline import embed, inference
 from pipeline.params import Backbone
 inference.SHARD_IMAGES = {SHARD_IMAGES}
 datasets, checkpoints, out = map(Path, sys.argv[1:])

@@ -73,6 +73,7 @@ DOCUMENT = {
         "review_share_of_intact": 0.005,
     },
     "register": {"name": "cracks"},
+    "map": {"tile_px": 256, "overlap": 0, "model_mm_per_px": None},
 }
 
 

@@ -74,6 +74,7 @@ PARAMS = {
         "review_share_of_intact": 0,
     },
     "register": {"name": "cracks"},
+    "map": {"tile_px": 256, "overlap": 0, "model_mm_per_px": None},
 }
 ANOTHER = {
     "small": "other",
