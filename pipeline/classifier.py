@@ -19,17 +19,10 @@ MODEL_FILE = "model.keras"
 
 @dataclass(frozen=True)
 class Classifier:
-    """The graph from uint8 RGB to {"probability", "features"}, and when a probability means a crack.
-
-    Attributes:
-        model: the graph.
-        decision: the threshold and the review band.
-        version: what a log calls it: a version number, a folder or "starter"; empty where nobody logs.
-    """
+    """The graph from uint8 RGB to {"probability", "features"}, and when a probability means a crack."""
 
     model: keras.Model
     decision: Decision
-    version: str = ""
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.errors import UnavailableError
+from pipeline.cluster import computed_on_cluster
 from pipeline.files import replacing_folder
 from pipeline.images import INVENTORY_FILE, EncodedImages, PackedImages, Sizes, Slice
 from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
@@ -21,7 +21,6 @@ from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
 
 Task = tuple[list[bytes], Sizes]  # the files of a shard and their sizes
-CONNECT_TIMEOUT_S = 15
 
 
 def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path) -> Path:
@@ -42,46 +41,22 @@ def computed_here(backbone: Backbone, images: PackedImages, shards: list[range])
         yield shard, embedder_of(backbone).features(Slice(images, shard))
 
 
-def computed_on_cluster(
+def computed_there(
     address: str, backbone: Backbone, images: PackedImages, shards: list[range]
 ) -> Iterator[tuple[range, Features]]:
     """Yield each shard with its features, computed by the Dask cluster at `address`, as they come.
 
-    The files travel with the task: workers need no folder of this machine. No more than two tasks a worker are under
-    way, so that memory stays bounded.
+    The files travel with the task.
 
     Raises:
         UnavailableError: no scheduler answers at `address`, or it has no worker.
     """
-    from distributed import Client, as_completed
-
-    try:
-        client = Client(address, timeout=CONNECT_TIMEOUT_S)
-    except (OSError, ValueError) as error:
-        raise UnavailableError(
-            f"No Dask scheduler answers at {address!r}: {error}. Start it, or set embed.dask_address in params.yaml to "
-            "null to compute on this machine."
-        ) from None
-    with client:
-        n_workers = len(client.scheduler_info()["workers"])
-        if not n_workers:
-            raise UnavailableError(f"The Dask scheduler at {address!r} has no worker. Start one: dask worker {address}")
-        waiting = iter(shards)
-        shard_of = {}
-
-        def submit(shard: range) -> object:
-            task = [images.content(row) for row in shard], images.sizes[shard.start : shard.stop]
-            future = client.submit(embed_files, backbone, task, pure=False)
-            shard_of[future.key] = shard
-            return future
-
-        first = [submit(shard) for _, shard in zip(range(2 * n_workers), waiting, strict=False)]
-        running = as_completed(first)
-        for future in running:
-            yield shard_of.pop(future.key), future.result()
-            following = next(waiting, None)
-            if following is not None:
-                running.add(submit(following))
+    tasks = (
+        (shard, ([images.content(row) for row in shard], images.sizes[shard.start : shard.stop])) for shard in shards
+    )
+    yield from computed_on_cluster(
+        address, embed_files, backbone, tasks, otherwise="set embed.dask_address in params.yaml to null"
+    )
 
 
 def embed_dataset(
@@ -94,7 +69,7 @@ def embed_dataset(
     if dask_address is None:
         computed = computed_here(backbone, images, missing)
     else:
-        computed = computed_on_cluster(dask_address, backbone, images, missing)
+        computed = computed_there(dask_address, backbone, images, missing)
     with tqdm(total=len(images.sizes), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
         bar.update(len(images.sizes) - sum(map(len, missing)))
         for shard, features in computed:

@@ -277,6 +277,14 @@ class Retention(Section):
     flow_runs_days: int = Field(ge=1, description="runs in Prefect that have ended")
 
 
+class Map(Section):
+    """How whole photos are cut into tiles."""
+
+    tile_px: int = Field(ge=32, le=2048, description="side of a tile; about the size of the images trained on")
+    overlap: float = Field(ge=0, le=0.9, description="share of a tile that its neighbour covers again")
+    model_mm_per_px: float | None = Field(gt=0, description="ground resolution of the images trained on; null: unknown")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -294,6 +302,7 @@ class Params(Section):
     promote: Promote
     flow: Flow
     retention: Retention
+    map: Map
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":

@@ -1,158 +1,187 @@
-"""Score images with a registered model, with one from a folder, or with the starter model."""
+"""Score many images: parts of a few dozen, each kept until the table is whole, so that a killed run goes on.
 
-import logging
-from dataclasses import dataclass, replace
+An image that cannot be read is a row with its error.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial as bound
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from tqdm import tqdm
 
-from pipeline import tracking
-from pipeline.classifier import Classifier
-from pipeline.errors import CracksError, UnavailableError
-from pipeline.images import Pixels, Sizes, UnreadableImageError, decode, stored_size
+from pipeline.cluster import computed_on_cluster
+from pipeline.files import replacing
+from pipeline.find_model import FoundModel, ModelFiles, model_of
+from pipeline.images import UnreadableImageError, batches_by_size, decode, look, stored_size
 from pipeline.ingest import photo_of
-from pipeline.observation import observe
-from pipeline.starter import DESCRIPTION, load_starter
+from pipeline.prediction_log import LOOKS, project
+from pipeline.served import N_THREADS, ServedModel
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+PART_IMAGES = 64
+BATCH_IMAGES = 8
+COLUMNS = ["path", "probability", "label", "error"]
 
-log = logging.getLogger(__name__)
-
-DEFAULT_ALIASES = ("production", "challenger")
-STARTER = "starter"
+Content = bytes | str  # of a file, or why it cannot be read
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A table of path, probability, label, what was noted of each image, and why other files could not be read."""
+def read(path: Path) -> Content:
+    """Return the bytes of a file, or why it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        return error.strerror or str(error)
 
-    table: pd.DataFrame
-    observed: pd.DataFrame
-    unreadable: dict[Path, str]
 
+def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = False) -> pd.DataFrame:
+    """Return a row for each file: probability (missing where it cannot be read), label and error (empty where it can).
 
-def load_model(name: str, wanted: str | None) -> tuple[Classifier, str]:
-    """Return a classifier and, in words, which one it is.
+    Each thread decodes a batch and then scores it, so that no core waits.
 
     Args:
-        name: of the registered model.
-        wanted: an alias, a version number, a folder or "starter"; None takes `production`, else `challenger` if it was
-            trained on real concrete, else the starter model.
-
-    Raises:
-        CracksError: there is no such model.
-        UnavailableError: the tracking server does not answer.
+        model: that scores.
+        contents: of the files.
+        observes: add what the prediction log keeps: how the image looks, and its embedding.
     """
-    if wanted == STARTER:
-        return replace(load_starter(), version=STARTER), DESCRIPTION
-    if wanted is not None and Path(wanted).is_dir():
-        return replace(Classifier.load(Path(wanted)), version=str(wanted)), f"the model in {wanted}"
-    client, _ = tracking.connect()
-    for reference in (wanted,) if wanted is not None else DEFAULT_ALIASES:
-        found = _find_version(client, name, reference)
-        is_demo = found is not None and found.tags.get("demo") == "true"
-        if found is None or (wanted is None and reference == "challenger" and is_demo):
-            continue
-        demo = ", trained on drawn images (demo)" if is_demo else ""
-        alias = "" if reference.isdecimal() else f" ({reference})"
-        classifier = replace(Classifier.load(_fetched(name, found.version)), version=str(found.version))
-        return classifier, f"{name} version {found.version}{alias}{demo}"
-    if wanted is None:
-        starter = replace(load_starter(), version=STARTER)
-        return starter, f"{DESCRIPTION}, because no model of {name} trained on real concrete is registered yet"
-    raise CracksError(
-        f"There is no model {wanted!r} of {name} in {tracking.shown_uri()}. Run `make run` first, or give --model "
-        f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
-    )
+    observed: dict[int, dict[str, object]] = {}
+    sizes, errors = _sizes_and_errors(contents)
+    probabilities = np.full(len(contents), np.nan, np.float32)
 
-
-def _find_version(client: "MlflowClient", name: str, reference: str) -> "ModelVersion | None":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if reference.isdecimal():
-            return client.get_model_version(name, reference)
-        return client.get_model_version_by_alias(name, reference)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
-            return None
-        raise UnavailableError(
-            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Try again later."
-        ) from None
-
-
-def _fetched(name: str, version: str) -> Path:
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(download_artifacts(f"models:/{name}/{version}"))
-    except (MlflowException, OSError) as error:
-        raise UnavailableError(
-            f"{name} version {version} cannot be fetched: {tracking.first_line(error)}. Mend the store, or "
-            "run `make run`, which registers a model again."
-        ) from None
-
-
-class _ImageFiles:
-    """Image files that can be opened; one that fails later, while it is decoded, is black and noted as unreadable."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.unreadable: dict[Path, str] = {}
-        self.paths: list[Path] = []
-        sizes: list[tuple[int, int]] = []
-        for path in paths:
+    def fill(batch: npt.NDArray[np.int64]) -> None:
+        decoded = {}
+        for position in batch.tolist():
             try:
-                sizes.append(stored_size(path.read_bytes()))
-                self.paths.append(path)
-            except (UnreadableImageError, OSError) as error:
-                self.unreadable[path] = str(error)
-        self.sizes: Sizes = np.array(sizes, np.int64).reshape(-1, 2)
+                decoded[position] = decode(contents[position])
+            except UnreadableImageError as error:
+                errors[position] = str(error)
+        if decoded:
+            outputs = model.outputs(np.stack(list(decoded.values())))
+            probabilities[list(decoded)] = outputs["probability"]
+            if observes:
+                for (position, pixels), embedding in zip(decoded.items(), project(outputs["features"]), strict=True):
+                    observed[position] = {**look(pixels), "embedding": embedding}
 
-    def pixels(self, position: int) -> Pixels:
-        path = self.paths[position]
+    readable = np.array(list(sizes), np.int64)
+    batches = batches_by_size(np.array(list(sizes.values()), np.int64).reshape(-1, 2), BATCH_IMAGES)
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for _ in pool.map(fill, [readable[batch] for batch in batches]):
+            pass  # raises what a batch raised
+    labels = ["" if error else model.decision.verdict(float(p)) for p, error in zip(probabilities, errors, strict=True)]
+    table = pd.DataFrame({"probability": probabilities, "label": labels, "error": errors})
+    if not observes:
+        return table
+    return table.join(pd.DataFrame.from_dict(observed, orient="index", columns=[*LOOKS, "embedding"]))
+
+
+def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:
+    """Return height and width by position, of what seems readable, and for every file why it is not, else ""."""
+    errors = [content if isinstance(content, str) else "" for content in contents]
+    sizes: dict[int, tuple[int, int]] = {}
+    for position, content in enumerate(contents):
         try:
-            return decode(path.read_bytes())
-        except (UnreadableImageError, OSError) as error:
-            self.unreadable[path] = str(error)
-            return np.zeros((*self.sizes[position], 3), np.uint8)
+            if isinstance(content, bytes):
+                sizes[position] = stored_size(content)
+        except UnreadableImageError as error:
+            errors[position] = str(error)
+    return sizes, errors
 
 
-def predict(classifier: Classifier, paths: list[Path]) -> Scored:
-    """Return the probability of a crack and what it reads as, for each image that can be decoded."""
-    files = _ImageFiles(paths)
-    observed = observe(classifier, files, progress="scoring")
-    table = pd.DataFrame(
-        {
-            "path": [str(path) for path in files.paths],
-            "probability": observed["probability"],
-            "label": [classifier.decision.verdict(float(probability)) for probability in observed["probability"]],
-        }
-    )
-    is_readable = np.array([path not in files.unreadable for path in files.paths], bool)
-    return Scored(table[is_readable], observed[is_readable], files.unreadable)
+def score_there(files: ModelFiles, contents: Sequence[Content], *, observes: bool = False) -> pd.DataFrame:
+    """Return `score` with the model of `files`, on a worker of a cluster."""
+    model, _ = model_of(files)
+    return score(model, contents, observes=observes)
 
 
-def log_rows(scored: Scored, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
-    """Return the rows of the prediction log for what was scored.
+def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
+    """Return the rows of the prediction log for the images of a scored table that could be read.
 
     Args:
-        scored: images with what was noted of them.
+        table: with what was observed of each image.
         model_version: which model scored them.
         photo_pattern: regular expression whose first group names the photo of a tile; without one, and where it does
             not match, each image is a photo of its own.
         time: when, with a time zone.
     """
-    paths = [str(Path(path).absolute()) for path in scored.table["path"]]
-    return scored.observed.assign(
+    readable = table[table["error"] == ""]
+    paths = [str(Path(path).absolute()) for path in readable["path"]]
+    return readable[["probability", *LOOKS, "embedding"]].assign(
         time=pd.Timestamp(time),
         model_version=model_version,
         source="predict",
         photo=[photo_of(path, photo_pattern) or path for path in paths],
         path=paths,
     )
+
+
+def unfinished_folder(found: FoundModel, paths: Sequence[Path], out: Path) -> Path:
+    """Return the folder of unfinished work beside `out`, another one for each model and set of files."""
+    digest = hashlib.sha256(found.identity().encode())
+    for path in paths:
+        stat = path.stat() if path.exists() else None
+        digest.update(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode(errors="surrogateescape"))
+    return out.with_name(f".{out.name}.{digest.hexdigest()[:16]}.unfinished")
+
+
+def run(
+    found: FoundModel,
+    paths: Sequence[Path],
+    out: Path,
+    dask_address: str | None = None,
+    note: Callable[[pd.DataFrame], None] | None = None,
+) -> dict[str, int]:
+    """Write a CSV file, a row an image in the order of `paths`: path, probability, label, error.
+
+    Args:
+        found: the model.
+        paths: of the images.
+        out: the file.
+        dask_address: of a cluster that does the work.
+        note: gets each part that was scored, with what the prediction log keeps.
+
+    Returns:
+        How many images have each label; unreadable ones count under "".
+    """
+    unfinished = unfinished_folder(found, paths, out)
+    parts = {
+        unfinished / f"{start:09}.csv": paths[start : start + PART_IMAGES]
+        for start in range(0, len(paths), PART_IMAGES)
+    }
+    missing = [part for part in parts if not part.exists()]
+    tables: Iterator[tuple[Path, pd.DataFrame]]
+    observes = note is not None
+    if dask_address is None:
+        model = found.load()
+        tables = ((part, score(model, [read(path) for path in parts[part]], observes=observes)) for part in missing)
+    else:
+        tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
+        tables = computed_on_cluster(
+            dask_address,
+            bound(score_there, observes=observes),
+            ModelFiles.read(found),
+            tasks,
+            otherwise="leave --dask out",
+        )
+    with tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar:
+        bar.update(len(paths) - sum(len(parts[part]) for part in missing))
+        for part, table in tables:
+            table = table.assign(path=[str(path) for path in parts[part]])
+            with replacing(part) as partial:
+                table[COLUMNS].to_csv(partial, index=False)
+            if note is not None:
+                note(table)
+            bar.update(len(table))
+    counts: dict[str, int] = {}
+    with replacing(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for number, part in enumerate(parts):
+            table = pd.read_csv(part, keep_default_na=False, encoding_errors="surrogateescape")
+            for label, n in table["label"].value_counts().items():
+                counts[str(label)] = counts.get(str(label), 0) + int(n)
+            table.to_csv(file, index=False, header=number == 0)
+    shutil.rmtree(unfinished)
+    return counts

@@ -18,10 +18,12 @@ import pandas as pd
 import yaml
 
 from pipeline import tracking
+from pipeline.acquaintance import acquaint
 from pipeline.decision import DECISION_FILE
 from pipeline.errors import RefusedError, UnavailableError
 from pipeline.files import write_json
 from pipeline.images import LabelledImages, Pixels
+from pipeline.known_concrete import KNOWN_CONCRETE_FILE
 from pipeline.learned import LEARNED_FROM_FILE, learned_from
 from pipeline.params import Params, load_params
 from pipeline.served import MAX_GOLDEN_DIFFERENCE, ServedModel
@@ -54,6 +56,7 @@ class Results:
     histories: Path
     manifest: Path
     metrics: Path
+    predictions: Path
     plots: Path
     report: Path
     reference: Path
@@ -223,16 +226,20 @@ def register(
     import mlflow
 
     content_hash = classifier.content_hash()
-    known = find_version(client, name, content_hash)
-    if known is not None:
-        log.info("The same model is registered already, as version %s", known.version)
-        return known
+    registered = find_version(client, name, content_hash)
+    if registered is not None:
+        log.info("The same model is registered already, as version %s", registered.version)
+        return registered
     with tempfile.TemporaryDirectory() as scratch:
         manifest = pd.read_parquet(results.manifest)
         golden = golden_images(manifest, results.datasets)
         write_checked_served(classifier, folder, golden, Path(scratch))
         shutil.copy(results.reference, scratch)
         learned_from(manifest).to_parquet(Path(scratch) / LEARNED_FROM_FILE, index=False)
+        known = acquaint(
+            ServedModel.load(Path(scratch)), manifest, pd.read_parquet(results.predictions), results.datasets
+        )
+        known.save(Path(scratch) / KNOWN_CONCRETE_FILE)
         uri = log_model(classifier, Path(scratch), run_id, name)
     # The tags come with the version in one call: a crash in between cannot leave a version without its hash.
     return mlflow.register_model(uri, name, tags={HASH_TAG: content_hash, **tags})
@@ -313,6 +320,7 @@ def main() -> None:
         "--histories": "folder of the candidates' histories",
         "--manifest": "Parquet file of split",
         "--metrics": "metrics.json of evaluate",
+        "--predictions": "Parquet file of evaluate",
         "--plots": "folder of evaluate's curves",
         "--report": "HTML file of evaluate",
         "--reference": "Parquet file of what the best model was trained on",

@@ -236,3 +236,27 @@ def project(trained: Project, tmp_path: Path) -> Project:
 def untouched(fresh: Project, tmp_path: Path) -> Project:
     """Return a copy of the project in which nothing has run yet."""
     return copy_of(fresh.root, tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def dark_is_crack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a model, also in its served form, that takes dark for cracked.
+
+    Its probability is 0.5 at the mean of ImageNet, less the lighter an image is; from 0.2 on, below 0.8, it is unsure.
+    """
+    from pipeline.calibration import Calibration, Platt
+    from pipeline.conversion import write_served
+    from pipeline.export import calibrated
+    from pipeline.network import build_classifier
+    from pipeline.tf import keras
+
+    network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
+    head = keras.layers.Dense(1, name="head")
+    graph = build_classifier(network, 32, [head])
+    head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
+    model = calibrated(graph, Calibration(Platt(1.0, 0.0)))
+    folder = tmp_path_factory.mktemp("dark-is-crack")
+    model.save(folder / "model.keras")
+    (folder / "decision.json").write_text('{"threshold": 0.5, "review_from": 0.2, "review_to": 0.8}')
+    write_served(model, [np.full((8, 8, 3), 90, np.uint8)], folder)
+    return folder

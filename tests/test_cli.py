@@ -15,9 +15,7 @@ from page_reader import Page
 from PIL import Image
 
 from pipeline import cli, register
-from pipeline.calibration import Calibration, Platt
 from pipeline.errors import UnavailableError
-from pipeline.export import calibrated
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ["great_expectations", "keras", "mlflow", "numpy", "pandas", "prefect", "sklearn", "tensorflow"]
@@ -65,7 +63,11 @@ def write_reports(folder, version="3"):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([name, "--help"] for name in ("predict", "audit", "worth-labelling", "promote", "summary")), []],
+    [
+        ["--help"],
+        *([name, "--help"] for name in ("predict", "map", "audit", "worth-labelling", "promote", "summary")),
+        [],
+    ],
 )
 def test_help_is_given_without_importing_what_takes_long(arguments):
     finished = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
@@ -77,6 +79,7 @@ def test_help_names_every_command(cracks, capsys):
     commands = re.findall(r"^    ([\w-]+)", capsys.readouterr().out, re.MULTILINE)
     assert commands == [
         "predict",
+        "map",
         "audit",
         "worth-labelling",
         "promote",
@@ -155,20 +158,8 @@ def test_a_store_that_is_away_has_an_exit_code_of_its_own(cracks, monkeypatch, c
 
 
 @pytest.fixture
-def model(tmp_path):
-    """A folder with a model that takes dark for cracked."""
-    from pipeline.network import build_classifier
-    from pipeline.tf import keras
-
-    network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
-    head = keras.layers.Dense(1, name="head")
-    graph = build_classifier(network, 32, [head])
-    head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
-    folder = tmp_path / "model"
-    folder.mkdir()
-    calibrated(graph, Calibration(Platt(1.0, 0.0))).save(folder / "model.keras")
-    (folder / "decision.json").write_text('{"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}')
-    return folder
+def model(dark_is_crack):
+    return dark_is_crack
 
 
 @pytest.fixture
@@ -184,26 +175,25 @@ def photos(tmp_path):
 def test_predict_writes_a_row_for_each_image_of_a_folder(cracks, model, photos, caplog):
     assert cracks("predict", photos, "--model", model, "--out", "out/scores.csv") == 0
     table = pd.read_csv("out/scores.csv")
-    assert list(table) == ["path", "probability", "label"]
+    assert list(table) == ["path", "probability", "label", "error"]
     assert table["path"].tolist() == [str(photos / "dark.png"), str(photos / "light.png")]
     assert table["label"].tolist() == ["crack", "intact"]
     assert f"Scoring 2 images with the model in {model}" in caplog.messages
     assert caplog.messages[-1] == "out/scores.csv: 1 crack, 1 intact"
 
 
-def test_predict_lists_what_it_could_not_read_after_writing_the_rest(cracks, model, photos, capsys):
+def test_predict_says_how_many_files_it_could_not_read(cracks, model, photos, caplog):
     (photos / "broken.jpg").write_text("no image")
-    assert cracks("predict", photos, "--model", model, "--out", "scores.csv") == 2
-    assert len(pd.read_csv("scores.csv")) == 2
-    error = "error: 1 files could not be read and are not in scores.csv:"
-    assert capsys.readouterr().err.endswith(f"{error}\n  {photos / 'broken.jpg'}: not an image\n")
+    assert cracks("predict", photos, "--model", model, "--out", "scores.csv") == 0
+    assert len(pd.read_csv("scores.csv")) == 3
+    assert caplog.messages[-1] == "1 files could not be read; the column `error` of scores.csv says why"
 
 
-def test_predict_writes_the_header_even_if_no_file_can_be_read(cracks, model, photos, caplog):
+def test_predict_fails_where_no_file_can_be_read(cracks, model, photos, capsys):
     (photos / "broken.jpg").write_text("no image")
     assert cracks("predict", photos / "broken.jpg", "--model", model, "--out", "scores.csv") == 2
-    assert Path("scores.csv").read_text() == "path,probability,label\n"
-    assert caplog.messages[-1] == "scores.csv: no image"
+    assert "No image could be read. The reasons are in scores.csv." in capsys.readouterr().err
+    assert Path("scores.csv").read_text().splitlines()[1].endswith(",,,not an image")
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "nowhere.jpg"])
@@ -211,6 +201,38 @@ def test_predict_names_a_path_that_does_not_exist_before_it_loads_a_model(cracks
     assert cracks("predict", missing, "--out", "scores.csv") == 2
     assert f"{missing} does not exist" in capsys.readouterr().err
     assert not Path("scores.csv").exists()
+
+
+@pytest.fixture
+def wall_photo(tmp_path):
+    path = tmp_path / "wall photos" / "wall.jpg"
+    path.parent.mkdir()
+    Image.fromarray(np.full((300, 400, 3), 255, np.uint8)).save(path)
+    return path
+
+
+def test_map_writes_a_page_and_maps_no_maps(cracks, model, wall_photo, caplog):
+    out = wall_photo.parent / "maps"
+    for _ in range(2):
+        assert cracks("map", wall_photo.parent, "--model", model, "--out", out) == 0
+        assert caplog.messages[-1] == f"{out / 'index.html'}: 1 photos mapped, 0 not"
+    assert len(pd.read_csv(out / "summary.csv")) == 1
+    assert len(pd.read_csv(out / "wall.tiles.csv")) == 4
+
+
+def test_map_says_why_a_photo_was_not_mapped_and_fails_where_none_was(cracks, model, wall_photo, caplog, capsys):
+    broken = wall_photo.with_name("broken.jpg")
+    broken.write_text("no image")
+    assert cracks("map", wall_photo, broken, "--model", model, "--out", "maps") == 0
+    assert f"not mapped: {broken}: not an image" in caplog.messages
+    assert cracks("map", broken, "--model", model, "--out", "other") == 2
+    assert "No photo could be mapped" in capsys.readouterr().err
+
+
+def test_map_refuses_an_impossible_ground_resolution_before_it_loads_a_model(cracks, wall_photo, capsys):
+    assert cracks("map", wall_photo, "--out", "maps", "--mm-per-px", "0") == 2
+    assert "--mm-per-px is 0, it must be more than 0" in capsys.readouterr().err
+    assert not Path("maps").exists()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import embed, inference
+from pipeline import cluster, embed, inference
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE
@@ -115,14 +115,14 @@ def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(datasets, 
     from distributed import LocalCluster
 
     monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        address = cluster.scheduler_address
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as started:
+        address = started.scheduler_address
         embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out", address)
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
 
 
 def test_a_scheduler_that_does_not_answer_is_a_clear_error(datasets, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1)
     with pytest.raises(
         UnavailableError, match=r"No Dask scheduler answers at 'tcp://127\.0\.0\.1:9'.*embed\.dask_address"
     ):

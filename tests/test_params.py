@@ -93,6 +93,7 @@ DOCUMENT = {
     },
     "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
     "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
+    "map": {"tile_px": 256, "overlap": 0, "model_mm_per_px": None},
 }
 
 

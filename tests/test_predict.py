@@ -1,70 +1,28 @@
-import json
-import shutil
-from types import SimpleNamespace
+from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import tracking
-from pipeline.calibration import Calibration, Platt
-from pipeline.classifier import Classifier
-from pipeline.decision import Decision
-from pipeline.errors import CracksError, UnavailableError
-from pipeline.export import calibrated
-from pipeline.network import build_classifier
-from pipeline.predict import load_model, predict
-from pipeline.starter import load_starter
-from pipeline.tf import keras
+from pipeline import predict
+from pipeline.find_model import found_model
+from pipeline.predict import log_rows, read, run, score, unfinished_folder
+from pipeline.prediction_log import PredictionLog
+from pipeline.served import ServedModel
 
-DECISION = Decision(threshold=0.5, review_from=0.2, review_to=0.8)
+COLUMNS = ["path", "probability", "label", "error"]
 
 
 @pytest.fixture(scope="module")
-def classifier():
-    """A model that takes dark for cracked: probability 0.5 at the mean of ImageNet, less the lighter it is."""
-    network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
-    head = keras.layers.Dense(1, name="head")
-    graph = build_classifier(network, 32, [head])
-    head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
-    return Classifier(calibrated(graph, Calibration(Platt(1.0, 0.0))), DECISION)
-
-
-@pytest.fixture(scope="module")
-def folder(classifier, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    classifier.model.save(folder / "model.keras")
-    (folder / "decision.json").write_text(json.dumps(DECISION.as_dict()))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A database of MLflow without an experiment; making one takes seconds, copying it none."""
-    from mlflow import MlflowClient
-
-    database = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
-    if not database.exists():
-        MlflowClient(f"sqlite:///{database}").search_experiments()
-    return database
+def model(dark_is_crack):
+    return ServedModel.load(dark_is_crack)
 
 
 @pytest.fixture
-def registry(tmp_path, monkeypatch, empty_store, folder):
-    """A registry with two versions of "cracks", of which version 1 is challenger and version 2 trained on a demo."""
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # which MLflow sets itself; as good as unset
-    for name, value in tracking.SETTINGS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mlflow").mkdir()
-    shutil.copy(empty_store, tmp_path / "mlflow" / "mlflow.db")
-    client, _ = tracking.connect()
-    client.create_registered_model("cracks")
-    for demo in ("false", "true"):
-        client.create_model_version("cracks", str(folder), tags={"demo": demo})
-    client.set_registered_model_alias("cracks", "challenger", "1")
-    return SimpleNamespace(root=tmp_path, client=client)
+def found(dark_is_crack):
+    with found_model("cracks", str(dark_is_crack)) as found:
+        yield found
 
 
 def save_grey(path, level, size=(8, 8)):
@@ -72,128 +30,105 @@ def save_grey(path, level, size=(8, 8)):
     return path
 
 
-def test_each_image_has_its_path_probability_and_label(tmp_path, classifier):
+def table_of(path):
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def test_each_image_has_its_path_probability_and_label(tmp_path, found):
     levels = {"dark.png": 0, "middle.png": 115, "light.png": 255}
     paths = [save_grey(tmp_path / name, level) for name, level in levels.items()]
-    scored = predict(classifier, paths)
-    assert list(scored.table) == ["path", "probability", "label"]
-    assert scored.table["path"].tolist() == [str(path) for path in paths]
-    assert scored.table["label"].tolist() == ["crack", "review", "intact"]
-    assert scored.table["probability"].tolist() == sorted(scored.table["probability"], reverse=True)
-    assert scored.unreadable == {}
+    assert run(found, paths, tmp_path / "out" / "scores.csv") == {"crack": 1, "review": 1, "intact": 1}
+    table = table_of(tmp_path / "out" / "scores.csv")
+    assert list(table) == COLUMNS
+    assert table["path"].tolist() == [str(path) for path in paths]
+    assert table["label"].tolist() == ["crack", "review", "intact"]
+    assert table["probability"].tolist() == sorted(table["probability"], reverse=True)
+    assert table["error"].tolist() == ["", "", ""]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.csv"]
 
 
-def test_images_of_mixed_sizes_keep_their_order(tmp_path, classifier):
+def test_images_of_mixed_sizes_keep_their_order(tmp_path, model):
     sizes = [(8, 8), (9, 7), (8, 8), (300, 20)]
     paths = [save_grey(tmp_path / f"{n}.png", 60 * n, size) for n, size in enumerate(sizes)]
-    probabilities = predict(classifier, paths).table["probability"].tolist()
+    probabilities = score(model, [read(path) for path in paths])["probability"].tolist()
     assert probabilities == sorted(probabilities, reverse=True)
+    assert len(set(probabilities)) == 4
 
 
-def test_files_that_cannot_be_read_are_left_out_and_listed_with_the_reason(tmp_path, classifier):
+def test_files_that_cannot_be_read_are_rows_with_their_reason(tmp_path, found):
     good, other = save_grey(tmp_path / "good.png", 0), save_grey(tmp_path / "other.png", 255)
     note, cut, missing = tmp_path / "note.png", tmp_path / "cut.jpg", tmp_path / "missing.png"
     note.write_text("no image")
     save_grey(cut, 0, (200, 200))
     cut.write_bytes(cut.read_bytes()[:-400])  # its header can still be read
-    scored = predict(classifier, [note, good, cut, missing, other])
-    assert scored.table["path"].tolist() == [str(good), str(other)]
-    assert scored.table["label"].tolist() == ["crack", "intact"]
-    assert set(scored.unreadable) == {note, cut, missing}
-    assert scored.unreadable[note] == "not an image"
-    assert "truncated" in scored.unreadable[cut]
+    counts = run(found, [note, good, cut, missing, other], tmp_path / "scores.csv")
+    assert counts == {"": 3, "crack": 1, "intact": 1}
+    table = table_of(tmp_path / "scores.csv").set_index("path")
+    assert table.loc[[str(good), str(other)], "label"].tolist() == ["crack", "intact"]
+    assert table.loc[str(note), "error"] == "not an image"
+    assert "truncated" in table.loc[str(cut), "error"]
+    assert table.loc[str(missing), "error"] == "No such file or directory"
+    assert (table.loc[[str(note), str(cut), str(missing)], ["probability", "label"]] == "").all(axis=None)
 
 
-def test_the_table_has_its_columns_even_if_no_file_can_be_read(tmp_path, classifier):
-    (tmp_path / "note.png").write_text("no image")
-    scored = predict(classifier, [tmp_path / "note.png"])
-    assert list(scored.table) == ["path", "probability", "label"]
-    assert len(scored.table) == 0
-
-
-def test_a_photo_on_its_side_is_scored_upright(tmp_path, classifier):
+def test_a_photo_on_its_side_is_scored_upright(tmp_path, model):
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(path, exif=exif)
-    assert predict(classifier, [path]).table["label"].tolist() == ["crack"]
+    assert score(model, [read(path)])["label"].tolist() == ["crack"]
 
 
-def test_a_folder_is_a_model_without_any_registry(folder, monkeypatch):
-    monkeypatch.setattr(tracking, "connect", lambda: pytest.fail("the registry was asked"))
-    loaded, description = load_model("cracks", str(folder))
-    assert loaded.decision == DECISION
-    assert description == f"the model in {folder}"
+@pytest.fixture
+def many(tmp_path):
+    """Ten images, which make three parts of four."""
+    return [save_grey(tmp_path / f"{n}.png", 25 * n) for n in range(10)]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "description"),
-    [
-        ("2", "cracks version 2, trained on drawn images (demo)"),
-        ("1", "cracks version 1"),
-        ("challenger", "cracks version 1 (challenger)"),
-    ],
-)
-def test_a_registered_model_is_found_by_version_or_alias(registry, classifier, wanted, description):
-    loaded, said = load_model("cracks", wanted)
-    assert said == description
-    assert loaded.content_hash() == classifier.content_hash()
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(predict, "PART_IMAGES", 4)
 
 
-def test_the_default_is_production_else_challenger_and_it_says_which(registry):
-    assert load_model("cracks", None)[1] == "cracks version 1 (challenger)"
-    registry.client.set_registered_model_alias("cracks", "production", "2")
-    assert load_model("cracks", None)[1] == "cracks version 2 (production), trained on drawn images (demo)"
+def test_a_killed_run_goes_on_where_it_was(tmp_path, found, many, small_parts, monkeypatch):
+    run(found, many, tmp_path / "whole.csv")
+    scored = []
+
+    def die_in_the_third_part(model, contents, **_):
+        scored.append(len(contents))
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return score(model, contents)
+
+    monkeypatch.setattr(predict, "score", die_in_the_third_part)
+    with pytest.raises(KeyboardInterrupt):
+        run(found, many, tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()
+    run(found, many, tmp_path / "scores.csv")
+    assert scored == [4, 4, 2, 2]
+    assert (tmp_path / "scores.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    assert list(tmp_path.glob(".*")) == []
 
 
-def test_the_default_is_the_starter_where_the_challenger_has_seen_drawings_alone(registry):
-    registry.client.set_registered_model_alias("cracks", "challenger", "2")
-    loaded, said = load_model("cracks", None)
-    assert said == (
-        "the starter model, trained on METU and SDNET2018, because no model of cracks trained on real concrete is "
-        "registered yet"
-    )
-    assert loaded.content_hash() == load_starter().content_hash()
-    assert load_model("cracks", "challenger")[1] == "cracks version 2 (challenger), trained on drawn images (demo)"
+def test_a_changed_image_is_not_taken_from_an_earlier_run(tmp_path, found, many):
+    before = unfinished_folder(found, many, tmp_path / "scores.csv")
+    save_grey(many[3], 7, (9, 9))
+    assert unfinished_folder(found, many, tmp_path / "scores.csv") != before
 
 
-def test_the_default_is_the_starter_where_nothing_is_registered(registry):
-    assert load_model("other", None)[1].startswith("the starter model")
-
-
-def test_the_starter_needs_no_registry(monkeypatch):
-    monkeypatch.setattr(tracking, "connect", lambda: pytest.fail("the registry was asked"))
-    assert load_model("cracks", "starter")[1] == "the starter model, trained on METU and SDNET2018"
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted", "named"),
-    [
-        ("cracks", "3", "'3' of cracks"),
-        ("cracks", "champion", "'champion' of cracks"),
-        ("cracks", "models/typo", "'models/typo' of cracks"),
-        ("other", "1", "'1' of other"),
-    ],
-)
-def test_a_model_that_does_not_exist_is_named_with_how_to_make_one(registry, name, wanted, named):
-    with pytest.raises(CracksError, match=rf"no model {named} in sqlite.*Run `make run` first") as caught:
-        load_model(name, wanted)
-    assert caught.value.exit_code == 2
-
-
-def test_a_version_whose_files_are_gone_is_said_to_be_unavailable(registry):
-    registry.client.create_model_version("cracks", str(registry.root / "gone"))
-    with pytest.raises(UnavailableError, match=r"cracks version 3 cannot be fetched: .*make run"):
-        load_model("cracks", "3")
-
-
-def test_a_server_that_fails_is_not_taken_for_a_registry_without_the_model(registry, monkeypatch):
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    def fail(*_):
-        raise MlflowException("connection refused\nand so on")
-
-    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", fail)
-    with pytest.raises(UnavailableError, match=r"failed: connection refused\. Try again"):
-        load_model("cracks", None)
+def test_what_is_noted_for_the_log_is_all_that_could_be_read_by_photo(tmp_path, found, small_parts):
+    paths = [save_grey(tmp_path / f"deck{n // 3}-{n}.png", 40 * n) for n in range(6)]
+    broken = tmp_path / "deck1-9.png"
+    broken.write_text("no image")
+    noted, time = [], datetime(2026, 5, 4, tzinfo=UTC)
+    run(found, [*paths, broken], tmp_path / "scores.csv", note=noted.append)
+    rows = pd.concat([log_rows(table, found.version, r"(deck\d)-", time) for table in noted])
+    log = PredictionLog(tmp_path / "log")
+    log.append(rows)
+    read_back = log.read()
+    assert sorted(read_back["path"]) == sorted(str(path) for path in paths)
+    assert set(read_back["photo"]) == {"deck0", "deck1"}
+    assert read_back["brightness"].tolist() == pytest.approx([40 * n for n in range(6)])
+    assert read_back["model_version"].unique().tolist() == [found.version]
+    scores = table_of(tmp_path / "scores.csv")["probability"][:6].astype(float)
+    assert read_back["probability"].tolist() == pytest.approx(scores.tolist(), rel=1e-5)

@@ -95,6 +95,7 @@ def write_results(root):
         histories=root / "histories",
         manifest=root / "manifest.parquet",
         metrics=root / "metrics.json",
+        predictions=root / "predictions.parquet",
         plots=root / "plots",
         report=root / "report.html",
         reference=root / "reference.parquet",
@@ -118,7 +119,9 @@ def write_results(root):
     manifest = inventory.assign(
         row=range(len(inventory)), split=sides, dataset="demo", photo=None, group=inventory["sha256"]
     )
+    manifest = manifest.assign(slice="")
     manifest.to_parquet(results.manifest)
+    manifest[manifest["split"] == "test"].assign(probability=0.25).to_parquet(results.predictions)
     results.metrics.write_text(json.dumps(METRICS))
     results.report.write_text("<html>")
     results.reference.write_bytes(b"what it was trained on")
@@ -220,12 +223,14 @@ def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_writ
         "histories",
         "manifest",
         "metrics",
+        "predictions",
         "plots",
         "report",
         "dvc-lock",
         "out",
         "reference",
         "validated",
+        "predictions",
     ]
     arguments = [word for flag in flags for word in (f"--{flag}", str(tmp_path / flag))]
     arguments[1] = str(PARAMS_FILE)

@@ -3,8 +3,12 @@
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.commands import Commands
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +19,7 @@ def add(commands: Commands) -> None:
         "predict", help="score images", description="Score images: crack, intact, or for a person to review."
     )
     predict.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    predict.add_argument("--out", type=Path, required=True, help="CSV file to write: path, probability, label")
+    predict.add_argument("--out", type=Path, required=True, help="CSV file to write: path, probability, label, error")
     predict.add_argument(
         "--model",
         help="alias, version, folder or `starter`; default: production, else challenger if it is no demo, else starter",
@@ -24,6 +28,7 @@ def add(commands: Commands) -> None:
     predict.add_argument(
         "--photo-pattern", help="with --log: regular expression whose first group names a tile's photo"
     )
+    predict.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler that spreads the work")
     predict.set_defaults(run=_predict)
 
 
@@ -31,7 +36,6 @@ def _predict(args: argparse.Namespace) -> None:
     from datetime import UTC, datetime
 
     from pipeline.errors import CracksError
-    from pipeline.files import replacing
     from pipeline.ingest import check_photo_pattern
     from pipeline.params import Dataset, load_params
     from pipeline.prediction_log import LOG_FOLDER, PredictionLog
@@ -41,18 +45,20 @@ def _predict(args: argparse.Namespace) -> None:
     paths = find_images(args.paths)
     check_photo_pattern(Dataset(source=paths[0], photo_pattern=args.photo_pattern))
     params = load_params(project_root() / "params.yaml")
-    from pipeline.predict import load_model, log_rows, predict  # last: it takes seconds, a mistake above none
+    from pipeline.find_model import found_model
+    from pipeline.predict import log_rows, run  # last: it takes seconds, a mistake above none
 
-    classifier, description = load_model(params.register_as.name, args.model)
-    log.info("Scoring %d images with %s", len(paths), description)
-    scored = predict(classifier, paths)
-    with replacing(args.out) as partial:
-        scored.table.to_csv(partial, index=False)
-    if args.log:
-        rows = log_rows(scored, classifier.version, args.photo_pattern, datetime.now(UTC))
-        PredictionLog(project_root() / LOG_FOLDER, params.monitor.log_max_mb).append(rows)
-    counts = ", ".join(f"{count} {label}" for label, count in scored.table["label"].value_counts().items())
-    log.info("%s: %s", args.out, counts or "no image")
-    if scored.unreadable:
-        reasons = "\n".join(f"  {path}: {reason}" for path, reason in scored.unreadable.items())
-        raise CracksError(f"{len(scored.unreadable)} files could not be read and are not in {args.out}:\n{reasons}")
+    with found_model(params.register_as.name, args.model) as found:
+        log.info("Scoring %d images with %s", len(paths), found.description)
+        prediction_log = PredictionLog(project_root() / LOG_FOLDER, params.monitor.log_max_mb)
+
+        def note(table: "pd.DataFrame") -> None:
+            prediction_log.append(log_rows(table, found.version, args.photo_pattern, datetime.now(UTC)))
+
+        counts = run(found, paths, args.out, args.dask, note if args.log else None)
+    n_unreadable = counts.pop("", 0)
+    log.info("%s: %s", args.out, ", ".join(f"{count} {label}" for label, count in counts.items()) or "no image")
+    if n_unreadable == len(paths):
+        raise CracksError(f"No image could be read. The reasons are in {args.out}.")
+    if n_unreadable:
+        log.warning("%d files could not be read; the column `error` of %s says why", n_unreadable, args.out)

@@ -1,0 +1,86 @@
+"""How long a photo takes to map, against Keras `predict` over the same tiles.
+
+    python -m benchmarks.crack_map --photo photo.jpg [--model starter] [--rounds 3]
+
+In turns, in one process, so that both see the same machine: from the photo's file to all files of its map, and Keras
+`predict` at batch 32 over its tiles, which are decoded and cut before the clock starts. Without overlap and at 50 %.
+Prints medians over the rounds, each in wall seconds and in CPU seconds of all cores, which others on the machine do not
+move: of all files of the map, of its tiles alone, of Keras; then how far the probabilities differ at most.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.classifier import Classifier
+from pipeline.crack_map import CrackMapper
+from pipeline.find_model import STARTER, found_model
+from pipeline.images import Pixels
+from pipeline.map_files import Job, PhotoFiles, mapped, write_photo
+from pipeline.params import Map
+from pipeline.photos import read_photo
+from pipeline.starter import load_starter
+
+KERAS_BATCH = 32
+OVERLAPS = (0.0, 0.5)
+
+
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Return the wall seconds and the CPU seconds that a call takes; others on the machine move the first."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def tiles_of(pixels: Pixels, mapper: CrackMapper) -> tuple[Pixels, npt.NDArray[np.float32]]:
+    """Return the tiles that a map is made of, (n, size, size, 3), and their probabilities, (n,)."""
+    tiles = mapper.map(pixels).tiles
+    places = tiles[["y", "x", "size"]].to_numpy().tolist()
+    cut = np.stack([pixels[top : top + size, left : left + size] for top, left, size in places])
+    return cut, tiles["probability"].to_numpy()
+
+
+def main() -> None:
+    """Run the benchmark from its command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photo", type=Path, required=True)
+    parser.add_argument("--model", default=STARTER, help="`starter`, or the folder of a candidate")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    keras_model = (load_starter() if args.model == STARTER else Classifier.load(Path(args.model))).model
+    predict = partial(keras_model.predict, batch_size=KERAS_BATCH, verbose=0)
+    pixels = read_photo(args.photo.read_bytes()).pixels
+    print(f"{args.photo.name}: {pixels.shape[1]} x {pixels.shape[0]} px")
+    print("| overlap | tiles | all | CPU | tiles | CPU | Keras | CPU | Keras/tiles | CPU | differ by |")
+    print("| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
+    with found_model("none", args.model) as found, tempfile.TemporaryDirectory() as scratch:
+        for overlap in OVERLAPS:
+            params = Map(tile_px=256, overlap=overlap, model_mm_per_px=None)
+            mapper = CrackMapper(found.load(), params, found.known_concrete())
+            job = Job(found.description, found.identity(), params, None, False)
+
+            def whole(mapper: CrackMapper = mapper, job: Job = job) -> None:
+                files = mapped(mapper, job, args.photo)
+                assert isinstance(files, PhotoFiles)  # noqa: S101 - a photo that a benchmark is given can be read
+                write_photo(Path(scratch), "photo", "", files)
+
+            tiles, ours = tiles_of(pixels, mapper)
+            theirs = predict(tiles)["probability"]  # warms up, too
+            calls = (whole, partial(mapper.map, pixels), partial(predict, tiles))
+            rounds = [[seconds(call) for call in calls] for _ in range(args.rounds)]
+            medians = np.median(rounds, axis=0)  # (3 calls, wall and CPU)
+            shown = " | ".join(f"{wall:.2f} | {cpu:.2f}" for wall, cpu in medians)
+            ratios = " | ".join(f"{ratio:.1f}" for ratio in medians[2] / medians[1])
+            print(
+                f"| {overlap:.0%} | {len(tiles)} | {shown} | {ratios} | {np.abs(ours - theirs).max():.0e} |", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

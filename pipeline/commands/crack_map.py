@@ -1,0 +1,58 @@
+"""`cracks map`: where the cracks are in whole photos."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from pipeline.commands import Commands
+
+log = logging.getLogger(__name__)
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "map",
+        help="show where cracks are in photos",
+        description="Map photos: for each a picture with the heat, a table of tiles and a report; a page over all.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="photos, or folders of photos")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("--model", help="as for `cracks predict`")
+    parser.add_argument("--mm-per-px", type=float, help="ground resolution of the photos, where it is known")
+    parser.add_argument("--strip-location", action="store_true", help="leave time and place of the photos out")
+    parser.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler that spreads the work")
+    parser.set_defaults(run=_map)
+
+
+def _map(args: argparse.Namespace) -> None:
+    from pipeline.errors import CracksError
+    from pipeline.params import load_params
+    from pipeline.sources import find_images
+    from pipeline.tracking import project_root
+
+    if args.mm_per_px is not None and args.mm_per_px <= 0:
+        raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0.")
+    out = args.out.resolve()
+    paths = [path for path in find_images(args.paths) if not path.resolve().is_relative_to(out)]  # no maps of maps
+    params = load_params(project_root() / "params.yaml")
+    from pipeline.find_model import found_model
+    from pipeline.map_files import run  # last: it takes seconds, a mistake above none
+
+    with found_model(params.register_as.name, args.model) as found:
+        log.info("Mapping %d photos with %s", len(paths), found.description)
+        summary = run(
+            found,
+            paths,
+            args.out,
+            params.map,
+            mm_per_px=args.mm_per_px,
+            strip_location=args.strip_location,
+            dask_address=args.dask,
+        )
+    failed = summary[summary["error"] != ""]
+    for row in failed.itertuples():
+        log.warning("not mapped: %s: %s", row.photo, row.error)
+    if len(failed) == len(summary):
+        raise CracksError("No photo could be mapped. Give files that a picture viewer can open.")
+    log.info("%s: %d photos mapped, %d not", args.out / "index.html", len(summary) - len(failed), len(failed))

@@ -1,0 +1,34 @@
+"""Cutting a photo into square tiles, so that every pixel is in one and no tile leaves the photo."""
+
+import numpy as np
+import numpy.typing as npt
+
+Starts = npt.NDArray[np.int64]  # of tiles along a side, in pixels
+
+
+def starts(length_px: int, size_px: int, step_px: int) -> Starts:
+    """Return where tiles begin along a side: every `step_px`, the last one moved inwards so that it ends at the edge.
+
+    Args:
+        length_px: of the side, `size_px` or more.
+        size_px: of a tile.
+        step_px: from the start of a tile to that of the next, `size_px` or less.
+    """
+    last = length_px - size_px
+    return np.append(np.arange(0, last, step_px, dtype=np.int64), last)
+
+
+def grid(shape_px: tuple[int, ...], size_px: int, overlap: float) -> tuple[Starts, Starts, int]:
+    """Return where the rows and the columns of tiles begin, and the side of a tile, in pixels.
+
+    A photo that is narrower than a tile gets tiles as narrow as it is.
+
+    Args:
+        shape_px: height and width of the photo.
+        size_px: wanted side of a tile.
+        overlap: share of a tile that the next one in its row, or column, covers again, 0..0.9.
+    """
+    size = min(size_px, *shape_px)
+    step = max(1, round(size * (1 - overlap)))
+    height_px, width_px = shape_px
+    return starts(height_px, size, step), starts(width_px, size, step), size

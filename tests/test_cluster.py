@@ -1,0 +1,61 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline import cluster, map_files, predict
+from pipeline.errors import UnavailableError
+from pipeline.find_model import found_model
+from pipeline.params import Map
+
+PARAMS = Map(tile_px=40, overlap=0, model_mm_per_px=None)
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The address of a cluster of one process, which shares nothing with this one but the code."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as started:
+        yield started.scheduler_address
+
+
+@pytest.fixture
+def found(dark_is_crack):
+    with found_model("cracks", str(dark_is_crack)) as found:
+        yield found
+
+
+@pytest.fixture
+def photos(tmp_path):
+    paths = [tmp_path / f"{n}.png" for n in range(6)]
+    for n, path in enumerate(paths[:5]):
+        Image.fromarray(np.full((80, 80, 3), 50 * n, np.uint8)).save(path)
+    paths[5].write_text("no image")
+    return paths
+
+
+@pytest.mark.slow
+def test_images_scored_on_a_cluster_get_the_same_table(address, found, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "PART_IMAGES", 2)
+    here, there = tmp_path / "here.csv", tmp_path / "there.csv"
+    assert predict.run(found, photos, here) == predict.run(found, photos, there, address)
+    assert here.read_text() == there.read_text()
+
+
+@pytest.mark.slow
+def test_photos_mapped_on_a_cluster_get_the_same_files(address, found, photos, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    map_files.run(found, photos, here, PARAMS)
+    map_files.run(found, photos, there, PARAMS, dask_address=address)
+    assert sorted(path.name for path in here.iterdir()) == sorted(path.name for path in there.iterdir())
+    for path in here.iterdir():
+        assert path.read_bytes() == (there / path.name).read_bytes(), path.name
+    assert (pd.read_csv(there / "summary.csv")["error"] == "not an image").sum() == 1
+
+
+def test_a_cluster_that_does_not_answer_says_how_to_go_on_without(found, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1)
+    with pytest.raises(UnavailableError, match=r"No Dask scheduler answers at .* or leave --dask out"):
+        predict.run(found, photos, tmp_path / "scores.csv", "tcp://127.0.0.1:9")
+    assert not (tmp_path / "scores.csv").exists()

@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.crack_map import CrackMapper
+from pipeline.errors import CracksError
+from pipeline.heat import colours, heat_picture
+from pipeline.known_concrete import KnownConcrete, Surface, learn, sketches
+from pipeline.params import Map
+from pipeline.served import ServedModel
+
+PARAMS = Map(tile_px=48, overlap=0, model_mm_per_px=None)
+DARK, LIGHT = 0, 255
+
+
+@pytest.fixture(scope="module")
+def model(dark_is_crack):
+    return ServedModel.load(dark_is_crack)
+
+
+@pytest.fixture(scope="module")
+def mapper(model):
+    return CrackMapper(model, PARAMS)
+
+
+def light_photo(height, width):
+    return np.full((height, width, 3), LIGHT, np.uint8)
+
+
+def test_a_map_says_where_the_crack_is(mapper):
+    pixels = light_photo(96, 144)
+    pixels[48:96, 96:144] = DARK
+    tiles = mapper.map(pixels).tiles
+    assert tiles[["row", "col", "x", "y", "size"]].to_numpy().tolist() == [
+        [0, 0, 0, 0, 48], [0, 1, 48, 0, 48], [0, 2, 96, 0, 48],
+        [1, 0, 0, 48, 48], [1, 1, 48, 48, 48], [1, 2, 96, 48, 48],
+    ]  # fmt: skip
+    assert tiles["label"].tolist() == ["intact"] * 5 + ["crack"]
+
+
+def test_tiles_are_scored_exactly_as_images_of_their_own(mapper, model):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 130, 3), np.uint8)
+    for tile in mapper.map(pixels).tiles.itertuples():
+        alone = pixels[None, tile.y : tile.y + tile.size, tile.x : tile.x + tile.size]
+        assert tile.probability == pytest.approx(float(model.outputs(alone)["probability"][0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [0, 0.5])
+def test_a_dark_last_row_of_pixels_is_seen(model, overlap):
+    pixels = light_photo(101, 144)
+    pixels[-5:] = DARK
+    tiles = CrackMapper(model, PARAMS.model_copy(update={"overlap": overlap})).map(pixels).tiles
+    light = tiles["probability"].min()
+    assert (tiles.loc[tiles["y"] == 53, "probability"] > 2 * light).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(80, 180), st.integers(80, 180), st.floats(0, 0.8), st.sampled_from([0.2, 0.37, 1.0, 1.3]))
+def test_tiles_stay_in_the_photo_at_every_scale(model, height, width, overlap, mm_per_px):
+    params = Map(tile_px=40, overlap=overlap, model_mm_per_px=0.5)
+    crack_map = CrackMapper(model, params).map(light_photo(height, width), mm_per_px)
+    tiles = crack_map.tiles
+    assert (tiles[["x", "y"]] >= 0).all(axis=None)
+    assert (tiles["x"] + tiles["size"] <= width).all()
+    assert (tiles["y"] + tiles["size"] <= height).all()
+    covered = crack_map.raster(np.ones(len(tiles)))
+    assert covered.min() == covered.max() == 1
+
+
+def test_areas_are_of_the_photo_and_overlapping_tiles_count_once(model):
+    pixels = light_photo(96, 192)
+    pixels[:, :96] = DARK
+    apart, overlapping = (
+        CrackMapper(model, PARAMS.model_copy(update={"overlap": overlap})).map(pixels) for overlap in (0, 0.5)
+    )
+    assert apart.share_of_area("crack") == apart.share_of_area("intact") == 0.5
+    assert apart.share_of_area("review") == 0
+    assert overlapping.share_of_area("crack") == 0.5  # tiles over the middle are neither
+    assert overlapping.share_of_area("review") == pytest.approx(4 / 12)  # 72..120 px, in cells of 16
+
+
+def test_a_photo_that_is_no_larger_than_a_pixel_is_refused_in_words(mapper):
+    with pytest.raises(CracksError, match=r"The photo has 1 x 1 px\. A side needs 32 px or more"):
+        mapper.map(light_photo(1, 1))
+
+
+def test_a_known_ground_resolution_resizes_the_photo(model):
+    mapper = CrackMapper(model, PARAMS.model_copy(update={"model_mm_per_px": 0.5}))
+    crack_map = mapper.map(light_photo(192, 192), mm_per_px=0.25)
+    assert crack_map.tiles["size"].unique().tolist() == [96]
+    assert len(crack_map.tiles) == 4
+    assert crack_map.scale == "Resized 0.5 times, from 0.25 to the model's 0.5 mm per pixel."
+
+
+def test_an_unknown_ground_resolution_is_said(model, mapper):
+    assert "trained on is unknown" in mapper.map(light_photo(40, 40), mm_per_px=0.25).scale
+    known = CrackMapper(model, PARAMS.model_copy(update={"model_mm_per_px": 0.5}))
+    assert known.map(light_photo(40, 40)).scale == "The ground resolution of the photo is unknown: it is not resized."
+
+
+def test_a_ground_resolution_out_of_proportion_is_refused(model):
+    mapper = CrackMapper(model, PARAMS.model_copy(update={"model_mm_per_px": 0.5}))
+    for mm_per_px, times in ((100, 200), (0.1, 0.2)):
+        with pytest.raises(CracksError, match=rf"would be resized {times} times .* Correct --mm-per-px"):
+            mapper.map(light_photo(150, 150), mm_per_px=mm_per_px)
+
+
+def test_tiles_unlike_all_known_ones_are_for_review_whatever_the_probability(model):
+    rng = np.random.default_rng(0)
+    grey = [np.full((1, 40, 40, 3), level, np.uint8) for level in rng.integers(200, 256, 300)]
+    images = np.concatenate([sketches(model.outputs(image)["features"]) for image in grey])
+    surface = Surface("walls", 10, 3)
+    known = learn(images[::2], images[1::2], 0.05, {surface: images})
+    pixels = light_photo(48, 96)
+    pixels[:, 48:] = (0, 0, 255)
+    crack_map = CrackMapper(model, PARAMS, known).map(pixels)
+    assert crack_map.tiles["familiar"].tolist() == [True, False]
+    assert crack_map.tiles["label"].tolist() == ["intact", "review"]
+    assert crack_map.surface == surface
+
+
+def test_the_nearest_surface_is_the_one_that_most_tiles_look_like():
+    images = np.random.default_rng(0).normal(size=(3, 64)) * 0.1
+    decks, walls = Surface("decks", 10, 3), Surface("walls", 8, 1)
+    centres = np.stack([np.zeros(64), np.full(64, 5.0)])
+    known = KnownConcrete(np.zeros(64), np.eye(64), 10.0, (decks, walls), centres)
+    assert known.nearest_surface(images) == decks
+    assert known.nearest_surface(np.concatenate([images[:1], images + 5])) == walls
+
+
+def test_what_a_model_knows_is_the_same_once_read_again(tmp_path):
+    rng = np.random.default_rng(0)
+    known = learn(
+        rng.normal(size=(200, 64)), rng.normal(size=(200, 64)), 0.1, {Surface("walls", 8, 1): np.ones((2, 64))}
+    )
+    known.save(tmp_path / "known.npz")
+    again = KnownConcrete.load(tmp_path / "known.npz")
+    assert again.surfaces == known.surfaces
+    fresh = rng.normal(size=(2000, 64))
+    np.testing.assert_allclose(again.distances(fresh), known.distances(fresh), rtol=1e-4)
+    assert 0.8 < known.is_familiar(fresh).mean() < 0.97
+    assert not known.is_familiar(fresh + 3).any()
+
+
+def test_sound_concrete_keeps_its_look_and_a_crack_is_red(mapper):
+    pixels = light_photo(48, 96)
+    pixels[:, 48:] = (60, 60, 60)
+    crack_map = mapper.map(pixels)
+    picture = np.asarray(heat_picture(pixels, crack_map, "words"))
+    assert (picture[:48, :48] == LIGHT).all()
+    red, green, blue = picture[24, 72].astype(int)
+    assert red > green + 20
+    assert red > blue + 20
+    assert picture.shape[0] > 48  # the legend is below, it hides nothing
+
+
+def test_the_heat_is_clear_at_zero_and_stronger_towards_one():
+    shown = colours(np.array([0.0, 0.1, 0.5, 0.9, 1.0]))
+    assert shown[:2, 3].tolist() == [0, 0]
+    assert (np.diff(shown[2:, 3].astype(int)) > 0).all()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 700), (700, 33)])
+def test_a_picture_of_any_shape_has_a_legend(mapper, size):
+    pixels = light_photo(*size)
+    assert heat_picture(pixels, mapper.map(pixels), "No mark is not proof of soundness. " * 9).width == size[1]

@@ -1,0 +1,226 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from page_reader import Page
+from PIL import ExifTags, Image
+
+from pipeline import map_files
+from pipeline.find_model import found_model
+from pipeline.map_files import names_of, run, warnings_of
+from pipeline.params import Map
+
+PARAMS = Map(tile_px=40, overlap=0, model_mm_per_px=None)
+
+
+@pytest.fixture
+def found(dark_is_crack):
+    with found_model("cracks", str(dark_is_crack)) as found:
+        yield found
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three photos, by how dark they are: sound, half cracked, and with a cracked corner on its side."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    sound = np.full((80, 80, 3), 255, np.uint8)
+    half, corner = sound.copy(), np.full((80, 120, 3), 255, np.uint8)
+    half[:40], corner[:40, :40] = 0, 0
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2026:05:01 10:20:30"
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (46.0, 30.0, 0.0), 3: "E", 4: (7.0, 15.0, 0.0)})
+    for name, pixels, settings in (("a", sound, {}), ("b", half, {}), ("c", corner, {"exif": exif})):
+        Image.fromarray(pixels).save(folder / f"{name}.jpg", quality=95, **settings)
+    return sorted(folder.iterdir())
+
+
+def report(out, name):
+    return json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_each_photo_has_a_picture_a_table_and_a_report_and_the_folder_a_page(tmp_path, found, photos):
+    out = tmp_path / "out"
+    run(found, photos, out, PARAMS)
+    kinds = ("cracks.jpg", "json", "tiles.csv")
+    expected = {f"{name}.{kind}" for name in "abc" for kind in kinds} | {"summary.csv", "index.html"}
+    assert {path.name for path in out.iterdir()} == expected
+    tiles = pd.read_csv(out / "b.tiles.csv")
+    assert list(tiles) == ["photo", "row", "col", "x", "y", "size", "probability", "label"]
+    assert tiles["label"].tolist() == ["crack", "crack", "intact", "intact"]
+    assert tiles["photo"].unique().tolist() == [str(photos[1])]
+    assert report(out, "b")["n_crack"] == 2
+    assert report(out, "b")["share_cracked"] == pytest.approx(0.5, abs=0.11)
+    assert report(out, "b")["model"] == f"the model in {found.folder}"
+
+
+def test_the_most_cracked_photo_comes_first(tmp_path, found, photos):
+    summary = run(found, photos, tmp_path / "out", PARAMS)
+    assert summary["name"].tolist() == ["b", "c", "a"]
+    assert pd.read_csv(tmp_path / "out" / "summary.csv")["name"].tolist() == ["b", "c", "a"]
+
+
+def test_a_photo_on_its_side_is_mapped_upright(tmp_path, found, photos):
+    run(found, photos[2:], tmp_path, PARAMS)
+    tiles = pd.read_csv(tmp_path / "c.tiles.csv")
+    assert (report(tmp_path, "c")["width"], report(tmp_path, "c")["height"]) == (80, 120)
+    assert tiles.loc[tiles["label"] == "crack", ["x", "y"]].to_numpy().tolist() == [[40, 0]]
+
+
+def test_time_and_place_are_kept_unless_they_are_stripped(tmp_path, found, photos):
+    run(found, photos[2:], tmp_path / "kept", PARAMS)
+    kept = report(tmp_path / "kept", "c")
+    assert kept["time"] == "2026-05-01T10:20:30"
+    assert kept["place"] == {"latitude": 46.5, "longitude": 7.25}
+    assert "46.5" in (tmp_path / "kept" / "summary.csv").read_text()
+    assert "46.50000, 7.25000" in (tmp_path / "kept" / "index.html").read_text()
+    run(found, photos[2:], tmp_path / "stripped", PARAMS, strip_location=True)
+    for path in (tmp_path / "stripped").iterdir():
+        content = path.read_bytes()
+        assert b"46.5" not in content
+        assert b"2026-05-01" not in content
+        assert b"2026:05:01" not in content
+
+
+def test_asking_to_strip_the_place_maps_again_what_had_it(tmp_path, found, photos):
+    run(found, photos[2:], tmp_path, PARAMS)
+    run(found, photos[2:], tmp_path, PARAMS, strip_location=True)
+    assert report(tmp_path, "c")["place"] is None
+
+
+def test_every_map_says_what_the_model_misses_and_that_no_mark_is_no_proof(tmp_path, found, photos):
+    run(found, photos[:1], tmp_path, PARAMS)
+    assert report(tmp_path, "a")["notes"][:2] == [
+        "How many cracks this model misses was not recorded with it.",
+        "No mark is not proof of soundness.",
+    ]
+
+
+def test_files_of_one_name_from_two_folders_do_not_collide(tmp_path, found, photos):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "A.JPG").write_bytes(photos[1].read_bytes())
+    (other / "a.png").write_bytes(photos[0].read_bytes())
+    names = names_of([photos[0], other / "A.JPG", other / "a.png", photos[1]])
+    assert len({name.casefold() for name in names.values()}) == 4
+    assert names[photos[1]] == "b"
+    assert all(name.casefold().startswith("a-") for path, name in names.items() if path != photos[1])
+    summary = run(found, list(names), tmp_path / "out", PARAMS)
+    assert summary["error"].tolist() == ["", "", "", ""]
+    assert len(list((tmp_path / "out").glob("*.json"))) == 4
+
+
+def test_a_name_too_long_for_more_endings_is_cut():
+    path = Path("ä" * 126 + ".jpg")
+    (name,) = names_of([path]).values()
+    assert len(f".{name}.cracks.jpg.4194304.partial".encode()) <= 255
+
+
+def test_files_that_cannot_be_mapped_are_rows_with_their_reason(tmp_path, found, photos, encode):
+    folder = photos[0].parent
+    (folder / "cut.jpg").write_bytes(photos[0].read_bytes()[:-300])
+    (folder / "dot.png").write_bytes(encode(np.zeros((1, 1, 3), np.uint8), "PNG"))
+    (folder / "huge.png").write_bytes(huge_png())
+    (folder / "note.jpg").write_text("<script>alert(1)</script>")
+    summary = run(found, sorted(folder.iterdir()), tmp_path / "out", PARAMS).set_index("name")
+    assert summary.index.tolist() == ["b", "c", "a", "cut", "dot", "huge", "note"]
+    assert summary.loc["cut", "error"] != ""
+    assert summary.loc["dot", "error"].startswith("The photo has 1 x 1 px")
+    assert "decompression bomb" in summary.loc["huge", "error"]
+    assert summary.loc["note", "error"] == "not an image"
+    page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert "4 could not be" in page.text
+    assert not (tmp_path / "out" / "cut.json").exists()
+
+
+def huge_png():
+    """A small file whose header says 60,000 x 60,000 px."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def mapped_names(monkeypatch):
+    """The photos that were really mapped, in order."""
+    names = []
+    mapped = map_files.mapped
+
+    def noted(mapper, job, path, content=None):
+        names.append(path.stem)
+        return mapped(mapper, job, path, content)
+
+    monkeypatch.setattr(map_files, "mapped", noted)
+    return names
+
+
+def test_a_second_run_maps_only_what_is_new_or_changed(tmp_path, found, photos, mapped_names):
+    first = run(found, photos[:2], tmp_path, PARAMS)
+    assert sorted(mapped_names) == ["a", "b"]
+    mapped_names.clear()
+    Image.new("RGB", (50, 90)).save(photos[1])
+    second = run(found, photos, tmp_path, PARAMS)
+    assert sorted(mapped_names) == ["b", "c"]
+    kept = ["photo", "share_cracked", "max_probability", "n_tiles"]
+    rows = [table.loc[table["name"] == "a", kept].to_numpy().tolist() for table in (first, second)]
+    assert rows[0] == rows[1]
+
+
+def test_other_settings_map_again(tmp_path, found, photos, mapped_names):
+    run(found, photos[:1], tmp_path, PARAMS)
+    run(found, photos[:1], tmp_path, PARAMS.model_copy(update={"overlap": 0.5}))
+    assert mapped_names == ["a", "a"]
+
+
+def test_a_map_that_was_cut_short_is_made_again(tmp_path, found, photos, mapped_names):
+    run(found, photos[:1], tmp_path, PARAMS)
+    (tmp_path / "a.json").write_text('{"half')
+    run(found, photos[:1], tmp_path, PARAMS)
+    assert mapped_names == ["a", "a"]
+
+
+def test_the_page_is_escaped_and_links_only_to_files_beside_it(tmp_path, found, photos):
+    evil = photos[0].with_name("<img src=x onerror=alert(1)>#?%41.jpg")
+    photos[0].rename(evil)
+    run(found, [evil, *photos[1:]], tmp_path / "out", PARAMS)
+    page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert "onerror" not in {key for _, attributes in page.elements for key in attributes}
+    assert evil.stem in page.text
+    from urllib.parse import unquote
+
+    links = [link["href"] for link in page.all("a") if not link["href"].startswith("#")]
+    assert len(links) == 1 + 4 * 3
+    for link in links:
+        assert (tmp_path / "out" / unquote(link)).exists()
+        assert "#" not in link
+        assert "?" not in link
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+
+
+def test_the_page_shows_the_most_cracked_photos_of_many(tmp_path, found, photos, monkeypatch):
+    monkeypatch.setattr("pipeline.map_page.MAX_CARDS", 2)
+    run(found, photos, tmp_path, PARAMS)
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert "The first 2 of 3" in page.text
+    assert [image["alt"].rpartition("/")[2] for image in page.all("img")] == ["b.jpg", "c.jpg"]
+
+
+def test_the_note_names_the_nearest_surface(found):
+    from types import SimpleNamespace
+
+    surface = SimpleNamespace(name="sdnet Decks", n_cracks=40, n_missed=26)
+    tiles = pd.DataFrame({"familiar": [True]})
+    crack_map = SimpleNamespace(surface=surface, tiles=tiles, scale="Not resized.")
+    assert warnings_of(crack_map) == [
+        "On the test images that this photo looks most like (sdnet Decks), the model missed 26 of 40 cracks.",
+        "No mark is not proof of soundness.",
+        "Not resized.",
+    ]
