@@ -92,7 +92,12 @@ def _deal_new_parts(images: pd.DataFrame, parts: "pd.Series[int]", dealing: Deal
         founded.loc[stratum.index, "side"] = _deal_stratum(stratum, dealing)
     given = _given(images, dealing).dropna()
     for part, sides in given.groupby(parts[given.index]):
-        founded.loc[part, "side"] = "outside" if "outside" in set(sides) else _one_side(images.loc[sides.index], sides)
+        # a person's word on a photo goes before the side that an image is fixed to
+        of_photos = sides[images.loc[sides.index, "fixed_side"].isna()]
+        chosen = of_photos if len(of_photos) else sides
+        founded.loc[part, "side"] = (
+            "outside" if "outside" in set(sides) else _one_side(images.loc[chosen.index], chosen)
+        )
     return founded[["group", "side"]]
 
 
