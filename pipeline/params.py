@@ -197,6 +197,18 @@ class Register(Section):
     name: Name
 
 
+class Retrain(Section):
+    """When new labelled batches are taken and trained on, and which data set they join."""
+
+    dataset: Name | None = Field(description="its source is a folder of archives; null: the inbox is closed")
+    cron: str = Field(description="when to look for new batches, such as 0 3 * * *")
+    settle_minutes: float = Field(ge=0, description="an archive without a done marker is whole when unchanged so long")
+    max_age_days: int = Field(ge=1, description="of the model; an older one is told of once")
+    retry_delays_s: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        description="waits before a service that is away is tried again"
+    )
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -210,6 +222,21 @@ class Params(Section):
     select: Select
     decide: Decide
     register_as: Register = Field(alias="register")
+    retrain: Retrain
+
+    @model_validator(mode="after")
+    def _batches_can_join(self) -> "Params":
+        name = self.retrain.dataset
+        if name is None:
+            return self
+        if name not in self.datasets:
+            raise ValueError(f"retrain.dataset is {name!r}, datasets has {sorted(self.datasets)}")
+        if self.datasets[name].source.suffix:
+            raise ValueError(
+                f"retrain.dataset is {name!r}, whose source {self.datasets[name].source} is a file. Batches join a "
+                "folder of archives: put the file into one, as 0000-first.zip, and name the folder as the source"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":

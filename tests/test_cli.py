@@ -74,7 +74,7 @@ def test_help_is_given_without_importing_what_takes_long(arguments):
 def test_help_names_every_command(cracks, capsys):
     assert cracks("--help") == 0
     commands = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert commands == ["predict", "audit", "check", "registered", "summary"]
+    assert commands == ["predict", "audit", "batches", "check", "registered", "summary"]
 
 
 @pytest.mark.parametrize("stage", yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
