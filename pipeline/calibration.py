@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.decision import fit_platt
 from pipeline.linear import LinearHead, Scale
 from pipeline.metrics import Labels
 
@@ -62,6 +61,29 @@ class Calibration:
             return near
         share = _sigmoid(self.foreign.strangeness.logits(features).astype(np.float64))
         return near + share * (self.foreign.curve.probabilities(logits) - near)
+
+
+def fit_platt(labels: Labels, logits: Values) -> tuple[float, float]:
+    """Return (slope, intercept) with which sigmoid(slope * logit + intercept) is calibrated on these images.
+
+    The targets are Platt's, pulled in from 0 and 1 by the count of each label, so that it stays finite where the
+    labels are perfectly separated (Platt, Probabilistic Outputs for Support Vector Machines, 1999).
+
+    Args:
+        labels: (n,), both present.
+        logits: (n,), higher means crack.
+
+    """
+    n_crack, n_intact = int(labels.sum()), int((~labels).sum())
+    target = np.where(labels, (n_crack + 1) / (n_crack + 2), 1 / (n_intact + 2))  # (n,)
+    # A soft target is a crack of weight t and an intact image of weight 1 - t. Newton's method, because the default
+    # solver stops far too early where logits are small.
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8).fit(
+        np.concatenate([logits, logits]).reshape(-1, 1).astype(np.float64),
+        np.repeat([1, 0], len(labels)),
+        sample_weight=np.concatenate([target, 1 - target]),
+    )
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
 def fit_calibration(labels: Labels, logits: Values, features: Values, lent: npt.NDArray[np.bool_]) -> Calibration:

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decision import Decision
+from pipeline.decision import DECISION_FILE, Decision, load_decision
 from pipeline.errors import CracksError
 from pipeline.images import Images
 from pipeline.network import run_in_batches
 from pipeline.tf import keras
 
 MODEL_FILE = "model.keras"
-DECISION_FILE = "decision.json"
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,10 @@ class Classifier:
         Raises:
             CracksError: a file is missing or is no model.
         """
-        in_registry = (folder / "MLmodel").exists()  # MLflow lays the same two files out its own way
+        in_registry = (folder / "MLmodel").exists()  # MLflow lays the same files out its own way
         model_file = folder / "data" / MODEL_FILE if in_registry else folder / MODEL_FILE
-        decision_file = folder / "extra_files" / DECISION_FILE if in_registry else folder / DECISION_FILE
         try:
-            decision = Decision(**json.loads(decision_file.read_text(encoding="utf-8")))
+            decision = load_decision(folder / "extra_files" if in_registry else folder)
             return cls(keras.models.load_model(model_file, compile=False, safe_mode=True), decision)
         except (OSError, ValueError, TypeError) as error:
             raise CracksError(

@@ -1,15 +1,18 @@
-"""From logits on validation to what the model says: calibration, threshold and review band."""
+"""From probabilities on validation to what the model says: threshold and review band."""
 
+import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
 
-from pipeline.metrics import Labels, Probabilities
 from pipeline.params import Decide
 
+if TYPE_CHECKING:  # what serves a model needs the rule, and none of the scores
+    from pipeline.metrics import Labels, Probabilities
+
+DECISION_FILE = "decision.json"
 Verdict = Literal["crack", "intact", "review"]
 
 # How far limits stay away from the probabilities that they part: those of the exported graph differ by about 1e-6.
@@ -42,30 +45,12 @@ class Decision:
         return asdict(self)
 
 
-def fit_platt(labels: Labels, logits: npt.NDArray[np.floating]) -> tuple[float, float]:
-    """Return (slope, intercept) with which sigmoid(slope * logit + intercept) is calibrated on these images.
-
-    The targets are Platt's, pulled in from 0 and 1 by the count of each label, so that it stays finite where the
-    labels are perfectly separated (Platt, Probabilistic Outputs for Support Vector Machines, 1999).
-
-    Args:
-        labels: (n,), both present.
-        logits: (n,), higher means crack.
-
-    """
-    n_crack, n_intact = int(labels.sum()), int((~labels).sum())
-    target = np.where(labels, (n_crack + 1) / (n_crack + 2), 1 / (n_intact + 2))  # (n,)
-    # A soft target is a crack of weight t and an intact image of weight 1 - t. Newton's method, because the default
-    # solver stops far too early where logits are small.
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8).fit(
-        np.concatenate([logits, logits]).reshape(-1, 1).astype(np.float64),
-        np.repeat([1, 0], len(labels)),
-        sample_weight=np.concatenate([target, 1 - target]),
-    )
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
+def load_decision(folder: Path) -> Decision:
+    """Return the rule kept in `folder`. Raises OSError, ValueError or TypeError where there is none."""
+    return Decision(**json.loads((folder / DECISION_FILE).read_text(encoding="utf-8")))
 
 
-def choose_threshold(labels: Labels, probabilities: Probabilities, costs: Decide) -> float:
+def choose_threshold(labels: "Labels", probabilities: "Probabilities", costs: Decide) -> float:
     """Return the threshold with the least total cost of missed cracks and false alarms on these images.
 
     Of equally cheap ones, the nearest (but for MARGIN) to the one that would be right if the probabilities were exact,
@@ -84,7 +69,7 @@ def choose_threshold(labels: Labels, probabilities: Probabilities, costs: Decide
     return float(cheapest[np.argmin(np.abs(cheapest - exact))])
 
 
-def choose_decision(labels: Labels, probabilities: Probabilities, costs: Decide) -> Decision:
+def choose_decision(labels: "Labels", probabilities: "Probabilities", costs: Decide) -> Decision:
     """Return threshold and review band for these validation images.
 
     The band reaches down until at most `review_share_of_cracks` of the cracks lie below it, and up until at most

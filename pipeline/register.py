@@ -6,6 +6,8 @@ Curves that training could not send live are completed from files. The same mode
 
 import json
 import logging
+import shutil
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +18,12 @@ import pandas as pd
 import yaml
 
 from pipeline import tracking
-from pipeline.errors import UnavailableError
+from pipeline.decision import DECISION_FILE
+from pipeline.errors import RefusedError, UnavailableError
 from pipeline.files import write_json
+from pipeline.images import LabelledImages, Pixels
 from pipeline.params import Params, load_params
+from pipeline.served import MAX_GOLDEN_DIFFERENCE, SERVED_FILES, ServedModel
 from pipeline.stage import run_main, stage_parser
 
 if TYPE_CHECKING:
@@ -33,12 +38,15 @@ ALIAS = "challenger"
 HASH_TAG = "cracks.model_hash"
 EXAMPLE_SIZE_PX = 32  # of the input example: MLflow stores it as JSON, and the graph takes any size
 PINNED = ("tensorflow-cpu", "keras", "numpy", "pillow")
+N_GOLDEN = 8  # images of validation, half of them cracked
+GOLDEN_SIZE_PX = 256  # of larger ones, only the middle is kept
 
 
 @dataclass(frozen=True)
 class Results:
     """The files that the stages before have left."""
 
+    datasets: Path
     models: Path
     candidates: Path
     histories: Path
@@ -114,8 +122,39 @@ def complete_parent(
             mlflow.log_input(dataset, context=str(split))
 
 
-def log_model(classifier: "Classifier", folder: Path, run_id: str, name: str) -> str:
-    """Log the model of `folder` to a run, with signature, example and pinned requirements; return its URI."""
+def golden_images(manifest: Path, datasets: Path) -> list[Pixels]:
+    """Return a few validation images, uint8 (height, width, 3), the same ones whenever the manifest is the same."""
+    rows = pd.read_parquet(manifest)
+    chosen = rows[rows["split"] == "validation"].sort_values("sha256").groupby("label").head(N_GOLDEN // 2)
+    images = LabelledImages(chosen[["dataset", "row", "label", "group"]], datasets)
+    return [_middle(images.pixels(position)) for position in range(len(images))]
+
+
+def _middle(pixels: Pixels) -> Pixels:
+    top, left = (max(0, (side - GOLDEN_SIZE_PX) // 2) for side in pixels.shape[:2])
+    return pixels[top : top + GOLDEN_SIZE_PX, left : left + GOLDEN_SIZE_PX]
+
+
+def write_checked_served(classifier: "Classifier", folder: Path, golden: list[Pixels], out: Path) -> None:
+    """Write the served form of the model of `folder` to `out`.
+
+    Raises:
+        RefusedError: it answers otherwise than the Keras model.
+    """
+    from pipeline.conversion import write_served
+
+    write_served(classifier.model, golden, out)
+    shutil.copyfile(folder / DECISION_FILE, out / DECISION_FILE)
+    difference = ServedModel.load(out).golden_difference()
+    if difference > MAX_GOLDEN_DIFFERENCE:
+        raise RefusedError(
+            f"The served form of the model differs from the Keras model by {difference:.2g} in a probability, "
+            f"{MAX_GOLDEN_DIFFERENCE:g} is allowed. It is not registered. Look at {folder} on another machine."
+        )
+
+
+def log_model(classifier: "Classifier", served: Path, run_id: str, name: str) -> str:
+    """Log a model and its served form to a run, with signature, example and pinned requirements; return its URI."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -141,7 +180,7 @@ def log_model(classifier: "Classifier", folder: Path, run_id: str, name: str) ->
             signature=signature,
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in PINNED],
-            extra_files=[str(folder / "decision.json")],
+            extra_files=[str(served / file) for file in SERVED_FILES],
         )
     return str(logged.model_uri)
 
@@ -156,11 +195,16 @@ def register(
     client: "MlflowClient",
     classifier: "Classifier",
     folder: Path,
+    golden: list[Pixels],
     run_id: str,
     name: str,
     tags: dict[str, str],
 ) -> "ModelVersion":
-    """Return the version of this model under `name`, made if it is new."""
+    """Return the version of this model under `name`, made if it is new.
+
+    Raises:
+        RefusedError: its served form answers otherwise than the Keras model.
+    """
     import mlflow
 
     content_hash = classifier.content_hash()
@@ -168,7 +212,9 @@ def register(
     if known is not None:
         log.info("The same model is registered already, as version %s", known.version)
         return known
-    uri = log_model(classifier, folder, run_id, name)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_checked_served(classifier, folder, golden, Path(scratch))
+        uri = log_model(classifier, Path(scratch), run_id, name)
     # The tags come with the version in one call: a crash in between cannot leave a version without its hash.
     return mlflow.register_model(uri, name, tags={HASH_TAG: content_hash, **tags})
 
@@ -224,7 +270,8 @@ def run(params: Params, results: Results, out: Path) -> None:
             **data_hashes(results.dvc_lock),
         }
         folder = results.models / best
-        made = register(client, Classifier.load(folder), folder, run_ids[best], name, tags)
+        golden = golden_images(results.manifest, results.datasets)
+        made = register(client, Classifier.load(folder), folder, golden, run_ids[best], name, tags)
         client.set_registered_model_alias(name, ALIAS, made.version)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
@@ -239,6 +286,7 @@ def main() -> None:
     """Run the stage from its command line."""
     parser = stage_parser(__doc__)
     for flag, meaning in {
+        "--datasets": "folder with a folder per data set",
         "--models": "folder with a folder per candidate",
         "--candidates": "folder of the candidates' validation scores",
         "--histories": "folder of the candidates' histories",

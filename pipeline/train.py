@@ -16,8 +16,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.calibration import fit_calibration
-from pipeline.classifier import DECISION_FILE, MODEL_FILE
-from pipeline.decision import choose_decision
+from pipeline.classifier import MODEL_FILE
+from pipeline.decision import DECISION_FILE, choose_decision
 from pipeline.export import calibrated, linear_classifier
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.images import LabelledImages, Slice

@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.calibration import Calibration, Foreign, Platt, fit_calibration
-from pipeline.decision import fit_platt
+from pipeline.calibration import Calibration, Foreign, Platt, fit_calibration, fit_platt
 from pipeline.export import calibrated
 from pipeline.linear import STD_OFFSET, LinearHead, Scale
 from pipeline.metrics import expected_calibration_error
@@ -25,6 +28,41 @@ def two_worlds():
     truth = np.where(lent, sigmoid(0.3 * logits - 1.5), sigmoid(2 * logits))
     features = rng.normal(0, 0.5, (N, 100)) + np.where(lent, 2, -2)[:, None]
     return rng.random(N) < truth, logits, features, lent
+
+
+def test_platt_gives_perfectly_separated_labels_their_soft_targets():
+    # n cracks at +1 and n intact at -1: the targets are (n + 1) / (n + 2) and 1 / (n + 2), so the slope is log(n + 1).
+    labels = np.arange(100) % 2 == 0
+    slope, intercept = fit_platt(labels, np.where(labels, 1.0, -1.0))
+    assert slope == pytest.approx(math.log(51), rel=1e-6)
+    assert intercept == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1, 1e3])
+def test_platt_does_not_depend_on_the_scale_of_the_logits(scale):
+    labels = np.arange(1000) % 2 == 0
+    logits = np.where(labels, 1, -1) + np.random.default_rng(0).normal(0, 0.1, 1000)
+    slope, intercept = fit_platt(labels, logits)
+    scaled_slope, scaled_intercept = fit_platt(labels, (logits * scale).astype(np.float32))
+    assert scaled_slope * scale == pytest.approx(slope, rel=1e-4)
+    assert scaled_intercept == pytest.approx(intercept, abs=1e-3)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.7, -0.6), (0.3, 2.0)])
+def test_platt_recovers_slope_and_intercept_of_drawn_labels(slope, intercept):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, 40_000)
+    labels = rng.random(len(logits)) < sigmoid(slope * logits + intercept)
+    assert fit_platt(labels, logits) == pytest.approx((slope, intercept), abs=0.05)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(0.1, 100), min_size=1), st.lists(st.floats(-100, -0.1), min_size=1))
+def test_platt_stays_finite_and_rising_where_the_labels_are_perfectly_separated(cracks, intact):
+    labels = np.arange(len(cracks) + len(intact)) < len(cracks)
+    slope, intercept = fit_platt(labels, np.array(cracks + intact))
+    assert 0 < slope < math.inf
+    assert math.isfinite(intercept)
 
 
 def test_a_logit_without_lent_photos_is_calibrated_by_platt_alone():

@@ -1,12 +1,11 @@
 import json
-import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision import MARGIN, Decision, choose_decision, choose_threshold, fit_platt
+from pipeline.decision import MARGIN, Decision, choose_decision, choose_threshold
 from pipeline.params import Decide
 
 costs = st.floats(0.1, 10)
@@ -28,45 +27,6 @@ def decide(missed=1.0, false=1.0, cracks=0.0, intact=0.0):
         review_share_of_cracks=cracks,
         review_share_of_intact=intact,
     )
-
-
-def sigmoid(logits):
-    return 1 / (1 + np.exp(-logits))
-
-
-def test_platt_gives_perfectly_separated_labels_their_soft_targets():
-    # n cracks at +1 and n intact at -1: the targets are (n + 1) / (n + 2) and 1 / (n + 2), so the slope is log(n + 1).
-    labels = np.arange(100) % 2 == 0
-    slope, intercept = fit_platt(labels, np.where(labels, 1.0, -1.0))
-    assert slope == pytest.approx(math.log(51), rel=1e-6)
-    assert intercept == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1, 1e3])
-def test_platt_does_not_depend_on_the_scale_of_the_logits(scale):
-    labels = np.arange(1000) % 2 == 0
-    logits = np.where(labels, 1, -1) + np.random.default_rng(0).normal(0, 0.1, 1000)
-    slope, intercept = fit_platt(labels, logits)
-    scaled_slope, scaled_intercept = fit_platt(labels, (logits * scale).astype(np.float32))
-    assert scaled_slope * scale == pytest.approx(slope, rel=1e-4)
-    assert scaled_intercept == pytest.approx(intercept, abs=1e-3)
-
-
-@pytest.mark.parametrize(("slope", "intercept"), [(1.7, -0.6), (0.3, 2.0)])
-def test_platt_recovers_slope_and_intercept_of_drawn_labels(slope, intercept):
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, 40_000)
-    labels = rng.random(len(logits)) < sigmoid(slope * logits + intercept)
-    assert fit_platt(labels, logits) == pytest.approx((slope, intercept), abs=0.05)
-
-
-@settings(deadline=None, derandomize=True)
-@given(st.lists(st.floats(0.1, 100), min_size=1), st.lists(st.floats(-100, -0.1), min_size=1))
-def test_platt_stays_finite_and_rising_where_the_labels_are_perfectly_separated(cracks, intact):
-    labels = np.arange(len(cracks) + len(intact)) < len(cracks)
-    slope, intercept = fit_platt(labels, np.array(cracks + intact))
-    assert 0 < slope < math.inf
-    assert math.isfinite(intercept)
 
 
 @settings(deadline=None, derandomize=True)

@@ -6,19 +6,23 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from drawn_data import drawn_files, ingest_files
 
-from pipeline import tracking
+from pipeline import conversion, tracking
 from pipeline.calibration import Calibration, Platt
 from pipeline.classifier import Classifier
 from pipeline.decision import Decision
-from pipeline.errors import UnavailableError
+from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.export import calibrated
+from pipeline.images import INVENTORY_FILE
 from pipeline.network import build_classifier
 from pipeline.params import load_params
 from pipeline.register import Results, data_hashes, is_registered, main, run
+from pipeline.served import SERVED_FILES, ServedModel
 from pipeline.stage import run_main
 from pipeline.tf import keras
 
@@ -84,6 +88,7 @@ def save_model(folder, *, weight=-1.0):
 def write_results(root):
     """Write what the stages before `register` leave."""
     results = Results(
+        datasets=root / "datasets",
         models=root / "models",
         candidates=root / "candidates",
         histories=root / "histories",
@@ -103,8 +108,12 @@ def write_results(root):
             {"step": steps, "phase": "head", "epoch": steps, "val_loss": [1 / (n + 1) for n in steps]}
         )
         history.to_csv(results.histories / f"{name}.csv", index=False)
-    manifest = {"split": ["train", "test"], "dataset": "demo", "path": ["1.png", "2.png"], "label": "crack"}
-    pd.DataFrame(manifest).assign(group=["a", "b"]).to_parquet(results.manifest)
+    results.datasets.mkdir()
+    ingest_files(drawn_files(), results.datasets).rename(results.datasets / "demo")
+    inventory = pd.read_parquet(results.datasets / "demo" / INVENTORY_FILE)[["path", "label", "sha256"]]
+    sides = np.resize(["train", "validation", "test"], len(inventory))
+    manifest = inventory.assign(row=range(len(inventory)), split=sides, dataset="demo", group=inventory["sha256"])
+    manifest.to_parquet(results.manifest)
     results.metrics.write_text(json.dumps(METRICS))
     results.report.write_text("<html>")
     (results.plots / "roc.csv").write_text("fpr,tpr\n0,0\n")
@@ -196,7 +205,19 @@ def test_in_an_experiment_nothing_is_registered(tmp_path, monkeypatch):
 
 def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_written(tmp_path, monkeypatch, capsys):
     enter(monkeypatch, tmp_path)
-    flags = ["params", "models", "candidates", "histories", "manifest", "metrics", "plots", "report", "dvc-lock", "out"]
+    flags = [
+        "params",
+        "datasets",
+        "models",
+        "candidates",
+        "histories",
+        "manifest",
+        "metrics",
+        "plots",
+        "report",
+        "dvc-lock",
+        "out",
+    ]
     arguments = [word for flag in flags for word in (f"--{flag}", str(tmp_path / flag))]
     arguments[1] = str(PARAMS_FILE)
     monkeypatch.setattr(sys, "argv", ["register", *arguments])
@@ -283,7 +304,7 @@ def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
     names = {item.path for folder in (None, "plots") for item in project.client.list_artifacts(parent_id, folder)}
     assert names == {"report.html", "metrics.json", "manifest.parquet", "plots", "plots/roc.csv"}
     inputs = {tag.value: item.dataset.name for item in parent.inputs.dataset_inputs for tag in item.tags}
-    assert inputs == {"train": "demo", "test": "demo"}
+    assert inputs == {"train": "demo", "validation": "demo", "test": "demo"}
 
 
 @pytest.mark.slow
@@ -317,3 +338,42 @@ def test_a_version_of_that_number_in_another_store_is_another_model(project):
     for change in ({"run_id": "0" * 32}, {"version": "7"}, {"name": "other"}):
         project.out.write_text(json.dumps(written | change))
         assert not is_registered(project.out)
+
+
+def test_the_registered_model_can_be_served_and_answers_as_the_keras_model_does(project):
+    fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{PARAMS.register_as.name}/1"))
+    served, keras_model = ServedModel.load(fetched), Classifier.load(fetched).model
+    assert served.decision == DECISION
+    assert served.image_size_px == 32
+    batch = np.random.default_rng(0).integers(0, 256, (3, 50, 70, 3), np.uint8)
+    expected, outputs = keras_model(batch), served.outputs(batch)
+    assert outputs.keys() == {"probability", "features"}
+    for name, values in outputs.items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-5)
+    assert served.golden_difference() < 1e-5
+
+
+def test_a_model_whose_served_form_answers_otherwise_is_not_registered(project, monkeypatch):
+    def write_another(model, golden, folder):
+        write_served(model, [255 - image for image in golden], folder)
+        with np.load(folder / "golden.npz") as arrays:
+            images = {f"image_{number}": image for number, image in enumerate(golden)}
+            np.savez(folder / "golden.npz", probabilities=arrays["probabilities"], **images)
+
+    write_served = conversion.write_served
+    monkeypatch.setattr(conversion, "write_served", write_another)
+    save_model(project.results.models / PROBE, weight=-3.0)
+    with pytest.raises(RefusedError, match="differs from the Keras model"):
+        run(PARAMS, project.results, project.out)
+    assert len(project.client.search_model_versions()) == 1
+
+
+@pytest.mark.parametrize("file", SERVED_FILES)
+def test_a_folder_with_a_missing_or_broken_file_is_no_model_and_the_message_says_what_to_do(project, tmp_path, file):
+    fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{PARAMS.register_as.name}/1", dst_path=tmp_path / "m"))
+    (fetched / "extra_files" / file).write_bytes(b"not this")
+    with pytest.raises(CracksError, match=r"Fetch|fetch"):
+        ServedModel.load(fetched).golden_difference()
+    (fetched / "extra_files" / file).unlink()
+    with pytest.raises(CracksError, match=f"{file} is missing"):
+        ServedModel.load(fetched)

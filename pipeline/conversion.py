@@ -1,0 +1,32 @@
+"""From the Keras model to the form in which it is served."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from pipeline.images import Pixels
+from pipeline.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
+from pipeline.tf import keras, tf
+
+
+def write_served(model: keras.Model, golden: list[Pixels], folder: Path) -> None:
+    """Write the exported graph in the form in which it is served, all but its decision rule.
+
+    Args:
+        model: uint8 RGB (batch, height, width, 3) -> {"probability", "features"}.
+        golden: images whose probabilities by `model` are kept, so that whoever loads the form can check it.
+        folder: where the files go; it exists.
+    """
+    graph = tf.function(
+        lambda image: model(image, training=False),
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")],
+    )
+    converted = openvino.convert_model(graph.get_concrete_function())
+    converted.set_rt_info(model.get_layer("resize").height, IMAGE_SIZE_KEY)
+    openvino.save_model(converted, folder / GRAPH_FILE, compress_to_fp16=False)
+    answers = [model(image[None], training=False)["probability"].numpy()[0] for image in golden]
+    images = {f"image_{number}": image for number, image in enumerate(golden)}
+    arrays: dict[str, Any] = {"probabilities": np.array(answers, np.float32), **images}
+    np.savez_compressed(folder / GOLDEN_FILE, **arrays)
