@@ -13,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := uv --quiet
 
-.PHONY: help install run test test-fast lint flow lock clean
+.PHONY: help install run test test-fast lint flow up down status lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,19 @@ run: .venv/installed  ## from the data in params.yaml to a registered model
 
 flow: .venv/installed  ## the same stages as a Prefect flow, with an embedded server
 	@python -m flows.training
+
+PREFECT_PORT ?= 4200
+MLFLOW_PORT ?= 5000
+API_PORT ?= 8000
+
+up: .venv/installed  ## start Prefect, MLflow, the schedules and the API on this machine (PREFECT_PORT=, MLFLOW_PORT=, API_PORT=)
+	@python -m flows.local up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT) --api-port $(API_PORT)
+
+down: .venv/installed  ## end what `make up` started, and nothing else
+	@python -m flows.local down
+
+status: .venv/installed  ## what runs, the last sign of life of the schedules, the last runs
+	@python -m flows.local status
 
 test: .venv/installed-dev lint  ## all tests (CRACKS_REAL_DATA=DIR adds the ones on real images)
 	@pytest

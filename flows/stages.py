@@ -1,72 +1,249 @@
 """DVC's stages, read and run. The graph has one owner, dvc.yaml; nothing here knows a stage by name."""
 
+import collections
+import contextlib
+import json
 import os
-import signal
+import re
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
-from pipeline.errors import CracksError
+import psutil
+import yaml
+
+from flows import processes
+from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.params import Flow
 from pipeline.tracking import project_root
 
 UNCHANGED = "didn't change, skipping"
 FROM_CACHE = "is cached - skipping run"
+# What DVC says when another DVC has a file or the whole project in hand.
+BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
+EXIT_CODE = re.compile(r"exited with (\d+)")
+END_S = 10  # for killed processes to be gone
+LINES_KEPT = 500  # of a stage's output, to find its message in
+HOLDER_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of each stage's processes: who started it
+
+LogLine = Callable[[str], None]
 
 
-def stages_in_order() -> list[str]:
-    """Return the names of all stages of dvc.yaml, each after those that it depends on.
+class BusyError(UnavailableError):
+    """Another DVC process holds what this stage needs; in a moment it will not."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml."""
+
+    needs: frozenset[str]  # stages that must be up to date before it
+    has_changed: bool  # since it last ran, itself or a file that it reads or writes
+
+
+def read_graph() -> dict[str, Stage]:
+    """Return all stages of dvc.yaml by name.
 
     Raises:
         CracksError: dvc.yaml or params.yaml cannot be read.
     """
-    import networkx
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        with Repo(str(project_root())) as repo:
-            # An edge leads from a stage to what it needs; of stages ready together the first by name goes first.
-            order = networkx.lexicographical_topological_sort(
-                repo.index.graph.reverse(copy=True), key=lambda stage: stage.addressing
-            )
-            return [stage.addressing for stage in order if stage.cmd]
+        with Repo(str(project_root()), _wait_for_lock=True) as repo, repo.lock:
+            return {
+                stage.addressing: Stage(
+                    frozenset(other.addressing for other in repo.index.graph.successors(stage) if other.cmd),
+                    stage.changed(),
+                )
+                for stage in repo.index.graph
+                if stage.cmd
+            }
     except DvcException as error:
         raise CracksError(f"DVC cannot read the stages: {error}. `dvc stage list` says the same.") from None
 
 
-def reproduce(stage: str, log_line: Callable[[str], None]) -> bool:
-    """Bring one stage up to date, each line it prints going to `log_line` as it comes; return whether it had to run.
+class StageRunner:
+    """Runs stages, each in a process group of its own, and can end all that run at once."""
 
-    The stage has its own process group, which ends with this function: a stage that outlived its caller would go on
-    writing under the next one's hands.
+    def __init__(self, settings: Flow) -> None:
+        self._settings = settings
+        self._groups: set[int] = set()
+        self._guard = threading.Lock()
+        self._ended = threading.Event()
 
-    Raises:
-        CracksError: the stage failed; the log has its own message.
+    @property
+    def is_ended(self) -> bool:
+        """Whether `end` was called: what fails from then on was stopped."""
+        return self._ended.is_set()
+
+    def end(self) -> None:
+        """End every stage that runs, with all its processes; none starts after this."""
+        with self._guard:
+            self._ended.set()
+            for group in self._groups:
+                processes.end_group(group)
+
+    def reproduce(self, stage: str, log_line: LogLine) -> bool:
+        """Bring one stage up to date; return whether it had to run.
+
+        Tried again, after a pause that doubles, where that can help: a service is away, or DVC is busy.
+
+        Raises:
+            UnavailableError: the service stayed away.
+            RefusedError: a rule of the project said no.
+            CracksError: the stage failed in another way, or hung; the message has its own.
+        """
+        for n_retries in range(self._settings.max_retries):
+            try:
+                return self._attempt(stage, log_line)
+            except UnavailableError as error:
+                pause_s = self._settings.retry_pause_s * 2**n_retries
+                if self.is_ended:
+                    raise
+                log_line(f"{error}\nThat can pass: {stage} is tried again in {pause_s:g} s.")
+                self._ended.wait(pause_s)
+        return self._attempt(stage, log_line)
+
+    def _attempt(self, stage: str, log_line: LogLine) -> bool:
+        lines: collections.deque[str] = collections.deque(maxlen=LINES_KEPT)
+
+        def take(line: str) -> None:
+            lines.append(line)
+            log_line(line)
+
+        process = self._start(stage)
+        reader = threading.Thread(target=_read, args=(process.stdout, take))
+        reader.start()
+        limit_minutes = self._settings.stage_timeout_minutes
+        hung = False
+        try:
+            process.wait(limit_minutes * 60)
+        except subprocess.TimeoutExpired:
+            hung = True
+        finally:
+            # With DVC its stage's own processes end: one that outlived it would write under the next one's hands.
+            processes.end_group(process.pid)
+            process.wait()
+            with self._guard:
+                self._groups.discard(process.pid)
+            reader.join()
+        if hung:
+            raise CracksError(
+                f"Stage {stage} was still running after {limit_minutes:g} minutes and was ended. See in the log where "
+                "it stopped, or raise flow.stage_timeout_minutes in params.yaml."
+            )
+        if process.returncode != 0:
+            raise _failure(stage, list(lines))
+        return not any(UNCHANGED in line or FROM_CACHE in line for line in lines)
+
+    def _start(self, stage: str) -> subprocess.Popen[str]:
+        with self._guard:
+            if self.is_ended:
+                raise CracksError(f"Stage {stage} was not started: its flow is ending.")
+            holder = json.dumps({**processes.this_process(), "root": str(project_root())})
+            process = subprocess.Popen(
+                ["dvc", "--wait-for-lock", "repro", "--single-item", stage],
+                cwd=project_root(),
+                env=os.environ | {HOLDER_VARIABLE: holder},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            self._groups.add(process.pid)
+            return process
+
+
+def _read(output: IO[str] | None, take: LogLine) -> None:
+    for line in output or ():
+        if line.strip():
+            take(line.rstrip())
+
+
+def _failure(stage: str, lines: list[str]) -> CracksError:
+    """Return the error by which a stage failed, as its output tells it."""
+    text = "\n".join(lines)
+    if any(sign in text for sign in BUSY):
+        return BusyError(f"Stage {stage} met another DVC process: {lines[-1]}")
+    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    own = [line for line in lines[starts[-1] :] if not line.startswith("ERROR: ")] if starts else []
+    message = "\n".join(own).removeprefix("error: ") or "Its message is in the log above; mend that and run again."
+    codes = EXIT_CODE.findall(text)
+    kinds = {UnavailableError.exit_code: UnavailableError, RefusedError.exit_code: RefusedError}
+    kind = kinds.get(int(codes[-1]), CracksError) if codes else CracksError
+    return kind(f"Stage {stage} failed. {message}")
+
+
+def end_orphans(log_line: LogLine) -> None:
+    """End the stages of this project whose flow was killed: they would write under the next one's hands."""
+    root = str(project_root())
+    orphans = [
+        process
+        for process, value in processes.with_variable(HOLDER_VARIABLE)
+        if json.loads(value)["root"] == root and processes.is_gone(json.loads(value))
+    ]
+    for process in orphans:
+        log_line(f"Ended process {process.pid}, left behind by a flow that was killed.")
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(orphans, timeout=END_S)
+
+
+def clear_locks(log_line: LogLine) -> None:
+    """Mend what a killed DVC leaves that would stop every later one: its list of locks, and a half-written dvc.lock.
+
+    DVC takes the locks of a process that is gone for free, but not those of one whose id another process has now, and
+    it writes neither file atomically. Without dvc.lock it finds finished stages in its run cache.
     """
-    process = subprocess.Popen(
-        ["dvc", "repro", "--single-item", stage],
-        cwd=project_root(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    has_run = True
+    from dvc.exceptions import DvcException
+    from dvc.lock import make_lock
+
+    root = project_root()
+    folder = root / ".dvc" / "tmp"
+    folder.mkdir(exist_ok=True)
     try:
-        for line in process.stdout or ():
-            if UNCHANGED in line or FROM_CACHE in line:
-                has_run = False
-            if line.strip():
-                log_line(line.rstrip())
-        process.wait()
-    finally:
-        _end_group(process.pid)
-    if process.returncode != 0:
-        raise CracksError(f"Stage {stage} failed. Its message is in the log above; mend that and run the flow again.")
-    return has_run
+        with make_lock(str(folder / "lock")), make_lock(str(folder / "rwlock.lock")):
+            if not _locks_are_held(folder / "rwlock"):
+                (folder / "rwlock").unlink(missing_ok=True)
+            if not _is_whole(root / "dvc.lock"):
+                (root / "dvc.lock").replace(folder / "dvc.lock.broken")
+                log_line("dvc.lock was cut off when DVC was killed; it is made again from the run cache.")
+    except DvcException:
+        return  # another DVC is at work, so nothing was left behind
 
 
-def _end_group(group: int) -> None:
+def _locks_are_held(path: Path) -> bool:
     try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    writers: Iterable[dict[str, object]] = held.get("write", {}).values()
+    readers = (reader for readers in held.get("read", {}).values() for reader in readers)
+    return any(_runs(int(str(info["pid"])), str(info["cmd"])) for info in (*writers, *readers))
+
+
+def _runs(pid: int, command: str) -> bool:
+    try:
+        return command in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+def _is_whole(dvc_lock: Path) -> bool:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(dvc_lock.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return True
+    except (yaml.YAMLError, UnicodeDecodeError, Invalid):
+        return False
+    return True

@@ -1,33 +1,98 @@
-"""The training flow: every DVC stage as a Prefect task, in DVC's order."""
+"""The training flow: every DVC stage as a Prefect task, those that do not wait for each other side by side."""
 
+import functools
+import queue
 import sys
+from collections.abc import Callable, Mapping
+from graphlib import TopologicalSorter
 
 from prefect import State, flow, get_run_logger, task
-from prefect.states import Completed, Failed
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled, Completed, Failed
 
-from flows.stages import reproduce, stages_in_order
+from flows import runs, stages
 from pipeline.errors import CracksError
+from pipeline.params import load_params
 from pipeline.stage import run_main
+from pipeline.tracking import project_root
+
+Futures = dict[str, PrefectFuture[State]]
 
 
-@task(task_run_name="{stage}")
-def run_stage(stage: str) -> State:
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)
+def run_stage(stage: str, has_to_run: bool, runner: stages.StageRunner) -> State:
     """Bring one stage up to date; one that did not have to run ends as Cached."""
     try:
-        has_run = reproduce(stage, get_run_logger().info)
+        has_run = has_to_run and runner.reproduce(stage, get_run_logger().info)
     except CracksError as error:  # a state, not an exception: Prefect would log a traceback
-        return Failed(message=str(error))
+        return Cancelled(message="ended with its flow") if runner.is_ended else Failed(message=str(error))
     return Completed(message="ran") if has_run else Completed(message="nothing changed", name="Cached")
 
 
-@flow(name="training")
+def run_ready(
+    needs: Mapping[str, frozenset[str]], submit: Callable[[str, Futures], PrefectFuture[State]], max_parallel: int
+) -> dict[str, State]:
+    """Submit each stage once all that it needs are completed, at most `max_parallel` at a time.
+
+    Returns:
+        The state of each stage that was started. One that failed starts no other that needs it; the rest goes on.
+    """
+    order = TopologicalSorter(needs)
+    order.prepare()
+    finished: queue.Queue[str] = queue.Queue()
+    ready: list[str] = []
+    futures: Futures = {}
+    states: dict[str, State] = {}
+    while order.is_active():
+        ready += sorted(order.get_ready())
+        while ready and len(futures) - len(states) < max_parallel:
+            stage = ready.pop(0)
+            futures[stage] = submit(stage, {name: futures[name] for name in needs[stage]})
+            futures[stage].add_done_callback(functools.partial(_announce, finished, stage))
+        if len(futures) == len(states):
+            break  # what is left waits for a stage that failed
+        stage = finished.get()
+        futures[stage].wait()  # takes over the final state; the callback comes before
+        states[stage] = futures[stage].state
+        if states[stage].is_completed():
+            order.done(stage)
+    return states
+
+
+def _announce(finished: queue.Queue[str], stage: str, _: PrefectFuture[State]) -> None:
+    finished.put(stage)
+
+
+@flow(name="training", on_running=[runs.record_holder])
 def training() -> State:
-    """Take the data in params.yaml to a registered model; the first stage that fails ends the run."""
-    for stage in stages_in_order():
-        state = run_stage(stage, return_state=True)
-        if not state.is_completed():
-            return state
-    return Completed(message="every stage is up to date")
+    """Take the data in params.yaml to a registered model; where a stage fails, what needs it is not started."""
+    log = get_run_logger()
+    settings = load_params(project_root() / "params.yaml").flow
+    runs.end_orphans(log.warning)
+    stages.end_orphans(log.warning)
+    stages.clear_locks(log.warning)
+    graph = stages.read_graph()
+    runner = stages.StageRunner(settings)
+
+    def submit(stage: str, upstream: Futures) -> PrefectFuture[State]:
+        unchanged = not graph[stage].has_changed and all(future.state.name == "Cached" for future in upstream.values())
+        return run_stage.submit(stage, not unchanged, runner, return_state=False, wait_for=list(upstream.values()))
+
+    try:
+        states = run_ready({name: stage.needs for name, stage in graph.items()}, submit, settings.max_parallel_stages)
+    finally:
+        runner.end()
+    return _outcome(states, sorted(graph.keys() - states.keys()))
+
+
+def _outcome(states: Mapping[str, State], not_started: list[str]) -> State:
+    failures = [str(state.message) for state in states.values() if not state.is_completed()]
+    if not failures:
+        return Completed(message="every stage is up to date")
+    if not_started:
+        failures.append(f"Not started: {', '.join(not_started)}.")
+    return Failed(message="\n".join(failures))
 
 
 def main() -> None:

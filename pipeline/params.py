@@ -197,6 +197,15 @@ class Register(Section):
     name: Name
 
 
+class Flow(Section):
+    """How the flows run DVC's stages."""
+
+    max_parallel_stages: int = Field(ge=1, description="of those that do not wait for each other")
+    stage_timeout_minutes: float = Field(gt=0, description="a stage that runs longer hangs, and is ended")
+    max_retries: int = Field(ge=0, description="of a stage whose service is away or whose files DVC has in hand")
+    retry_pause_s: float = Field(gt=0, description="before the first retry; doubled each time")
+
+
 class Retrain(Section):
     """When new labelled batches are taken and trained on, and which data set they join."""
 
@@ -204,9 +213,6 @@ class Retrain(Section):
     cron: str = Field(description="when to look for new batches, such as 0 3 * * *")
     settle_minutes: float = Field(ge=0, description="an archive without a done marker is whole when unchanged so long")
     max_age_days: int = Field(ge=1, description="of the model; an older one is told of once")
-    retry_delays_s: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        description="waits before a service that is away is tried again"
-    )
 
 
 class Params(Section):
@@ -222,21 +228,8 @@ class Params(Section):
     select: Select
     decide: Decide
     register_as: Register = Field(alias="register")
+    flow: Flow
     retrain: Retrain
-
-    @model_validator(mode="after")
-    def _batches_can_join(self) -> "Params":
-        name = self.retrain.dataset
-        if name is None:
-            return self
-        if name not in self.datasets:
-            raise ValueError(f"retrain.dataset is {name!r}, datasets has {sorted(self.datasets)}")
-        if self.datasets[name].source.suffix:
-            raise ValueError(
-                f"retrain.dataset is {name!r}, whose source {self.datasets[name].source} is a file. Batches join a "
-                "folder of archives: put the file into one, as 0000-first.zip, and name the folder as the source"
-            )
-        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":
@@ -255,6 +248,21 @@ class Params(Section):
                         f"candidates.{name}.mosaics.of names {dataset!r}, split.train_on has "
                         f"{sorted(self.split.train_on)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_join(self) -> "Params":
+        name = self.retrain.dataset
+        if name is None:
+            return self
+        if name not in self.datasets:
+            raise ValueError(f"retrain.dataset is {name!r}, datasets has {sorted(self.datasets)}")
+        source = self.datasets[name].source
+        if source.suffix:
+            raise ValueError(
+                f"retrain.dataset is {name!r}, whose source {source} is a file. Batches join a folder of archives: put "
+                "the file into one, as 0000-first.zip, and name the folder as the source"
+            )
         return self
 
     @property

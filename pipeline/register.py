@@ -104,7 +104,8 @@ def complete_parent(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.pandas_dataset import from_pandas
 
-    for name, value in tracking.flatten(params.model_dump(mode="json", by_alias=True, exclude={"candidates"})).items():
+    left_out = {"candidates", *tracking.NO_PART_OF_A_REPRO}
+    for name, value in tracking.flatten(params.model_dump(mode="json", by_alias=True, exclude=left_out)).items():
         client.log_param(parent_id, name, value)
     hashes = data_hashes(results.dvc_lock)
     for name, value in {**hashes, "cracks.candidate": metrics["candidate"]}.items():

@@ -35,6 +35,7 @@ SETTINGS = {
 }
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
 WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock")
+NO_PART_OF_A_REPRO = {"flow"}  # sections of params.yaml that decide no result
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
 METRICS_IN_A_REQUEST = 1000  # MLflow refuses more
 
@@ -119,7 +120,7 @@ def code_version() -> dict[str, str]:
 def repro_key(params: Params, manifest: Path) -> str:
     """Return what makes a repro the same one: its params and its split."""
     digest = hashlib.sha256(manifest.read_bytes())
-    digest.update(params.model_dump_json().encode())
+    digest.update(params.model_dump_json(exclude=NO_PART_OF_A_REPRO).encode())
     return digest.hexdigest()[:16]
 
 

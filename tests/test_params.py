@@ -73,12 +73,12 @@ DOCUMENT = {
         "review_share_of_intact": 0.005,
     },
     "register": {"name": "cracks"},
+    "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
     "retrain": {
         "dataset": "site",
         "cron": "0 3 * * *",
         "settle_minutes": 10,
         "max_age_days": 180,
-        "retry_delays_s": [10, 60],
     },
 }
 

@@ -1,0 +1,103 @@
+"""Serve all flows with their schedules, against the Prefect server of PREFECT_API_URL: `python -m flows`.
+
+While it runs it renews the heartbeat, and tidies up after flows that were killed.
+"""
+
+import asyncio
+import logging
+import sys
+import threading
+from typing import Any
+
+import httpx
+from prefect import Flow
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import PrefectException
+from prefect.runner import Runner
+from prefect.schedules import Schedule
+from prefect.settings import get_current_settings
+from prefect.types.entrypoint import EntrypointType
+
+from flows import processes, runs, stages
+from flows.training import training
+from pipeline.errors import CracksError, UnavailableError
+from pipeline.heartbeat import INTERVAL_S, beat
+from pipeline.params import Params, load_params
+from pipeline.stage import run_main
+from pipeline.tracking import project_root
+
+log = logging.getLogger(__name__)
+
+END_S = 30  # for flows to end their stages and say so to the server
+
+
+class FlowServer(Runner):
+    """Prefect's runner of served flows, which at SIGTERM lets the flows that run end in their own way."""
+
+    def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+        """End the flows that run, each with its stages, then this process; Prefect would kill them outright."""
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of its sockets, each with a traceback
+        processes.end_children(END_S)
+        sys.exit(0)
+
+
+def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule | None]]:
+    """Return every flow and when it starts by itself; None: on demand alone."""
+    return [(training, None)]
+
+
+def deployments(params: Params) -> list[RunnerDeployment]:
+    """Return a deployment for each flow, of the same name."""
+    return [
+        RunnerDeployment.from_flow(flow, flow.name, schedule=schedule, entrypoint_type=EntrypointType.MODULE_PATH)
+        for flow, schedule in flows_and_schedules(params)
+    ]
+
+
+def tidy_up() -> None:
+    """End what killed flows left, and cancel what a pause of the schedules piled up."""
+    stages.end_orphans(log.warning)
+    try:
+        runs.end_orphans(log.warning)
+        runs.collapse_late(log.warning)
+    except (httpx.HTTPError, PrefectException) as error:
+        log.warning("The Prefect server does not answer: %s", error)
+
+
+def keep_watch(stop: threading.Event) -> None:
+    """Renew the heartbeat and tidy up, until told to stop."""
+    while not stop.wait(INTERVAL_S):
+        beat()
+        tidy_up()
+
+
+def main() -> None:
+    """Serve until told to end."""
+    params = load_params(project_root() / "params.yaml")
+    address = get_current_settings().api.url
+    if address is None:
+        raise CracksError("PREFECT_API_URL is not set: `make up` starts a server and serves the flows.")
+    try:
+        httpx.get(f"{address}/health", timeout=20).raise_for_status()
+    except httpx.HTTPError as error:
+        raise UnavailableError(
+            f"The Prefect server {address} does not answer: {error}. Start it, or `make up`."
+        ) from None
+    beat()
+    tidy_up()
+    stop = threading.Event()
+    watch = threading.Thread(target=keep_watch, args=(stop,), daemon=True)
+    watch.start()
+    try:
+        # One run at a time. At its end the schedules are not paused: what is missed meanwhile shows as late.
+        server = FlowServer(limit=1, pause_on_shutdown=False)
+        for deployment in deployments(params):
+            server.add_deployment(deployment)
+        asyncio.run(server.start())
+    finally:
+        stop.set()
+        watch.join()
+
+
+if __name__ == "__main__":
+    run_main(main)

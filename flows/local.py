@@ -1,0 +1,256 @@
+"""Prefect, MLflow, the schedules and the API on this machine: `python -m flows.local up`, `down` and `status`.
+
+What the environment already names (PREFECT_API_URL, MLFLOW_TRACKING_URI) is used and not started. Each service has a
+log under .prefect/logs/. `down` ends the processes that `up` wrote down, and no others.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from flows import processes
+from pipeline.errors import CracksError, UnavailableError
+from pipeline.files import write_json
+from pipeline.heartbeat import LATE_S, heartbeat_age_s
+from pipeline.stage import run_main
+from pipeline.tracking import project_root, tracking_uri
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+START_S = 180  # a new database of Prefect or MLflow on a busy machine
+END_S = 60  # for a flow to end its stages
+POLL_S = 0.5
+LOG_LINES, LAST_RUNS = 15, 5
+PREFECT_VARIABLE, MLFLOW_VARIABLE = "PREFECT_API_URL", "MLFLOW_TRACKING_URI"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process that `up` starts."""
+
+    name: str
+    command: list[str]
+    address: str | None  # where a person finds it; None: nowhere
+    is_healthy: Callable[[float], bool]  # given when its process started, in seconds since the epoch
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+class Started(processes.Holder):
+    """What is written down of a service that was started."""
+
+    address: str | None
+
+
+def services(prefect_port: int, mlflow_port: int, api_port: int) -> list[Service]:
+    """Return what runs here, in the order in which it starts."""
+    found: list[Service] = []
+    prefect_api, mlflow_address = os.environ.get(PREFECT_VARIABLE), os.environ.get(MLFLOW_VARIABLE)
+    if not prefect_api:
+        found.append(_prefect(prefect_port))
+        prefect_api = f"{found[-1].address}/api"
+    if not mlflow_address:
+        found.append(_mlflow(mlflow_port))
+        mlflow_address = str(found[-1].address)
+    variables = {PREFECT_VARIABLE: prefect_api, MLFLOW_VARIABLE: mlflow_address}
+    found.append(_flows(variables))
+    if importlib.util.find_spec("serving.__main__") is not None:
+        found.append(_api(api_port, variables))
+    return found
+
+
+def _prefect(port: int) -> Service:
+    address = f"http://{HOST}:{port}"
+    command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    return Service("prefect", command, address, lambda _: _answers(f"{address}/api/health"))
+
+
+def _mlflow(port: int) -> Service:
+    address = f"http://{HOST}:{port}"
+    # Artifacts go to the disk directly: what is recorded with the server up is found with it down.
+    artifacts = (project_root() / "mlflow" / "artifacts").as_uri()
+    command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--backend-store-uri", tracking_uri()]
+    command += ["--default-artifact-root", artifacts, "--no-serve-artifacts", "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]
+    variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 1.4 GB of memory
+    return Service("mlflow", command, address, lambda _: _answers(f"{address}/health"), variables)
+
+
+def _flows(variables: dict[str, str]) -> Service:
+    def beats(started_s: float) -> bool:
+        age_s = heartbeat_age_s()
+        return age_s is not None and age_s < min(LATE_S, time.time() - started_s)
+
+    return Service("flows", [sys.executable, "-m", "flows"], None, beats, variables)
+
+
+def _api(port: int, variables: dict[str, str]) -> Service:
+    address = f"http://{HOST}:{port}"
+    command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--host", HOST, "--port", str(port)]
+    return Service("api", command, address, lambda _: _answers(f"{address}/healthz"), variables)
+
+
+def up(wanted: list[Service]) -> None:
+    """Start what does not run yet, wait until each is healthy and say where it is.
+
+    Raises:
+        CracksError: a port is taken.
+        UnavailableError: a service ended or did not get healthy; its log says why. The ones before it go on.
+    """
+    for service in wanted:
+        started = _started()
+        holder = started.get(service.name)
+        if holder is None or not processes.is_alive(holder):
+            _check_port(service)
+            holder = {**processes.holder_of(_start(service)), "address": service.address}
+            _write_started(started | {service.name: holder})
+        _wait_until_healthy(service, holder)
+        log.info("%-8s %s", service.name, holder["address"] or "serves the schedules")
+
+
+def down() -> None:
+    """End what `up` started, in the reverse order, each with the processes that it started."""
+    started = _started()
+    for name, holder in reversed(started.items()):
+        if processes.is_alive(holder):
+            processes.end_tree(psutil.Process(holder["pid"]), END_S)
+            log.info("%-8s ended", name)
+    _write_started({})
+
+
+def status() -> None:
+    """Say what runs, when the schedules last gave a sign of life, and how the last runs went."""
+    started = _started()
+    for name, holder in started.items():
+        state = "runs" if processes.is_alive(holder) else "is dead"
+        log.info("%-8s %s  %s", name, state, holder["address"] or "")
+    if not started:
+        log.info("Nothing was started here. `make up` starts it.")
+    age_s = heartbeat_age_s()
+    if age_s is None:
+        log.info("The schedules never gave a sign of life.")
+    else:
+        late = " That is late: see .prefect/logs/flows.log, then `make up`." if age_s > LATE_S else ""
+        log.info("The schedules last gave a sign of life %.0f s ago.%s", age_s, late)
+    prefect = started.get("prefect")
+    address = os.environ.get(PREFECT_VARIABLE) or (f"{prefect['address']}/api" if prefect else None)
+    for line in _last_runs(address) if address else ():
+        log.info(line)
+
+
+def _last_runs(address: str) -> list[str]:
+    """Return a line for each of the last runs."""
+    wanted = {"sort": "START_TIME_DESC", "limit": LAST_RUNS, "flow_runs": {"start_time": {"is_null_": False}}}
+    try:
+        found = httpx.post(f"{address}/flow_runs/filter", json=wanted, timeout=10).raise_for_status().json()
+    except httpx.HTTPError as error:
+        return [f"The Prefect server {address} does not answer: {error}"]
+    return [f"{run['start_time'][:16]}  {run['state_name']:<10} {run['name']}  {_reason(run)}" for run in found]
+
+
+def _reason(run: dict[str, Any]) -> str:
+    return ((run["state"] or {}).get("message") or "").partition("\n")[0]
+
+
+def _check_port(service: Service) -> None:
+    if service.address is None:
+        return
+    port = int(service.address.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise CracksError(
+                f"Port {port} for {service.name} is taken by another program. End that, or choose another: "
+                f"`make up {service.name.upper()}_PORT={port + 1}`."
+            ) from None
+
+
+def _start(service: Service) -> int:
+    log_file = _log_file(service.name)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
+        process = subprocess.Popen(
+            service.command,
+            cwd=project_root(),
+            env=os.environ | service.variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process.pid
+
+
+def _wait_until_healthy(service: Service, holder: Started) -> None:
+    deadline_s = time.monotonic() + START_S
+    while not service.is_healthy(holder["started_s"]):
+        alive = processes.is_alive(holder)
+        if not alive or time.monotonic() > deadline_s:
+            what = f"does not answer after {START_S} s; `make down` ends it" if alive else "ended"
+            path = _log_file(service.name)
+            last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+            raise UnavailableError(f"{service.name} {what}. The end of {path}:\n  " + "\n  ".join(last))
+        time.sleep(POLL_S)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _log_file(name: str) -> Path:
+    return project_root() / ".prefect" / "logs" / f"{name}.log"
+
+
+def _record() -> Path:
+    return project_root() / ".prefect" / "local.json"
+
+
+def _started() -> dict[str, Started]:
+    try:
+        found: dict[str, Started] = json.loads(_record().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def _write_started(started: dict[str, Started]) -> None:
+    write_json(_record(), started)
+
+
+def main() -> None:
+    """Run a command."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    starting = commands.add_parser("up", help="start what does not run yet")
+    for name, port in {"prefect": 4200, "mlflow": 5000, "api": 8000}.items():
+        starting.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}")
+    commands.add_parser("down", help="end what `up` started")
+    commands.add_parser("status", help="what runs, and how the last runs went")
+    args = parser.parse_args()
+    if args.command == "up":
+        up(services(args.prefect_port, args.mlflow_port, args.api_port))
+    else:
+        {"down": down, "status": status}[args.command]()
+
+
+if __name__ == "__main__":
+    run_main(main)

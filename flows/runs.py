@@ -1,0 +1,90 @@
+"""Prefect's runs of this machine: who works on each, so that one whose process was killed does not stay Running."""
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
+from prefect.settings import get_current_settings
+from prefect.states import Cancelled, Crashed
+
+from flows import processes
+from flows.stages import LogLine
+from pipeline.files import write_json
+
+MOST_RUNS = 200  # the server's limit of one answer; more than any schedule has due
+
+
+def record_holder(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Write down which process works on a run; a hook for `on_running`."""
+    write_json(_folder() / f"{flow_run.id}.json", processes.this_process())
+
+
+def end_orphans(log_line: LogLine) -> None:
+    """Set runs to Crashed whose process on this machine is gone: nobody else would ever end them."""
+    with get_client(sync_client=True) as client:
+        for path, holder in _left_behind():
+            run_id = UUID(path.stem)
+            try:
+                run = client.read_flow_run(run_id)
+            except ObjectNotFound:
+                run = None
+            if run is not None and run.state is not None and not run.state.is_final():
+                state: State[None] = Crashed(message=f"Its process {holder['pid']} was killed, or the machine was.")
+                client.set_flow_run_state(run_id, state, force=True)
+                log_line(f"Run {run.name} of {run_id} was left Running by process {holder['pid']}: now Crashed.")
+            path.unlink(missing_ok=True)
+
+
+def _left_behind() -> Iterator[tuple[Path, processes.Holder]]:
+    for path in sorted(_folder().glob("*.json")):
+        holder: processes.Holder = json.loads(path.read_text(encoding="utf-8"))
+        if processes.is_gone(holder):
+            yield path, holder
+
+
+def _folder() -> Path:
+    return get_current_settings().home / "holders"
+
+
+def collapse_late(log_line: LogLine) -> None:
+    """Cancel runs of schedules that a later run of the same deployment stands for."""
+    now = datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            only_it = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+            found = client.read_flow_runs(
+                deployment_filter=only_it, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=MOST_RUNS
+            )
+            for run in superseded(found, now):
+                state: State[None] = Cancelled(message="a later run of this schedule stands for it")
+                client.set_flow_run_state(run.id, state, force=True)
+                log_line(f"Run {run.name}, due {run.expected_start_time}, was missed; a later one stands for it.")
+
+
+def superseded(flow_runs: Iterable[FlowRun], now: datetime) -> list[FlowRun]:
+    """Return which runs of one deployment's schedule need not happen any more.
+
+    After a pause all that was missed is due at once. One run does the work of them all: of the overdue the newest is
+    kept, and none that was due before another started.
+    """
+    known = list(flow_runs)
+    last_start = max((run.start_time for run in known if run.start_time), default=None)
+    overdue = sorted((run for run in known if _is_overdue(run, now)), key=_due)
+    return [run for run in overdue if run is not overdue[-1] or (last_start is not None and _due(run) <= last_start)]
+
+
+def _is_overdue(run: FlowRun, now: datetime) -> bool:
+    return run.auto_scheduled and run.state_type == StateType.SCHEDULED and _due(run) <= now
+
+
+def _due(run: FlowRun) -> datetime:
+    return run.expected_start_time or datetime.max.replace(tzinfo=UTC)

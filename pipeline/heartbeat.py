@@ -1,0 +1,30 @@
+"""A sign of life of the schedules: the process that serves them renews a file, and anyone can tell its age."""
+
+import json
+import time
+from pathlib import Path
+
+from pipeline.files import write_json
+from pipeline.tracking import project_root
+
+INTERVAL_S = 30
+LATE_S = 4 * INTERVAL_S  # without a sign for so long, the schedules are taken for dead
+
+
+def heartbeat_file() -> Path:
+    """Return the file that is renewed, under the project's folder."""
+    return project_root() / ".prefect" / "heartbeat.json"
+
+
+def beat(now_s: float | None = None) -> None:
+    """Renew the sign of life, at `now_s` since the epoch, by default now."""
+    write_json(heartbeat_file(), {"time_s": time.time() if now_s is None else now_s})
+
+
+def heartbeat_age_s(now_s: float | None = None) -> float | None:
+    """Return the seconds since the last sign of life, None where there never was one."""
+    try:
+        last_s = json.loads(heartbeat_file().read_text(encoding="utf-8"))["time_s"]
+    except FileNotFoundError:
+        return None
+    return max(0.0, (time.time() if now_s is None else now_s) - float(last_s))
