@@ -5,7 +5,9 @@ and Tibshirani, An Introduction to the Bootstrap, 1993, percentile method; whole
 Bootstrapping clustered data, 2007).
 """
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -167,3 +169,68 @@ def scores_with_intervals(
                 if low < high:
                     result["interval"][name] = {"low": float(low), "high": float(high)}
     return result
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the first of two models is.
+
+    Attributes:
+        value: its weighted accuracy less that of the second, -1..1.
+        low: lower end of the one-sided 97.5 % interval.
+        confidence: share of the resamples, 0..1, in which the first is better; equal counts half.
+    """
+
+    value: float
+    low: float
+    confidence: float
+
+
+def weighted_accuracy(labels: Labels, is_right: npt.NDArray[np.bool_], crack_weight: float) -> float:
+    """Return the mean of recall and specificity, 0..1, weighed `crack_weight` to one less that.
+
+    It counts each label by what a mistake costs, whatever its share of the images; with a weight of 1/2 it is the
+    balanced accuracy. Of one label only it is the share of that which is right, of none NaN.
+    """
+    shares = [(weight, is_right[of].mean()) for of, weight in ((labels, crack_weight), (~labels, 1 - crack_weight))
+              if of.any()]  # fmt: skip
+    total = sum(weight for weight, _ in shares)
+    return float(sum(weight * share for weight, share in shares) / total) if total else math.nan
+
+
+def paired_difference(
+    labels: Labels,
+    first_is_right: npt.NDArray[np.bool_],
+    second_is_right: npt.NDArray[np.bool_],
+    groups: npt.NDArray[Any],
+    crack_weight: float,
+) -> Difference:
+    """Return the difference of the weighted accuracies of two models on the same images, by resampling groups.
+
+    A resample in which a label is missing counts as if the first were wrong throughout.
+
+    Args:
+        labels: (n,), True for crack, n > 0, both present.
+        first_is_right: (n,), whether the first model calls the image by its label.
+        second_is_right: (n,), the same of the second.
+        groups: (n,), a name or number of the group of each image.
+        crack_weight: 0..1, of recall; specificity has the rest.
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    gained = first_is_right.astype(np.float64) - second_is_right
+    columns = np.stack([labels, ~labels, gained * labels, gained * ~labels], axis=1)  # (n, 4)
+    sums = np.zeros((len(names), 4))
+    np.add.at(sums, numbers, columns)
+
+    def difference(weights: Floats) -> Floats:
+        n_crack, n_intact, gained_cracks, gained_intact = (weights @ sums).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(crack_weight * gained_cracks / n_crack + (1 - crack_weight) * gained_intact / n_intact)
+
+    resampled = np.concatenate([difference(weights) for weights in resampled_groups(len(names), len(labels))])
+    resampled = np.nan_to_num(resampled, nan=-1.0)
+    return Difference(
+        value=float(difference(np.ones((1, len(names)))).item()),
+        low=float(np.percentile(resampled, 2.5)),
+        confidence=float(np.mean(resampled > 0) + np.mean(resampled == 0) / 2),
+    )

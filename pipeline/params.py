@@ -1,6 +1,7 @@
 """What a person tunes: the typed form of params.yaml. Unknown keys are errors; nothing here is changed once read."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -197,6 +198,51 @@ class Register(Section):
     name: Name
 
 
+class Margins(Section):
+    """By how much weighted accuracy a challenger may be worse."""
+
+    test: float = Field(gt=0, le=1, description="as a whole, which must be shown with 97.5 % confidence")
+    slice: Share = Field(description="on each slice of the test side, as observed")
+    outside: Share = Field(description="on each outside set, as observed")
+
+
+class Budgets(Section):
+    """What serving a model may take."""
+
+    p95_ms: float = Field(gt=0, description="95th percentile of the time for one image")
+    resident_mb: float = Field(gt=0, description="memory of a process that serves it")
+    size_mb: float = Field(gt=0, description="of its files")
+
+
+# A test set on which two models agree throughout says with 97.5 % confidence no more than that they differ on less than
+# 3.69 / n of all groups: 0.025 ** (1 / n) is 1 - 3.69 / n.
+MIN_MARGIN_TIMES_GROUPS = 3.69
+
+
+class Promote(Section):
+    """What a model must show before it goes to production."""
+
+    approval: Literal["automatic", "manual"] = Field(description="manual: a person says yes, with `cracks approve`")
+    floors: dict[Literal["f1", "recall", "precision", "auroc", "balanced_accuracy"], Share] = Field(
+        description="lowest scores on test"
+    )
+    max_ece: Share = Field(description="largest calibration error on test")
+    min_slice_recall: Share = Field(description="share of the cracks that is found, on each slice of the test side")
+    min_groups: int = Field(ge=1, description="of test images from which neither model has learned")
+    margins: Margins
+    budgets: Budgets
+
+    @model_validator(mode="after")
+    def _margin_can_be_shown(self) -> "Promote":
+        needed = math.ceil(MIN_MARGIN_TIMES_GROUPS / self.margins.test)
+        if self.min_groups < needed:
+            raise ValueError(
+                f"min_groups is {self.min_groups}, a margin of {self.margins.test:g} needs {needed}: two models that "
+                "agree on fewer may still differ by more"
+            )
+        return self
+
+
 class Flow(Section):
     """How the flows run DVC's stages."""
 
@@ -228,6 +274,7 @@ class Params(Section):
     select: Select
     decide: Decide
     register_as: Register = Field(alias="register")
+    promote: Promote
     flow: Flow
     retrain: Retrain
 

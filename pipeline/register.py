@@ -22,6 +22,7 @@ from pipeline.decision import DECISION_FILE
 from pipeline.errors import RefusedError, UnavailableError
 from pipeline.files import write_json
 from pipeline.images import LabelledImages, Pixels
+from pipeline.learned import LEARNED_FROM_FILE, learned_from
 from pipeline.params import Params, load_params
 from pipeline.served import MAX_GOLDEN_DIFFERENCE, SERVED_FILES, ServedModel
 from pipeline.stage import run_main, stage_parser
@@ -47,6 +48,7 @@ class Results:
     """The files that the stages before have left."""
 
     datasets: Path
+    validated: Path
     models: Path
     candidates: Path
     histories: Path
@@ -67,6 +69,13 @@ def data_hashes(dvc_lock: Path) -> dict[str, str]:
         for entry in [*stage["deps"], *stage["outs"]]
         if not entry["path"].startswith("pipeline")
     }
+
+
+def contract_state(validated: Path, params: Params) -> str:
+    """Return "green" if every data set has a receipt of keeping the data contract, else "red"."""
+    receipts = [validated / f"{name}.json" for name in params.datasets]
+    kept = all(receipt.exists() and json.loads(receipt.read_text())["success"] is True for receipt in receipts)
+    return "green" if kept else "red"
 
 
 def complete_candidates(
@@ -111,8 +120,10 @@ def complete_parent(
     for name, value in {**hashes, "cracks.candidate": metrics["candidate"]}.items():
         client.set_tag(parent_id, name, value)
     _log_scores(client, parent_id, {name: metrics[name] for name in ("split", "test", "tests", "outside")})
-    for path in (results.report, results.metrics, results.manifest):
-        client.log_artifact(parent_id, str(path))
+    for path in (results.report, results.metrics, results.manifest, results.dvc_lock):
+        if path.exists():
+            client.log_artifact(parent_id, str(path))
+    client.log_dict(parent_id, params.model_dump(mode="json", by_alias=True), "params.yaml")
     client.log_artifacts(parent_id, str(results.plots), "plots")
     manifest = pd.read_parquet(results.manifest)
     with mlflow.start_run(run_id=parent_id):
@@ -123,10 +134,9 @@ def complete_parent(
             mlflow.log_input(dataset, context=str(split))
 
 
-def golden_images(manifest: Path, datasets: Path) -> list[Pixels]:
+def golden_images(manifest: pd.DataFrame, datasets: Path) -> list[Pixels]:
     """Return a few validation images, uint8 (height, width, 3), the same ones whenever the manifest is the same."""
-    rows = pd.read_parquet(manifest)
-    chosen = rows[rows["split"] == "validation"].sort_values("sha256").groupby("label").head(N_GOLDEN // 2)
+    chosen = manifest[manifest["split"] == "validation"].sort_values("sha256").groupby("label").head(N_GOLDEN // 2)
     images = LabelledImages(chosen[["dataset", "row", "label", "group"]], datasets)
     return [_middle(images.pixels(position)) for position in range(len(images))]
 
@@ -154,8 +164,8 @@ def write_checked_served(classifier: "Classifier", folder: Path, golden: list[Pi
         )
 
 
-def log_model(classifier: "Classifier", served: Path, run_id: str, name: str) -> str:
-    """Log a model and its served form to a run, with signature, example and pinned requirements; return its URI."""
+def log_model(classifier: "Classifier", beside: Path, run_id: str, name: str) -> str:
+    """Log a model to a run, with signature, example, pinned requirements and what is `beside` it; return its URI."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -181,9 +191,13 @@ def log_model(classifier: "Classifier", served: Path, run_id: str, name: str) ->
             signature=signature,
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in PINNED],
-            extra_files=[str(served / file) for file in SERVED_FILES],
+            extra_files=[str(beside / file) for file in (*SERVED_FILES, LEARNED_FROM_FILE)],
         )
     return str(logged.model_uri)
+
+
+def _rounded(score: float | None) -> str:
+    return "none" if score is None else f"{score:.4f}"
 
 
 def find_version(client: "MlflowClient", name: str, content_hash: str) -> "ModelVersion | None":
@@ -196,7 +210,7 @@ def register(
     client: "MlflowClient",
     classifier: "Classifier",
     folder: Path,
-    golden: list[Pixels],
+    results: Results,
     run_id: str,
     name: str,
     tags: dict[str, str],
@@ -214,7 +228,10 @@ def register(
         log.info("The same model is registered already, as version %s", known.version)
         return known
     with tempfile.TemporaryDirectory() as scratch:
+        manifest = pd.read_parquet(results.manifest)
+        golden = golden_images(manifest, results.datasets)
         write_checked_served(classifier, folder, golden, Path(scratch))
+        learned_from(manifest).to_parquet(Path(scratch) / LEARNED_FROM_FILE, index=False)
         uri = log_model(classifier, Path(scratch), run_id, name)
     # The tags come with the version in one call: a crash in between cannot leave a version without its hash.
     return mlflow.register_model(uri, name, tags={HASH_TAG: content_hash, **tags})
@@ -267,12 +284,13 @@ def run(params: Params, results: Results, out: Path) -> None:
             "candidate": best,
             "trained_on": "+".join(metrics["trained_on"]),
             "demo": str(metrics["demo"]).lower(),
-            "test_f1": f"{metrics['test']['f1']:.4f}",
+            "contract": contract_state(results.validated, params),
+            **{f"test_{score}": _rounded(metrics["test"][score]) for score in ("f1", "auroc", "ece")},
+            **tracking.code_version(),
             **data_hashes(results.dvc_lock),
         }
         folder = results.models / best
-        golden = golden_images(results.manifest, results.datasets)
-        made = register(client, Classifier.load(folder), folder, golden, run_ids[best], name, tags)
+        made = register(client, Classifier.load(folder), folder, results, run_ids[best], name, tags)
         client.set_registered_model_alias(name, ALIAS, made.version)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
@@ -288,6 +306,7 @@ def main() -> None:
     parser = stage_parser(__doc__)
     for flag, meaning in {
         "--datasets": "folder with a folder per data set",
+        "--validated": "folder of the receipts of validate",
         "--models": "folder with a folder per candidate",
         "--candidates": "folder of the candidates' validation scores",
         "--histories": "folder of the candidates' histories",

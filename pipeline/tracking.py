@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "cracks"
 KEY_TAG = "cracks.key"
 CANDIDATE_TAG = "cracks.candidate"
+COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY_TAG = "cracks.dirty"
 # A server that is away is noticed in seconds, not after MLflow's default of minutes.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -34,8 +36,8 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over single files
 }
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
-WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock")
-NO_PART_OF_A_REPRO = {"flow"}  # sections of params.yaml that decide no result
+WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", "reports")
+NO_PART_OF_A_REPRO = {"flow", "retrain"}  # sections of params.yaml that decide no result
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
 METRICS_IN_A_REQUEST = 1000  # MLflow refuses more
 
@@ -81,7 +83,6 @@ def connect() -> tuple["MlflowClient", str]:
     from mlflow.exceptions import MlflowException
 
     uri = tracking_uri()
-    local = uri.startswith("sqlite:")
     for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor", "mlflow.store.db.utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
@@ -89,16 +90,28 @@ def connect() -> tuple["MlflowClient", str]:
             mlflow.set_tracking_uri(uri)
             mlflow.set_registry_uri(uri)
             client = mlflow.MlflowClient()
-            known = client.get_experiment_by_name(EXPERIMENT)
-            if known is not None:
-                return client, known.experiment_id
-            location = (project_root() / "mlflow" / "artifacts").as_uri() if local else None
-            return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+            return client, experiment_id(client, EXPERIMENT)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
             f"The tracking store {uri} does not answer: {first_line(error)}. Nothing is lost: start it, or "
             "correct MLFLOW_TRACKING_URI, and run again; finished stages are not repeated."
         ) from None
+
+
+def experiment_id(client: "MlflowClient", name: str) -> str:
+    """Return the id of the experiment of this name, created if need be."""
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        return str(known.experiment_id)
+    location = (project_root() / "mlflow" / "artifacts").as_uri() if tracking_uri().startswith("sqlite:") else None
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another process a moment ago
+            raise
+        return experiment_id(client, name)
 
 
 def code_version() -> dict[str, str]:
@@ -113,8 +126,8 @@ def code_version() -> dict[str, str]:
         commit = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in WRITTEN_BY_RUNS))
     except (subprocess.CalledProcessError, FileNotFoundError):
-        return {"mlflow.source.git.commit": os.environ.get("GIT_COMMIT", "unknown"), "cracks.dirty": "unknown"}
-    return {"mlflow.source.git.commit": commit, "cracks.dirty": str(bool(changed)).lower()}
+        return {COMMIT_TAG: os.environ.get("GIT_COMMIT", "unknown"), DIRTY_TAG: "unknown"}
+    return {COMMIT_TAG: commit, DIRTY_TAG: str(bool(changed)).lower()}
 
 
 def repro_key(params: Params, manifest: Path) -> str:

@@ -1,0 +1,115 @@
+"""`cracks promote`, `approve`, `rollback` and `history`: which model is in production, and why."""
+
+import argparse
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.commands import Commands
+
+if TYPE_CHECKING:
+    from pipeline.history import Record
+    from pipeline.params import Params
+    from pipeline.promote import Decided
+
+
+def add(commands: Commands) -> None:
+    """Add the parsers of the four."""
+    promote = commands.add_parser(
+        "promote",
+        help="put a model into production if it has earned it",
+        description="Hold a version against the rules; if all pass, it goes to production. Exit code 3: refused.",
+    )
+    promote.add_argument("version", nargs="?", metavar="VERSION", help="number or alias (default: challenger)")
+    promote.add_argument("--dry-run", action="store_true", help="decide, and neither move nor keep anything")
+    promote.set_defaults(run=_promote)
+
+    approve = commands.add_parser("approve", help="say yes to a promotion that waits for it")
+    approve.add_argument("version", metavar="VERSION", help="number")
+    approve.set_defaults(run=_approve)
+
+    for parser in (promote, approve):
+        parser.add_argument("--allow-dirty", action="store_true", help="take code that differs from its commit")
+
+    rollback = commands.add_parser("rollback", help="go back to what was in production before")
+    rollback.add_argument("--to", metavar="VERSION", help="number (default: the one before)")
+    rollback.add_argument("--reason", required=True, help="why; it is kept")
+    rollback.set_defaults(run=_rollback)
+
+    for parser in (promote, rollback):
+        parser.add_argument("--by", metavar="NAME", default=None, help="who asks (default: the user of this machine)")
+    approve.add_argument("--by", metavar="NAME", required=True, help="who says yes")
+
+    history = commands.add_parser("history", help="print every decision about production, newest first")
+    history.add_argument("--json", action="store_true", help="with all rules and figures")
+    history.set_defaults(run=_history)
+
+
+def _promote(args: argparse.Namespace) -> None:
+    from pipeline import promote
+
+    by = args.by or getpass.getuser()
+    decided = promote.run(_params(), args.version, dry_run=args.dry_run, allow_dirty=args.allow_dirty, by=by)
+    _finish(decided, "Nothing was moved or kept: a dry run." if args.dry_run else "")
+
+
+def _approve(args: argparse.Namespace) -> None:
+    from pipeline import promote
+
+    _finish(promote.approve(_params(), args.version, allow_dirty=args.allow_dirty, by=args.by))
+
+
+def _rollback(args: argparse.Namespace) -> None:
+    from pipeline import promote
+
+    _finish(promote.rollback(_params(), args.to, args.reason, args.by or getpass.getuser()))
+
+
+def _history(args: argparse.Namespace) -> None:
+    import json
+
+    from pipeline.history import opened
+
+    with opened(_params().register_as.name) as history:
+        records, production = history.records(), history.production()
+        if args.json:
+            print(json.dumps([record.as_dict() | history.details(record) for record in records], indent=2))
+            return
+    for record in records:
+        print(_line(record))
+    latest = next((record.version for record in records if record.has_moved), None)
+    if production != latest:
+        print(f"The alias production is at {production or 'no version'}; it was not moved by a decision.")
+    elif not records:
+        print("Nothing was decided yet. `cracks promote` does.")
+
+
+def _params() -> "Params":
+    from pipeline.params import load_params
+    from pipeline.tracking import project_root
+
+    return load_params(Path(project_root()) / "params.yaml")
+
+
+def _finish(decided: "Decided", more: str = "") -> None:
+    from pipeline.errors import RefusedError
+
+    record = decided.record
+    width = max(len(result.name) for result in decided.results)
+    for result in decided.results:
+        print(f"{'pass' if result.passed else 'FAIL'}  {result.name:<{width}}  {result.text}")
+    n_failed = sum(not result.passed for result in decided.results)
+    if record.outcome == "refused":
+        raise RefusedError(f"Version {record.version} is refused, {n_failed} of {len(decided.results)} rules fail. "
+                           "Nothing has moved.")  # fmt: skip
+    print(_line(record))
+    if record.outcome == "pending":
+        print(f"It waits for a person: cracks approve {record.version} --by NAME")
+    if more:
+        print(more)
+
+
+def _line(record: "Record") -> str:
+    change = f"version {record.version}" + (f" (was {record.previous})" if record.previous else "")
+    text = f"  {record.text}" if record.text else ""
+    return f"{record.time}  {record.outcome:<11}  {change}  by {record.by}{text}"
