@@ -9,3 +9,4 @@ from pipeline.tracking import project_root
 os.environ.setdefault("PREFECT_HOME", str(project_root() / ".prefect"))
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")  # what it says belongs in the log of the run
