@@ -1,6 +1,5 @@
 """Retraining by itself: from an archive in the inbox to production, and nothing twice."""
 
-import sqlite3
 import sys
 import zipfile
 from typing import Any
@@ -53,12 +52,15 @@ def test_road(project: Project) -> None:
     prepare(project)
     drop(project)
     import time
+
     t = time.monotonic()
-    print(retrain(project)); print(time.monotonic() - t)
+    print(retrain(project))
+    print(time.monotonic() - t)
     print(project.model_versions())
     print((project.root / "data" / "batches.json").read_text())
     print(project.run("git", "log", "--stat").stdout, project.run("git", "status", "--short").stdout)
     t = time.monotonic()
-    print(retrain(project)); print(time.monotonic() - t)
+    print(retrain(project))
+    print(time.monotonic() - t)
     print(project.run("cracks", "batches").stdout)
     assert 0
