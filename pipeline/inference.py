@@ -28,25 +28,38 @@ N_THREADS = os.cpu_count() or 1
 
 
 class Embedder:
-    """A frozen backbone, ready to run; each thread decodes a batch and then computes it, so that no core waits."""
+    """A frozen backbone, ready to run."""
 
     def __init__(self, backbone: Backbone) -> None:
         model = build_embedder(backbone)
         self.n_features: int = model.output["features"].shape[-1]
-        self._compute = tensorflow_compute(model) if tf.config.list_physical_devices("GPU") else openvino_compute(model)
+        self._compute = compute_of(model)
 
     def features(self, images: Images) -> Features:
         """Return the features of all images, float16, (n, n_features)."""
-        features = np.empty((len(images.sizes), self.n_features), np.float16)
+        return computed(self._compute, images, (self.n_features,))
 
-        def fill(positions: npt.NDArray[np.int64]) -> None:
-            batch = np.stack([images.pixels(int(position)) for position in positions])
-            features[positions] = self._compute(batch)
 
-        with ThreadPoolExecutor(N_THREADS) as pool:
-            for _ in pool.map(fill, batches_by_size(images.sizes, BATCH_IMAGES)):
-                pass  # raises what a batch raised
-        return features
+def computed(compute: Compute, images: Images, shape: tuple[int, ...]) -> Features:
+    """Return what `compute` makes of all images, float16, (n, *shape).
+
+    Each thread decodes a batch and then computes it, so that no core waits.
+    """
+    results = np.empty((len(images.sizes), *shape), np.float16)
+
+    def fill(positions: npt.NDArray[np.int64]) -> None:
+        batch = np.stack([images.pixels(int(position)) for position in positions])
+        results[positions] = compute(batch)
+
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for _ in pool.map(fill, batches_by_size(images.sizes, BATCH_IMAGES)):
+            pass  # raises what a batch raised
+    return results
+
+
+def compute_of(model: keras.Model) -> Compute:
+    """Return `model` (uint8 images -> {"features"}) as a function of one batch: on the GPU, or fast on the CPU."""
+    return tensorflow_compute(model) if tf.config.list_physical_devices("GPU") else openvino_compute(model)
 
 
 def tensorflow_compute(model: keras.Model) -> Compute:
@@ -99,20 +112,21 @@ def shards_of(n_images: int) -> list[range]:
 
 def has_shard(folder: Path, shard: range) -> bool:
     """Return whether an earlier run has finished a shard in `folder`."""
-    return _shard_path(folder, shard).exists()
+    return shard_path(folder, shard).exists()
 
 
 def kept_shard(folder: Path, shard: range) -> Features:
     """Return a shard that is kept in `folder`."""
-    features: Features = np.load(_shard_path(folder, shard))
+    features: Features = np.load(shard_path(folder, shard))
     return features
 
 
 def keep_shard(folder: Path, shard: range, features: Features) -> None:
     """Keep a finished shard in `folder`, whole or not at all."""
-    with replacing(_shard_path(folder, shard)) as partial, partial.open("wb") as file:
+    with replacing(shard_path(folder, shard)) as partial, partial.open("wb") as file:
         np.save(file, features)
 
 
-def _shard_path(folder: Path, shard: range) -> Path:
+def shard_path(folder: Path, shard: range) -> Path:
+    """Return the file of a shard."""
     return folder / f"{shard.start:09}.npy"

@@ -171,6 +171,11 @@ class Finetune(Section):
     head: Phase
     tuning: Phase
     unfreeze_from: str = Field(description="first layer of the backbone that the second phase trains")
+    kept_views: int | None = Field(
+        ge=1,
+        description="augmented versions of an image that go through the frozen layers once, and are kept on disk; "
+        "null: augmented anew each epoch, all layers computed each time",
+    )
     seed: int
 
 

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +66,34 @@ class Project:
 
     root: Path
 
-    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project as a person would in the activated environment."""
+    def environment(self, **env: str) -> dict[str, str]:
+        """Return the activated environment of the project, with `env` besides."""
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         bin_folder = str(Path(sys.executable).parent)
         settings = {"PATH": f"{bin_folder}:{kept['PATH']}", "PYTHONPATH": str(self.root), "PYTHONUNBUFFERED": "1"}
+        return kept | settings | env
+
+    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project as a person would in the activated environment."""
         return subprocess.run(
-            command, cwd=self.root, env=kept | settings | env, capture_output=True, text=True, timeout=600, check=False
+            command,
+            cwd=self.root,
+            env=self.environment(**env),
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen[bytes]:
+        """Start a command in the project, to be killed; what it prints goes nowhere."""
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment(**env),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     def repro(self, *arguments: str, **env: str) -> str:
@@ -97,6 +119,14 @@ class Project:
                 "select cast(v.version as text), coalesce(a.alias, '') from model_versions v left join "
                 "registered_model_aliases a on a.name = v.name and a.version = v.version order by v.version"
             ).fetchall()
+
+
+def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
+    """Return as soon as `is_so()` is true; fail when that takes too long."""
+    deadline_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline_s, f"not so within {timeout_s:g} s"
+        time.sleep(0.02)
 
 
 def copy_of(root: Path, target: Path) -> Project:

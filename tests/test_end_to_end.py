@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import SMALL_RECIPE, Project
+from conftest import SMALL_RECIPE, Project, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +52,28 @@ def test_the_flow_shows_every_stage_as_cached(project: Project) -> None:
     stages = project.run("dvc", "stage", "list", "--name-only").stdout.split()
     assert len(stages) == 8
     assert [stage for stage in stages if f"Task run '{stage}' - Finished in state Cached" not in printed] == []
+
+
+def test_a_training_that_was_killed_goes_on_and_ends_with_the_scores_of_an_undisturbed_one(project: Project) -> None:
+    scores = project.json("reports/candidates/finetune.json")
+    command = yaml.safe_load((project.root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["train"]["do"]["cmd"]
+    command = command.replace("${key}", "finetune").replace("${item.backbone}", "mobilenet-v2").split()
+    shutil.rmtree(project.root / "models" / "finetune")
+    (project.root / "reports" / "candidates" / "finetune.json").unlink()
+
+    killed = project.start(sys.executable, *command[1:])
+    wait_until(lambda: list(project.root.glob("data/checkpoints/train/finetune/*/history.jsonl")))
+    killed.kill()
+    killed.wait()
+    assert not (project.root / "models" / "finetune").exists()
+    (kept,) = project.root.glob("data/checkpoints/train/finetune/*/history.jsonl")
+    assert kept.read_text(encoding="utf-8").count("head") == 1
+
+    finished = project.run(sys.executable, *command[1:])
+    assert finished.returncode == 0, finished.stderr
+    again = project.json("reports/candidates/finetune.json")
+    for name in ("selection_loss", "f1", "auroc", "ece", "threshold"):
+        assert again[name] == pytest.approx(scores[name], rel=1e-4), name
 
 
 def test_touching_a_setting_of_a_candidate_retrains_that_candidate_alone(project: Project) -> None:

@@ -30,6 +30,7 @@ FINETUNE = {
     "head": {"optimizer": "adam", "learning_rate": 0.003, "max_epochs": 3, "patience_epochs": None},
     "tuning": {"optimizer": "rmsprop", "learning_rate": 0.0001, "max_epochs": 4, "patience_epochs": 2},
     "unfreeze_from": "block_13",
+    "kept_views": None,
     "seed": 0,
 }
 DOCUMENT = {

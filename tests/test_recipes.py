@@ -4,8 +4,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pipeline import frozen
 from pipeline.backbones import build_backbone
 from pipeline.errors import CracksError
+from pipeline.inference import computed
 from pipeline.params import Backbone, Finetune
 from pipeline.recipes import History, fit_finetune
 
@@ -50,6 +52,7 @@ def finetune(**changes):
         "head": {"optimizer": "adam", "learning_rate": 0.01, "max_epochs": 1, "patience_epochs": None},
         "tuning": {"optimizer": "rmsprop", "learning_rate": 0.001, "max_epochs": 2, "patience_epochs": 2},
         "unfreeze_from": UNFROZEN_FROM,
+        "kept_views": None,
         "seed": 0,
     }
     return Finetune(**settings | changes)
@@ -96,10 +99,11 @@ def test_an_unknown_layer_is_refused_before_anything_is_trained(tmp_path, draw_t
     assert history.rows == []
 
 
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory, draw_tile):
+@pytest.fixture(scope="module", params=[None, 2], ids=["images", "kept views"])
+def tuned(tmp_path_factory, draw_tile, request):
     """A fine-tuning that is killed at the end of the second epoch of its second phase, and then goes on."""
     folder = tmp_path_factory.mktemp("unfinished")
+    settings = finetune(kept_views=request.param)
     train, validation = Tiles(draw_tile, range(8)), Tiles(draw_tile, range(50, 54))
     killed_steps, resumed_steps = [], []
 
@@ -110,10 +114,13 @@ def tuned(tmp_path_factory, draw_tile):
 
     history = History(folder / "history.jsonl", die_at_the_third)
     with pytest.raises(KilledError, match="at the third epoch"):
-        fit_finetune(BACKBONE, train, validation, finetune(), history)
+        fit_finetune(BACKBONE, train, validation, settings, history)
     history = History(folder / "history.jsonl", lambda step, values: resumed_steps.append(step))
-    classifier = fit_finetune(BACKBONE, train, validation, finetune(), history)
+    classifier = fit_finetune(BACKBONE, train, validation, settings, history)
+    undisturbed = History(tmp_path_factory.mktemp("undisturbed") / "history.jsonl", ignore)
     return SimpleNamespace(
+        undisturbed=fit_finetune(BACKBONE, train, validation, settings, undisturbed),
+        undisturbed_history=undisturbed,
         killed_steps=killed_steps,
         resumed_steps=resumed_steps,
         history=history,
@@ -137,6 +144,32 @@ def test_a_killed_fine_tuning_goes_on_at_the_epoch_that_it_had_not_finished(tune
         (1, "tuning", 0),
         (2, "tuning", 1),
     ]
+
+
+@pytest.mark.slow
+def test_a_killed_fine_tuning_ends_as_an_undisturbed_one(tuned):
+    for one, other in zip(tuned.classifier.get_weights(), tuned.undisturbed.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    losses = [[row["val_loss"] for row in history.rows] for history in (tuned.history, tuned.undisturbed_history)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_is_frozen_is_computed_once_for_each_view_and_not_again_after_a_kill(tmp_path, draw_tile, monkeypatch):
+    train, validation, n_computed = Tiles(draw_tile, range(8)), Tiles(draw_tile, range(50, 54)), []
+
+    def counting(compute, images, shape):
+        n_computed.append(len(images.sizes))
+        return computed(compute, images, shape)
+
+    def die(step, values):
+        raise KilledError("at the first epoch")
+
+    monkeypatch.setattr(frozen, "computed", counting)
+    with pytest.raises(KilledError, match="at the first epoch"):
+        fit_finetune(BACKBONE, train, validation, finetune(kept_views=3), History(tmp_path / "history.jsonl", die))
+    fit_finetune(BACKBONE, train, validation, finetune(kept_views=3), History(tmp_path / "history.jsonl", ignore))
+    assert n_computed == [3 * 8, 4]
 
 
 @pytest.mark.slow

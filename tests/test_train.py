@@ -61,6 +61,7 @@ PARAMS = {
             "head": {"optimizer": "adam", "learning_rate": 0.01, "max_epochs": 1, "patience_epochs": None},
             "tuning": {"optimizer": "adam", "learning_rate": 0.001, "max_epochs": 2, "patience_epochs": 2},
             "unfreeze_from": "block_16_expand",
+            "kept_views": None,
             "seed": 0,
         },
     },
@@ -177,7 +178,7 @@ def test_unfinished_work_has_another_folder_for_each_setting(name, tmp_path):
     folders += [checkpoint_folder(tmp_path, manifest, with_setting(*change), name) for change in changes.items()]
     manifest.write_bytes(b"another split")
     folders += [checkpoint_folder(tmp_path, manifest, Params.model_validate(PARAMS), name)]
-    assert len(folders) == len(changes) + 2 == (11 if name == "probe" else 19)
+    assert len(folders) == len(changes) + 2 == (11 if name == "probe" else 20)
     assert len(set(folders)) == len(folders)
 
 
