@@ -13,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := uv --quiet
 
-.PHONY: help install run test test-fast lint flow up down status lock clean
+.PHONY: help install run test test-fast lint flow up down status gc lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -48,7 +48,7 @@ run: .venv/installed  ## from the data in params.yaml to a registered model
 	@cracks registered || dvc repro --single-item --force register
 	@cracks summary
 
-flow: .venv/installed  ## the same stages as a Prefect flow, with an embedded server
+flow: .venv/installed  ## the same stages as a Prefect flow, on the server of `make up` or an embedded one
 	@python -m flows.training
 
 PREFECT_PORT ?= 4200
@@ -72,6 +72,9 @@ test-fast: .venv/installed-dev  ## the tests that take seconds
 
 lint: .venv/installed-dev  ## ruff, mypy, hadolint
 	@ruff check . && ruff format --check . && mypy && hadolint Dockerfile
+
+gc: .venv/installed  ## show what is older than `retention` in params.yaml; CONFIRM=yes deletes it
+	@python -m flows.gc $(if $(filter yes,$(CONFIRM)),--delete)
 
 lock: .venv/bin/uv  ## renew both locks from pyproject.toml
 	@$(UV) pip compile pyproject.toml --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url --upgrade --output-file requirements.lock

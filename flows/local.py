@@ -6,7 +6,6 @@ log under .prefect/logs/. `down` ends the processes that `up` wrote down, and no
 
 import argparse
 import importlib.util
-import json
 import logging
 import os
 import socket
@@ -22,8 +21,8 @@ import httpx
 import psutil
 
 from flows import processes
+from flows.services import PREFECT, Started, services_started, write_started
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.files import write_json
 from pipeline.heartbeat import LATE_S, heartbeat_age_s
 from pipeline.stage import run_main
 from pipeline.tracking import project_root, tracking_uri
@@ -49,12 +48,6 @@ class Service:
     variables: dict[str, str] = field(default_factory=dict)
 
 
-class Started(processes.Holder):
-    """What is written down of a service that was started."""
-
-    address: str | None
-
-
 def services(prefect_port: int, mlflow_port: int, api_port: int) -> list[Service]:
     """Return what runs here, in the order in which it starts."""
     found: list[Service] = []
@@ -75,7 +68,12 @@ def services(prefect_port: int, mlflow_port: int, api_port: int) -> list[Service
 def _prefect(port: int) -> Service:
     address = f"http://{HOST}:{port}"
     command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return Service("prefect", command, address, lambda _: _answers(f"{address}/api/health"))
+    # The page asks this address for its data; by itself it would ask port 4200.
+    variables = {
+        "PREFECT_SERVER_UI_API_URL": f"{address}/api",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    }
+    return Service(PREFECT, command, address, lambda _: _answers(f"{address}/api/health"), variables)
 
 
 def _mlflow(port: int) -> Service:
@@ -111,29 +109,29 @@ def up(wanted: list[Service]) -> None:
         UnavailableError: a service ended or did not get healthy; its log says why. The ones before it go on.
     """
     for service in wanted:
-        started = _started()
+        started = services_started()
         holder = started.get(service.name)
         if holder is None or not processes.is_alive(holder):
             _check_port(service)
             holder = {**processes.holder_of(_start(service)), "address": service.address}
-            _write_started(started | {service.name: holder})
+            write_started(started | {service.name: holder})
         _wait_until_healthy(service, holder)
         log.info("%-8s %s", service.name, holder["address"] or "serves the schedules")
 
 
 def down() -> None:
     """End what `up` started, in the reverse order, each with the processes that it started."""
-    started = _started()
+    started = services_started()
     for name, holder in reversed(started.items()):
         if processes.is_alive(holder):
             processes.end_tree(psutil.Process(holder["pid"]), END_S)
             log.info("%-8s ended", name)
-    _write_started({})
+    write_started({})
 
 
 def status() -> None:
     """Say what runs, when the schedules last gave a sign of life, and how the last runs went."""
-    started = _started()
+    started = services_started()
     for name, holder in started.items():
         state = "runs" if processes.is_alive(holder) else "is dead"
         log.info("%-8s %s  %s", name, state, holder["address"] or "")
@@ -145,8 +143,7 @@ def status() -> None:
     else:
         late = " That is late: see .prefect/logs/flows.log, then `make up`." if age_s > LATE_S else ""
         log.info("The schedules last gave a sign of life %.0f s ago.%s", age_s, late)
-    prefect = started.get("prefect")
-    address = os.environ.get(PREFECT_VARIABLE) or (f"{prefect['address']}/api" if prefect else None)
+    address = os.environ.get(PREFECT_VARIABLE)  # where it is ours, the package has set it
     for line in _last_runs(address) if address else ():
         log.info(line)
 
@@ -217,22 +214,6 @@ def _answers(address: str) -> bool:
 
 def _log_file(name: str) -> Path:
     return project_root() / ".prefect" / "logs" / f"{name}.log"
-
-
-def _record() -> Path:
-    return project_root() / ".prefect" / "local.json"
-
-
-def _started() -> dict[str, Started]:
-    try:
-        found: dict[str, Started] = json.loads(_record().read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return found
-
-
-def _write_started(started: dict[str, Started]) -> None:
-    write_json(_record(), started)
 
 
 def main() -> None:

@@ -77,9 +77,13 @@ def superseded(flow_runs: Iterable[FlowRun], now: datetime) -> list[FlowRun]:
     kept, and none that was due before another started.
     """
     known = list(flow_runs)
-    last_start = max((run.start_time for run in known if run.start_time), default=None)
+    last_start = max((run.start_time for run in known if run.start_time and _has_run(run)), default=None)
     overdue = sorted((run for run in known if _is_overdue(run, now)), key=_due)
     return [run for run in overdue if run is not overdue[-1] or (last_start is not None and _due(run) <= last_start)]
+
+
+def _has_run(run: FlowRun) -> bool:
+    return run.state_type not in (StateType.SCHEDULED, StateType.CANCELLED)  # a cancelled one has a start time too
 
 
 def _is_overdue(run: FlowRun, now: datetime) -> bool:

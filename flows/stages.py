@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import psutil
 import yaml
@@ -116,22 +115,21 @@ class StageRunner:
             lines.append(line)
             log_line(line)
 
-        process = self._start(stage)
-        reader = threading.Thread(target=_read, args=(process.stdout, take))
-        reader.start()
         limit_minutes = self._settings.stage_timeout_minutes
         hung = False
-        try:
-            process.wait(limit_minutes * 60)
-        except subprocess.TimeoutExpired:
-            hung = True
-        finally:
-            # With DVC its stage's own processes end: one that outlived it would write under the next one's hands.
-            processes.end_group(process.pid)
-            process.wait()
-            with self._guard:
-                self._groups.discard(process.pid)
-            reader.join()
+        with self._start(stage) as process:
+            reader = threading.Thread(target=_read, args=(process.stdout or (), take))
+            reader.start()
+            try:
+                process.wait(limit_minutes * 60)
+            except subprocess.TimeoutExpired:
+                hung = True
+            finally:
+                # What of its processes outlived DVC would write under the next one's hands.
+                processes.end_group(process.pid)
+                reader.join()
+                with self._guard:
+                    self._groups.discard(process.pid)
         if hung:
             raise CracksError(
                 f"Stage {stage} was still running after {limit_minutes:g} minutes and was ended. See in the log where "
@@ -161,8 +159,8 @@ class StageRunner:
             return process
 
 
-def _read(output: IO[str] | None, take: LogLine) -> None:
-    for line in output or ():
+def _read(output: Iterable[str], take: LogLine) -> None:
+    for line in output:
         if line.strip():
             take(line.rstrip())
 

@@ -11,9 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import runs, stages
+from flows import artifacts, runs, stages
 from pipeline.errors import CracksError
-from pipeline.params import load_params
+from pipeline.params import Params, load_params
 from pipeline.stage import run_main
 from pipeline.tracking import project_root
 
@@ -68,19 +68,36 @@ def _announce(finished: queue.Queue[str], stage: str, _: PrefectFuture[State]) -
 def training() -> State:
     """Take the data in params.yaml to a registered model; where a stage fails, what needs it is not started."""
     log = get_run_logger()
-    settings = load_params(project_root() / "params.yaml").flow
     runs.end_orphans(log.warning)
     stages.end_orphans(log.warning)
     stages.clear_locks(log.warning)
+    try:
+        params, reports = load_params(project_root() / "params.yaml"), project_root() / "reports"
+        outcome = reproduce_all(params)
+        artifacts.publish_contracts(params, reports)
+        if outcome.is_completed():
+            artifacts.publish_results(params, reports)
+    except CracksError as error:  # a state, as above
+        return Failed(message=str(error))
+    return outcome
+
+
+def reproduce_all(params: Params) -> State:
+    """Bring every stage up to date, each as a task; to be called in a flow.
+
+    Raises:
+        CracksError: DVC cannot read the stages.
+    """
     graph = stages.read_graph()
-    runner = stages.StageRunner(settings)
+    runner = stages.StageRunner(params.flow)
 
     def submit(stage: str, upstream: Futures) -> PrefectFuture[State]:
         unchanged = not graph[stage].has_changed and all(future.state.name == "Cached" for future in upstream.values())
         return run_stage.submit(stage, not unchanged, runner, return_state=False, wait_for=list(upstream.values()))
 
     try:
-        states = run_ready({name: stage.needs for name, stage in graph.items()}, submit, settings.max_parallel_stages)
+        needs = {name: stage.needs for name, stage in graph.items()}
+        states = run_ready(needs, submit, params.flow.max_parallel_stages)
     finally:
         runner.end()
     return _outcome(states, sorted(graph.keys() - states.keys()))

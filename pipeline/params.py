@@ -257,6 +257,14 @@ class Flow(Section):
     retry_pause_s: float = Field(gt=0, description="before the first retry; doubled each time")
 
 
+class Retention(Section):
+    """How long what nobody uses any more is kept; `make gc` shows and deletes it."""
+
+    dvc_cache_days: int = Field(ge=1, description="data of commits; that of the workspace, branches and tags stays")
+    refused_models_days: int = Field(ge=1, description="files of models that the gate refused; their scores stay")
+    flow_runs_days: int = Field(ge=1, description="runs in Prefect that have ended")
+
+
 class Retrain(Section):
     """When new labelled batches are taken and trained on, and which data set they join."""
 
@@ -281,6 +289,7 @@ class Params(Section):
     register_as: Register = Field(alias="register")
     promote: Promote
     flow: Flow
+    retention: Retention
     retrain: Retrain
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ SETTINGS = {
 }
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
 WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", "reports")
-NO_PART_OF_A_REPRO = {"flow", "retrain"}  # sections of params.yaml that decide no result
+NO_PART_OF_A_REPRO = {"flow", "retention", "retrain"}  # sections of params.yaml that decide no result
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
 METRICS_IN_A_REQUEST = 1000  # MLflow refuses more
 

@@ -4,15 +4,17 @@ import io
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import yaml
@@ -66,11 +68,21 @@ class Project:
 
     root: Path
 
+    @property
+    def code(self) -> Path:
+        """Where the project's packages are: in it, or where it has none, in the repository."""
+        return self.root if (self.root / "pipeline").is_dir() else ROOT
+
+    @property
+    def log(self) -> Path:
+        """What the last command that was started printed."""
+        return self.root.with_name(f"{self.root.name}.log")
+
     def environment(self, **env: str) -> dict[str, str]:
         """Return the activated environment of the project, with `env` besides."""
         kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
         bin_folder = str(Path(sys.executable).parent)
-        settings = {"PATH": f"{bin_folder}:{kept['PATH']}", "PYTHONPATH": str(self.root), "PYTHONUNBUFFERED": "1"}
+        settings = {"PATH": f"{bin_folder}:{kept['PATH']}", "PYTHONPATH": str(self.code), "PYTHONUNBUFFERED": "1"}
         return kept | settings | env
 
     def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -86,15 +98,16 @@ class Project:
         )
 
     def start(self, *command: str, **env: str) -> subprocess.Popen[bytes]:
-        """Start a command in the project, to be killed; what it prints goes nowhere."""
-        return subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=self.environment(**env),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        """Start a command in the project, to be killed; what it prints goes to `log`."""
+        with self.log.open("wb") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self.environment(**env),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def repro(self, *arguments: str, **env: str) -> str:
         """Run `dvc repro`, which must succeed, and return what it printed."""
@@ -132,6 +145,41 @@ def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
 def copy_of(root: Path, target: Path) -> Project:
     shutil.copytree(root, target, symlinks=True)
     return Project(target)
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of the API of a real Prefect server."""
+    folder = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    settings = {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    }
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "server.log").open("w") as output:
+        server = subprocess.Popen(command, env=env | settings, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+    address, deadline_s = f"http://127.0.0.1:{port}/api", time.monotonic() + 120
+    try:
+        while not _answers(f"{address}/health"):
+            assert server.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline_s, "the server does not answer"
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
 
 
 @pytest.fixture(scope="session")

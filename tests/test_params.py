@@ -75,6 +75,7 @@ DOCUMENT = {
     },
     "register": {"name": "cracks"},
     "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
+    "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
     "retrain": {
         "dataset": "site",
         "cron": "0 3 * * *",

@@ -74,6 +74,8 @@ PARAMS = {
         "review_share_of_intact": 0,
     },
     "register": {"name": "cracks"},
+    "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
+    "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
 }
 ANOTHER = {
     "small": "other",

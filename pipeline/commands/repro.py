@@ -1,11 +1,9 @@
 """What `make run` asks before and after `dvc repro`: `cracks check`, `registered` and `summary`."""
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 from pipeline.commands import Commands
 
@@ -49,25 +47,7 @@ def _registered(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _read_report(folder: Path, name: str) -> dict[str, Any]:
-    from pipeline.errors import CracksError
-
-    try:
-        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise CracksError(f"There is no {folder / name}. Run `make run` first.") from None
-
-
 def _summary(args: argparse.Namespace) -> None:
-    metrics, registered = _read_report(args.reports, "metrics.json"), _read_report(args.reports, "registered.json")
-    if metrics["demo"]:
-        print("Demo: drawn images. These numbers say nothing about real concrete.")
-    print(f"Best candidate, chosen on validation: {metrics['candidate']}")
-    for name, scores in {"test": metrics["test"], **metrics["outside"]}.items():
-        auroc = "none" if scores["auroc"] is None else f"{scores['auroc']:.4f}"
-        print(f"  {name}: F1 {scores['f1']:.4f}, AUROC {auroc}, ECE {scores['ece']:.4f}, {scores['n']} images")
-    if registered["version"] is None:
-        print("Registered: nothing, this was an experiment")
-    else:
-        print(f"Registered: {registered['name']} version {registered['version']}, alias challenger")
-    print(f"Report: {args.reports / 'report.html'}")
+    from pipeline.results import summary_lines
+
+    print("\n".join(summary_lines(args.reports)))

@@ -1,0 +1,34 @@
+"""What a run came to, as artifacts that Prefect's page shows."""
+
+from pathlib import Path
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+from pipeline import results
+from pipeline.params import Params
+
+
+def publish_contracts(params: Params, folder: Path) -> None:
+    """Show how each data set, and the split, fared under its contract, green or red."""
+    for name in (*params.datasets, "split"):
+        if (folder / f"validation-{name}.json").exists():
+            report = results.read_report(folder, f"validation-{name}.json")
+            verdict = "met" if report["success"] else "BROKEN"
+            create_table_artifact(
+                results.contract_rows(report), f"contract-{_key(name)}", f"The contract of {name}: {verdict}"
+            )
+
+
+def publish_results(params: Params, folder: Path) -> None:
+    """Show the candidates, what the chosen one scores, and where its run and the report are."""
+    chosen = results.read_report(folder, "metrics.json")["candidate"]
+    rows = results.candidate_rows(folder, list(params.candidates), chosen)
+    create_table_artifact(rows, "candidates", "Scores on validation; the lowest selection loss is chosen")
+    create_markdown_artifact("\n\n".join(results.summary_lines(folder)), "result", "What the run came to")
+    registered = results.read_report(folder, "registered.json")
+    for name, address in results.mlflow_addresses(registered["run_id"]).items() if registered["run_id"] else ():
+        create_link_artifact(address, address, f"mlflow-{name}", f"The {name} in MLflow")
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")  # Prefect knows no other mark in a key

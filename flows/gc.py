@@ -1,0 +1,77 @@
+"""Delete what nobody uses any more, by `retention` in params.yaml: `python -m flows.gc [--delete]`; without, only show.
+
+Old data in DVC's cache, the files of models that the gate refused, and old runs in Prefect.
+"""
+
+import argparse
+import logging
+import subprocess
+from datetime import UTC, datetime, timedelta
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterEndTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES
+
+from pipeline.errors import CracksError
+from pipeline.params import load_params
+from pipeline.retention import clean_registry
+from pipeline.stage import run_main
+from pipeline.tracking import project_root
+
+log = logging.getLogger(__name__)
+
+
+def clean_cache(before: datetime, *, dry_run: bool) -> None:
+    """Let DVC delete what neither the workspace nor a branch, a tag or a commit since then names.
+
+    Raises:
+        CracksError: DVC could not; its own message is above.
+    """
+    command = ["dvc", "--wait-for-lock", "gc", "--workspace", "--force"]
+    if (project_root() / ".git").exists():
+        command += ["--all-branches", "--all-tags", "--date", f"{before:%Y-%m-%d}"]
+    finished = subprocess.run([*command, *(["--dry"] if dry_run else [])], cwd=project_root(), check=False)
+    if finished.returncode != 0:
+        raise CracksError(f"`{' '.join(command)}` failed, see above. Nothing else was deleted.")
+
+
+def clean_runs(client: SyncPrefectClient, before: datetime, *, dry_run: bool) -> int:
+    """Return how many runs ended before then, deleted unless it is a dry run."""
+    ended = FlowRunFilter(
+        end_time=FlowRunFilterEndTime(before_=before),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))),
+    )
+    n_found = 0
+    while page := client.read_flow_runs(flow_run_filter=ended, offset=n_found if dry_run else 0):
+        n_found += len(page)
+        for run in () if dry_run else page:
+            client.delete_flow_run(run.id)
+    return n_found
+
+
+def main() -> None:
+    """Show, or delete, what is older than its retention."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--delete", action="store_true", help="delete it; by default it is only shown")
+    dry_run = not parser.parse_args().delete
+    params, now = load_params(project_root() / "params.yaml"), datetime.now(UTC)
+    keep = params.retention
+    log.info("DVC's cache, of commits older than %d days:", keep.dvc_cache_days)
+    clean_cache(now - timedelta(days=keep.dvc_cache_days), dry_run=dry_run)
+    log.info("Models that were refused more than %d days ago:", keep.refused_models_days)
+    clean_registry(params.register_as.name, now - timedelta(days=keep.refused_models_days), dry_run=dry_run)
+    log.info("Runs in Prefect that ended more than %d days ago:", keep.flow_runs_days)
+    with get_client(sync_client=True) as client:
+        n_runs = clean_runs(client, now - timedelta(days=keep.flow_runs_days), dry_run=dry_run)
+    log.info("%d runs", n_runs)
+    log.info("Nothing was deleted. `make gc CONFIRM=yes` deletes it." if dry_run else "Deleted.")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,40 @@
+"""The record of the services that `make up` has started on this machine."""
+
+import json
+from pathlib import Path
+
+from flows import processes
+from pipeline.files import write_json
+from pipeline.tracking import project_root
+
+PREFECT = "prefect"
+
+
+class Started(processes.Holder):
+    """What is written down of a service."""
+
+    address: str | None
+
+
+def services_started() -> dict[str, Started]:
+    """Return the services that were started, dead ones too, by name in the order of their start."""
+    try:
+        found: dict[str, Started] = json.loads(_record().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def write_started(started: dict[str, Started]) -> None:
+    """Write down which services were started."""
+    write_json(_record(), started)
+
+
+def local_prefect() -> str | None:
+    """Return the address of the API of the Prefect server that runs here, None where none does."""
+    server = services_started().get(PREFECT)
+    return f"{server['address']}/api" if server is not None and processes.is_alive(server) else None
+
+
+def _record() -> Path:
+    return project_root() / ".prefect" / "local.json"

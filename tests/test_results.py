@@ -1,0 +1,88 @@
+"""What the last run came to, as others show it."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from toy_project import CANDIDATES, diamond, toy_project
+
+from pipeline import results
+from pipeline.errors import CracksError
+
+
+@pytest.fixture
+def reports(tmp_path):
+    return toy_project(tmp_path / "project", diamond()).root / "reports"
+
+
+def test_a_broken_rule_comes_first_then_warnings_then_what_is_met():
+    def rule(text: str, severity: str, *, success: bool) -> dict[str, object]:
+        return {"text": text, "severity": severity, "success": success, "observed": "7"}
+
+    report = {
+        "rules": [
+            rule("a", "fail", success=True),
+            rule("b", "warn", success=False),
+            rule("c", "fail", success=False),
+        ]
+    }
+    assert results.contract_rows(report) == [
+        {"state": "BROKEN", "rule": "c", "seen": "7"},
+        {"state": "warning", "rule": "b", "seen": "7"},
+        {"state": "met", "rule": "a", "seen": "7"},
+    ]
+
+
+def test_candidates_come_in_the_order_of_their_loss_and_the_chosen_one_is_marked(reports):
+    worse = reports / "candidates" / f"{CANDIDATES[0]}.json"
+    worse.write_text(json.dumps(json.loads(worse.read_text()) | {"selection_loss": 0.5}))
+    rows = results.candidate_rows(reports, list(CANDIDATES), CANDIDATES[1])
+    assert [(row["candidate"], row["chosen"], row["selection_loss"]) for row in rows] == [
+        (CANDIDATES[1], "yes", "0.2000"),
+        (CANDIDATES[0], "", "0.5000"),
+    ]
+    assert rows[0]["auroc"] == "none"
+
+
+def test_the_summary_says_first_that_it_is_a_demo(reports):
+    lines = results.summary_lines(reports)
+    assert lines[0].startswith("Demo: drawn images")
+    assert "Registered: cracks version 1, alias challenger" in lines
+
+
+def test_a_report_that_is_not_there_names_the_command_that_writes_it(tmp_path):
+    with pytest.raises(CracksError, match="make run"):
+        results.read_report(tmp_path, "metrics.json")
+
+
+class OneRun(BaseHTTPRequestHandler):
+    """Answers as MLflow does about a run."""
+
+    def do_GET(self) -> None:
+        tags = [{"key": "mlflow.parentRunId", "value": "parent"}]
+        answer = {"run": {"info": {"experiment_id": "3"}, "data": {"tags": tags}}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_tracking_server_shows_the_run_and_the_report_of_its_parent(monkeypatch):
+    with HTTPServer(("127.0.0.1", 0), OneRun) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert results.mlflow_addresses("child") == {
+            "run": f"{address}/#/experiments/3/runs/child",
+            "report": f"{address}/#/experiments/3/runs/parent/artifacts/report.html",
+        }
+        server.shutdown()
+
+
+@pytest.mark.parametrize("uri", ["", "http://127.0.0.1:9"], ids=["a file", "away"])
+def test_without_a_tracking_server_there_are_no_addresses(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert results.mlflow_addresses("child") == {}

@@ -1,0 +1,90 @@
+"""What nobody uses any more is deleted, and nothing else."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from conftest import Project
+from toy_project import diamond, toy_project
+
+from pipeline.retention import delete, refused_models
+
+pytestmark = pytest.mark.slow
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def registry(tmp_path):
+    """Return a client of a registry with versions 1 refused, 2 refused but with an alias, 3 in production, 4 new."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client.create_registered_model("cracks")
+    for number, state in enumerate(["refused", "refused", "production", None], start=1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "MLmodel").write_text("a model")
+        client.create_model_version("cracks", folder.as_uri(), tags={"state": state} if state else None)
+    client.set_registered_model_alias("cracks", "challenger", "2")
+    return client
+
+
+def test_only_a_refused_version_without_an_alias_is_deleted_and_its_files_with_it(registry, tmp_path):
+    [found] = refused_models(registry, "cracks", NOW + timedelta(days=1))
+    assert found.version == "1"
+    delete(registry, found)
+    assert not (tmp_path / "1" / "MLmodel").exists()
+    assert {version.version for version in registry.search_model_versions("name = 'cracks'")} == {2, 3, 4}
+    assert (tmp_path / "2" / "MLmodel").exists()
+
+
+def test_a_version_that_was_refused_lately_stays(registry):
+    assert refused_models(registry, "cracks", NOW - timedelta(days=1)) == []
+
+
+def objects(project: Project) -> int:
+    return len(list((project.root / ".dvc" / "cache" / "files").rglob("*/*/*")))
+
+
+def test_the_cache_of_a_data_set_that_nothing_names_goes_when_it_is_confirmed(tmp_path, prefect_api):
+    project = toy_project(tmp_path / "project", diamond())
+    project.repro()
+    in_use = objects(project)
+    old = project.root / "old"
+    old.write_text("of no commit and not in the workspace")
+    assert project.run("dvc", "add", "old").returncode == 0
+    old.unlink()
+    (project.root / "old.dvc").unlink()
+    assert objects(project) == in_use + 1
+
+    def gc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        finished = project.run(sys.executable, "-m", "flows.gc", *arguments, PREFECT_API_URL=prefect_api)
+        assert finished.returncode == 0, finished.stderr
+        return finished
+
+    assert "Nothing was deleted" in gc().stderr
+    assert objects(project) == in_use + 1
+    gc("--delete")
+    assert objects(project) == in_use
+    assert "Running stage" not in project.repro()
+
+
+def test_runs_that_ended_before_the_retention_are_deleted_and_others_stay(prefect_api):
+    from prefect import flow
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.states import Completed
+
+    from flows.gc import clean_runs
+
+    with SyncPrefectClient(prefect_api) as client:
+        ended, going = (client.create_flow_run(flow(name="any")(lambda: None)) for _ in range(2))
+        client.set_flow_run_state(ended.id, Completed(), force=True)
+        soon = datetime.now(UTC) + timedelta(minutes=1)
+        assert clean_runs(client, NOW - timedelta(days=1), dry_run=False) == 0
+        assert clean_runs(client, soon, dry_run=True) >= 1
+        assert client.read_flow_run(ended.id)
+        assert clean_runs(client, soon, dry_run=False) >= 1
+        left = {run.id for run in client.read_flow_runs()}
+        assert ended.id not in left
+        assert going.id in left

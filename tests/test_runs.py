@@ -1,0 +1,58 @@
+"""Which runs of a schedule need not happen after a pause."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun, StateType
+
+from flows import processes
+from flows.runs import superseded
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+def run(due_min: float, state: StateType = StateType.SCHEDULED, started_min: float | None = None, **more) -> FlowRun:
+    """Return a run, due and started so many minutes after noon."""
+    started = None if started_min is None else NOON + timedelta(minutes=started_min)
+    due = NOON + timedelta(minutes=due_min)
+    fields = {"flow_id": uuid4(), "auto_scheduled": True, "state_type": state, "expected_start_time": due} | more
+    return FlowRun(start_time=started, **fields)
+
+
+def test_of_overdue_runs_the_newest_is_kept():
+    missed = [run(-30), run(-20), run(-10)]
+    assert superseded([*missed, run(10)], NOON) == missed[:2]
+
+
+def test_an_overdue_run_is_not_needed_where_another_started_after_it_was_due():
+    missed = run(-10)
+    assert superseded([missed, run(-20, StateType.RUNNING, started_min=-5)], NOON) == [missed]
+
+
+def test_one_that_came_due_after_the_last_start_is_kept():
+    assert superseded([run(-10), run(-20, StateType.COMPLETED, started_min=-15)], NOON) == []
+
+
+def test_a_cancelled_run_did_no_work_though_it_has_a_start_time():
+    assert superseded([run(-10), run(-20, StateType.CANCELLED, started_min=-5)], NOON) == []
+
+
+def test_a_run_that_a_person_asked_for_is_never_cancelled():
+    assert superseded([run(-30, auto_scheduled=False), run(-10)], NOON) == []
+
+
+def test_a_process_is_known_again_and_another_with_its_id_is_not():
+    this = json.loads(json.dumps(processes.this_process()))
+    assert processes.is_alive(this)
+    assert not processes.is_gone(this)
+    assert processes.is_gone(this | {"started_s": this["started_s"] - 3600})
+    assert processes.is_gone(this | {"pid": 2**22 + 1})
+
+
+@pytest.mark.parametrize("pid", [1, 2**22 + 1])
+def test_of_another_machines_process_nothing_is_said(pid):
+    elsewhere: processes.Holder = {"pid": pid, "started_s": 0, "host": "another"}
+    assert not processes.is_gone(elsewhere)
+    assert not processes.is_alive(elsewhere)

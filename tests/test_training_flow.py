@@ -1,0 +1,168 @@
+"""The training flow against a real Prefect server, on stages that are lines of shell."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from conftest import Project
+from toy_project import diamond, toy_project
+
+pytestmark = pytest.mark.slow
+
+FLOW = (sys.executable, "-m", "flows.training")
+# Goes on until the test puts a file there; then it is done at once, in a later run too.
+WAITS = "echo $$ > pid; while [ ! -e go ]; do sleep 0.1; done; cat a > left"
+SERVE_EVERY_4_S = """
+from datetime import timedelta
+from prefect.schedules import Schedule
+import flows.__main__ as served
+served.flows_and_schedules = lambda params: [(served.training, Schedule(interval=timedelta(seconds=4)))]
+served.main()
+"""
+
+
+class Server:
+    """What a test asks the server."""
+
+    def __init__(self, api: str) -> None:
+        self.api = api
+
+    def ask(self, what: str, **condition: object) -> list[dict[str, Any]]:
+        found = httpx.post(f"{self.api}/{what}/filter", json={"limit": 100, **condition}, timeout=30)
+        return list(found.raise_for_status().json())
+
+    def runs(self, *states: str) -> list[dict[str, Any]]:
+        """Return the runs in states of these names, by default all but those to come; the last started first."""
+        which = {"any_": states} if states else {"not_any_": ["Scheduled", "Late"]}
+        return self.ask("flow_runs", sort="START_TIME_DESC", flow_runs={"state": {"name": which}})
+
+    def tasks(self, run: dict[str, Any]) -> dict[str, str]:
+        """Return the state's name of each task of a run."""
+        found = self.ask("task_runs", flow_runs={"id": {"any_": [run["id"]]}})
+        return {task["name"]: task["state_name"] for task in found}
+
+
+@pytest.fixture
+def server(prefect_api: str) -> Server:
+    """Return the server without the deployments of the tests before."""
+    server = Server(prefect_api)
+    for deployment in server.ask("deployments"):
+        httpx.delete(f"{prefect_api}/deployments/{deployment['id']}").raise_for_status()
+    for run in server.ask("flow_runs"):
+        httpx.delete(f"{prefect_api}/flow_runs/{run['id']}").raise_for_status()
+    return server
+
+
+def wait_until(what: str, is_so: Callable[[], object], seconds: float = 120) -> None:
+    deadline_s = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline_s, f"not so after {seconds} s: {what}"
+        time.sleep(0.2)
+
+
+def stage_pid(project: Project) -> int:
+    """Return the process of the stage that waits, once it does."""
+    pid = project.root / "pid"
+    wait_until("the stage has started", lambda: pid.exists() and pid.read_text().strip())
+    return int(pid.read_text())
+
+
+def test_each_stage_is_a_task_and_the_results_are_artifacts(server, tmp_path):
+    project = toy_project(tmp_path / "project", diamond())
+    first = project.run(*FLOW, PREFECT_API_URL=server.api)
+    assert first.returncode == 0, first.stderr
+    [run] = server.runs()
+    assert (run["state_name"], set(server.tasks(run).values())) == ("Completed", {"Completed"})
+    assert set(server.tasks(run)) == {"first", "left", "right", "last"}
+    artifacts = {artifact["key"]: artifact["data"] for artifact in server.ask("artifacts")}
+    assert "contract-demo" in artifacts
+    assert "both labels are there" in artifacts["contract-demo"]
+    assert "finetune-mobilenet" in artifacts["candidates"]
+    assert "cracks version 1" in artifacts["result"]
+
+    again = project.run(*FLOW, PREFECT_API_URL=server.api)
+    assert again.returncode == 0, again.stderr
+    assert set(server.tasks(server.runs()[0]).values()) == {"Cached"}
+
+
+def test_a_failed_stage_stops_what_needs_it_and_nothing_else(server, tmp_path):
+    stages = diamond(left="echo 'error: the contract is broken' >&2; exit 3")
+    project = toy_project(tmp_path / "project", stages)
+    finished = project.run(*FLOW, PREFECT_API_URL=server.api)
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+    [run] = server.runs()
+    assert server.tasks(run) == {"first": "Completed", "left": "Failed", "right": "Completed"}
+    assert run["state"]["message"] == "Stage left failed. the contract is broken\nNot started: last."
+
+
+def test_a_mistake_in_params_fails_the_run_with_its_message(server, tmp_path):
+    project = toy_project(tmp_path / "project", diamond())
+    project.edit_params(lambda params: params["flow"].update(max_paralel_stages=3))
+    finished = project.run(*FLOW, PREFECT_API_URL=server.api)
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+    assert "did you mean max_parallel_stages?" in server.runs()[0]["state"]["message"]
+
+
+def test_sigterm_ends_the_flow_and_its_stages(server, tmp_path):
+    project = toy_project(tmp_path / "project", diamond(left=WAITS))
+    flow = project.start(*FLOW, PREFECT_API_URL=server.api)
+    pid = stage_pid(project)
+    flow.send_signal(signal.SIGTERM)
+    assert flow.wait(60) != 0
+    wait_until("the stage is gone", lambda: not psutil.pid_exists(pid), 10)
+    assert server.runs()[0]["state_name"] == "Crashed"
+
+
+def test_after_kill_9_the_next_run_sets_the_orphan_to_crashed_and_finishes_the_work(server, tmp_path):
+    project = toy_project(tmp_path / "project", diamond(left=WAITS))
+    flow = project.start(*FLOW, PREFECT_API_URL=server.api)
+    pid = stage_pid(project)
+    flow.kill()
+    flow.wait()
+    [killed] = server.runs()
+    assert killed["state_name"] == "Running"
+    assert psutil.pid_exists(pid)
+    (project.root / "pid").unlink()
+
+    again = project.start(*FLOW, PREFECT_API_URL=server.api)
+    assert stage_pid(project) != pid
+    assert not psutil.pid_exists(pid)
+    (project.root / "go").touch()
+    assert again.wait(120) == 0, project.log.read_text()
+    states = {run["id"]: run["state_name"] for run in server.runs()}
+    assert states.pop(killed["id"]) == "Crashed"
+    assert list(states.values()) == ["Completed"]
+    assert (project.root / "last").read_text() == "a\na\n"
+    assert "Running stage" not in project.repro()
+
+
+def test_a_served_schedule_fires_and_after_a_pause_what_was_missed_is_one_run(server, tmp_path):
+    project = toy_project(tmp_path / "project", diamond())
+    serve = (sys.executable, "-c", SERVE_EVERY_4_S)
+
+    flows = project.start(*serve, PREFECT_API_URL=server.api)
+    try:
+        wait_until("a run of the schedule has completed", lambda: server.runs("Completed"))
+    finally:
+        flows.kill()
+        flows.wait()
+    n_done = len(server.runs("Completed"))
+    assert server.runs("Completed")[0]["auto_scheduled"]
+    assert (project.root / ".prefect" / "heartbeat.json").exists()
+
+    wait_until("runs are late", lambda: len(server.runs("Late")) > 4)
+    flows = project.start(*serve, PREFECT_API_URL=server.api)
+    try:
+        wait_until("the pile is gone", lambda: not server.runs("Late"))
+        wait_until("a run has stood for it", lambda: len(server.runs("Completed")) > n_done)
+        assert len(server.runs("Cancelled")) > len(server.runs("Completed"))
+    finally:
+        flows.terminate()
+        assert flows.wait(60) == 0
