@@ -159,8 +159,9 @@ def main() -> None:
     population = populate(manifest, table[manifest["row"].to_numpy()].astype(np.float32), Path("data/datasets"))
     good = [accuracy(population, answers) for answers in population.good]
     poor = [accuracy(population, answers) for answers in population.poor]
-    print(f"{len(population.rows)} images of {population.rows['group'].nunique()} groups; weighted accuracy of "
-          f"the probes {min(good):.4f} to {max(good):.4f}, of the poor ones {min(poor):.4f} to {max(poor):.4f}")  # fmt: skip
+    n_groups = population.rows["group"].nunique()
+    print(f"{len(population.rows)} images of {n_groups} groups; weighted accuracy of the probes {min(good):.4f} to "
+          f"{max(good):.4f}, of the poor ones {min(poor):.4f} to {max(poor):.4f}")  # fmt: skip
     print(f"{'challenger':<28} {'groups':>6} {'promoted':>8} {'refused':>8} {'as a whole':>10} {'by a part':>10}")
     margin = params.promote.margins.test
     for kind, deficit in (("equally good", 0.0), (f"worse by {2 * margin:g}", 2 * margin)):

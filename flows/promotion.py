@@ -1,0 +1,67 @@
+"""The promotion and rollback flows: what `cracks promote` and `cracks rollback` do, started by Prefect.
+
+A refusal ends as Completed, with the name Refused: the gate has done its work, nothing is broken and there is nothing
+to try again. Failed is left for what is: no such version, the registry away.
+"""
+
+import argparse
+import getpass
+import sys
+
+from prefect import State, flow, get_run_logger
+from prefect.states import Completed, Failed
+
+from pipeline import promote
+from pipeline.errors import CracksError, RefusedError
+from pipeline.params import load_params
+from pipeline.promote import Decided
+from pipeline.stage import run_main
+from pipeline.tracking import project_root
+
+NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending approval", "rolled back": "Rolled back"}
+
+
+@flow(name="promotion")
+def promotion(version: str | None = None, by: str | None = None, *, allow_dirty: bool = False) -> State:
+    """Hold a version, by default the challenger, against the rules; if all pass, it goes to production."""
+    params = load_params(project_root() / "params.yaml")
+    try:
+        decided = promote.run(params, version, dry_run=False, allow_dirty=allow_dirty, by=by or getpass.getuser())
+    except RefusedError as error:
+        return Completed(message=str(error), name="Refused")
+    except CracksError as error:  # a state, not an exception: Prefect would log a traceback
+        return Failed(message=str(error))
+    return _ended(decided)
+
+
+@flow(name="rollback")
+def rollback(reason: str, to: str | None = None, by: str | None = None) -> State:
+    """Go back to what was in production before."""
+    params = load_params(project_root() / "params.yaml")
+    try:
+        return _ended(promote.rollback(params, to, reason, by or getpass.getuser()))
+    except CracksError as error:
+        return Failed(message=str(error))
+
+
+def _ended(decided: Decided) -> State:
+    for result in decided.results:
+        get_run_logger().info("%s  %s: %s", "pass" if result.passed else "FAIL", result.name, result.text)
+    record = decided.record
+    failed = ", ".join(result.name for result in decided.results if not result.passed)
+    message = f"version {record.version}: {record.outcome}" + (f", failing: {failed}" if failed else "")
+    return Completed(message=message, name=NAMES[record.outcome])
+
+
+def main() -> None:
+    """Run the promotion flow once, on the server of PREFECT_API_URL or on an embedded one."""
+    parser = argparse.ArgumentParser(description="Promote the challenger if it has earned it.")
+    parser.add_argument("--allow-dirty", action="store_true", help="take code that differs from its commit")
+    args = parser.parse_args()
+    state = promotion(allow_dirty=args.allow_dirty, return_state=True)
+    if not state.is_completed():
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)
