@@ -80,17 +80,14 @@ def supersede(images: pd.DataFrame) -> pd.DataFrame:
     Args:
         images: oldest first, positions 0..n-1 as index; columns sha256, label, is_review and `PROVENANCE`.
     """
-    reviewed = images.loc[images["is_review"], "sha256"]
-    places = images.index[images["sha256"].isin(reviewed)]
+    newest = images[images["is_review"]].drop_duplicates("sha256", keep="last")
+    review = images["sha256"].map(pd.Series(newest.index, index=newest["sha256"]))  # NaN where there is none
+    older = images.index[review > images.index]
+    columns = ["label", *PROVENANCE]
     result = images.copy()
-    gone: list[int] = []
-    for _, same in images.loc[places].groupby("sha256", sort=False):
-        for number, place in enumerate(same.index):
-            if number and same.loc[place, "is_review"]:
-                older = same.index[:number]
-                result.loc[older, ["label", *PROVENANCE]] = same.loc[place, ["label", *PROVENANCE]].to_numpy()
-                gone.append(place)
-    return result.drop(index=gone).reset_index(drop=True)
+    result.loc[older, columns] = images.loc[review[older].astype(int), columns].to_numpy()
+    is_there_already = images["is_review"] & images["sha256"].duplicated()
+    return result[~is_there_already].reset_index(drop=True)
 
 
 def _review(row: dict[str, str | None], where: str) -> tuple[str, Review]:
