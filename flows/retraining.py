@@ -3,8 +3,10 @@
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from prefect import State, flow, get_run_logger
+from prefect import Flow, State, flow, get_run_logger
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Failed
 
 from flows import runs, stages
@@ -20,7 +22,12 @@ NOTHING_TO_DO = "Nothing to do"
 TITLE = "Concrete cracks: "
 
 
-@flow(name="retraining", on_running=[runs.record_holder])
+def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell someone why a run failed, a defect too; a hook for `on_failure`."""
+    steps.tell_once(project_root(), "failure", f"{TITLE}retraining failed", str(state.message).splitlines())
+
+
+@flow(name="retraining", on_running=[runs.record_holder], on_failure=[tell_of_failure])
 def retraining() -> State:
     """Train on what is new in the inbox; where nothing is, say so."""
     log = get_run_logger()
@@ -34,7 +41,6 @@ def retraining() -> State:
     except RefusedError as error:
         return Completed(name=NOTHING_TO_DO, message=str(error))
     except CracksError as error:
-        steps.tell_once(root, "failure", f"{TITLE}retraining failed", str(error).splitlines())
         return Failed(message=str(error))
 
 
