@@ -14,7 +14,7 @@ import pytest
 from archive_writer import write_zip
 from conftest import Project
 from drawn_data import drawn_files
-from toy_project import toy_project
+from toy_project import toy_project, write_stages
 
 pytestmark = pytest.mark.slow
 
@@ -108,14 +108,14 @@ def test_a_batch_is_taken_trained_on_and_noted_once(undisturbed: dict[str, Any])
 def test_a_red_stage_fails_the_run_and_a_later_run_goes_on_with_the_batch(tmp_path: Path, prefect_api: str) -> None:
     project = make_project(tmp_path / "project")
     drop(project, "north.zip", seed=6)
-    stages = (project.root / "dvc.yaml").read_text()
-    (project.root / "dvc.yaml").write_text(stages.replace("sleep 1", "echo 'error: The data are red.'; exit 3"))
+    red = STAGES["train"] | {"cmd": "echo 'error: The data are red.'; exit 3"}
+    write_stages(project.root, STAGES | {"train": red})
     failed = retrain(project, prefect_api, expected_code=1)
     assert failed == "ended as Failed: Stage train failed. The data are red."
     assert outcome_of_record(project) == [("0001-north.zip", None)]
     (told,) = json.loads((project.root / "data" / "inbox" / ".told.json").read_text()).values()
     assert told == ["Concrete cracks: retraining failed", *failed.split("ended as Failed: ")[1:], *told[2:]]
-    (project.root / "dvc.yaml").write_text(stages)
+    write_stages(project.root, STAGES)
     assert retrain(project, prefect_api) == "ended as Completed: version 2 is promoted"
     assert outcome_of_record(project) == [("0001-north.zip", "2")]
 
