@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 SITE = "data/incoming/site"
 N_IMAGES = 60
-N_KILLS, SEED = int(os.environ.get("CRACKS_KILLS", "2")), 20260501
+N_KILLS, SEED = int(os.environ.get("CRACKS_KILLS", "1")), 20260501
 PATIENCE_S = 400
 SCHEDULE = """
 from prefect.types.entrypoint import EntrypointType
