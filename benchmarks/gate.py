@@ -168,7 +168,8 @@ def main() -> None:
         for n_groups in args.groups:
             passed = np.array([judge(population, trial, params)
                                for trial in trials(population, args.pairs, n_groups, deficit)])  # fmt: skip
-            promoted, whole, part = passed.all(axis=1).mean(), *(1 - passed.mean(axis=0))
+            promoted = passed.all(axis=1).mean()
+            whole, part = 1 - passed.mean(axis=0)
             print(f"{kind:<28} {n_groups:>6} {promoted:>8.1%} {1 - promoted:>8.1%} {whole:>10.1%} {part:>10.1%}")
 
 

@@ -1,11 +1,20 @@
 import json
+import math
 from itertools import product
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pipeline.bootstrap import N_RESAMPLES, SCORES, resampled_groups, scores_with_intervals, weighted_scorer
+from pipeline.bootstrap import (
+    N_RESAMPLES,
+    SCORES,
+    paired_difference,
+    resampled_groups,
+    scores_with_intervals,
+    weighted_accuracy,
+    weighted_scorer,
+)
 from pipeline.metrics import scores
 
 LABELS = np.array([True, True, True, False, False])
@@ -142,3 +151,43 @@ def test_what_one_label_cannot_tell_is_none(label):
     result = scores_with_intervals(np.full(6, label), np.full(6, 0.1), np.arange(6), 0.5)
     assert result["auroc"] is result["balanced_accuracy"] is result["balanced_f1"] is result["precision"] is None
     assert result["recall"] == (0 if label else None)
+
+
+def test_weighted_accuracy_weighs_each_label_by_what_a_mistake_costs_and_not_by_its_share():
+    right = np.array([True, True, False, True, False])  # recall 2/3, specificity 1/2
+    assert weighted_accuracy(LABELS, right, 0.5) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert weighted_accuracy(LABELS, right, 0.9) == pytest.approx(0.9 * 2 / 3 + 0.1 / 2)
+    assert weighted_accuracy(LABELS[:3], right[:3], 0.5) == pytest.approx(2 / 3)
+    assert math.isnan(weighted_accuracy(LABELS[:0], right[:0], 0.5))
+
+
+def test_the_difference_of_a_pair_is_that_of_their_weighted_accuracies():
+    labels, probabilities, groups = drawn()
+    first, second = (probabilities >= 0.5) == labels, (probabilities >= 0.4) == labels
+    found = paired_difference(labels, first, second, groups, 0.7)
+    assert found.value == pytest.approx(weighted_accuracy(labels, first, 0.7) - weighted_accuracy(labels, second, 0.7))
+    assert found.low < found.value
+    mirrored = paired_difference(labels, second, first, groups, 0.7)
+    assert (mirrored.value, mirrored.confidence) == (pytest.approx(-found.value), pytest.approx(1 - found.confidence))
+
+
+def test_what_two_models_have_in_common_does_not_widen_the_interval_of_their_difference():
+    labels = np.arange(200) % 2 == 0
+    first = np.arange(200) % 3 > 0  # wrong on a third of the images
+    found = paired_difference(labels, first, first, np.arange(200), 0.5)
+    assert (found.value, found.low, found.confidence) == (0, 0, 0.5)
+
+
+def test_a_pair_is_resampled_by_groups():
+    labels, groups = np.tile([True, False], 200), np.repeat(np.arange(20), 20)
+    first, second = np.ones(400, bool), np.repeat(np.arange(20) >= 4, 20)  # in four groups the second is wrong
+    by_group = paired_difference(labels, first, second, groups, 0.5)
+    by_image = paired_difference(labels, first, second, np.arange(400), 0.5)
+    # the share of 4 in 20 groups: the 2.5 % point of the binomial distribution is 1 of 20, its step 0.05
+    assert by_group.low == pytest.approx(0.05, abs=0.026)
+    assert by_image.low == pytest.approx(0.16, abs=0.02)
+
+
+def test_a_resample_without_a_crack_counts_against_the_challenger():
+    labels = np.arange(10) == 0
+    assert paired_difference(labels, np.ones(10, bool), np.zeros(10, bool), np.arange(10), 0.5).low == -1

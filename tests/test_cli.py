@@ -64,7 +64,8 @@ def write_reports(folder, version="3"):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["predict", "--help"], ["audit", "--help"], ["summary", "--help"], []]
+    "arguments",
+    [["--help"], ["predict", "--help"], ["audit", "--help"], ["promote", "--help"], ["summary", "--help"], []],
 )
 def test_help_is_given_without_importing_what_takes_long(arguments):
     finished = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
@@ -74,7 +75,18 @@ def test_help_is_given_without_importing_what_takes_long(arguments):
 def test_help_names_every_command(cracks, capsys):
     assert cracks("--help") == 0
     commands = re.findall(r"^    (\w+)", capsys.readouterr().out, re.MULTILINE)
-    assert commands == ["predict", "audit", "batches", "check", "registered", "summary"]
+    assert commands == [
+        "predict",
+        "audit",
+        "batches",
+        "promote",
+        "approve",
+        "rollback",
+        "history",
+        "check",
+        "registered",
+        "summary",
+    ]
 
 
 @pytest.mark.parametrize("stage", yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])

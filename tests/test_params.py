@@ -74,6 +74,15 @@ DOCUMENT = {
         "review_share_of_intact": 0.005,
     },
     "register": {"name": "cracks"},
+    "promote": {
+        "approval": "manual",
+        "floors": {"f1": 0.9, "recall": 0.8},
+        "max_ece": 0.1,
+        "min_slice_recall": 0.5,
+        "min_groups": 400,
+        "margins": {"test": 0.01, "slice": 0.03, "outside": 0.02},
+        "budgets": {"p95_ms": 250, "resident_mb": 1000, "size_mb": 100},
+    },
     "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
     "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
     "retrain": {
@@ -87,7 +96,7 @@ DOCUMENT = {
 
 def parameters(value, *place):
     """Yield the place of every parameter, leaving out what a person names freely and what picks the section."""
-    if not isinstance(value, dict) or (place and place[-1] in {"labels", "ranges", "photos"}):
+    if not isinstance(value, dict) or (place and place[-1] in {"labels", "ranges", "photos", "floors"}):
         return
     are_names = place in {("datasets",), ("backbones",), ("candidates",)}
     for key, inner in value.items():
@@ -367,3 +376,9 @@ def test_a_data_set_is_drawn_where_its_source_is_a_recipe():
     params = Params.model_validate(DOCUMENT)
     drawn = {name: dataset.is_drawn for name, dataset in params.datasets.items()}
     assert drawn == {"walls": False, "drawn": True, "site": False}
+
+
+def test_a_margin_that_so_few_groups_cannot_show_is_refused_with_the_number_needed(load):
+    with pytest.raises(CracksError, match=r"min_groups is 368, a margin of 0\.01 needs 369"):
+        load(with_value(("promote", "min_groups"), 368))
+    assert load(with_value(("promote", "min_groups"), 369)).promote.min_groups == 369

@@ -89,6 +89,7 @@ def write_results(root):
     """Write what the stages before `register` leave."""
     results = Results(
         datasets=root / "datasets",
+        validated=root / "validated",
         models=root / "models",
         candidates=root / "candidates",
         histories=root / "histories",
@@ -99,8 +100,9 @@ def write_results(root):
         dvc_lock=root / "dvc.lock",
     )
     save_model(results.models / PROBE)
-    for folder in (results.candidates, results.histories, results.plots):
+    for folder in (results.validated, results.candidates, results.histories, results.plots):
         folder.mkdir()
+    (results.validated / "demo.json").write_text(json.dumps({"dataset": "demo", "success": True}))
     for name, n_epochs in ((PROBE, 3), (FINETUNE, 2)):
         (results.candidates / f"{name}.json").write_text(json.dumps({"log_loss": 0.2, **SCORES}))
         steps = range(n_epochs)
@@ -112,7 +114,9 @@ def write_results(root):
     ingest_files(drawn_files(), results.datasets).rename(results.datasets / "demo")
     inventory = pd.read_parquet(results.datasets / "demo" / INVENTORY_FILE)[["path", "label", "sha256"]]
     sides = np.resize(["train", "validation", "test"], len(inventory))
-    manifest = inventory.assign(row=range(len(inventory)), split=sides, dataset="demo", group=inventory["sha256"])
+    manifest = inventory.assign(
+        row=range(len(inventory)), split=sides, dataset="demo", photo=None, group=inventory["sha256"]
+    )
     manifest.to_parquet(results.manifest)
     results.metrics.write_text(json.dumps(METRICS))
     results.report.write_text("<html>")
@@ -208,6 +212,7 @@ def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_writ
     flags = [
         "params",
         "datasets",
+        "validated",
         "models",
         "candidates",
         "histories",
@@ -244,7 +249,11 @@ def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
         "candidate": PROBE,
         "trained_on": "demo",
         "demo": "true",
+        "contract": "green",
         "test_f1": "0.8000",
+        "test_auroc": "none",
+        "test_ece": "0.1000",
+        **tracking.code_version(),
         "dvc.data/demo.yaml": "aaa",
         "dvc.data/datasets/demo": "ccc.dir",
     }
@@ -302,7 +311,15 @@ def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
     scores = {name: parent.data.metrics[name] for name in ("test.f1", "outside.bridge.f1", "split.leaks")}
     assert scores == {"test.f1": 0.8, "outside.bridge.f1": 0.3, "split.leaks": 0}
     names = {item.path for folder in (None, "plots") for item in project.client.list_artifacts(parent_id, folder)}
-    assert names == {"report.html", "metrics.json", "manifest.parquet", "plots", "plots/roc.csv"}
+    assert names == {
+        "report.html",
+        "metrics.json",
+        "manifest.parquet",
+        "dvc.lock",
+        "params.yaml",
+        "plots",
+        "plots/roc.csv",
+    }
     inputs = {tag.value: item.dataset.name for item in parent.inputs.dataset_inputs for tag in item.tags}
     assert inputs == {"train": "demo", "validation": "demo", "test": "demo"}
 
