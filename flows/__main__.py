@@ -55,21 +55,25 @@ def deployments(params: Params) -> list[RunnerDeployment]:
     ]
 
 
-def tidy_up() -> None:
-    """End what killed flows left, and cancel what a pause of the schedules piled up."""
+def tidy_up() -> bool:
+    """End what killed flows left, cancel what a pause piled up; return whether the Prefect server answered."""
     stages.end_orphans(log.warning)
     try:
         runs.end_orphans(log.warning)
         runs.collapse_late(log.warning)
     except (httpx.HTTPError, PrefectException) as error:
         log.warning("The Prefect server does not answer: %s", error)
+        return False
+    return True
 
 
 def keep_watch(stop: threading.Event) -> None:
-    """Renew the heartbeat and tidy up, until told to stop."""
-    while not stop.wait(INTERVAL_S):
-        beat()
-        tidy_up()
+    """Tidy up until told to stop, and give a sign of life each time that the server answers: no other can schedule."""
+    while True:
+        if tidy_up():
+            beat()
+        if stop.wait(INTERVAL_S):
+            return
 
 
 def main() -> None:
@@ -84,8 +88,7 @@ def main() -> None:
         raise UnavailableError(
             f"The Prefect server {address} does not answer: {error}. Start it, or `make up`."
         ) from None
-    beat()
-    tidy_up()
+    tidy_up()  # before anything can fire
     stop = threading.Event()
     watch = threading.Thread(target=keep_watch, args=(stop,), daemon=True)
     watch.start()

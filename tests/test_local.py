@@ -1,0 +1,86 @@
+"""`make up`, `status` and `down`, with the real servers."""
+
+import json
+import os
+import socket
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+from toy_project import diamond, toy_project
+
+pytestmark = pytest.mark.slow
+
+LOCAL = (sys.executable, "-m", "flows.local")
+RUN_NOW = ("prefect", "deployment", "run", "training/training")
+HANGS = "echo $$ > pid; sleep 611; cat a > left"
+
+
+def free_ports(n: int) -> list[str]:
+    probes = [socket.socket() for _ in range(n)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [str(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture
+def project(tmp_path):
+    project = toy_project(tmp_path / "project", diamond(left=HANGS))
+    yield project
+    project.run(*LOCAL, "down")
+
+
+def test_what_was_started_is_shown_and_ended_with_the_stage_that_runs(project):
+    prefect_port, mlflow_port, api_port = free_ports(3)
+    ports = ("--prefect-port", prefect_port, "--mlflow-port", mlflow_port, "--api-port", api_port)
+    started = project.run(*LOCAL, "up", *ports)
+    assert started.returncode == 0, started.stderr
+    record = json.loads((project.root / ".prefect" / "local.json").read_text())
+    assert {"prefect", "mlflow", "flows"} <= set(record)
+    assert httpx.get(f"http://127.0.0.1:{mlflow_port}/health").text == "OK"
+
+    again = project.run(*LOCAL, "up", *ports)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((project.root / ".prefect" / "local.json").read_text()) == record
+
+    asked = project.run(*RUN_NOW, PREFECT_API_URL=f"http://127.0.0.1:{prefect_port}/api")
+    assert asked.returncode == 0, asked.stderr
+    pid, deadline_s = project.root / "pid", time.monotonic() + 120
+    while not (pid.exists() and pid.read_text().strip()):
+        assert time.monotonic() < deadline_s, (project.root / ".prefect" / "logs" / "flows.log").read_text()
+        time.sleep(0.2)
+    shown = project.run(*LOCAL, "status").stderr
+    assert "prefect  runs" in shown
+    assert "Running" in shown
+    assert "sign of life" in shown
+
+    ended = project.run(*LOCAL, "down")
+    assert ended.returncode == 0, ended.stderr
+    assert not any(psutil.pid_exists(holder["pid"]) for holder in record.values())
+    assert not psutil.pid_exists(int(pid.read_text()))
+
+
+def test_a_port_that_is_taken_is_said_with_how_to_choose_another(project):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        started = project.run(*LOCAL, "up", "--prefect-port", str(port))
+    assert started.returncode == 2
+    assert f"Port {port} for prefect is taken" in started.stderr
+    assert f"make up PREFECT_PORT={port + 1}" in started.stderr
+
+
+def test_a_process_that_has_the_id_of_a_dead_service_is_not_ended(project):
+    record = project.root / ".prefect" / "local.json"
+    record.parent.mkdir()
+    holder = {"pid": os.getpid(), "started_s": 0.0, "host": socket.gethostname(), "address": "http://127.0.0.1:1"}
+    record.write_text(json.dumps({"prefect": holder}))
+    assert "is dead" in project.run(*LOCAL, "status").stderr
+    ended = project.run(*LOCAL, "down")
+    assert ended.returncode == 0
+    assert "ended" not in ended.stderr
+    assert json.loads(record.read_text()) == {}
