@@ -12,3 +12,4 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 if address := local_prefect():  # of `make up`
     os.environ.setdefault("PREFECT_API_URL", address)
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")  # what it says belongs in the log of the run

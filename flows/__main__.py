@@ -14,11 +14,12 @@ from prefect import Flow
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import PrefectException
 from prefect.runner import Runner
-from prefect.schedules import Schedule
+from prefect.schedules import Cron, Schedule
 from prefect.settings import get_current_settings
 from prefect.types.entrypoint import EntrypointType
 
 from flows import processes, runs, stages
+from flows.retraining import retraining
 from flows.training import training
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.heartbeat import INTERVAL_S, beat
@@ -43,7 +44,7 @@ class FlowServer(Runner):
 
 def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule | None]]:
     """Return every flow and when it starts by itself; None: on demand alone."""
-    return [(training, None)]
+    return [(training, None), (retraining, Cron(params.retrain.cron))]
 
 
 def deployments(params: Params) -> list[RunnerDeployment]:

@@ -33,11 +33,11 @@ def audit(name: str, dataset: Dataset, params: Params, images: PackedImages, qua
         dataset: where it came from and how its names are read.
         params: the limits of the contract and what counts as a copy.
         images: its images with the inventory.
-        quarantine: columns batch, path, reason.
+        quarantine: columns batch, path, reason, is_image (of `ingest`).
     """
     inventory = images.inventory
     copies = copies_within(inventory, params.split.copies)
-    files = files_table(inventory, quarantine, copies)
+    files = files_table(inventory, unreadable(quarantine), copies)
     rules = check(files, dataset_rules(params.contract, photos_are_named=dataset.photo_pattern is not None))
     headline = facts(inventory, quarantine, copies)
     page = render_contract(
@@ -52,6 +52,11 @@ def audit(name: str, dataset: Dataset, params: Params, images: PackedImages, qua
         inventory=inventory,
     )
     return Audit(rules, headline, page)
+
+
+def unreadable(quarantine: pd.DataFrame) -> pd.DataFrame:
+    """Return the files in quarantine that are no image; the others are held back until people agree on them."""
+    return quarantine[~quarantine["is_image"]]
 
 
 def copies_within(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:

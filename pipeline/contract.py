@@ -5,6 +5,7 @@ severity "warning" is shown and counted, and does not turn a contract red.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
@@ -45,10 +46,9 @@ def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.Da
 def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectation"]:
     """Return the rules for one data set, over `files_table`; the notes of each say it in words."""
     import great_expectations.expectations as gxe
-    from great_expectations.expectations.metadata_types import FailureSeverity
 
-    least, share, common = contract.min_images_per_label, contract.min_minority_share, contract.min_share_in_range
-    rules: list[Expectation] = [
+    least, share = contract.min_images_per_label, contract.min_minority_share
+    return [
         gxe.ExpectColumnDistinctValuesToEqualSet(
             column="label", value_set=["crack", "intact"], notes="both labels are there, and no other"
         ),
@@ -64,6 +64,17 @@ def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expect
             max_value=1 - share,
             notes=f"the rarer label makes up at least {share:.1%}",
         ),
+        *image_rules(contract, photos_are_named=photos_are_named),
+    ]
+
+
+def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectation"]:
+    """Return the rules of a data set that a batch of any size, of one label even, must meet by itself."""
+    import great_expectations.expectations as gxe
+    from great_expectations.expectations.metadata_types import FailureSeverity
+
+    common = contract.min_share_in_range
+    rules: list[Expectation] = [
         gxe.ExpectColumnMeanToBeBetween(
             column="decodable",
             min_value=contract.min_decodable_share,
@@ -157,6 +168,14 @@ def check(table: pd.DataFrame, rules: list["Expectation"]) -> list[Rule]:
             )
         )
     return outcomes
+
+
+def in_words(broken: Sequence[Rule]) -> str:
+    """Return rules that are not met as lines: what was observed, and paths of offenders."""
+    return "\n".join(
+        f"  not so: {rule.text}. Observed: {rule.observed}" + "".join(f"\n    {path}" for path in rule.paths)
+        for rule in broken
+    )
 
 
 def _observed(result: dict[str, Any]) -> str:

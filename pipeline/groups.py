@@ -60,7 +60,11 @@ def deal(images: pd.DataFrame, links: Pairs, dealing: Dealing) -> pd.DataFrame:
 
 def _given(images: pd.DataFrame, dealing: Dealing) -> "pd.Series[str]":
     """Return the side that each image, or its photo, was given beforehand; None or NaN where it is free."""
-    return images["fixed_side"].astype(object).fillna(images["photo"].astype(object).map(dealing.photo_sides))
+    return images["fixed_side"].astype(object).fillna(_side_of_photo(images, dealing))
+
+
+def _side_of_photo(images: pd.DataFrame, dealing: Dealing) -> "pd.Series[str]":
+    return images["photo"].astype(object).map(dealing.photo_sides)
 
 
 def _may_take(side: "pd.Series[str]", given: "pd.Series[str]") -> "pd.Series[bool]":
@@ -90,9 +94,12 @@ def _deal_new_parts(images: pd.DataFrame, parts: "pd.Series[int]", dealing: Deal
     founded["side"] = None
     for _, stratum in founded.groupby("stratum"):
         founded.loc[stratum.index, "side"] = _deal_stratum(stratum, dealing)
-    given = _given(images, dealing).dropna()
-    for part, sides in given.groupby(parts[given.index]):
-        founded.loc[part, "side"] = "outside" if "outside" in set(sides) else _one_side(images.loc[sides.index], sides)
+    # a person's word on a photo goes before the side that an image is fixed to, and nothing before "outside"
+    of_photo = _side_of_photo(images, dealing)
+    for part, members in images[of_photo.notna() | images["fixed_side"].notna()].groupby(parts[images.index]):
+        fixed, named = members["fixed_side"].dropna(), of_photo[members.index].dropna()
+        is_outside = (fixed == "outside").any()
+        founded.loc[part, "side"] = "outside" if is_outside else _one_side(members, named if len(named) else fixed)
     return founded[["group", "side"]]
 
 
@@ -115,7 +122,7 @@ def _deal_stratum(groups: pd.DataFrame, dealing: Dealing) -> list[str]:
 
 def _one_side(images: pd.DataFrame, sides: "pd.Series[str]") -> str:
     if sides.nunique() > 1:
-        photos = ", ".join(sorted(images["photo"].dropna().unique()))
+        photos = ", ".join(sorted(images.loc[sides.index, "photo"].dropna().unique()))
         raise CracksError(
             f"Photos that hold copies of each other are given to different sides: {photos}. Give them to one side."
         )

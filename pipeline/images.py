@@ -120,8 +120,9 @@ def look(pixels: Pixels) -> dict[str, float]:
 
 
 def read_quarantine(folder: Path) -> pd.DataFrame:
-    """Return what `ingest` could not use: columns batch, path, reason."""
-    return pd.read_csv(folder / QUARANTINE_FILE, keep_default_na=False)  # a file may be named "NA"
+    """Return what `ingest` could not use: columns batch, path, reason, is_image (it can be read, but is held back)."""
+    table = pd.read_csv(folder / QUARANTINE_FILE, keep_default_na=False)  # a file may be named "NA"
+    return table.astype({"is_image": bool})
 
 
 class Images(Protocol):

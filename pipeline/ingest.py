@@ -1,7 +1,7 @@
 """Read a data set once: every image is decoded, described in the inventory and packed; the rest goes to quarantine.
 
 Writes into --out: images.bin (the original bytes end to end), inventory.parquet (a row an image, in the same order)
-and quarantine.csv (path, reason).
+and quarantine.csv (batch, path, reason, is_image: held back though it can be read).
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -32,6 +32,7 @@ from pipeline.images import (
     to_pixels,
 )
 from pipeline.params import Dataset, Label, Limits, load_params, named
+from pipeline.reviews import REVIEWS_FILE, Verdict, read_reviews, supersede
 from pipeline.sources import Batch, batches_of, read_batch
 from pipeline.stage import run_main, stage_parser
 
@@ -145,20 +146,46 @@ class _Inventory:
     def add(self, batch: str, entry: Entry, measured: dict[str, Any]) -> None:
         """Pack an image with its row, or note why there is none."""
         if entry.content is None or "reason" in measured:
-            reason = entry.reason or measured["reason"]
-            self.quarantine.append({"batch": batch, "path": entry.path, "reason": reason})
+            self._set_aside(batch, entry.path, entry.reason or measured["reason"], is_image=False)
             return
+        label = label_of(entry.path, self._labels)
         row = {
             "id": hashlib.sha256(f"{batch}\0{entry.path}".encode()).hexdigest()[:16],
             "batch": batch,
             **measured,
-            "label": label_of(entry.path, self._labels),
+            "label": label,
+            "first_label": label,
             "slice": slice_of(entry.path, self._labels),
             "photo": photo_of(entry.path, self._dataset.photo_pattern),
+            "is_review": False,
+            "reviewer": None,
+            "reviewed_at": None,
+            "reviewed_in": None,
             "offset": self._packed.tell(),
         }
         self._packed.write(entry.content)
         self.images.append(row)
+
+    def review(self, batch: str, verdicts: Mapping[str, Verdict]) -> None:
+        """Give the images of a review batch, which have been added, their labels; set aside those that have none."""
+        came = [row for row in self.images if row["batch"] == batch]
+        self.images = [row for row in self.images if row["batch"] != batch]
+        for row in came:
+            verdict = verdicts.get(row["sha256"])
+            if verdict is None or verdict.disagreement:
+                reason = verdict.disagreement if verdict else f"{REVIEWS_FILE} says nothing of it"
+                self._set_aside(batch, row["path"], reason, is_image=True)
+                continue
+            review = verdict.review
+            provenance = {"reviewer": review.reviewer, "reviewed_at": review.time.isoformat(), "reviewed_in": batch}
+            labels = {"label": review.label, "first_label": review.label}
+            self.images.append(row | labels | provenance | {"photo": review.photo or row["photo"], "is_review": True})
+        absent = verdicts.keys() - {row["sha256"] for row in came}
+        for sha256 in sorted(absent):
+            self._set_aside(batch, verdicts[sha256].review.path, "reviewed, but the image is not there", is_image=True)
+
+    def _set_aside(self, batch: str, path: str, reason: str, *, is_image: bool) -> None:
+        self.quarantine.append({"batch": batch, "path": path, "reason": reason, "is_image": is_image})
 
 
 def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -175,6 +202,7 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
     ):
         for batch in batches_of(dataset.source):
             seen: set[str] = set()
+            verdicts: dict[str, Verdict] | None = None
             for chunk in _chunks(entries_of(dataset, batch, limits)):
                 files = [(entry.path, entry.content, max_pixels) for entry in chunk if entry.content is not None]
                 measured = iter(pool.map(describe, files, chunksize=32))
@@ -183,16 +211,21 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
                     if entry.path in seen:
                         row["reason"] = "its path occurs twice"
                     seen.add(entry.path)
-                    inventory.add(batch.name, entry, row)
+                    if entry.path == REVIEWS_FILE and entry.content is not None:
+                        verdicts = read_reviews(entry.content, str(batch.source))
+                    else:
+                        inventory.add(batch.name, entry, row)
                 progress.update(len(chunk))
+            if verdicts is not None:
+                inventory.review(batch.name, verdicts)
     check_labels((row["path"] for row in inventory.images if row["label"] is None), dataset)
     if not inventory.images:
         raise CracksError(
             f"{dataset.source} holds no image that can be read ({len(inventory.quarantine)} other files). "
             "Put labelled images into it, in folders such as Positive/ and Negative/."
         )
-    quarantine = pd.DataFrame(inventory.quarantine, columns=["batch", "path", "reason"])
-    return pd.DataFrame(inventory.images), quarantine
+    quarantine = pd.DataFrame(inventory.quarantine, columns=["batch", "path", "reason", "is_image"])
+    return supersede(pd.DataFrame(inventory.images)), quarantine
 
 
 def run(dataset: Dataset, limits: Limits, out: Path) -> None:

@@ -285,6 +285,15 @@ class Map(Section):
     model_mm_per_px: float | None = Field(gt=0, description="ground resolution of the images trained on; null: unknown")
 
 
+class Retrain(Section):
+    """When new labelled batches are taken and trained on, and which data set they join."""
+
+    dataset: Name | None = Field(description="its source is a folder of archives; null: the inbox is closed")
+    cron: str = Field(description="when to look for new batches, such as 0 3 * * *")
+    settle_minutes: float = Field(ge=0, description="an archive without a done marker is whole when unchanged so long")
+    max_age_days: int = Field(ge=1, description="of the model; an older one is told of once")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -303,6 +312,7 @@ class Params(Section):
     flow: Flow
     retention: Retention
     map: Map
+    retrain: Retrain
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":
@@ -321,6 +331,21 @@ class Params(Section):
                         f"candidates.{name}.mosaics.of names {dataset!r}, split.train_on has "
                         f"{sorted(self.split.train_on)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_join(self) -> "Params":
+        name = self.retrain.dataset
+        if name is None:
+            return self
+        if name not in self.datasets:
+            raise ValueError(f"retrain.dataset is {name!r}, datasets has {sorted(self.datasets)}")
+        source = self.datasets[name].source
+        if source.suffix:
+            raise ValueError(
+                f"retrain.dataset is {name!r}, whose source {source} is a file. Batches join a folder of archives: put "
+                "the file into one, as 0000-first.zip, and name the folder as the source"
+            )
         return self
 
     @property

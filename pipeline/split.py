@@ -2,9 +2,10 @@
 
 Images that are copies of each other, or tiles of one photo, form a group, which is dealt as a whole; what an earlier
 batch decided stands (pipeline/groups.py). Data sets that are not trained on are outside sets, tested on as a whole, but
-for photos that params lend to validation. Writes --manifest, a row an image: path, dataset, row (in the data set's
-inventory), batch, label, slice, photo, sha256, group, split (train, validation, test, outside or excluded); --summary;
-and the contract of the split as --report and --page. A split that breaks it ends with exit code 3.
+for photos that params lend to validation. Images of review batches go to training, or are excluded where their group is
+on another side. Writes --manifest, a row an image: path, dataset, row (in the data set's inventory), batch, label,
+slice, photo, sha256, group, split (train, validation, test, outside or excluded); --summary; and the contract of the
+split as --report and --page. A split that breaks it ends with exit code 3.
 """
 
 import json
@@ -62,6 +63,17 @@ def links_between(images: pd.DataFrame, pairs: pd.DataFrame) -> Pairs:
     return np.concatenate([pairs[["first", "second"]].to_numpy(np.int64), tiles])
 
 
+def fixed_sides(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
+    """Return the side of images that are not dealt, None of others: what is not trained on, and reviews.
+
+    Reviews are of images that a model was unsure of or that someone doubted: no sample that one could test on.
+    """
+    sides = pd.Series(None, index=images.index, dtype=object)
+    sides[images["is_review"].astype(bool)] = "train"
+    sides[~images["dataset"].isin(train_on)] = "outside"
+    return sides
+
+
 def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataFrame:
     """Return the manifest: the images with their group and split.
 
@@ -78,9 +90,10 @@ def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataF
             {
                 "batch": age(images, params.train_on),
                 "sha256": images["sha256"],
-                "stratum": images["dataset"] + "/" + images["slice"] + "/" + images["label"],
+                # by the label that it came with: a review that corrects it must not deal its neighbours anew
+                "stratum": images["dataset"] + "/" + images["slice"] + "/" + images["first_label"],
                 "photo": photo,
-                "fixed_side": pd.Series("outside", index=images.index).where(outside, None),
+                "fixed_side": fixed_sides(images, params.train_on),
             }
         ),
         links_between(images, pairs),

@@ -38,7 +38,8 @@ SETTINGS = {
 }
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
 WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", "reports")
-NO_PART_OF_A_REPRO = {"flow", "map", "monitor", "promote", "retention"}  # sections of params.yaml that decide no result
+# sections of params.yaml that decide no result of a repro
+NO_PART_OF_A_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain"}
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
 METRICS_IN_A_REQUEST, PARAMS_IN_A_REQUEST = 1000, 100  # MLflow refuses more
 

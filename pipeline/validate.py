@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.audit import audit
+from pipeline.contract import in_words
 from pipeline.contract_page import Rule
 from pipeline.errors import RefusedError
 from pipeline.files import write_json, write_text
@@ -46,12 +47,8 @@ def finish(name: str, rules: Sequence[Rule], headline: dict[str, str], *, report
         if not rule.success and rule.severity == "warn":
             log.warning("%s: not so: %s. Observed: %s", name, rule.text, rule.observed)
     if broken:
-        red = "\n".join(
-            f"  not so: {rule.text}. Observed: {rule.observed}" + "".join(f"\n    {path}" for path in rule.paths)
-            for rule in broken
-        )
         raise RefusedError(
-            f"{name} breaks its contract:\n{red}\nMend the data, or change `contract` in params.yaml. "
+            f"{name} breaks its contract:\n{in_words(broken)}\nMend the data, or change `contract` in params.yaml. "
             f"{page} shows it in pictures."
         )
     log.info("%s: contract green", name)

@@ -61,7 +61,9 @@ def test_the_facts_of_each_data_set_are_counted_from_the_manifest(tmp_path):
     for name, n_bad in (("ours", 2), ("far", 0)):
         (tmp_path / name).mkdir()
         inventory(["a.jpg"], 64).to_parquet(tmp_path / name / INVENTORY_FILE)
-        quarantine = pd.DataFrame({"batch": "", "path": [f"{n}.jpg" for n in range(n_bad)], "reason": "broken"})
+        quarantine = pd.DataFrame(
+            {"batch": "", "path": [f"{n}.jpg" for n in range(n_bad)], "reason": "broken", "is_image": False}
+        )
         quarantine.to_csv(tmp_path / name / QUARANTINE_FILE, index=False)
     ours, far = dataset_facts(params, manifest, tmp_path)
     assert (ours.name, ours.is_trained_on, far.is_trained_on) == ("ours", True, False)

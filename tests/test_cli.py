@@ -81,6 +81,7 @@ def test_help_names_every_command(cracks, capsys):
         "predict",
         "map",
         "audit",
+        "batches",
         "worth-labelling",
         "promote",
         "approve",

@@ -179,6 +179,13 @@ def test_a_reviewed_image_founds_a_group_in_train_and_is_excluded_beside_test():
     assert deal(rows, links(*pairs), dealing)["side"].tolist() == ["test", EXCLUDED, "train", "train"]
 
 
+@pytest.mark.parametrize("photos", [["walls/1", "walls/1"], [None, "walls/1"]])
+def test_a_reviewed_image_of_a_photo_that_is_given_to_test_is_excluded_and_the_photo_is_tested_on(photos):
+    rows = images([0, 0], fixed=["train", None], photos=photos)
+    sides = deal(rows, links((0, 1)), Dealing(FRACTIONS, 0, {"walls/1": "test"}))["side"]
+    assert sides.tolist() == [EXCLUDED, "test"]
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_a_photo_that_is_given_to_a_side_goes_there_with_its_copies(side):
     rows = images([1] * 8, photos=["walls/1"] * 3 + [None] * 5)

@@ -278,7 +278,7 @@ def test_a_folder_of_archives_is_ingested_batch_by_batch(tmp_path, run_ingest, e
     packed = PackedImages(tmp_path / "out")
     assert [packed.content(row) for row in range(4)] == tiles
     assert quarantine.to_dict("records") == [
-        {"batch": "2024-09.tar", "path": "Negative/b.jpg", "reason": "not an image"}
+        {"batch": "2024-09.tar", "path": "Negative/b.jpg", "reason": "not an image", "is_image": False}
     ]
 
 

@@ -37,6 +37,7 @@ DOCUMENT = {
     "datasets": {
         "walls": {"source": "walls.zip", "labels": {"Riss": "crack", "heil": "intact"}, "photo_pattern": "(.*)_"},
         "drawn": {"source": "data/demo.yaml", "labels": None, "photo_pattern": None},
+        "site": {"source": "data/incoming/site", "labels": None, "photo_pattern": None},
     },
     "ingest": {
         "max_files": 1000,
@@ -94,6 +95,12 @@ DOCUMENT = {
     "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
     "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
     "map": {"tile_px": 256, "overlap": 0, "model_mm_per_px": None},
+    "retrain": {
+        "dataset": "site",
+        "cron": "0 3 * * *",
+        "settle_minutes": 10,
+        "max_age_days": 180,
+    },
 }
 
 
@@ -209,7 +216,7 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ("contract.min_size_px", 31, r"contract\.min_size_px: .* 32 \(received 31\)"),
         ("split.seed", 0.5, r"split\.seed: .* integer.* \(received 0\.5\)"),
         ("split.train_on", [], r"split\.train_on: .* at least 1 item"),
-        ("split.train_on", ["wals"], r"split\.train_on names 'wals', datasets has \['drawn', 'walls'\]"),
+        ("split.train_on", ["wals"], r"split\.train_on names 'wals', datasets has \['drawn', 'site', 'walls'\]"),
         ("split.copies.min_correlation", float("nan"), r"split\.copies\.min_correlation: .*\(received nan\)"),
         ("split.photos", {"tests": ["walls/a"]}, r"split\.photos\.tests\.\[key\]: .*'test'.*\(received 'tests'\)"),
         (
@@ -246,6 +253,9 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
             r"candidates\.all-of-it\.backbone is 'vgg', backbones has \['lite'\]",
         ),
         ("decide.missed_crack_cost", 0, r"decide\.missed_crack_cost: .* 0 \(received 0\)"),
+        ("retrain.dataset", "sites", r"retrain\.dataset is 'sites', datasets has"),
+        ("retrain.dataset", "walls", r"whose source walls\.zip is a file\. Batches join a folder"),
+        ("retrain.settle_minutes", -1, r"retrain\.settle_minutes: .*\(received -1\)"),
         ("register.name", "Concrete Cracks", r"register\.name: .*\(received 'Concrete Cracks'\)"),
     ],
 )
@@ -374,7 +384,8 @@ def test_params_are_the_demo_where_drawn_images_are_trained_on(train_on, is_demo
 
 def test_a_data_set_is_drawn_where_its_source_is_a_recipe():
     params = Params.model_validate(DOCUMENT)
-    assert {name: dataset.is_drawn for name, dataset in params.datasets.items()} == {"walls": False, "drawn": True}
+    drawn = {name: dataset.is_drawn for name, dataset in params.datasets.items()}
+    assert drawn == {"walls": False, "drawn": True, "site": False}
 
 
 def test_a_margin_that_so_few_groups_cannot_show_is_refused_with_the_number_needed(load):

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 from drawn_data import changed, drawn_files, ingest_files, params_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from page_reader import Page
 
 from pipeline import split
@@ -21,7 +23,15 @@ TRAIN_ON = ("walls", "decks")
 
 
 def image(dataset="walls", *, batch="", label="crack", photo=None):
-    return {"dataset": dataset, "batch": batch, "label": label, "photo": photo, "slice": ""}
+    return {
+        "dataset": dataset,
+        "batch": batch,
+        "label": label,
+        "first_label": label,
+        "photo": photo,
+        "slice": "",
+        "is_review": False,
+    }
 
 
 def images_of(rows):
@@ -90,6 +100,58 @@ def test_copies_and_tiles_of_a_photo_share_a_group_and_a_side():
     manifest = assign(images_of(rows), pairs_of((1, 2)), split_params())
     assert manifest["group"].tolist()[:4] == ["000"] * 3 + ["003"]
     assert manifest["split"][:3].nunique() == 1
+
+
+@st.composite
+def batches_and_reviews(draw):
+    """Images of two ordinary batches and of a review batch after them; copies and photos of any kind."""
+    counts = draw(st.tuples(st.integers(1, 8), st.integers(0, 4), st.integers(1, 6)))
+    rows = [
+        image(
+            batch=f"{number}.zip",
+            label=draw(st.sampled_from(["crack", "intact"])),
+            photo=draw(st.sampled_from([None, "1", "2"])),
+        )
+        | {"is_review": number == 2}
+        for number, n in enumerate(counts)
+        for _ in range(n)
+    ]
+    item = st.integers(0, len(rows) - 1)
+    copies = {tuple(sorted(pair)) for pair in draw(st.lists(st.tuples(item, item), max_size=8)) if len({*pair}) == 2}
+    corrected = draw(st.sets(st.integers(0, sum(counts[:2]) - 1)))
+    return images_of(rows), pairs_of(*sorted(copies)), sorted(corrected)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(drawn=batches_and_reviews(), seed=st.integers(0, 5), given_side=st.sampled_from(["train", "test", None]))
+def test_reviews_are_in_training_or_excluded_and_move_and_correct_no_image_onto_another_side(drawn, seed, given_side):
+    images, pairs, corrected = drawn
+    params = split_params(seed=seed, photos={given_side: ["walls/1"]} if given_side else {})
+    older = images[~images["is_review"]]
+    before = assign(older, pairs[pairs["second"] < len(older)], params)
+    other = {"crack": "intact", "intact": "crack"}
+    images.loc[corrected, "label"] = images.loc[corrected, "first_label"].map(other)
+
+    manifest = assign(images, pairs, params)
+
+    assert manifest.loc[older.index, ["group", "split"]].equals(before[["group", "split"]])
+    assert set(manifest.loc[images["is_review"], "split"]) <= {"train", "excluded"}
+    assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
+
+
+def test_a_review_beside_an_image_that_is_tested_on_is_excluded_and_counted():
+    images = images_of(
+        [image(), image(batch="2.zip") | {"is_review": True}, image(batch="2.zip") | {"is_review": True}]
+    )
+    params = split_params(fractions={"train": 0, "validation": 0, "test": 1})
+    manifest = assign(images, pairs_of((0, 1)), params)
+    assert manifest["split"].tolist() == ["test", "excluded", "train"]
+    assert summarise(with_checks(manifest, pairs_of((0, 1)), TRAIN_ON), TRAIN_ON)["n_excluded"] == 1
+
+
+def test_a_review_in_an_outside_set_stays_outside():
+    images = images_of([image("bridges") | {"is_review": True}, image()])
+    assert assign(images, NO_PAIRS, split_params())["split"][0] == "outside"
 
 
 def test_what_an_outside_set_shares_is_excluded_from_training_and_found():

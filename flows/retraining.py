@@ -1,0 +1,90 @@
+"""The retraining flow: takes new labelled batches, trains on them, lets the gate decide, and tells someone."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow, State, flow, get_run_logger
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, Failed
+
+from flows import runs, stages
+from flows.training import training
+from pipeline import retraining as steps
+from pipeline.batches import Refused, describe, read_record, take_all, untrained
+from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.params import Params, load_params
+from pipeline.stage import run_main
+from pipeline.tracking import project_root
+
+NOTHING_TO_DO = "Nothing to do"
+TITLE = "Concrete cracks: "
+
+
+def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tell someone why a run failed, a defect too; a hook for `on_failure`."""
+    steps.tell_once(project_root(), "failure", f"{TITLE}retraining failed", str(state.message).splitlines())
+
+
+@flow(name="retraining", on_running=[runs.record_holder], on_failure=[tell_of_failure])
+def retraining() -> State:
+    """Train on what is new in the inbox; where nothing is, say so."""
+    log = get_run_logger()
+    root = project_root()
+    params = load_params(root / "params.yaml")
+    try:
+        with steps.alone(root):
+            for tidy_up in (runs.end_orphans, stages.end_orphans, stages.clear_locks):
+                tidy_up(log.warning)
+            return _retrain(root, params)
+    except RefusedError as error:
+        return Completed(name=NOTHING_TO_DO, message=str(error))
+    except CracksError as error:
+        return Failed(message=str(error))
+
+
+def _retrain(root: Path, params: Params) -> State:
+    if params.retrain.dataset:
+        outcomes = take_all(root, params, now=datetime.now(UTC), by="retraining")
+        for refused in outcomes:
+            if isinstance(refused, Refused):
+                lines = describe(refused).splitlines()
+                steps.tell_once(root, refused.name, f"{TITLE}a batch was set aside", lines)
+    new = untrained(read_record(root))
+    if not new:
+        _tell_of_age(root, params)
+        return Completed(name=NOTHING_TO_DO, message="No new batch is in the inbox.")
+    steps.patiently(lambda: steps.keep_batches(root, params), params.flow)
+    state = training(return_state=True)
+    if not state.is_completed():
+        raise CracksError(str(state.message))
+    steps.patiently(lambda: steps.push_results(root), params.flow)
+    version = steps.registered_version(root)
+    decision = steps.patiently(lambda: steps.promote(params, version), params.flow)
+    lines = steps.in_five_lines(root, new, version, decision)
+    steps.tell_once(root, "training", f"{TITLE}{decision.split(':')[0]}", lines)
+    steps.note_training(root, version)
+    return Completed(message=decision)
+
+
+def _tell_of_age(root: Path, params: Params) -> None:
+    try:
+        version = steps.overdue(params, datetime.now(UTC))
+    except UnavailableError as error:
+        get_run_logger().warning(str(error))
+        return
+    if version:
+        lines = [f"Version {version} is older than {params.retrain.max_age_days} days, and no new batch has come."]
+        steps.tell_once(root, "age", f"{TITLE}the model is old", lines)
+
+
+def main() -> None:
+    """Run the flow once, on the server of PREFECT_API_URL or on an embedded one."""
+    state = retraining(return_state=True)
+    if not state.is_completed():
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,243 @@
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from pipeline import retraining, tracking
+from pipeline.batches import RECORD, Taken, read_record, write_record
+from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.params import Flow, Params
+from pipeline.retraining import (
+    alone,
+    commit,
+    in_five_lines,
+    keep_batches,
+    note_training,
+    overdue,
+    patiently,
+    push_results,
+    tell_once,
+)
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = Flow(max_parallel_stages=1, stage_timeout_minutes=1, max_retries=2, retry_pause_s=5)
+BATCH = Taken("b.zip", "0001-b.zip", "site", "0" * 64, 1200, "2030-01-01T00:00:00+00:00", "test")
+
+
+@pytest.fixture
+def params():
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["datasets"] = {"site": {"source": "data/incoming/site"}}
+    values["split"] |= {"train_on": ["site"]}
+    values["retrain"] |= {"dataset": "site", "max_age_days": 180}
+    return Params.model_validate(values)
+
+
+def hold(root, held, release):
+    with alone(root):
+        held.set()
+        release.wait(60)
+
+
+def test_one_process_at_a_time_holds_the_lock_and_a_killed_one_holds_it_no_more(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held, release))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(RefusedError, match="A retraining is running"), alone(tmp_path):
+        pass
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    with alone(tmp_path):
+        pass
+    with alone(tmp_path):  # and again after it was given back
+        pass
+
+
+def test_a_child_process_does_not_keep_the_lock_of_its_parent(tmp_path):
+    with alone(tmp_path):
+        child = subprocess.Popen(["sleep", "60"])
+    try:
+        with alone(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+def failing(times, error):
+    """A function that raises the error so many times, then returns 7."""
+    left = iter([error] * times)
+
+    def act():
+        for problem in left:
+            raise problem
+        return 7
+
+    return act
+
+
+def test_a_service_that_comes_back_is_tried_again_after_pauses_that_double():
+    pauses = []
+    assert patiently(failing(2, UnavailableError("away")), SETTINGS, pauses.append) == 7
+    assert pauses == [5, 10]
+
+
+def test_a_service_that_stays_away_is_an_error_and_what_trying_cannot_mend_fails_at_once():
+    pauses = []
+    with pytest.raises(UnavailableError):
+        patiently(failing(3, UnavailableError("away")), SETTINGS, pauses.append)
+    assert pauses == [5, 10]
+    with pytest.raises(CracksError):
+        patiently(failing(1, CracksError("wrong")), SETTINGS, pauses.append)
+    assert pauses == [5, 10]
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The titles of which someone was told; while `reached` is False nobody is reached."""
+    told = SimpleNamespace(titles=[], reached=True)
+    monkeypatch.setattr(retraining, "notify", lambda title, lines: told.titles.append(title) or told.reached)
+    return told
+
+
+def test_the_same_is_told_once_and_what_reached_nobody_again(tmp_path, told):
+    told.reached = False
+    tell_once(tmp_path, "age", "old", ["a"])
+    told.reached = True
+    for lines in (["a"], ["a"], ["b"]):
+        tell_once(tmp_path, "age", "old", lines)
+    tell_once(tmp_path, "failure", "old", ["b"])
+    assert told.titles == ["old"] * 4
+
+
+def version(number, days_old, now):
+    at_ms = (now - timedelta(days=days_old)).timestamp() * 1000
+    return SimpleNamespace(version=number, creation_timestamp=int(at_ms))
+
+
+@pytest.mark.parametrize(
+    ("days_old", "expected"),
+    [
+        ({"production": 181, "challenger": 1}, "1"),
+        ({"production": 180, "challenger": 500}, None),
+        ({"challenger": 181}, "2"),
+        ({}, None),
+    ],
+)
+def test_the_model_in_production_may_be_so_old_and_no_older(params, monkeypatch, days_old, expected):
+    from mlflow.exceptions import MlflowException
+
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    numbers = {"production": "1", "challenger": "2"}
+
+    def by_alias(name, alias):
+        if alias not in days_old:
+            raise MlflowException("no such alias")
+        return version(numbers[alias], days_old[alias], now)
+
+    client = SimpleNamespace(get_model_version_by_alias=by_alias)
+    monkeypatch.setattr(tracking, "connect", lambda: (client, "1"))
+    assert overdue(params, now) == expected
+
+
+def git(root, *arguments):
+    # nothing of this machine's own settings: a name of the committer among them
+    env = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    return subprocess.run(["git", *arguments], cwd=root, env=env, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A project in git and DVC with an archive in the folder of batches, on a machine that has no name for git."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    git(tmp_path, "init", "--quiet")
+    subprocess.run(["dvc", "init", "--quiet"], cwd=tmp_path, check=True)
+    (tmp_path / ".gitignore").write_text("/data/incoming/*\n!/data/incoming/*.dvc\n/data/inbox/\n")
+    (tmp_path / "data" / "incoming" / "site").mkdir(parents=True)
+    (tmp_path / "data" / "incoming" / "site" / "0001-b.zip").write_bytes(b"an archive")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "--message=first")
+    write_record(tmp_path, [BATCH])
+    return tmp_path
+
+
+def committed(root):
+    return git(root, "show", "--name-only", "--format=%s").split("\n\n")
+
+
+def test_only_what_is_named_is_committed_whatever_a_person_has_staged(repository):
+    (repository / "notes.txt").write_text("of a person")
+    git(repository, "add", "notes.txt")
+    commit(repository, [RECORD, Path("dvc.lock")], "Take it")
+    assert committed(repository) == ["Take it", "data/batches.json\n"]
+    assert git(repository, "status", "--porcelain") == "A  notes.txt\n"
+    commit(repository, [RECORD], "Again")
+    assert committed(repository)[0] == "Take it"  # nothing had changed
+
+
+def test_what_git_refuses_is_a_warning(repository, caplog):
+    (repository / ".git" / "index.lock").touch()
+    commit(repository, [RECORD], "Take it")
+    assert "git add: fatal: Unable to create" in caplog.text
+    assert committed(repository)[0] == "first"
+
+
+def test_without_git_nothing_is_committed(tmp_path):
+    write_record(tmp_path, [BATCH])
+    commit(tmp_path, [RECORD], "Take it")
+
+
+def test_without_a_remote_batches_are_recorded_in_git_and_dvc_keeps_nothing(repository, params):
+    keep_batches(repository, params)
+    assert committed(repository) == ["Take new batches into site", "data/batches.json\n"]
+    assert not (repository / "data" / "incoming" / "site.dvc").exists()
+    push_results(repository)
+
+
+def test_with_a_remote_the_folder_is_added_pushed_and_its_pointer_committed(repository, params, tmp_path_factory):
+    remote = tmp_path_factory.mktemp("remote")
+    subprocess.run(["dvc", "remote", "add", "--quiet", "--default", "store", remote], cwd=repository, check=True)
+    keep_batches(repository, params)
+    assert committed(repository)[1] == "data/batches.json\ndata/incoming/site.dvc\n"
+    assert b"an archive" in [path.read_bytes() for path in remote.rglob("*") if path.is_file()]
+
+
+def test_a_remote_that_is_away_is_an_error_that_may_pass(repository, params):
+    subprocess.run(
+        ["dvc", "remote", "add", "--quiet", "--default", "store", "http://127.0.0.1:9/"], cwd=repository, check=True
+    )
+    with pytest.raises(UnavailableError, match=r"(?s)`dvc push .*site\.dvc` failed: .*the next run goes on"):
+        keep_batches(repository, params)
+
+
+def test_a_training_is_noted_in_the_record_and_in_git(repository):
+    (repository / "dvc.lock").write_text("schema: '2.0'\n")
+    note_training(repository, "4")
+    assert [batch.trained_as for batch in read_record(repository)] == ["4"]
+    assert committed(repository) == ["Train version 4 on new batches", "data/batches.json\ndvc.lock\n"]
+
+
+def test_five_lines_say_what_happened_and_why(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    test = {"n": 400, "f1": 0.98765, "ece": 0.0123, "interval": {"f1": {"low": 0.97, "high": 0.999}}}
+    metrics = {"demo": False, "candidate": "probe", "trained_on": ["metu", "site"], "test": test}
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "metrics.json").write_text(json.dumps(metrics))
+    assert in_five_lines(tmp_path, [BATCH], "7", "version 7 is refused: floors: f1 is too low") == [
+        "New batches of site: 0001-b.zip (1,200 images)",
+        "Model: version 7, probe, trained on metu+site",
+        "On test: F1 0.9877 (0.9700 to 0.9990), ECE 0.0123, 400 images",
+        "Gate: version 7 is refused: floors: f1 is too low",
+        f"Report: {tmp_path}/reports/report.html; model registry: http://mlflow:5000",
+    ]

@@ -1,0 +1,154 @@
+import csv
+import hashlib
+import io
+from multiprocessing import dummy
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from archive_writer import LIMITS, write_zip
+from drawn_data import drawn_files
+
+from pipeline import ingest
+from pipeline.errors import CracksError
+from pipeline.images import INVENTORY_FILE, PackedImages, read_quarantine
+from pipeline.params import Dataset
+from pipeline.reviews import COLUMNS, read_reviews, supersede
+
+NOON, EVENING = "2026-05-01T12:00:00Z", "2026-05-01T20:00:00+02:00"  # an evening of 18:00 UTC
+A, B = "a" * 64, "b" * 64
+
+
+def review(sha256=A, label="crack", reviewer="ann", time=NOON, path="crack/1.jpg", photo=""):
+    return [path, label, reviewer, time, sha256, photo, "3"]
+
+
+def table(*rows, columns=COLUMNS):
+    text = io.StringIO()
+    csv.writer(text).writerows([columns, *rows])
+    return text.getvalue().encode()
+
+
+def test_a_review_is_read_with_its_reviewer_time_and_photo():
+    verdict = read_reviews(table(review(photo="deck 1")), "x.zip")[A]
+    assert (verdict.review.label, verdict.review.reviewer, verdict.review.photo) == ("crack", "ann", "deck 1")
+    assert verdict.review.time.isoformat() == "2026-05-01T12:00:00+00:00"
+    assert verdict.disagreement == ""
+
+
+def test_a_person_who_looks_again_changes_their_mind_by_time_not_by_line():
+    rows = [review(label="intact", time=EVENING), review(label="crack", time=NOON)]
+    for lines in (rows, rows[::-1]):
+        verdict = read_reviews(table(*lines), "x.zip")[A]
+        assert (verdict.review.label, verdict.disagreement) == ("intact", "")
+
+
+def test_two_people_who_agree_give_one_label_and_the_newer_review_is_kept():
+    verdict = read_reviews(table(review(reviewer="bob", time=EVENING), review()), "x.zip")[A]
+    assert (verdict.review.label, verdict.review.reviewer, verdict.disagreement) == ("crack", "bob", "")
+
+
+def test_two_people_who_disagree_hold_the_image_back_and_no_other():
+    verdicts = read_reviews(table(review(reviewer="bob", label="intact"), review(), review(B)), "x.zip")
+    assert verdicts[A].disagreement == "held back, its reviewers disagree (ann: crack, bob: intact)"
+    assert verdicts[B].disagreement == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (table(review(label="maybe")), r"of x\.zip, line 2: label is 'maybe'"),
+        (table(review(), review(reviewer=" ")), "line 3: reviewer is ''"),
+        (table(review(time="2026-05-01T12:00:00")), "time is '2026-05-01T12:00:00'"),
+        (table(review(time="yesterday")), "time is 'yesterday'"),
+        (table(review(sha256="A" * 64)), "sha256 is 'AAAA"),
+        (table(review()[:3]), "line 2: time is ''"),
+        (table(columns=COLUMNS[1:]), "lacks the columns path"),
+        (b"", "lacks the columns path, label"),
+        (b"\xff\xfe", "is no table"),
+        (table(review()) + b'"open', "is no table"),
+    ],
+)
+def test_a_table_that_cannot_be_used_names_the_line(content, message):
+    with pytest.raises(CracksError, match=message):
+        read_reviews(content, "x.zip")
+
+
+def inventory(*rows):
+    """Rows as (batch, sha256, label, is_review)."""
+    images = pd.DataFrame(rows, columns=["batch", "sha256", "label", "is_review"])
+    return images.assign(
+        first_label=images["label"],
+        reviewer=images["batch"].where(images["is_review"], None),
+        reviewed_at=None,
+        reviewed_in=images["batch"].where(images["is_review"], None),
+    )
+
+
+def test_a_review_corrects_older_images_of_its_bytes_in_their_place():
+    older = [("1", "a", "crack", False), ("1", "b", "crack", False), ("2", "a", "crack", False)]
+    images = supersede(inventory(*older, ("3", "a", "intact", True)))
+    assert images["batch"].tolist() == ["1", "1", "2"]
+    assert images["label"].tolist() == ["intact", "crack", "intact"]
+    assert images["first_label"].tolist() == ["crack"] * 3
+    assert images["reviewed_in"].fillna("").tolist() == ["3", "", "3"]
+    assert images["is_review"].tolist() == [False] * 3
+
+
+def test_of_reviews_in_two_batches_the_newer_counts_and_the_image_stays_where_it_came():
+    images = supersede(inventory(("1", "a", "crack", True), ("2", "a", "intact", True)))
+    assert images[["batch", "label", "reviewed_in", "is_review"]].to_numpy().tolist() == [["1", "intact", "2", True]]
+
+
+def test_an_image_that_came_after_its_review_keeps_its_own_label():
+    images = supersede(inventory(("1", "a", "crack", True), ("2", "a", "intact", False)))
+    assert images["label"].tolist() == ["crack", "intact"]  # for the contract to find
+
+
+@pytest.fixture
+def run_ingest(tmp_path, monkeypatch):
+    """Return a function that ingests a source in this process."""
+    in_process = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=lambda _: dummy.Pool(1)))
+    monkeypatch.setattr(ingest, "multiprocessing", in_process)
+
+    def run(source):
+        ingest.run(Dataset(source=source), LIMITS, tmp_path / "out")
+        return pd.read_parquet(tmp_path / "out" / INVENTORY_FILE), read_quarantine(tmp_path / "out")
+
+    return run
+
+
+def test_a_review_batch_among_others_adds_what_is_new_and_corrects_what_is_known(tmp_path, run_ingest):
+    files = drawn_files(n=4)
+    first, *news = files["crack/0001.jpg"], files["crack/0002.jpg"], files["intact/0003.jpg"], files["intact/0004.jpg"]
+    sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    folder = tmp_path / "site"
+    folder.mkdir()
+    write_zip(folder / "0001.zip", {"crack/a.jpg": first, "intact/b.jpg": files["intact/0001.jpg"]})
+    rows = [
+        review(sha256["crack/0001.jpg"], "intact", path="intact/a.jpg", time=EVENING),
+        review(sha256["crack/0002.jpg"], "crack", photo="deck 1"),
+        review(sha256["intact/0003.jpg"], "crack", path="intact/3.jpg"),
+        review(sha256["intact/0003.jpg"], "intact", "bob", path="intact/3.jpg"),
+        review(B, path="crack/gone.jpg"),
+    ]
+    images = {"intact/a.jpg": first, "crack/1.jpg": news[0], "intact/3.jpg": news[1], "intact/4.jpg": news[2]}
+    write_zip(folder / "0002-reviews.zip", images | {"reviews.csv": table(*rows), "sub/reviews.csv": b"no image"})
+
+    inventory, quarantine = run_ingest(folder)
+
+    shown = inventory[["batch", "path", "label", "first_label", "photo", "is_review", "reviewer", "reviewed_in"]]
+    assert shown.astype(object).where(shown.notna(), None).to_numpy().tolist() == [
+        ["0001.zip", "crack/a.jpg", "intact", "crack", None, False, "ann", "0002-reviews.zip"],
+        ["0001.zip", "intact/b.jpg", "intact", "intact", None, False, None, None],
+        ["0002-reviews.zip", "crack/1.jpg", "crack", "crack", "deck 1", True, "ann", "0002-reviews.zip"],
+    ]
+    assert inventory["reviewed_at"][0] == "2026-05-01T20:00:00+02:00"
+    assert quarantine[["path", "reason", "is_image"]].to_numpy().tolist() == [
+        ["sub/reviews.csv", "not an image", False],
+        ["intact/3.jpg", "held back, its reviewers disagree (ann: crack, bob: intact)", True],
+        ["intact/4.jpg", "reviews.csv says nothing of it", True],
+        ["crack/gone.jpg", "reviewed, but the image is not there", True],
+    ]
+    packed = PackedImages(tmp_path / "out")
+    assert [packed.content(row) for row in range(3)] == [first, files["intact/0001.jpg"], news[0]]
