@@ -13,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := uv --quiet
 
-.PHONY: help install run test test-fast lint flow up down status gc lock clean
+.PHONY: help install run test test-fast lint flow serve up down status gc lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,13 @@ down: .venv/installed  ## end what `make up` started, and nothing else
 
 status: .venv/installed  ## what runs, the last sign of life of the schedules, the last runs
 	@python -m flows.local status
+
+data/serving/starter/decision.json: pipeline/starter.npz | .venv/installed
+	@echo "Preparing the starter model, which answers until another is registered ..."
+	@python -m pipeline.served_starter --recipe data/demo.yaml --out data/serving/starter
+
+serve: .venv/installed data/serving/starter/decision.json  ## the API and its page at http://127.0.0.1:8000 (API_PORT=)
+	@python -m serving --params params.yaml --port $(API_PORT) --starter data/serving/starter
 
 test: .venv/installed-dev lint  ## all tests (CRACKS_REAL_DATA=DIR adds the ones on real images)
 	@pytest

@@ -7,6 +7,7 @@ where tiles overlap, but gives other answers: at the edge of an image the networ
 lies beyond (`python -m benchmarks.convolve_once` says by how much).
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ CELL_PX = 16  # of the raster by which areas are measured and heat is drawn
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
 
+OnTiles = Callable[[Pixels, Outputs], object]
 Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16 x 16 px
 
 
@@ -80,12 +82,13 @@ class CrackMapper:
         self._known = known
         self._pool = ThreadPoolExecutor(N_THREADS)
 
-    def map(self, pixels: Pixels, mm_per_px: float | None = None) -> CrackMap:
+    def map(self, pixels: Pixels, mm_per_px: float | None = None, on_tiles: OnTiles | None = None) -> CrackMap:
         """Return the map of a photo.
 
         Args:
             pixels: of the upright photo, RGB, uint8, (height, width, 3).
             mm_per_px: ground resolution of the photo, where it is known.
+            on_tiles: is told of each batch of tiles, (n, size, size, 3), and its outputs, in no order, from threads.
 
         Raises:
             CracksError: the photo is too small, or its ground resolution is out of all proportion to the model's.
@@ -97,7 +100,7 @@ class CrackMapper:
         resized = pixels if factor == 1 else _resized(pixels, factor)
         tops, lefts, size = grid(resized.shape[:2], self._params.tile_px, self._params.overlap)
         places = [(row, col, top, left) for row, top in enumerate(tops) for col, left in enumerate(lefts)]
-        probabilities, images = self._scored(resized, [place[2:] for place in places], size)
+        probabilities, images = self._scored(resized, [place[2:] for place in places], size, on_tiles)
         shown_px = min(round(size / factor), height, width)
         ys, xs = _stretched(tops, height - shown_px), _stretched(lefts, width - shown_px)
         tiles = pd.DataFrame(
@@ -136,13 +139,17 @@ class CrackMapper:
         return factor, f"Resized {factor:.3g} times, from {mm_per_px:g} to the model's {trained_at:g} mm per pixel."
 
     def _scored(
-        self, pixels: Pixels, places: list[tuple[int, int]], size: int
+        self, pixels: Pixels, places: list[tuple[int, int]], size: int, on_tiles: OnTiles | None
     ) -> tuple[npt.NDArray[np.float32], Sketches]:
         """Return the probability, (n,), and the sketch of each tile that begins at (top, left)."""
 
         def score(first: int) -> Outputs:
             chosen = places[first : first + BATCH_TILES]
-            return self._model.outputs(np.stack([pixels[top : top + size, left : left + size] for top, left in chosen]))
+            batch = np.stack([pixels[top : top + size, left : left + size] for top, left in chosen])
+            outputs = self._model.outputs(batch)
+            if on_tiles is not None:
+                on_tiles(batch, outputs)
+            return outputs
 
         probabilities, images = [], []
         for start in range(0, len(places), CHUNK_TILES):

@@ -25,6 +25,7 @@ from pipeline.files import replacing, write_json, write_text
 from pipeline.find_model import FoundModel, ModelFiles, model_of
 from pipeline.heat import heat_picture
 from pipeline.images import UnreadableImageError
+from pipeline.map_notes import warnings_of
 from pipeline.map_page import render_maps
 from pipeline.params import Map
 from pipeline.photos import Photo, read_photo
@@ -32,7 +33,6 @@ from pipeline.photos import Photo, read_photo
 JPEG_QUALITY = 85
 MAX_NAME_BYTES = 180  # file systems allow 255, and endings are added
 PHOTOS_AT_ONCE = 2  # one is decoded or written while the tiles of the other are scored
-NOT_PROOF = "No mark is not proof of soundness."
 TILE_COLUMNS = ["photo", "row", "col", "x", "y", "size", "probability", "label"]
 SUMMARY_COLUMNS = [
     "photo", "name", "share_cracked", "share_review", "max_probability", "n_tiles", "n_crack", "n_review", "width",
@@ -85,20 +85,6 @@ def names_of(paths: Sequence[Path]) -> dict[Path, str]:
             stem = f"{stem.encode(errors='surrogateescape')[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
         names[path] = stem
     return names
-
-
-def warnings_of(crack_map: CrackMap) -> list[str]:
-    """Return what a reader of a map must know, in sentences."""
-    surface = crack_map.surface
-    if surface is None:
-        missed = "How many cracks this model misses was not recorded with it."
-    else:
-        missed = (
-            f"On the test images that this photo looks most like ({surface.name}), the model missed "
-            f"{surface.n_missed} of {surface.n_cracks} cracks."
-        )
-    strange = "" if crack_map.tiles["familiar"].notna().all() else "It cannot tell what is unlike all that it has seen."
-    return [missed, NOT_PROOF, crack_map.scale, *([strange] if strange else [])]
 
 
 def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[str, Any]:

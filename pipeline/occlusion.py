@@ -4,12 +4,16 @@ Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014. I
 serves any model.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from pipeline.images import Pixels
-from pipeline.scoring import Batch, Scorer
+
+if TYPE_CHECKING:  # scoring needs TensorFlow, this does not
+    from pipeline.scoring import Batch, Scorer
 
 Heat = npt.NDArray[np.float64]  # (rows, columns), in logits
 
@@ -19,7 +23,7 @@ FOR_CRACK, AGAINST_CRACK = (230, 60, 20), (30, 110, 230)  # RGB
 MAX_OPACITY = 0.75
 
 
-def occlusion_map(score: Scorer, pixels: Pixels) -> Heat:
+def occlusion_map(score: "Scorer", pixels: Pixels) -> Heat:
     """Return by how much each cell of a 7 by 7 grid speaks for a crack, in logits, (7, 7).
 
     It is the logit of the whole picture less the logit with the cell hidden, positive where hiding makes a crack less
@@ -31,7 +35,7 @@ def occlusion_map(score: Scorer, pixels: Pixels) -> Heat:
     return heat
 
 
-def _with_one_cell_hidden(pixels: Pixels) -> Batch:
+def _with_one_cell_hidden(pixels: Pixels) -> "Batch":
     """Return the picture, then with each cell hidden, row by row: (1 + 49, height, width, 3)."""
     height, width, _ = pixels.shape
     tops, lefts = (np.linspace(0, length, N_CELLS_A_SIDE + 1).round().astype(int) for length in (height, width))

@@ -294,6 +294,31 @@ class Retrain(Section):
     max_age_days: int = Field(ge=1, description="of the model; an older one is told of once")
 
 
+class Serve(Section):
+    """How the API holds the model, and what it takes from one request and from all at once."""
+
+    poll_s: float = Field(
+        gt=0, description="no answer is of a version that left production earlier than this before it"
+    )
+    batch_wait_ms: float = Field(ge=0, le=100, description="that an image waits for others, while the network is busy")
+    max_batch_images: int = Field(ge=1)
+    max_body_mb: int = Field(ge=1, description="of a request")
+    max_files: int = Field(ge=1, description="of a request")
+    max_image_megapixels: int = Field(ge=1, description="of an image to predict")
+    max_photo_megapixels: int = Field(ge=1, description="of a photo to map")
+    max_decoded_megapixels: int = Field(ge=1, description="decoded at once, for all requests; others wait")
+    max_seconds: float = Field(gt=0, description="for a request")
+    max_requests: int = Field(ge=1, description="at once; one more is asked to come again")
+    inbox: Path | None = Field(description="of the retraining flow, for reviews; null: the reviewer downloads them")
+
+    @model_validator(mode="after")
+    def _one_fits(self) -> "Serve":
+        largest = max(self.max_image_megapixels, self.max_photo_megapixels)
+        if self.max_decoded_megapixels < largest:
+            raise ValueError(f"max_decoded_megapixels is {self.max_decoded_megapixels}, one image may have {largest}")
+        return self
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -313,6 +338,7 @@ class Params(Section):
     retention: Retention
     map: Map
     retrain: Retrain
+    serve: Serve
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Params":

@@ -39,7 +39,7 @@ SETTINGS = {
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
 WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", "reports")
 # sections of params.yaml that decide no result of a repro
-NO_PART_OF_A_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain"}
+NO_PART_OF_A_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
 METRICS_IN_A_REQUEST, PARAMS_IN_A_REQUEST = 1000, 100  # MLflow refuses more
 

@@ -9,7 +9,8 @@ from PIL import ExifTags, Image
 
 from pipeline import map_files
 from pipeline.find_model import found_model
-from pipeline.map_files import names_of, run, warnings_of
+from pipeline.map_files import names_of, run
+from pipeline.map_notes import warnings_of
 from pipeline.params import Map
 
 PARAMS = Map(tile_px=40, overlap=0, model_mm_per_px=None)

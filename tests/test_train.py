@@ -93,7 +93,21 @@ PARAMS = {
         "budgets": {"p95_ms": 250, "resident_mb": 1000, "size_mb": 100},
     },
     "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
+    "serve": {
+        "poll_s": 2,
+        "batch_wait_ms": 3,
+        "max_batch_images": 16,
+        "max_body_mb": 100,
+        "max_files": 64,
+        "max_image_megapixels": 4,
+        "max_photo_megapixels": 89,
+        "max_decoded_megapixels": 200,
+        "max_seconds": 60,
+        "max_requests": 64,
+        "inbox": None,
+    },
     "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
+    "retrain": {"dataset": None, "cron": "0 3 * * *", "settle_minutes": 10, "max_age_days": 180},
     "map": {"tile_px": 256, "overlap": 0, "model_mm_per_px": None},
 }
 ANOTHER = {

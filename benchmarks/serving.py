@@ -1,0 +1,269 @@
+"""The API against `mlflow models serve`: the same registered model, the same images, the same machine, one at a time.
+
+    python -m benchmarks.serving --metu metu-subset.zip
+
+Registers a probe-like classifier (EfficientNet-Lite0 at 128 px) in a store of its own, then lets 1, 8 and 32 clients
+ask each server, every client one image at a time as soon as it has its answer: the API gets the JPEG file, MLflow what
+it takes, the pixels as JSON. Prints requests a second, the time of an answer, and how far the answers differ. With
+--memory it prints the resident memory of the API over 10,000 requests instead.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import yaml
+
+from pipeline.images import decode
+from pipeline.tracking import SETTINGS
+
+CLIENTS = (1, 8, 32)
+N_IMAGES = 64
+N_COMPARED = 16  # images whose answers are compared
+N_MEMORY_REQUESTS = 10_000
+START_S = 120
+NAME = "cracks"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Requests a second and the percentiles of the seconds that an answer took."""
+
+    requests_per_s: float
+    seconds: dict[int, float]
+
+    def __str__(self) -> str:
+        """Return a part of a row of the table."""
+        times = " | ".join(f"{1000 * self.seconds[share]:.0f}" for share in (50, 95, 99))
+        return f"{self.requests_per_s:.1f} | {times}"
+
+
+def read_images(archive: Path) -> list[bytes]:
+    """Return JPEG files, half of them cracked."""
+    with zipfile.ZipFile(archive) as opened:
+        names = sorted(name for name in opened.namelist() if name.endswith(".jpg"))
+        return [opened.read(name) for name in names[:: len(names) // N_IMAGES][:N_IMAGES]]
+
+
+def register_model(uri: str, images: list[bytes]) -> None:
+    """Register a classifier with random weights in its head, as `make run` would register a probe."""
+    import mlflow
+
+    from pipeline.calibration import Calibration, Platt
+    from pipeline.classifier import Classifier
+    from pipeline.decision import DECISION_FILE, Decision
+    from pipeline.export import calibrated, linear_classifier
+    from pipeline.files import write_json
+    from pipeline.known_concrete import KNOWN_CONCRETE_FILE, learn, sketches
+    from pipeline.linear import LinearHead
+    from pipeline.network import build_embedder
+    from pipeline.params import Backbone
+    from pipeline.register import log_model, write_checked_served
+    from pipeline.served import ServedModel
+
+    taps = ("block_11_expand", "block_14_expand", "head_conv")
+    backbone = Backbone(architecture="efficientnet-lite0", image_size_px=128, taps=taps)
+    n_features = build_embedder(backbone).output["features"].shape[-1]
+    kernel = np.random.default_rng(0).normal(0, 0.05, n_features).astype(np.float32)
+    model = calibrated(linear_classifier(backbone, LinearHead(kernel, 0.0)), Calibration(Platt(1.0, 0.0)))
+    decision = Decision(0.5, 0.4, 0.6)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    run = mlflow.MlflowClient().create_run("0")
+    with tempfile.TemporaryDirectory() as trained, tempfile.TemporaryDirectory() as served:
+        write_json(Path(trained) / DECISION_FILE, decision.as_dict())
+        classifier = Classifier(model, decision)
+        pixels = [decode(content) for content in images]
+        write_checked_served(classifier, Path(trained), pixels[:4], Path(served))
+        seen = sketches(ServedModel.load(Path(served)).outputs(np.stack(pixels))["features"])
+        learn(seen, seen, 0.05, {}).save(Path(served) / KNOWN_CONCRETE_FILE)
+        mlflow.register_model(log_model(classifier, Path(served), run.info.run_id, NAME), NAME)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], port: int, path: str, env: dict[str, str]) -> Iterator[psutil.Process]:
+    """Run a server inside the block, from the first good answer on `path` on."""
+    process = subprocess.Popen(
+        command, env=os.environ | env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}{path}", process)
+        yield psutil.Process(process.pid)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline_s = time.monotonic() + START_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            sys.exit(f"The server of {url} ended.")
+        try:
+            urllib.request.urlopen(url, timeout=5)  # noqa: S310 - of this machine
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    sys.exit(f"{url} does not answer.")
+
+
+def api_request(content: bytes) -> bytes:
+    """Return a whole HTTP request for the API."""
+    head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+    return _post("/v1/predict", "multipart/form-data; boundary=b", head + content + b"\r\n--b--\r\n")
+
+
+def mlflow_request(content: bytes) -> bytes:
+    """Return a whole HTTP request for `mlflow models serve`."""
+    body = json.dumps({"inputs": decode(content)[None].tolist()}).encode()
+    return _post("/invocations", "application/json", body)
+
+
+def _post(path: str, kind: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    body = await reader.readexactly(int(length.split(b":")[1]))
+    if not head.startswith(b"HTTP/1.1 200"):
+        sys.exit(f"A request failed: {head.decode()}{body.decode()}")
+    return body
+
+
+async def _load(port: int, requests: Sequence[bytes], n_clients: int, seconds: float, n_most: int) -> list[float]:
+    took_s: list[float] = []
+    until_s = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
+        while time.perf_counter() < until_s and len(took_s) < n_most:
+            started_s = time.perf_counter()
+            await _ask(reader, writer, requests[(number + len(took_s)) % len(requests)])
+            took_s.append(time.perf_counter() - started_s)
+        writer.close()
+
+    await asyncio.gather(*(client(number) for number in range(n_clients)))
+    return took_s
+
+
+def measure(port: int, requests: Sequence[bytes], n_clients: int, seconds: float) -> Speed:
+    """Return the speed of a server under so many clients; the first second does not count."""
+    asyncio.run(_load(port, requests, n_clients, 1.0, sys.maxsize))
+    started_s = time.perf_counter()
+    took_s = asyncio.run(_load(port, requests, n_clients, seconds, sys.maxsize))
+    elapsed_s = time.perf_counter() - started_s
+    return Speed(len(took_s) / elapsed_s, {share: float(np.percentile(took_s, share)) for share in (50, 95, 99)})
+
+
+def probabilities(port: int, requests: Sequence[bytes]) -> list[float]:
+    """Return what a server says about each image."""
+
+    async def ask_all() -> list[bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
+        answers = [await _ask(reader, writer, request) for request in requests]
+        writer.close()
+        return answers
+
+    bodies = [json.load(io.BytesIO(body)) for body in asyncio.run(ask_all())]
+    return [
+        body["predictions"]["probability"][0]
+        if isinstance(body["predictions"], dict)
+        else body["predictions"][0]["probability"]
+        for body in bodies
+    ]
+
+
+def api_command(folder: Path, port: int) -> list[str]:
+    """Return the command that serves the API, with its settings written to `folder`."""
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return [
+        sys.executable, "-m", "serving", "--params", str(folder / "params.yaml"), "--port", str(port),
+        "--folder", str(folder / "serving"),
+    ]  # fmt: skip
+
+
+def compare(scratch: Path, images: list[bytes], env: dict[str, str], seconds: float) -> None:
+    """Print the speed of both servers, and how far their answers differ."""
+    rows: dict[str, list[Speed]] = {}
+    answers: dict[str, list[float]] = {}
+    port = free_port()
+    with running(api_command(scratch, port), port, "/readyz", env):
+        asked = [api_request(content) for content in images]
+        answers["API"] = probabilities(port, asked[:N_COMPARED])
+        rows["API"] = [measure(port, asked, n_clients, seconds) for n_clients in CLIENTS]
+    port = free_port()
+    command = ["mlflow", "models", "serve", "--model-uri", f"models:/{NAME}/1", "--env-manager", "local"]
+    with running([*command, "--port", str(port)], port, "/ping", env):
+        asked = [mlflow_request(content) for content in images]
+        answers["MLflow"] = probabilities(port, asked[:N_COMPARED])
+        rows["MLflow"] = [measure(port, asked, n_clients, seconds) for n_clients in CLIENTS]
+    print("| server | clients | requests/s | p50 ms | p95 ms | p99 ms |\n| --- | --- | --- | --- | --- | --- |")
+    for server_name, speeds in rows.items():
+        for n_clients, speed in zip(CLIENTS, speeds, strict=True):
+            print(f"| {server_name} | {n_clients} | {speed} |")
+    ratios = [ours.requests_per_s / theirs.requests_per_s for ours, theirs in zip(*rows.values(), strict=True)]
+    print("times the throughput:", ", ".join(f"{r:.1f} at {n}" for n, r in zip(CLIENTS, ratios, strict=True)))
+    print(f"largest difference of a probability: {np.abs(np.subtract(answers['API'], answers['MLflow'])).max():.1e}")
+
+
+def watch_memory(scratch: Path, images: list[bytes], env: dict[str, str]) -> None:
+    """Print the resident memory of the API after the first tenth of many requests and after all."""
+    port = free_port()
+    asked = [api_request(content) for content in images]
+    with running(api_command(scratch, port), port, "/readyz", env) as server:
+        for n_requests in (N_MEMORY_REQUESTS // 10, N_MEMORY_REQUESTS - N_MEMORY_REQUESTS // 10):
+            asyncio.run(_load(port, asked, 8, float("inf"), n_requests))
+            print(f"after {n_requests:,} more requests: {server.memory_info().rss / 1e6:.0f} MB")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--metu", type=Path, required=True, help="metu-subset.zip, or the published archive")
+    parser.add_argument("--seconds", type=float, default=10, help="for each count of clients")
+    parser.add_argument("--memory", action="store_true", help="watch the memory of the API instead")
+    args = parser.parse_args()
+    os.environ |= SETTINGS
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended too
+    images = read_images(args.metu)
+    with tempfile.TemporaryDirectory() as scratch:
+        uri = f"sqlite:///{scratch}/mlflow.db"
+        env = {"MLFLOW_TRACKING_URI": uri}
+        register_model(uri, images)
+        if args.memory:
+            watch_memory(Path(scratch), images, env)
+        else:
+            compare(Path(scratch), images, env, args.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Serve the API and its page.
+
+    python -m serving --params params.yaml [--host 127.0.0.1] [--port 8000]
+
+The model is the one under alias `production` in the registry that MLFLOW_TRACKING_URI names. CRACKS_API_KEY, where it
+is set, is asked of every request to /v1.
+"""
+
+import logging
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvicorn
+
+from pipeline.errors import CracksError
+from pipeline.params import load_params
+from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+from pipeline.stage import run_main, stage_parser
+from pipeline.tracking import project_root
+from serving.app import create_app
+from serving.holder import ModelHolder
+from serving.registry import Registry
+
+API_KEY = "CRACKS_API_KEY"
+IDLE_S = 30  # that a connection without a request is kept
+STOP_S = 20  # that requests have to end when the server is stopped
+
+
+def main() -> None:
+    """Run the server until it is stopped."""
+    parser = stage_parser(__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is the whole network")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--folder", type=Path, default=Path("data/serving"), help="of this server alone: keeps the last good model"
+    )
+    parser.add_argument("--starter", type=Path, help="served form of a model to answer with until there is another")
+    args = parser.parse_args()
+    params = load_params(args.params)
+    logging.getLogger("serving").setLevel(logging.INFO)
+    holder = ModelHolder(
+        Registry(params.register_as.name),
+        args.folder / "model",
+        params.serve.poll_s,
+        params.map,
+        args.starter,
+        lambda: datetime.now(UTC),
+    )
+    app = create_app(
+        params.serve,
+        holder,
+        PredictionLog(project_root() / LOG_FOLDER, params.monitor.log_max_mb),
+        os.environ.get(API_KEY) or None,
+    )
+    listening = _listen(args.host, args.port)
+    host, port = listening.getsockname()[:2]
+    logging.getLogger("serving").info("The page is at http://%s:%d", host, port)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=STOP_S,
+    )  # fmt: skip
+    uvicorn.Server(config).run([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        listening = socket.create_server((host, port))
+        # asyncio sets it only on sockets that it opens itself; without, each answer waits 40 ms for an acknowledgement
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
+    except OSError as error:
+        reason = (error.strerror or str(error)).split(" (")[0]  # what follows repeats the address
+        raise CracksError(
+            f"Nothing can be served at {host}, port {port}: {reason}. Choose another: --host, --port."
+        ) from None
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,94 @@
+"""Images of several requests through the network together: a batch costs little more than its first image.
+
+While the network is idle an image goes at once. While it is busy, images of one size wait some milliseconds for others.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.images import Pixels
+from pipeline.served import N_THREADS, ServedModel
+
+Features = npt.NDArray[np.float32]  # (n_features,)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network says about one image."""
+
+    probability: float
+    features: Features
+
+
+@dataclass
+class _Group:
+    """Images of one size that wait for the same model."""
+
+    model: ServedModel
+    timer: asyncio.Handle
+    images: list[Pixels] = field(default_factory=list)
+    answers: list["asyncio.Future[Output]"] = field(default_factory=list)
+
+
+class Batcher:
+    """Gathers images and runs them; belongs to one event loop."""
+
+    def __init__(self, wait_ms: float, max_images: int, on_batch: Callable[[int], object]) -> None:
+        """Take how long an image waits, the images of a batch at most, and who is told the size of each batch."""
+        self._wait_s = wait_ms / 1000
+        self._max_images = max_images
+        self._on_batch = on_batch
+        self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="network")
+        self._groups: dict[tuple[ServedModel, tuple[int, ...]], _Group] = {}
+        self.n_running = 0
+
+    def submit(self, model: ServedModel, pixels: Pixels) -> "asyncio.Future[Output]":
+        """Return the coming answer of `model` about one image, uint8 (height, width, 3)."""
+        loop = asyncio.get_running_loop()
+        key = (model, pixels.shape)
+        group = self._groups.get(key)
+        if group is None:
+            delay_s = self._wait_s if self.n_running else 0
+            group = self._groups[key] = _Group(model, loop.call_later(delay_s, self._start, key))
+        answer: asyncio.Future[Output] = loop.create_future()
+        group.images.append(pixels)
+        group.answers.append(answer)
+        if len(group.images) == self._max_images:
+            group.timer.cancel()
+            self._start(key)
+        return answer
+
+    def close(self) -> None:
+        """Wait for what is running."""
+        self._pool.shutdown()
+
+    def _start(self, key: tuple[ServedModel, tuple[int, ...]]) -> None:
+        group = self._groups.pop(key)
+        self.n_running += 1
+        self._on_batch(len(group.images))
+        running = asyncio.get_running_loop().run_in_executor(self._pool, _compute, group)
+        running.add_done_callback(lambda done: self._hand_out(group, done))
+
+    def _hand_out(self, group: _Group, done: "asyncio.Future[list[Output]]") -> None:
+        self.n_running -= 1
+        error = done.exception()
+        for position, answer in enumerate(group.answers):
+            if answer.done():  # given up by its request
+                continue
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(done.result()[position])
+
+
+def _compute(group: _Group) -> list[Output]:
+    outputs = group.model.outputs(np.stack(group.images))
+    return [
+        Output(float(probability), features)
+        for probability, features in zip(outputs["probability"], outputs["features"], strict=True)
+    ]

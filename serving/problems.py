@@ -1,0 +1,91 @@
+"""Errors as the API says them: problem details (RFC 9457, `application/problem+json`), in words and without paths."""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemDetails(BaseModel):
+    """The body of an answer that says no."""
+
+    type: str = Field(default="about:blank", description="the status says what kind it is")
+    title: str
+    status: int
+    detail: str = Field(description="what was wrong, what was received, what to do")
+    errors: list[str] = Field(default=[], description="one line for each file or field that is at fault")
+
+
+class Problem(HTTPException):
+    """A request that cannot be answered; raise it anywhere below the routes or in a middleware."""
+
+    def __init__(
+        self, status: HTTPStatus, detail: str, *, errors: list[str] | None = None, retry_after_s: int | None = None
+    ) -> None:
+        """Take the status, one sentence or two, a line for each part at fault, and when to come again."""
+        headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+        super().__init__(int(status), detail, headers)
+        self.errors = errors or []
+
+
+def response(error: HTTPException) -> JSONResponse:
+    """Return the answer for an error."""
+    details = ProblemDetails(
+        title=HTTPStatus(error.status_code).phrase,
+        status=error.status_code,
+        detail=error.detail,
+        errors=error.errors if isinstance(error, Problem) else [],
+    )
+    return JSONResponse(
+        details.model_dump(), error.status_code, headers=dict(error.headers or {}), media_type=MEDIA_TYPE
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
+    if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+        error.detail = f"There is no {request.method} here. /openapi.json describes what there is."
+    return response(error)
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
+    lines = [f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}" for found in error.errors()]
+    return response(
+        Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "The request is not what /openapi.json describes.", errors=lines)
+    )
+
+
+async def _defect(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return response(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "A defect of the server; its log has the cause."))
+
+
+def install(app: FastAPI) -> None:
+    """Let `app` answer every error as a problem."""
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _defect)
+    describe = app.openapi
+
+    def describe_with_problems() -> dict[str, Any]:
+        schema = describe()
+        schema["components"]["schemas"][ProblemDetails.__name__] = ProblemDetails.model_json_schema()
+        return schema
+
+    app.openapi = describe_with_problems  # type: ignore[method-assign]
+
+
+def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that can answer with these problems."""
+    schema = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
+    return {int(status): {"description": status.phrase, "content": {MEDIA_TYPE: schema}} for status in statuses}

@@ -1,0 +1,124 @@
+"""Which version the model registry wants served, and how it is fetched. MLflow is imported at the first question.
+
+Only MLflow's client is used (it is in mlflow-skinny); a store that does not exist is not created.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UnavailableError
+from pipeline.tracking import SETTINGS, first_line, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
+
+ALIAS = "production"
+PARTS = ("MLmodel", "extra_files")  # of a registered model: all that serving needs, without the Keras model
+SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model version. The run tells apart equal numbers of two registries."""
+
+    name: str
+    number: str
+    run_id: str
+    trained_on: str
+    is_demo: bool
+    is_production: bool
+
+    def is_same_model(self, other: "Version") -> bool:
+        """Return whether both are one model, whatever its alias."""
+        return (self.name, self.number, self.run_id) == (other.name, other.number, other.run_id)
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        if not self.run_id:
+            return "the starter model, because no other is registered yet"
+        state = f" ({ALIAS})" if self.is_production else ", the newest: none is in production yet"
+        return f"{self.name} version {self.number}{state}" + (", trained on drawn images (demo)" * self.is_demo)
+
+
+class Registry:
+    """The registered model of one name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def wanted(self) -> Version | None:
+        """Return the version under alias `production`, else the newest; None where nothing is registered.
+
+        Raises:
+            UnavailableError: the registry does not answer.
+        """
+        uri = tracking_uri()
+        if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+            return None
+        client = _client(uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._production(client) or self._newest(client)
+        except (MlflowException, OSError) as error:
+            raise UnavailableError(f"The registry {uri} does not answer: {first_line(error)}.") from None
+
+    def fetch(self, version: Version, folder: Path) -> None:
+        """Put what serving needs of `version` into the empty `folder`.
+
+        Raises:
+            UnavailableError: it cannot be fetched now.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        uri = tracking_uri()
+        try:
+            for part in PARTS:
+                source = f"models:/{version.name}/{version.number}/{part}"
+                download_artifacts(source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
+        except (MlflowException, OSError) as error:
+            raise UnavailableError(f"{version} cannot be fetched: {first_line(error)}.") from None
+
+    def _production(self, client: "MlflowClient") -> Version | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = client.get_model_version_by_alias(self._name, ALIAS)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
+                return None
+            raise
+        return _version(found, is_production=True)
+
+    def _newest(self, client: "MlflowClient") -> Version | None:
+        found = client.search_model_versions(f"name = '{self._name}'")
+        newest = max(found, key=lambda version: int(version.version), default=None)
+        return None if newest is None else _version(newest, is_production=False)
+
+
+def _client(uri: str) -> "MlflowClient":
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for chatty in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _version(found: "ModelVersion", *, is_production: bool) -> Version:
+    return Version(
+        name=found.name,
+        number=str(found.version),
+        run_id=found.run_id or "",
+        trained_on=found.tags.get("trained_on", ""),
+        is_demo=found.tags.get("demo") == "true",
+        is_production=is_production,
+    )

@@ -1,0 +1,226 @@
+// Shows a photo and its map on a canvas: pan, zoom, pick a tile.
+
+const MAX_SCALE = 8; // screen pixels for a pixel of the photo
+const STEP = 1.25;
+const HEAT_OPACITY = 0.42;
+const HEAT_PX = 4; // pixels of the photo for one of the heat
+
+// From the threshold to 1: yellow, orange, red. Told apart by brightness too, not by hue alone.
+export function heatColour(strength) {
+  return `hsl(${52 - 52 * strength} 95% ${58 - 18 * strength}%)`;
+}
+
+export class Viewer {
+  constructor(canvas, onPick) {
+    this.canvas = canvas;
+    this.onPick = onPick;
+    this.picture = null; // ImageBitmap or null, drawn over width x height of the photo
+    this.map = null;
+    this.threshold = 0.5;
+    this.showsMap = true;
+    this.selected = null;
+    this.pointers = new Map();
+    this.isMoved = false;
+    new ResizeObserver(() => this.#resize()).observe(canvas);
+    canvas.addEventListener("wheel", (event) => this.#wheel(event), {passive: false});
+    canvas.addEventListener("pointerdown", (event) => this.#down(event));
+    canvas.addEventListener("pointermove", (event) => this.#move(event));
+    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.#up(event));
+    canvas.addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  show(picture, map) {
+    this.picture = picture;
+    this.map = map;
+    this.selected = null;
+    this.fit();
+  }
+
+  fit() {
+    if (!this.map) return this.draw();
+    const {width, height} = this.canvas.getBoundingClientRect();
+    this.scale = Math.min(width / this.map.width, height / this.map.height);
+    this.left = (width - this.map.width * this.scale) / 2;
+    this.top = (height - this.map.height * this.scale) / 2;
+    this.isFitted = true;
+    this.draw();
+  }
+
+  zoom(factor, x, y) {
+    const box = this.canvas.getBoundingClientRect();
+    const [centreX, centreY] = [x ?? box.width / 2, y ?? box.height / 2];
+    const least = Math.min(box.width / this.map.width, box.height / this.map.height) / 2;
+    const scale = Math.min(MAX_SCALE, Math.max(least, this.scale * factor));
+    this.left = centreX - (centreX - this.left) * (scale / this.scale);
+    this.top = centreY - (centreY - this.top) * (scale / this.scale);
+    this.scale = scale;
+    this.isFitted = false;
+    this.draw();
+  }
+
+  zoomIn() { this.zoom(STEP); }
+  zoomOut() { this.zoom(1 / STEP); }
+
+  // Bring a tile into view, with what surrounds it.
+  select(tile, moves) {
+    this.selected = tile;
+    if (tile && moves) {
+      const {width, height} = this.canvas.getBoundingClientRect();
+      this.scale = Math.min(MAX_SCALE, Math.min(width, height) / (tile.size * 3));
+      this.left = width / 2 - (tile.x + tile.size / 2) * this.scale;
+      this.top = height / 2 - (tile.y + tile.size / 2) * this.scale;
+      this.isFitted = false;
+    }
+    this.draw();
+  }
+
+  draw() {
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.#draw());
+  }
+
+  #draw() {
+    const context = this.canvas.getContext("2d");
+    const ratio = devicePixelRatio;
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    if (!this.map) return;
+    const scale = this.scale * ratio;
+    context.setTransform(scale, 0, 0, scale, this.left * ratio, this.top * ratio);
+    context.imageSmoothingEnabled = this.scale < 2;
+    if (this.picture) context.drawImage(this.picture, 0, 0, this.map.width, this.map.height);
+    else {
+      context.fillStyle = "#8a8f94";
+      context.fillRect(0, 0, this.map.width, this.map.height);
+    }
+    if (this.showsMap) {
+      context.globalAlpha = HEAT_OPACITY;
+      context.drawImage(this.#heat(), 0, 0, this.map.width, this.map.height);
+      context.globalAlpha = 1;
+      for (const tile of this.map.tiles) this.#markTile(context, tile);
+    }
+    if (this.selected) this.#outline(context, this.selected, "#ffffff", 4);
+    if (this.selected) this.#outline(context, this.selected, "#0b5cad", 2.5);
+  }
+
+  // The heat without its opacity, made anew for another map or threshold. Where tiles overlap, the hottest shows.
+  #heat() {
+    if (this.heat?.map === this.map && this.heat.threshold === this.threshold) return this.heat.canvas;
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.ceil(this.map.width / HEAT_PX);
+    canvas.height = Math.ceil(this.map.height / HEAT_PX);
+    const context = canvas.getContext("2d");
+    context.scale(canvas.width / this.map.width, canvas.height / this.map.height);
+    const marked = this.map.tiles.filter((tile) => tile.probability >= this.threshold);
+    for (const tile of marked.sort((one, other) => one.probability - other.probability)) {
+      context.fillStyle = heatColour((tile.probability - this.threshold) / Math.max(1 - this.threshold, 1e-6));
+      context.fillRect(tile.x, tile.y, tile.size, tile.size);
+    }
+    this.heat = {map: this.map, threshold: this.threshold, canvas};
+    return canvas;
+  }
+
+  #markTile(context, tile) {
+    if (tile.said) this.#mark(context, tile);
+    else if (tile.label === "review") this.#dot(context, tile);
+  }
+
+  // To review: a dot, so that a photo full of them can still be seen.
+  #dot(context, tile) {
+    context.beginPath();
+    context.arc(tile.x + 8 / this.scale, tile.y + 8 / this.scale, 3.5 / this.scale, 0, 2 * Math.PI);
+    context.fillStyle = "#ffffff";
+    context.fill();
+    context.strokeStyle = "#1d2126";
+    context.lineWidth = 1.2 / this.scale;
+    context.stroke();
+  }
+
+  // A label that the reviewer gave: a red or green frame with its letter.
+  #mark(context, tile) {
+    const colour = tile.said === "crack" ? "#b3261e" : "#1b6e3c";
+    this.#outline(context, tile, colour, 2.5);
+    const side = Math.min(18 / this.scale, tile.size / 3);
+    context.fillStyle = colour;
+    context.fillRect(tile.x, tile.y, side, side);
+    context.fillStyle = "#ffffff";
+    context.font = `bold ${side * 0.8}px sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillText(tile.said === "crack" ? "C" : "X", tile.x + side / 2, tile.y + side * 0.54);
+  }
+
+  #outline(context, tile, colour, width) {
+    context.strokeStyle = colour;
+    context.lineWidth = width / this.scale;
+    const inset = width / 2 / this.scale;
+    context.strokeRect(tile.x + inset, tile.y + inset, tile.size - 2 * inset, tile.size - 2 * inset);
+  }
+
+  #resize() {
+    const {width, height} = this.canvas.getBoundingClientRect();
+    this.canvas.width = Math.round(width * devicePixelRatio);
+    this.canvas.height = Math.round(height * devicePixelRatio);
+    if (this.isFitted) this.fit();
+    else this.draw();
+  }
+
+  #place(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return {x: event.clientX - box.left, y: event.clientY - box.top};
+  }
+
+  #wheel(event) {
+    event.preventDefault();
+    if (!this.map) return;
+    const {x, y} = this.#place(event);
+    this.zoom(Math.exp(-event.deltaY / 400), x, y);
+  }
+
+  #down(event) {
+    this.canvas.setPointerCapture(event.pointerId);
+    this.pointers.set(event.pointerId, this.#place(event));
+    if (this.pointers.size === 1) this.isMoved = false;
+  }
+
+  #move(event) {
+    const before = this.pointers.get(event.pointerId);
+    if (!before || !this.map) return;
+    const now = this.#place(event);
+    if (this.pointers.size === 2) {
+      const [other] = [...this.pointers].filter(([id]) => id !== event.pointerId).map(([, place]) => place);
+      const distance = (place) => Math.hypot(place.x - other.x, place.y - other.y);
+      this.zoom(distance(now) / Math.max(distance(before), 1), (now.x + other.x) / 2, (now.y + other.y) / 2);
+      this.isMoved = true;
+    } else if (this.isMoved || Math.hypot(now.x - before.x, now.y - before.y) > 3) {
+      this.isMoved = true;
+      this.#pan(now.x - before.x, now.y - before.y);
+    } else return;
+    this.pointers.set(event.pointerId, now);
+  }
+
+  #up(event) {
+    const place = this.pointers.get(event.pointerId);
+    this.pointers.delete(event.pointerId);
+    if (event.type !== "pointerup" || this.isMoved || !place || !this.map) return;
+    const [x, y] = [(place.x - this.left) / this.scale, (place.y - this.top) / this.scale];
+    const isHit = (tile) => x >= tile.x && y >= tile.y && x < tile.x + tile.size && y < tile.y + tile.size;
+    const hit = this.map.tiles.find(isHit);
+    if (hit) this.onPick(hit);
+  }
+
+  #pan(dx, dy) {
+    this.left += dx;
+    this.top += dy;
+    this.isFitted = false;
+    this.draw();
+  }
+
+  #key(event) {
+    const moves = {ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60]};
+    if (!this.map || !moves[event.key]) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.#pan(...moves[event.key]);
+  }
+}

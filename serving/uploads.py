@@ -1,0 +1,88 @@
+"""Uploaded files to pixels: looked at by their headers first, decoded in threads, within the memory that there is."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import PurePosixPath
+
+from fastapi import UploadFile
+
+from pipeline.images import Pixels, UnreadableImageError, decode, stored_size
+from pipeline.served import N_THREADS
+from serving.limits import PixelBudget
+from serving.problems import Problem
+
+MEGA = 1_000_000
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that its header says is an image of a size that is allowed."""
+
+    name: str
+    content: bytes
+    n_pixels: int
+
+
+class Decoder:
+    """Decodes uploads in threads."""
+
+    def __init__(self, budget: PixelBudget) -> None:
+        self._budget = budget
+        self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="decoder")
+
+    @asynccontextmanager
+    async def decoded(self, upload: Upload) -> AsyncIterator[Pixels]:
+        """Hold the pixels of an upload, uint8 (height, width, 3), inside the block.
+
+        Raises:
+            Problem: the file is damaged.
+        """
+        async with self._budget.of(upload.n_pixels):
+            try:
+                pixels = await asyncio.get_running_loop().run_in_executor(self._pool, decode, upload.content)
+            except UnreadableImageError as error:
+                raise unreadable([f"{upload.name}: {error}"]) from None
+            yield pixels
+
+    def close(self) -> None:
+        """Wait for what is running."""
+        self._pool.shutdown()
+
+
+async def read_uploads(files: list[UploadFile], max_files: int, max_megapixels: int) -> list[Upload]:
+    """Return the files of a request.
+
+    Raises:
+        Problem: there are too many, or one is no image or too large; nothing of the request is answered then.
+    """
+    if len(files) > max_files:
+        raise Problem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(files)} files are more than {max_files}. Send them in parts."
+        )
+    uploads, reasons = [], []
+    for number, file in enumerate(files, start=1):
+        name = PurePosixPath((file.filename or f"file {number}").replace("\\", "/")).name
+        content = await file.read()
+        try:
+            height, width = stored_size(content)
+            if height * width > max_megapixels * MEGA:
+                raise UnreadableImageError(f"{width} x {height} px is more than {max_megapixels} megapixels")
+            uploads.append(Upload(name, content, height * width))
+        except UnreadableImageError as error:
+            reasons.append(f"{name}: {error}")
+    if reasons:
+        raise unreadable(reasons)
+    return uploads
+
+
+def unreadable(reasons: list[str]) -> Problem:
+    """Return the problem of files that cannot be read, a line for each."""
+    return Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Not every file is an image that can be read. Nothing was answered: leave these out, or mend them.",
+        errors=reasons,
+    )

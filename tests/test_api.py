@@ -1,0 +1,315 @@
+"""The API as a client sees it: answers, refusals in words, limits, headers."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from api_server import ROOT, Server
+from PIL import ExifTags, Image
+from tiny_model import DECISION, probability_of, write_tiny_model
+
+PROBLEM = "application/problem+json"
+# Training libraries, and what only they need: the image of the API has none of them.
+NOT_IN_THE_IMAGE = (
+    "tensorflow", "keras", "sklearn", "scipy", "matplotlib", "jinja2", "distributed", "great_expectations", "prefect",
+    "dvc", "faiss", "psutil",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("starter")
+    write_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(starter, tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("server"), starter=starter, max_body_mb=2, max_files=5) as server:
+        server.wait_until_ready()
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def grey(encode):
+    """Return a function that gives the bytes of a plain picture as PNG."""
+    return lambda level, width=40, height=30: encode(np.full((height, width, 3), level, np.uint8), "PNG")
+
+
+def predict(client, *contents, **query):
+    return client.post("/v1/predict", files=[("files", (f"{n}.png", c)) for n, c in enumerate(contents)], params=query)
+
+
+def test_each_file_gets_its_probability_and_label_in_order(client, grey):
+    answer = predict(client, grey(40), grey(220), grey(128))
+    assert answer.status_code == 200
+    assert answer.json()["model_version"] == "0"
+    found = answer.json()["predictions"]
+    assert [row["file"] for row in found] == ["0.png", "1.png", "2.png"]
+    assert [row["label"] for row in found] == ["crack", "intact", "review"]
+    expected = [probability_of(np.array(level)) for level in (40, 220, 128)]
+    assert [row["probability"] for row in found] == pytest.approx(expected, abs=1e-5)
+    assert "heat" not in found[0]
+
+
+def test_the_heat_of_a_dark_corner_speaks_for_a_crack(client, encode):
+    pixels = np.full((70, 70, 3), 200, np.uint8)
+    pixels[:10, :10] = 0
+    [found] = predict(client, encode(pixels, "PNG"), explain=True).json()["predictions"]
+    heat = np.array(found["heat"]["logits"])
+    assert heat.shape == (7, 7)
+    assert heat[0, 0] == heat.max() > 0
+    assert found["heat"]["image"].startswith("data:image/png;base64,")
+
+
+def test_a_photo_is_answered_upright(client, encode):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = encode(np.full((300, 600, 3), 90, np.uint8), "JPEG", exif=exif)
+    answer = client.post("/v1/map", files={"file": ("a.jpg", content)}).json()
+    assert (answer["width"], answer["height"]) == (300, 600)
+
+
+def test_the_model_is_named_with_its_limits(client):
+    answer = client.get("/v1/model").json()
+    assert answer["threshold"] == DECISION.threshold
+    assert answer["description"] == "the starter model, because no other is registered yet"
+    assert (answer["max_body_mb"], answer["max_files"], answer["refused"]) == (2, 5, None)
+
+
+def test_a_file_that_is_no_image_refuses_the_request_in_words(client, grey):
+    answer = predict(client, grey(40), b"text", grey(40)[:60])
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == PROBLEM
+    problem = answer.json()
+    assert (problem["status"], problem["title"]) == (422, "Unprocessable Entity")
+    assert problem["errors"][0] == "1.png: not an image"
+
+
+def test_an_image_larger_than_allowed_is_refused_by_its_header(client, encode):
+    content = encode(Image.new("1", (2001, 2000)), "PNG")
+    [line] = predict(client, content).json()["errors"]
+    assert line == "0.png: 2001 x 2000 px is more than 4 megapixels"
+
+
+def test_too_many_files_are_refused(client, grey):
+    answer = predict(client, *[grey(40)] * 6)
+    assert (answer.status_code, answer.json()["detail"]) == (413, "6 files are more than 5. Send them in parts.")
+
+
+@pytest.mark.parametrize("says_its_length", [True, False])
+def test_a_body_larger_than_allowed_is_refused(client, says_its_length):
+    body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + bytes(2_000_001)
+    content = body if says_its_length else iter([body[:1_500_000], body[1_500_000:]])
+    answer = client.post("/v1/predict", content=content, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM)
+    assert answer.json()["detail"] == "The request is larger than 2 MB. Send fewer files at once."
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/none", 404),
+        ("GET", "/v1/predict", 405),
+        ("POST", "/v1/predict", 422),
+        ("GET", "/static/../app.py", 404),
+    ],
+)
+def test_what_does_not_exist_is_a_problem_too(client, method, path, status):
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
+    assert str(ROOT) not in answer.text
+
+
+def test_every_answer_has_the_security_headers(client):
+    for path in ("/", "/static/page.js", "/healthz", "/v1/none"):
+        headers = client.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
+
+
+def test_the_page_asks_nobody_else_for_anything(client):
+    for path in (ROOT / "serving" / "static").iterdir():
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|//cdn|@import|eval\(|innerHTML", text), path
+        assert client.get(f"/static/{path.name}").status_code == 200
+
+
+def test_health_readiness_and_metrics_tell_the_state(client, grey):
+    assert client.get("/healthz").text == "alive\n"
+    assert client.get("/readyz").text.startswith("serving the starter model")
+    predict(client, grey(40))
+    text = client.get("/metrics").text
+    assert 'cracks_model{name="starter",version="0"} 1.0' in text
+    assert float(re.search(r'cracks_images_total{label="crack"} (\S+)', text)[1]) >= 1
+    assert 'cracks_requests_total{method="POST",route="/v1/predict",status="200"}' in text
+
+
+def test_openapi_describes_what_is_answered(client):
+    schema = client.get("/openapi.json").json()
+    assert set(schema["paths"]) == {
+        "/v1/predict", "/v1/map", "/v1/model", "/v1/reviews", "/healthz", "/readyz", "/metrics",
+    }  # fmt: skip
+    assert PROBLEM in schema["paths"]["/v1/predict"]["post"]["responses"]["422"]["content"]
+    assert "ProblemDetails" in schema["components"]["schemas"]
+
+
+def review(client, content, tiles, **changes):
+    reviews = {"reviewer": "A. Reviewer", "model_version": "7", "tiles": tiles} | changes
+    return client.post("/v1/reviews", files={"files": ("deck 1.jpg", content)}, data={"reviews": json.dumps(reviews)})
+
+
+def test_reviews_come_back_as_a_batch_of_the_very_pixels(client, draw_tile, encode):
+    pixels = draw_tile(0, size_px=128)
+    tiles = [{"file": 0, "x": 64, "y": 32, "size": 64, "label": "crack"}]
+    answer = review(client, encode(pixels, "PNG"), tiles)
+    assert answer.status_code == 200
+    assert re.search(r'filename="reviews-\d{8}T\d{6}Z-[0-9a-f]{8}.zip"', answer.headers["content-disposition"])
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        table, name = archive.namelist()
+        assert name.startswith("crack/deck_1-64-32-")
+        np.testing.assert_array_equal(np.asarray(Image.open(archive.open(name))), pixels[32:96, 64:128])
+        lines = archive.read(table).decode().splitlines()
+    assert lines[0] == "path,label,reviewer,time,sha256,photo,model_version"
+    assert lines[1].startswith(f"{name},crack,A. Reviewer,20")
+    assert lines[1].endswith(",deck 1.jpg,7")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"tiles": [{"file": 0, "x": 100, "y": 0, "size": 64, "label": "crack"}]},
+            "lies outside deck 1.jpg, 128 x 128 px",
+        ),
+        ({"tiles": [{"file": 1, "x": 0, "y": 0, "size": 64, "label": "crack"}]}, "not among the 1 sent"),
+        ({"reviewer": "=1+1"}, "reviewer"),
+        ({"reviewer": "  "}, "reviewer"),
+        ({"tiles": []}, "tiles"),
+        ({"tiles": [{"file": 0, "x": 0, "y": 0, "size": 64, "label": "perhaps"}]}, "label"),
+    ],
+)
+def test_reviews_that_make_no_sense_are_refused_in_words(client, draw_tile, encode, change, words):
+    answer = review(client, encode(draw_tile(0, size_px=128), "PNG"), **({"tiles": []} | change))
+    assert answer.status_code == 422
+    assert words in answer.text
+
+
+def test_the_process_that_serves_has_no_training_library(server, client, grey):
+    predict(client, grey(40), explain=True)
+    blocked = "for name in {}.split(): sys.modules[name] = None".format(repr(" ".join(NOT_IN_THE_IMAGE)))
+    subprocess.run([sys.executable, "-c", f"import sys\n{blocked}\nimport serving.__main__"], cwd=ROOT, check=True)
+    loaded_files = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "site-packages/tensorflow/" not in loaded_files
+    assert "site-packages/openvino/" in loaded_files
+
+
+def test_without_the_key_nothing_is_answered(starter, tmp_path, grey):
+    with Server(tmp_path, starter=starter, api_key="a secret") as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            refused = predict(client, grey(40))
+            assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+            assert client.get("/v1/model", headers={"Authorization": "Bearer wrong"}).status_code == 401
+            assert client.get("/v1/model", headers={"Authorization": "Bearer a secret"}).status_code == 200
+            assert client.get("/").status_code == 200
+        assert "a secret" not in server.log()
+
+
+def test_one_request_too_many_is_asked_to_come_again(starter, tmp_path, grey):
+    with Server(tmp_path, starter=starter, max_requests=1) as server:
+        server.wait_until_ready()
+        leave = threading.Event()
+
+        def slow():
+            yield b"--b\r\n"
+            leave.wait(20)
+
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        with server.client() as one, server.client() as other:
+            holding = threading.Thread(target=lambda: one.post("/v1/predict", content=slow(), headers=headers))
+            holding.start()
+            deadline_s = time.monotonic() + 10
+            while (answer := other.get("/v1/model")).status_code == 200 and time.monotonic() < deadline_s:
+                pass
+            leave.set()
+            holding.join()
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+            assert answer.headers["content-type"] == PROBLEM
+            assert predict(other, grey(40)).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_ended(starter, tmp_path):
+    with Server(tmp_path, starter=starter, max_seconds=0.3) as server:
+        server.wait_until_ready()
+
+        def never():
+            yield b"--b\r\n"
+            time.sleep(3)
+
+        with server.client() as client:
+            started_s = time.monotonic()
+            answer = client.post(
+                "/v1/predict", content=never(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+            )
+        assert answer.status_code == 503
+        assert "more than 0.3 s" in answer.json()["detail"]
+        assert time.monotonic() - started_s < 10
+
+
+def test_reviews_go_to_the_inbox_with_a_marker(starter, tmp_path, draw_tile, encode):
+    inbox = tmp_path / "inbox"
+    with Server(tmp_path / "server", starter=starter, inbox=str(inbox)) as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            tiles = [{"file": 0, "x": 0, "y": 0, "size": 64, "label": "intact"}]
+            answer = review(client, encode(draw_tile(0), "PNG"), tiles)
+        assert answer.status_code == 201
+        name = answer.json()["batch"]
+        assert answer.json() == {"batch": name, "n_crack": 0, "n_intact": 1}
+        assert sorted(path.name for path in inbox.iterdir()) == [f"{name}.zip", f"{name}.zip.done"]
+
+
+def test_without_a_model_it_lives_and_is_not_ready(tmp_path, grey):
+    with Server(tmp_path) as server:
+        server.wait_until(lambda client: client.get("/healthz").status_code == 200)
+        with server.client() as client:
+            for answer in (client.get("/readyz"), predict(client, grey(40))):
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+                assert "There is no model yet" in answer.json()["detail"]
+
+
+def test_a_port_that_is_taken_is_said_in_words(server, starter, tmp_path):
+    port = server.url.rsplit(":", 1)[1]
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--port", port, "--starter", str(starter)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    reason = f"Nothing can be served at 127.0.0.1, port {port}: Address already in use."
+    assert ended.stderr == f"error: {reason} Choose another: --host, --port.\n"
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement(client, grey):
+    took_s = []
+    for _ in range(30):
+        started_s = time.perf_counter()
+        predict(client, grey(40))
+        took_s.append(time.perf_counter() - started_s)
+    assert min(took_s) < 0.035  # with Nagle's algorithm every one takes 40 ms

@@ -1,0 +1,133 @@
+"""What the API lets in, tried without a server."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.limits import Gate, PixelBudget
+from serving.problems import Problem, response
+
+
+def test_what_fits_does_not_wait_and_what_does_not_waits_its_turn():
+    async def main():
+        budget, order = PixelBudget(10), []
+
+        async def use(name, n_pixels, leave):
+            async with budget.of(n_pixels):
+                order.append(name)
+                await leave.wait()
+
+        first, rest = asyncio.Event(), asyncio.Event()
+        tasks = [
+            asyncio.create_task(use(*call))
+            for call in (("a", 6, first), ("b", 3, rest), ("c", 6, rest), ("d", 1, rest))
+        ]
+        await asyncio.sleep(0)
+        assert order == ["a", "b"]  # d would fit, and is still not let past c
+        first.set()
+        await asyncio.sleep(0.01)
+        assert order == ["a", "b", "c", "d"]
+        rest.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+@given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=30))
+def test_the_budget_is_never_exceeded_and_always_given_back(uses):
+    async def main():
+        budget, n_used, most = PixelBudget(10), 0, 0
+
+        async def use(n_pixels):
+            nonlocal n_used, most
+            async with budget.of(n_pixels):
+                n_used += n_pixels
+                most = max(most, n_used)
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    n_used -= n_pixels
+
+        tasks = [asyncio.create_task(use(n_pixels)) for n_pixels, _ in uses]
+        await asyncio.sleep(0)
+        for task, (_, is_given_up) in zip(tasks, uses, strict=True):
+            if is_given_up:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.timeout(5), budget.of(10):
+            pass
+        return most
+
+    assert asyncio.run(main()) <= 10
+
+
+def test_who_is_given_up_in_the_moment_of_its_turn_gives_the_pixels_back():
+    async def main():
+        budget = PixelBudget(10)
+
+        async def use():
+            async with budget.of(10):
+                raise AssertionError("it was given up")
+
+        async with budget.of(10):
+            waiting = asyncio.create_task(use())
+            await asyncio.sleep(0)
+        waiting.cancel()  # after its turn has come, before it could run
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        async with asyncio.timeout(5), budget.of(10):
+            pass
+
+    asyncio.run(main())
+
+
+def test_a_failure_inside_gives_the_pixels_back():
+    async def main():
+        budget = PixelBudget(10)
+        with pytest.raises(RuntimeError):
+            async with budget.of(10):
+                raise RuntimeError
+        async with asyncio.timeout(5), budget.of(10):
+            pass
+
+    asyncio.run(main())
+
+
+def test_requests_that_together_send_too_much_are_asked_to_come_again():
+    """Nine uploads of the largest size at once: eight are taken in, the ninth is not, and afterwards there is room."""
+    statuses = []
+
+    async def main():
+        leave = asyncio.Event()
+        gate = Gate(app, api_key=None, max_body_mb=1, max_seconds=30, max_requests=20)
+
+        async def upload():
+            async def receive():
+                return {"type": "http.request", "body": bytes(1_000_000), "more_body": False}
+
+            async def send(message):
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+
+            await gate({"type": "http", "path": "/v1/predict", "headers": [], "leave": leave}, receive, send)
+
+        tasks = [asyncio.create_task(upload()) for _ in range(9)]
+        await asyncio.sleep(0)
+        assert statuses == [429]
+        leave.set()
+        await asyncio.gather(*tasks)
+        await upload()
+
+    async def app(scope, receive, send):
+        try:
+            await receive()
+        except Problem as problem:
+            await response(problem)(scope, receive, send)
+            return
+        await scope["leave"].wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    asyncio.run(main())
+    assert statuses == [429] + [200] * 9

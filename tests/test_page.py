@@ -1,0 +1,286 @@
+"""The page in a real browser: photos in, map seen, tiles reviewed, labels out and into training."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from api_server import Server
+from archive_writer import limits
+from PIL import Image
+from tiny_model import write_tiny_model
+
+from pipeline import ingest
+from pipeline.images import INVENTORY_FILE
+from pipeline.params import Dataset
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: the page is not tested"),
+]
+LEVELS = {"crack": 60, "review": 120, "intact": 200}  # grey levels and what the tiny model makes of them
+SIZE_PX = 256
+
+
+def photo(path, labels, mode="RGB"):
+    """Write a photo of plain tiles, a row of labels a row of tiles; no two tiles are quite the same."""
+    levels = [[LEVELS[label] + 2 * col + row for col, label in enumerate(line)] for row, line in enumerate(labels)]
+    pixels = np.array(levels, np.uint8).repeat(SIZE_PX, axis=0).repeat(SIZE_PX, axis=1)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("page")
+    write_tiny_model(root / "starter")
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(root):
+    with Server(root / "server", starter=root / "starter") as server:
+        server.wait_until_ready()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    context = browser.new_context(viewport={"width": 1300, "height": 850})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(server.url)
+    page.complaints = complaints
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def deck(tmp_path):
+    return photo(tmp_path / "deck.png", [["crack", "review", "intact"], ["intact", "review", "review"]])
+
+
+def add(page, *paths):
+    page.set_input_files("#files", list(paths))
+    page.locator("[data-state=done]").nth(len(paths) - 1).wait_for()
+
+
+def words(page, selector):
+    return page.locator(selector).inner_text()
+
+
+def test_an_inspector_drops_a_photo_reviews_it_and_the_labels_are_trained_on(page, deck, tmp_path):
+    content = Path(deck).read_bytes()
+    transfer = page.evaluate_handle(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "deck.png", {type: "image/png"}));
+            return transfer;
+        }""",
+        list(content),
+    )
+    page.dispatch_event("#empty", "drop", {"dataTransfer": transfer})
+    page.locator("[data-state=done]").wait_for()
+    assert words(page, ".photo .state") == "17 % cracked, 3 to review"
+    assert words(page, "#summary") == "4 of 6 tiles marked (67 %)"
+    assert page.locator(".tile").count() == 3
+
+    page.keyboard.press("ArrowDown")
+    for key in "cxc":
+        page.keyboard.press(key)
+    assert page.locator(".tile .said").all_inner_texts() == ["crack", "intact", "crack"]
+    assert words(page, ".photo .state") == "17 % cracked"
+    page.keyboard.press("u")
+    assert words(page, "#export-button") == "Export 2 labels"
+
+    page.click("#export-button")  # without a name: the browser asks for it, nothing is sent
+    assert page.evaluate("document.activeElement.id") == "reviewer"
+    page.fill("#reviewer", "A. Reviewer")
+    with page.expect_download() as download:
+        page.click("#export-button")
+    batch = tmp_path / download.value.suggested_filename
+    download.value.save_as(batch)
+    assert words(page, "#export-text") == f"2 labels saved as {batch.name}."
+    assert page.locator("#export-button").is_disabled()
+    assert page.complaints == []
+
+    ingest.run(Dataset(source=batch), limits(), tmp_path / "ingested")
+    inventory = pd.read_parquet(tmp_path / "ingested" / INVENTORY_FILE).sort_values("brightness")
+    assert inventory["label"].tolist() == ["crack", "intact"]
+    assert inventory["brightness"].tolist() == pytest.approx([LEVELS["review"] + 2, LEVELS["review"] + 3])
+    assert inventory["reviewer"].tolist() == ["A. Reviewer"] * 2
+    assert inventory["photo"].tolist() == ["deck.png"] * 2
+
+
+def test_the_threshold_changes_what_is_marked(page, deck):
+    add(page, deck)
+    page.select_option("#filter", "marked")
+    assert page.locator(".tile").count() == 4
+    page.locator("#threshold").fill("0.9")
+    assert (words(page, "#summary"), words(page, "#threshold-value")) == ("1 of 6 tiles marked (17 %)", "0.90")
+    assert page.locator(".tile").count() == 1
+    page.click("#threshold-reset")
+    assert words(page, "#summary") == "4 of 6 tiles marked (67 %)"
+
+
+def pixel(page, x_share, y_share):
+    """Return the colour of the canvas at a share of its width and height."""
+    return page.evaluate(
+        """([x, y]) => {
+            const canvas = document.getElementById("canvas");
+            const context = canvas.getContext("2d");
+            return [...context.getImageData(x * canvas.width, y * canvas.height, 1, 1).data.slice(0, 3)];
+        }""",
+        [x_share, y_share],
+    )
+
+
+def is_grey(colour):
+    return max(colour) - min(colour) < 12
+
+
+def is_coloured(colour):
+    return not is_grey(colour)
+
+
+def wait_for_pixel(page, x_share, y_share, holds):
+    """Wait until a frame is drawn in which `holds` is true of a pixel's colour."""
+    for _ in range(200):
+        if holds(pixel(page, x_share, y_share)):
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError(pixel(page, x_share, y_share))
+
+
+def test_the_map_lies_over_the_photo_and_can_be_taken_away(page, tmp_path):
+    add(page, photo(tmp_path / "two.png", [["crack", "intact"]]))
+    wait_for_pixel(page, 0.25, 0.5, is_coloured)
+    wait_for_pixel(page, 0.75, 0.5, is_grey)
+    page.keyboard.press("m")
+    wait_for_pixel(page, 0.25, 0.5, is_grey)
+
+
+def test_the_photo_can_be_zoomed_and_moved(page, tmp_path):
+    add(page, photo(tmp_path / "two.png", [["crack", "intact"]]))
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] / 2)
+    wait_for_pixel(page, 0.45, 0.5, is_coloured)
+    page.mouse.wheel(0, -300)
+    wait_for_pixel(page, 0.45, 0.5, is_grey)  # the intact half has grown over the middle
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.95, box["y"] + box["height"] / 2, steps=2)
+    page.mouse.up()
+    wait_for_pixel(page, 0.41, 0.5, is_coloured)
+    page.keyboard.press("0")
+    wait_for_pixel(page, 0.52, 0.5, is_grey)
+    wait_for_pixel(page, 0.48, 0.5, is_coloured)
+
+
+def test_a_tile_is_picked_by_a_click_on_the_photo(page, tmp_path):
+    add(page, photo(tmp_path / "two.png", [["review", "intact"]]))
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] / 2)
+    assert page.locator(".tile[aria-selected=true]").count() == 1
+    page.click("#confirm")
+    assert words(page, ".tile .said") == "crack"
+
+
+def test_a_file_that_is_no_photo_is_said_so_and_the_others_go_on(page, deck, tmp_path):
+    (tmp_path / "notes.jpg").write_text("no photo")
+    page.set_input_files("#files", [str(tmp_path / "notes.jpg"), deck])
+    page.locator("[data-state=done]").wait_for()
+    assert words(page, "[data-state=failed] .state") == "notes.jpg: not an image"
+    assert words(page, "#progress-text") == "2 of 2 photos looked at, 1 could not be"
+
+
+def test_a_photo_that_the_browser_cannot_show_is_shown_by_the_server(page, tmp_path):
+    add(page, photo(tmp_path / "two.tiff", [["crack", "intact"]]))
+    wait_for_pixel(page, 0.75, 0.5, lambda colour: abs(colour[0] - LEVELS["intact"]) < 6)
+
+
+def test_all_is_done_with_the_keyboard(page, deck):
+    add(page, deck)
+    page.keyboard.press("Tab")
+    seen = set()
+    for _ in range(25):
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        is_seen = "document.activeElement === document.body || getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate(is_seen) != "none"
+        page.keyboard.press("Tab")
+    assert {"choose", "photo", "threshold", "show-map", "zoom-in", "canvas", "filter", "reviewer"} <= seen
+
+
+@pytest.mark.parametrize(("width", "height"), [(820, 1180), (390, 800)])
+def test_a_small_screen_shows_all_without_scrolling_sideways(browser, server, deck, width, height):
+    context = browser.new_context(viewport={"width": width, "height": height}, has_touch=True)
+    page = context.new_page()
+    page.goto(server.url)
+    add(page, deck)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for name in ("#confirm", "#reject", "#export-button", "#zoom-in"):
+        page.locator(name).scroll_into_view_if_needed()
+        box = page.locator(name).bounding_box()
+        assert box["height"] >= 40
+        assert box["x"] + box["width"] <= width
+    context.close()
+
+
+def test_the_key_is_asked_for_and_then_used(browser, root, tmp_path, deck):
+    with Server(tmp_path / "server", starter=root / "starter", api_key="secret") as server:
+        server.wait_until_ready()
+        page = browser.new_page()
+        page.goto(server.url)
+        page.fill("#key", "secret")
+        page.keyboard.press("Enter")
+        page.get_by_text("Looks with the starter model").wait_for()
+        add(page, deck)
+        page.close()
+
+
+def contrast(one, other):
+    """Return the contrast of two colours as WCAG 2.2 defines it."""
+
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    brighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+def test_words_stand_out_from_their_ground(page, deck):
+    add(page, deck)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("c")
+    found = page.evaluate(
+        """() => {
+            const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+            const ground = (element) => {
+                for (let at = element; at; at = at.parentElement) {
+                    const colour = parts(getComputedStyle(at).backgroundColor);
+                    if (colour.length === 3 || colour[3] > 0.9) return colour.slice(0, 3);
+                }
+                return [255, 255, 255];
+            };
+            return [...document.querySelectorAll("body *")]
+                .filter((one) => one.offsetParent && [...one.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+                .map((one) => [one.textContent.trim(), parts(getComputedStyle(one).color).slice(0, 3), ground(one)]);
+        }"""
+    )
+    assert len(found) > 20
+    assert [text for text, colour, ground in found if contrast(colour, ground) < 4.5] == []

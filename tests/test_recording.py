@@ -1,0 +1,91 @@
+"""The prediction log never slows and never fails what it listens to."""
+
+import threading
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from pipeline.images import look
+from pipeline.prediction_log import PredictionLog, project
+from serving import recording
+from serving.recording import Recorder, Seen
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def seen(pixels, probability=0.7):
+    return Seen(NOW, "3", "predict", "a.jpg", pixels, probability, np.arange(40, dtype=np.float32))
+
+
+class Broken:
+    def append(self, rows):
+        raise OSError("No space left on device")
+
+
+class Stuck:
+    def __init__(self):
+        self.may_go_on = threading.Event()
+
+    def append(self, rows):
+        assert self.may_go_on.wait(20)
+
+
+@pytest.fixture
+def dropped():
+    return []
+
+
+def test_an_image_becomes_a_row_with_its_looks_and_embedding(tmp_path, draw_tile, dropped):
+    pixels = draw_tile(0)
+    recorder = Recorder(PredictionLog(tmp_path), lambda: dropped.append(1))
+    recorder.start()
+    recorder.put(seen(pixels))
+    recorder.stop()
+    [row] = PredictionLog(tmp_path).read().to_dict(orient="records")
+    assert (row["time"], row["model_version"], row["source"], row["photo"]) == (NOW, "3", "predict", "a.jpg")
+    assert row["probability"] == pytest.approx(0.7)
+    assert {name: row[name] for name in look(pixels)} == pytest.approx(look(pixels), rel=1e-5)
+    np.testing.assert_allclose(row["embedding"], project(np.arange(40, dtype=np.float32)[None])[0], rtol=1e-5)
+    assert dropped == []
+
+
+def test_a_log_that_cannot_be_written_costs_rows_and_nothing_else(draw_tile, dropped, caplog):
+    recorder = Recorder(Broken(), lambda: dropped.append(1))
+    recorder.start()
+    for seed in range(3):
+        recorder.put(seen(draw_tile(seed)))
+    recorder.stop()
+    assert len(dropped) == 3
+    assert "3 rows of the prediction log are lost: No space left on device" in caplog.text
+
+
+def test_when_too_much_waits_images_are_dropped_at_once(monkeypatch, draw_tile, dropped):
+    monkeypatch.setattr(recording, "MAX_WAITING_PIXELS", 10 * 64 * 64)
+    target = Stuck()
+    monkeypatch.setattr(recording, "MAX_ROWS", 1)
+    recorder = Recorder(target, lambda: dropped.append(1))
+    recorder.start()
+    pixels = draw_tile(0)
+    started_s = time.monotonic()
+    for _ in range(100):
+        recorder.put(seen(pixels))
+    assert time.monotonic() - started_s < 1
+    assert 85 <= len(dropped) <= 90
+    target.may_go_on.set()
+    recorder.stop()
+
+
+def test_what_was_dropped_leaves_room_again(tmp_path, monkeypatch, draw_tile, dropped):
+    monkeypatch.setattr(recording, "MAX_WAITING_PIXELS", 64 * 64)
+    recorder = Recorder(PredictionLog(tmp_path), lambda: dropped.append(1))
+    recorder.start()
+    deadline_s = time.monotonic() + 20
+    n_taken = 0
+    while n_taken < 3 and time.monotonic() < deadline_s:
+        n_before = len(dropped)
+        recorder.put(seen(draw_tile(0)))
+        n_taken += len(dropped) == n_before
+    recorder.stop()
+    assert len(PredictionLog(tmp_path).read()) == 3
