@@ -66,7 +66,7 @@ class CrackMap:
         shape = -(-self.height_px // CELL_PX), -(-self.width_px // CELL_PX)
         total, n_tiles = np.zeros(shape), np.zeros(shape)
         for (top, left, size), value in zip(self.tiles[["y", "x", "size"]].to_numpy(), values, strict=True):
-            cells = tuple(slice(start // CELL_PX, -(-(start + size) // CELL_PX)) for start in (top, left))
+            cells = _cells(top, size, self.height_px), _cells(left, size, self.width_px)
             total[cells] += value
             n_tiles[cells] += 1
         return total / np.maximum(n_tiles, 1)
@@ -159,6 +159,12 @@ class CrackMapper:
             # not in the threads: matrix products bring threads of their own, which would take their cores
             images.append(sketches(np.concatenate([batch["features"] for batch in batches])))
         return np.concatenate(probabilities), np.concatenate(images)
+
+
+def _cells(start: int, size: int, side: int) -> slice:
+    """Return the cells under a tile; one that ends less than a cell before the border, by rounding, reaches it."""
+    stop = side if side - (start + size) < CELL_PX else start + size
+    return slice(start // CELL_PX, -(-stop // CELL_PX))
 
 
 def _stretched(positions: Starts, last: int) -> Starts:
