@@ -106,11 +106,14 @@ class Registry:
 def _client(uri: str) -> "MlflowClient":
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
+    import mlflow
 
     for chatty in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    # Not the client's arguments alone: what fetches a model asks the process' own store for it as well.
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient()
 
 
 def _version(found: "ModelVersion", *, is_production: bool) -> Version:
