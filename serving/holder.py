@@ -83,7 +83,7 @@ class ModelHolder:
             poll_s: an answer is of a version that the registry wanted this many seconds before it, or later. Half of
                 it passes between two looks at the registry; fetching and loading have the other half.
             cut: how photos are cut to be mapped.
-            starter: folder of a model that answers while there is no other.
+            starter: folder of a model that answers while none is registered.
             now: the clock.
         """
         self.current: Held | None = None
@@ -104,9 +104,6 @@ class ModelHolder:
         """Hold the last good model, if there is one on disk, and follow the registry from now on."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._load_last_good()
-        if self.current is None and self._starter is not None:
-            self.current = self._loaded(self._starter, STARTER)
-            log.info("Serving %s", STARTER)
         self._tidy()
         self._thread.start()
 
@@ -122,7 +119,10 @@ class ModelHolder:
             UnavailableError: the registry, or the files of the model, cannot be had now.
         """
         wanted = self._registry.wanted()
-        if wanted is None or wanted == self.refused:
+        if wanted is None:
+            self._hold_starter()
+            return
+        if wanted == self.refused:
             return
         if self.current is not None and wanted.is_same_model(self.current.version):
             self.refused = None
@@ -154,6 +154,12 @@ class ModelHolder:
         log.info("Serving %s", held.version)
         write_json(self._folder / LAST_GOOD_FILE, asdict(held.version))
         self._tidy()
+
+    def _hold_starter(self) -> None:
+        """Answer with the starter model, if there is one and nothing was ever registered."""
+        if self.current is None and self._starter is not None:
+            self.current = self._loaded(self._starter, STARTER)
+            log.info("Serving %s", STARTER)
 
     def _folder_of(self, version: Version) -> Path:
         return self._folder / f"{version.name}-{version.number}-{version.run_id}"

@@ -209,3 +209,14 @@ def test_the_starter_answers_only_until_there_is_another(shelf, kept, tmp_path):
     assert holder.current.version == ONE
     again = started(ModelHolder(shelf, kept, 60, CUT, tmp_path / "starter", lambda: NOW))
     assert again.current.version == ONE
+
+
+def test_the_starter_does_not_answer_in_the_place_of_a_registered_model(shelf, kept, tmp_path):
+    write_tiny_model(tmp_path / "starter")
+    shelf.put(ONE)
+    shelf.is_away = True
+    holder = ModelHolder(shelf, kept, 60, CUT, tmp_path / "starter", lambda: NOW)
+    assert started(holder).current is None
+    shelf.is_away = False
+    holder.look()
+    assert holder.current.version == ONE
