@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.heartbeat import heartbeat_age_s
 from serving.holder import ModelHolder
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -61,6 +62,10 @@ class _ModelCollector:
         yield GaugeMetricFamily("cracks_registry_away", "1 while the registry is away", self._holder.is_registry_away)
         yield CounterMetricFamily("cracks_model_swaps", "Models put in place", self._holder.n_swaps)
         yield CounterMetricFamily("cracks_model_refusals", "Broken models refused", self._holder.n_refusals)
+        age_s = heartbeat_age_s()
+        if age_s is not None:
+            help_text = "Since the last sign of life of the schedules on this machine"
+            yield GaugeMetricFamily("cracks_schedules_heartbeat_age_seconds", help_text, age_s)
 
 
 class Measured:

@@ -1,0 +1,23 @@
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import heartbeat
+from serving.metrics import Metrics
+
+
+@pytest.fixture
+def metrics(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return Metrics(SimpleNamespace(current=None, is_registry_away=False, n_swaps=0, n_refusals=0))
+
+
+def test_the_age_of_the_schedules_last_sign_of_life_is_told(metrics):
+    heartbeat.beat(now_s=0)
+    text = metrics.text().decode()
+    assert float(re.search(r"^cracks_schedules_heartbeat_age_seconds ([\d.e+]+)$", text, re.MULTILINE)[1]) > 1e9
+
+
+def test_where_schedules_never_ran_nothing_is_said_of_them(metrics):
+    assert "heartbeat" not in metrics.text().decode()
