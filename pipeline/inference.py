@@ -89,6 +89,9 @@ def openvino_compute(model: keras.Model) -> Compute:
             mine.request = compiled.create_infer_request()
         return np.asarray(mine.request.infer({0: batch})[0])  # further outputs are sizes that `resize` computes
 
+    # OpenVINO sets up its use of NumPy at the first call; two threads that are first at once wait for each other for
+    # ever.
+    compute(np.zeros((1, 32, 32, 3), np.uint8))
     return compute
 
 

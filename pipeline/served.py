@@ -23,6 +23,7 @@ SERVED_FILES = (DECISION_FILE, GRAPH_FILE, WEIGHTS_FILE, GOLDEN_FILE)
 IMAGE_SIZE_KEY = "image_size_px"  # in the graph's own notes
 MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; two ways of computing the same graph differ by about 1e-5
 N_THREADS = os.cpu_count() or 1
+WARM_UP_PX = 32
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 
@@ -49,6 +50,9 @@ class ServedModel:
         self.n_features = int(self._outputs["features"].partial_shape[1].get_length())
         self._golden = golden
         self._mine = threading.local()  # an infer request serves one thread
+        # OpenVINO sets up its use of NumPy at the first call; two threads that are first at once wait for each other
+        # for ever.
+        self.outputs(np.zeros((1, WARM_UP_PX, WARM_UP_PX, 3), np.uint8))
 
     @classmethod
     def load(cls, folder: Path) -> "ServedModel":

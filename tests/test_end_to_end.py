@@ -50,7 +50,7 @@ def test_the_flow_shows_every_stage_as_cached(project: Project) -> None:
     printed = finished.stdout + finished.stderr
     assert finished.returncode == 0, printed
     stages = project.run("dvc", "stage", "list", "--name-only").stdout.split()
-    assert len(stages) == 8
+    assert len(stages) == 9
     assert [stage for stage in stages if f"Task run '{stage}' - Finished in state Cached" not in printed] == []
 
 
@@ -169,5 +169,5 @@ def test_a_person_scores_images_with_the_challenger(project: Project) -> None:
     assert finished.returncode == 0, finished.stderr
     assert "cracks version 1 (challenger), trained on drawn images (demo)" in finished.stderr
     table = pd.read_csv(project.root / "out" / "predictions.csv")
-    assert list(table.columns) == ["path", "probability", "label"]
+    assert list(table.columns) == ["path", "probability", "label", "error"]
     assert set(table["label"]) <= {"crack", "intact", "review"}
