@@ -5,6 +5,7 @@ settings and accounts are those of the compose file.
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -373,3 +374,78 @@ def test_prefect_keeps_its_runs_in_postgres_behind_a_password(shared: Shared, da
     version = f"{shared.prefect_url}/admin/version"
     assert (status(version), status(version, "prefect", "of-prefect")) == (401, 200)
     assert shared.rows("prefect", "select count(*) from flow_run") == [(0,)]
+
+
+LENIENT = {
+    "approval": "automatic",
+    "floors": {"f1": 0, "recall": 0},
+    "max_ece": 1,
+    "min_slice_recall": 0,
+    "min_groups": 4,
+    "margins": {"test": 1, "slice": 1, "outside": 1},
+    "budgets": {"p95_ms": 60000, "resident_mb": 4000, "size_mb": 1000},
+}
+
+
+def named(project: Project, name: str) -> None:
+    """Give the model of a project a name of its own, and rules that the few images of the tests can meet."""
+    project.edit_params(lambda params: params["register"].update(name=name))
+    project.edit_params(lambda params: params["promote"].update(LENIENT))
+
+
+def register_another(shared: Shared, project: Project) -> None:
+    """Register the model once more as another one: with another threshold."""
+    for path in project.root.glob("models/*/decision.json"):
+        decision = json.loads(path.read_text(encoding="utf-8"))
+        path.unlink()  # a link into DVC's cache
+        path.write_text(json.dumps(decision | {"threshold": decision["threshold"] - 1e-3}), encoding="utf-8")
+    project.repro("--single-item", "--force", "register", **shared.client("worker"))
+
+
+def decisions(shared: Shared, project: Project) -> list[tuple[str, str]]:
+    """Return (outcome, version) of every decision, newest first, as the command prints them."""
+    printed = project.run("cracks", "history", "--json", **shared.client("worker"))
+    return [(record["outcome"], record["version"]) for record in json.loads(printed.stdout)]
+
+
+def test_a_promotion_and_its_rollback_reach_who_serves(shared: Shared, project: Project, tmp_path: Path) -> None:
+    env = shared.client("worker")
+    named(project, "promoted")
+    project.repro(**env)
+    register_another(shared, project)
+    for version in ("1", "2"):
+        promoted = project.run("cracks", "promote", version, **env)
+        assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    newer = fetched(shared, "promoted", "production", tmp_path / "newer")
+    assert project.run("cracks", "rollback", "--reason", "false alarms", **env).returncode == 0
+    older = fetched(shared, "promoted", "production", tmp_path / "older")
+    assert older.decision.threshold == pytest.approx(newer.decision.threshold + 1e-3)
+    assert decisions(shared, project) == [("rolled back", "1"), ("promoted", "2"), ("promoted", "1")]
+
+
+@pytest.mark.parametrize("lost", ["postgres", "store"])
+def test_a_service_lost_in_the_middle_of_promote_leaves_alias_and_history_in_agreement(
+    shared: Shared, project: Project, lost: str
+) -> None:
+    """The moment: the decision is being written down."""
+    n_decisions = "select count(*) from runs r join experiments e using (experiment_id) where e.name = %s"
+    name, env = f"promote-lost-{lost}", shared.client("worker")
+    named(project, name)
+    project.repro(**env)
+    before = shared.rows("mlflow", n_decisions, f"{name}-decisions")
+    stop, start = shared.outage(lost)
+    ended = interrupted(
+        project,
+        ("cracks", "promote"),
+        env,
+        lambda: shared.rows("mlflow", n_decisions, f"{name}-decisions") != before,
+        stop,
+    )
+    start()
+    assert ended.returncode == 4, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+
+    again = project.run("cracks", "promote", **env)
+    assert again.returncode == 0 or "is in production already" in again.stderr
+    assert ("1", "production") in shared.versions(name)
+    assert [decision for decision in decisions(shared, project) if decision[0] == "promoted"] == [("promoted", "1")]
