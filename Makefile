@@ -13,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := uv --quiet
 
-.PHONY: help install run test test-fast lint flow serve up down status gc lock clean
+.PHONY: help install run test test-fast test-soak lint flow serve up down status gc lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -71,11 +71,14 @@ data/serving/starter/decision.json: pipeline/starter.npz | .venv/installed
 serve: .venv/installed data/serving/starter/decision.json  ## the API and its page at http://127.0.0.1:8000 (API_PORT=)
 	@python -m serving --params params.yaml --port $(API_PORT) --starter data/serving/starter
 
-test: .venv/installed-dev lint  ## all tests (CRACKS_REAL_DATA=DIR adds the ones on real images)
-	@pytest
+test: .venv/installed-dev lint  ## the tests (CRACKS_REAL_DATA=DIR adds the ones on real images)
+	@pytest -m "not soak"
+
+test-soak: .venv/installed-dev  ## the tests that take minutes each: kills, outages, many rounds
+	@pytest -m soak
 
 test-fast: .venv/installed-dev  ## the tests that take seconds
-	@pytest -m "not slow"
+	@pytest -m "not slow and not soak"
 
 lint: .venv/installed-dev  ## ruff, mypy, hadolint
 	@ruff check . && ruff format --check . && mypy && hadolint Dockerfile mlflow/Dockerfile

@@ -178,6 +178,7 @@ def test_of_two_promotions_at_once_one_moves_the_alias_and_the_other_gives_way(m
     assert [record[0] for record in records(models)].count("withdrawn") == 1
 
 
+@pytest.mark.soak
 def test_however_many_move_the_alias_at_once_history_is_one_chain_that_ends_where_the_alias_stands(models):
     processes = [
         subprocess.Popen(

@@ -190,6 +190,7 @@ def moments() -> list[float]:
     return [round(chance.uniform(0, 1), 3) for _ in range(N_KILLS)]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("moment", moments())
 def test_a_retraining_that_is_killed_ends_as_an_undisturbed_one_when_it_runs_again(
     waiting: Project, undisturbed: Undisturbed, prefect_api: str, tmp_path: Path, moment: float

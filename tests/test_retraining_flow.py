@@ -147,6 +147,7 @@ def seconds(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> float
     return time.monotonic() - began_s
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("moment", [round(random.Random(SEED + n).random(), 2) for n in range(N_KILLS)])  # noqa: S311
 def test_after_a_kill_at_any_moment_the_next_run_ends_as_an_undisturbed_one(
     tmp_path: Path, prefect_api: str, undisturbed: dict[str, Any], seconds: float, moment: float

@@ -423,6 +423,7 @@ def test_a_promotion_and_its_rollback_reach_who_serves(shared: Shared, project: 
     assert decisions(shared, project) == [("rolled back", "1"), ("promoted", "2"), ("promoted", "1")]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("lost", ["postgres", "store"])
 def test_a_service_lost_in_the_middle_of_promote_leaves_alias_and_history_in_agreement(
     shared: Shared, project: Project, lost: str

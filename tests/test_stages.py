@@ -229,6 +229,7 @@ def test_a_lock_file_cut_off_by_a_kill_is_made_again_without_running_stages(at):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_fifty_rounds_of_two_stages_at_once_end_as_one_after_the_other_would(at, tmp_path):
     project = at({})
 
