@@ -13,7 +13,7 @@ from tiny_model import write_tiny_model
 
 N_EXAMPLES = 30
 N_MUTANTS = 1000
-N_REQUESTS = 1000
+N_REQUESTS = 2000  # before as well: buffers grow for the first thousands
 MAX_GROWTH_MB = 15
 
 
