@@ -324,7 +324,7 @@ def interrupted(
         return running.result()
 
 
-@pytest.mark.parametrize("lost", ["postgres", "store"])
+@pytest.mark.parametrize("lost", ["postgres", pytest.param("store", marks=pytest.mark.soak)])
 def test_a_service_lost_in_the_middle_of_register_loses_nothing(
     shared: Shared, registered: Project, project: Project, tmp_path: Path, lost: str
 ) -> None:
