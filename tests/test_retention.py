@@ -19,7 +19,8 @@ def registry(tmp_path):
     """Return a client of a registry with versions 1 refused, 2 refused but with an alias, 3 in production, 4 new."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=store, registry_uri=store)  # the process may have another registry set
     client.create_registered_model("cracks")
     for number, state in enumerate(["refused", "refused", "production", None], start=1):
         folder = tmp_path / str(number)
