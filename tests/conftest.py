@@ -25,7 +25,15 @@ from pipeline.images import Pixels
 ROOT = Path(__file__).parent.parent
 
 # Nothing of the machine's own settings reaches the runs: no tracking server, no experiment, no other root.
-FOREIGN = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DVC_ROOT", "DVC_EXP_BASELINE_REV", "DVC_EXP_NAME", "GIT_COMMIT")
+FOREIGN = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "PREFECT_API_URL",
+    "DVC_ROOT",
+    "DVC_EXP_BASELINE_REV",
+    "DVC_EXP_NAME",
+    "GIT_COMMIT",
+)
 
 SMALL_RECIPE = {"size_px": 64, "images_per_class": 40, "mirrored_per_class": 5}
 
