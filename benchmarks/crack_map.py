@@ -25,6 +25,7 @@ from pipeline.images import Pixels
 from pipeline.map_files import Job, PhotoFiles, mapped, write_photo
 from pipeline.params import Map
 from pipeline.photos import read_photo
+from pipeline.predict import read
 from pipeline.starter import load_starter
 
 KERAS_BATCH = 32
@@ -66,7 +67,7 @@ def main() -> None:
             job = Job(found.description, found.identity(), params, None, False)
 
             def whole(mapper: CrackMapper = mapper, job: Job = job) -> None:
-                files = mapped(mapper, job, args.photo)
+                files = mapped(mapper, job, args.photo, read(args.photo))
                 assert isinstance(files, PhotoFiles)  # noqa: S101 - a photo that a benchmark is given can be read
                 write_photo(Path(scratch), "photo", "", files)
 

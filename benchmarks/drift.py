@@ -26,7 +26,7 @@ from pipeline.drift import alpha_of, compare
 from pipeline.images import INVENTORY_FILE, decode, look
 from pipeline.ingest import photo_of
 from pipeline.params import Monitor
-from pipeline.prediction_log import LOOKS, N_DIMENSIONS, project
+from pipeline.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
 
 Pair = tuple[pd.DataFrame, pd.DataFrame]  # what was trained on, and a window
 
@@ -55,7 +55,7 @@ def tiles_of(name: str, folder: Path) -> pd.DataFrame:
     manifest = pd.read_parquet(folder / "manifest.parquet")
     mine = manifest[manifest["dataset"] == name].sort_values("row")
     features = np.load(folder / "features" / f"{name}.npy", mmap_mode="r")
-    chunks = [project(features[start : start + CHUNK_IMAGES]) for start in range(0, len(features), CHUNK_IMAGES)]
+    chunks = [embeddings_of(features[start : start + CHUNK_IMAGES]) for start in range(0, len(features), CHUNK_IMAGES)]
     tiles = pd.read_parquet(folder / "datasets" / name / INVENTORY_FILE)[["path", *LOOKS]]
     photos = mine["photo"].fillna(mine["group"]).to_numpy()
     return tiles.assign(photo=photos, embedding=list(np.concatenate(chunks)))

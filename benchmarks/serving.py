@@ -236,13 +236,14 @@ def compare(scratch: Path, images: list[bytes], env: dict[str, str], seconds: fl
 
 
 def watch_memory(scratch: Path, images: list[bytes], env: dict[str, str]) -> None:
-    """Print the resident memory of the API after the first tenth of many requests and after all."""
+    """Print the resident memory of the API after each tenth of many requests."""
     port = free_port()
     asked = [api_request(content) for content in images]
     with running(api_command(scratch, port), port, "/readyz", env) as server:
-        for n_requests in (N_MEMORY_REQUESTS // 10, N_MEMORY_REQUESTS - N_MEMORY_REQUESTS // 10):
-            asyncio.run(_load(port, asked, 8, float("inf"), n_requests))
-            print(f"after {n_requests:,} more requests: {server.memory_info().rss / 1e6:.0f} MB")
+        for tenth in range(1, 11):
+            asyncio.run(_load(port, asked, 8, float("inf"), N_MEMORY_REQUESTS // 10))
+            n_requests = tenth * N_MEMORY_REQUESTS // 10
+            print(f"after {n_requests:,} requests: {server.memory_info().rss / 1e6:.0f} MB", flush=True)
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from prefect.settings import get_current_settings
 from prefect.types.entrypoint import EntrypointType
 
 from flows import processes, runs, stages
+from flows.monitoring import monitoring
+from flows.promotion import promotion, rollback
 from flows.retraining import retraining
 from flows.training import training
 from pipeline.errors import CracksError, UnavailableError
@@ -44,7 +46,13 @@ class FlowServer(Runner):
 
 def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule | None]]:
     """Return every flow and when it starts by itself; None: on demand alone."""
-    return [(training, None), (retraining, Cron(params.retrain.cron))]
+    return [
+        (training, None),
+        (retraining, Cron(params.retrain.cron)),
+        (monitoring, Cron(params.monitor.cron)),
+        (promotion, None),
+        (rollback, None),
+    ]
 
 
 def deployments(params: Params) -> list[RunnerDeployment]:

@@ -5,7 +5,6 @@ log under .prefect/logs/. `down` ends the processes that `up` wrote down, and no
 """
 
 import argparse
-import importlib.util
 import logging
 import os
 import socket
@@ -24,6 +23,7 @@ from flows import processes
 from flows.services import PREFECT, Started, services_started, write_started
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.heartbeat import LATE_S, heartbeat_age_s
+from pipeline.processes import holder_of, is_alive
 from pipeline.stage import run_main
 from pipeline.tracking import project_root, tracking_uri
 
@@ -59,10 +59,7 @@ def services(prefect_port: int, mlflow_port: int, api_port: int) -> list[Service
         found.append(_mlflow(mlflow_port))
         mlflow_address = str(found[-1].address)
     variables = {PREFECT_VARIABLE: prefect_api, MLFLOW_VARIABLE: mlflow_address}
-    found.append(_flows(variables))
-    if importlib.util.find_spec("serving.__main__") is not None:
-        found.append(_api(api_port, variables))
-    return found
+    return [*found, _flows(variables), _api(api_port, variables)]
 
 
 def _prefect(port: int) -> Service:
@@ -111,9 +108,9 @@ def up(wanted: list[Service]) -> None:
     for service in wanted:
         started = services_started()
         holder = started.get(service.name)
-        if holder is None or not processes.is_alive(holder):
+        if holder is None or not is_alive(holder):
             _check_port(service)
-            holder = {**processes.holder_of(_start(service)), "address": service.address}
+            holder = {**holder_of(_start(service)), "address": service.address}
             write_started(started | {service.name: holder})
         _wait_until_healthy(service, holder)
         log.info("%-8s %s", service.name, holder["address"] or "serves the schedules")
@@ -123,7 +120,7 @@ def down() -> None:
     """End what `up` started, in the reverse order, each with the processes that it started."""
     started = services_started()
     for name, holder in reversed(started.items()):
-        if processes.is_alive(holder):
+        if is_alive(holder):
             processes.end_tree(psutil.Process(holder["pid"]), END_S)
             log.info("%-8s ended", name)
     write_started({})
@@ -133,7 +130,7 @@ def status() -> None:
     """Say what runs, when the schedules last gave a sign of life, and how the last runs went."""
     started = services_started()
     for name, holder in started.items():
-        state = "runs" if processes.is_alive(holder) else "is dead"
+        state = "runs" if is_alive(holder) else "is dead"
         log.info("%-8s %s  %s", name, state, holder["address"] or "")
     if not started:
         log.info("Nothing was started here. `make up` starts it.")
@@ -196,7 +193,7 @@ def _start(service: Service) -> int:
 def _wait_until_healthy(service: Service, holder: Started) -> None:
     deadline_s = time.monotonic() + START_S
     while not service.is_healthy(holder["started_s"]):
-        alive = processes.is_alive(holder)
+        alive = is_alive(holder)
         if not alive or time.monotonic() > deadline_s:
             what = f"does not answer after {START_S} s; `make down` ends it" if alive else "ended"
             path = _log_file(service.name)

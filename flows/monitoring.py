@@ -7,6 +7,7 @@ from prefect import State, flow
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.states import Completed, Failed
 
+from flows import runs
 from pipeline import monitoring as watch
 from pipeline.drift_page import as_markdown
 from pipeline.errors import CracksError
@@ -15,7 +16,7 @@ from pipeline.stage import run_main
 from pipeline.tracking import project_root
 
 
-@flow(name="monitoring")
+@flow(name="monitoring", on_running=[runs.record_holder])
 def monitoring() -> State:
     """Compare the photos since the last window with what the model was trained on; the verdict is the state's name."""
     root = project_root()

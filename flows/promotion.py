@@ -11,6 +11,7 @@ import sys
 from prefect import State, flow, get_run_logger
 from prefect.states import Completed, Failed
 
+from flows import runs
 from pipeline import promote
 from pipeline.errors import CracksError, RefusedError
 from pipeline.params import load_params
@@ -21,7 +22,7 @@ from pipeline.tracking import project_root
 NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending approval", "rolled back": "Rolled back"}
 
 
-@flow(name="promotion")
+@flow(name="promotion", on_running=[runs.record_holder])
 def promotion(version: str | None = None, by: str | None = None, *, allow_dirty: bool = False) -> State:
     """Hold a version, by default the challenger, against the rules; if all pass, it goes to production."""
     params = load_params(project_root() / "params.yaml")
@@ -34,7 +35,7 @@ def promotion(version: str | None = None, by: str | None = None, *, allow_dirty:
     return _ended(decided)
 
 
-@flow(name="rollback")
+@flow(name="rollback", on_running=[runs.record_holder])
 def rollback(reason: str, to: str | None = None, by: str | None = None) -> State:
     """Go back to what was in production before."""
     params = load_params(project_root() / "params.yaml")

@@ -16,16 +16,16 @@ from prefect.flows import Flow
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 
-from flows import processes
 from flows.stages import LogLine
 from pipeline.files import write_json
+from pipeline.processes import Holder, is_gone, this_process
 
 MOST_RUNS = 200  # the server's limit of one answer; more than any schedule has due
 
 
 def record_holder(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Write down which process works on a run; a hook for `on_running`."""
-    write_json(_folder() / f"{flow_run.id}.json", processes.this_process())
+    write_json(_folder() / f"{flow_run.id}.json", this_process())
 
 
 def end_orphans(log_line: LogLine) -> None:
@@ -44,10 +44,10 @@ def end_orphans(log_line: LogLine) -> None:
             path.unlink(missing_ok=True)
 
 
-def _left_behind() -> Iterator[tuple[Path, processes.Holder]]:
+def _left_behind() -> Iterator[tuple[Path, Holder]]:
     for path in sorted(_folder().glob("*.json")):
-        holder: processes.Holder = json.loads(path.read_text(encoding="utf-8"))
-        if processes.is_gone(holder):
+        holder: Holder = json.loads(path.read_text(encoding="utf-8"))
+        if is_gone(holder):
             yield path, holder
 
 

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from flows import processes
 from pipeline.files import write_json
+from pipeline.processes import Holder, is_alive
 from pipeline.tracking import project_root
 
 PREFECT = "prefect"
 
 
-class Started(processes.Holder):
+class Started(Holder):
     """What is written down of a service."""
 
     address: str | None
@@ -33,7 +33,7 @@ def write_started(started: dict[str, Started]) -> None:
 def local_prefect() -> str | None:
     """Return the address of the API of the Prefect server that runs here, None where none does."""
     server = services_started().get(PREFECT)
-    return f"{server['address']}/api" if server is not None and processes.is_alive(server) else None
+    return f"{server['address']}/api" if server is not None and is_alive(server) else None
 
 
 def _record() -> Path:

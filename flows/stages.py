@@ -17,6 +17,7 @@ import yaml
 from flows import processes
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.params import Flow
+from pipeline.processes import is_gone, this_process
 from pipeline.tracking import project_root
 
 UNCHANGED = "didn't change, skipping"
@@ -143,7 +144,7 @@ class StageRunner:
         with self._guard:
             if self.is_ended:
                 raise CracksError(f"Stage {stage} was not started: its flow is ending.")
-            holder = json.dumps({**processes.this_process(), "root": str(project_root())})
+            holder = json.dumps({**this_process(), "root": str(project_root())})
             process = subprocess.Popen(
                 ["dvc", "--wait-for-lock", "repro", "--single-item", stage],
                 cwd=project_root(),
@@ -185,7 +186,7 @@ def end_orphans(log_line: LogLine) -> None:
     orphans = [
         process
         for process, value in processes.with_variable(HOLDER_VARIABLE)
-        if json.loads(value)["root"] == root and processes.is_gone(json.loads(value))
+        if json.loads(value)["root"] == root and is_gone(json.loads(value))
     ]
     for process in orphans:
         log_line(f"Ended process {process.pid}, left behind by a flow that was killed.")

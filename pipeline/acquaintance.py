@@ -1,18 +1,14 @@
 """Learning what concrete a model knows, from the images that it was calibrated and tested on."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
-from pipeline.images import LabelledImages, batches_by_size
-from pipeline.known_concrete import KnownConcrete, Sketches, Surface, learn, sketches
-from pipeline.served import N_THREADS, ServedModel
+from pipeline.images import LabelledImages
+from pipeline.known_concrete import N_DIMENSIONS, KnownConcrete, Sketches, Surface, learn, sketches
+from pipeline.served import ServedModel, served_outputs
 
-BATCH_IMAGES = 8
 MAX_KNOWN = 1000  # images of validation; with more the mean and the covariance hardly change
 MAX_OF_SURFACE = 100  # images by which a surface is recognised
 SHARE_STRANGE = 0.002  # of images like the known ones, that may count as strange
@@ -41,15 +37,10 @@ def acquaint(model: ServedModel, manifest: pd.DataFrame, tested: pd.DataFrame, d
 
 def sketches_of(model: ServedModel, rows: pd.DataFrame, datasets: Path) -> Sketches:
     """Return the sketch of each image, in the order of `rows`: dataset, row, label."""
-    images = LabelledImages(rows, datasets)
-    positions = batches_by_size(images.sizes, BATCH_IMAGES)
-
-    def sketch(batch: npt.NDArray[np.int64]) -> Sketches:
-        return sketches(model.outputs(np.stack([images.pixels(int(position)) for position in batch]))["features"])
-
-    with ThreadPoolExecutor(N_THREADS) as pool:
-        parts = list(tqdm(pool.map(sketch, positions), "recognising", len(positions), unit=" batches", disable=None))
-    return np.concatenate(parts)[np.argsort(np.concatenate(positions))]
+    found = np.empty((len(rows), N_DIMENSIONS))
+    for positions, outputs in served_outputs(model, LabelledImages(rows, datasets), progress="recognising"):
+        found[positions] = sketches(outputs["features"])
+    return found
 
 
 def _some(rows: pd.DataFrame, n: int) -> pd.DataFrame:

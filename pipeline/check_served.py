@@ -8,7 +8,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from pipeline.errors import CracksError
 from pipeline.gate import Operations
 from pipeline.served import SERVED_FILES, ServedModel
 from pipeline.stage import run_main
+from pipeline.timing import times_s
 
 N_TIMES = 100  # single images, for the 95th percentile
 N_WARM_UP = 5
@@ -28,17 +28,12 @@ def check(folder: Path, height_px: int, width_px: int) -> dict[str, float]:
     """Load the model in `folder` as serving does and return the figures of `Operations`."""
     model = ServedModel.load(folder)
     image = np.random.default_rng(0).integers(0, 256, (1, height_px, width_px, 3), np.uint8)
-    for _ in range(N_WARM_UP):
-        model.outputs(image)
+    times_s(lambda: model.outputs(image), N_WARM_UP)
     resident_mb = psutil.Process().memory_info().rss / 1e6
-    times_s = []
-    for _ in range(N_TIMES):
-        start_s = time.perf_counter()
-        model.outputs(image)
-        times_s.append(time.perf_counter() - start_s)
+    p95_s = np.percentile(times_s(lambda: model.outputs(image), N_TIMES), 95)
     return {
         "golden_difference": model.golden_difference(),
-        "p95_ms": 1000 * float(np.percentile(times_s, 95)),
+        "p95_ms": 1000 * float(p95_s),
         "resident_mb": resident_mb,
         "size_mb": sum((folder / name).stat().st_size for name in SERVED_FILES) / 1e6,
     }

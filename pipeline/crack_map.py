@@ -20,8 +20,9 @@ from PIL import Image
 from pipeline.errors import CracksError
 from pipeline.images import Pixels
 from pipeline.known_concrete import KnownConcrete, Sketches, Surface, sketches
+from pipeline.openvino_cpu import N_THREADS, Outputs
 from pipeline.params import Map
-from pipeline.served import N_THREADS, Outputs, ServedModel
+from pipeline.served import ServedModel
 from pipeline.tiles import Starts, grid
 
 BATCH_TILES = 4  # activations of more do not fit the cache, and take longer

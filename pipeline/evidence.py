@@ -7,10 +7,8 @@ the two has learned.
 
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,17 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
 from pipeline import tracking
 from pipeline.bootstrap import SCORES, paired_difference, scores_with_intervals, weighted_accuracy
 from pipeline.check_served import check_apart
 from pipeline.errors import CracksError
 from pipeline.gate import Change, Comparison, Evidence, Lineage, Operations, OwnScores, Unknown
-from pipeline.images import Images, LabelledImages, batches_by_size
+from pipeline.images import Images, LabelledImages
 from pipeline.learned import LEARNED_FROM_FILE, learned_groups
 from pipeline.params import Decide
-from pipeline.served import ServedModel
+from pipeline.registry import fetch
+from pipeline.served import ServedModel, served_outputs
 from pipeline.slices import MIN_IMAGES, slices_of, with_measures
 
 if TYPE_CHECKING:
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIN_OF_A_LABEL = 20  # in a slice; of fewer, one image moves recall or specificity by more than 0.05
-BATCH_IMAGES = 16  # larger ones do not run faster on a CPU
-N_THREADS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -108,33 +104,9 @@ def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
 def score_images(model: ServedModel, images: Images, *, progress: str) -> npt.NDArray[np.float32]:
     """Return the probability of a crack of each image, float32, (n,); `progress` is what the bar says."""
     probabilities = np.empty(len(images.sizes), np.float32)
-
-    def fill(positions: npt.NDArray[np.int64]) -> int:
-        batch = np.stack([images.pixels(int(position)) for position in positions])
-        probabilities[positions] = model.outputs(batch)["probability"]
-        return len(positions)
-
-    with ThreadPoolExecutor(N_THREADS) as pool, tqdm(
-        total=len(probabilities), desc=progress, unit=" images", disable=None
-    ) as bar:  # fmt: skip
-        for n_done in pool.map(fill, batches_by_size(images.sizes, BATCH_IMAGES)):
-            bar.update(n_done)
+    for positions, outputs in served_outputs(model, images, progress=progress):
+        probabilities[positions] = outputs["probability"]
     return probabilities
-
-
-def fetch_served(name: str, version: str, folder: Path) -> Path:
-    """Fetch what serving loads of a version into `folder`; return where its files are.
-
-    Raises:
-        CracksError: the store does not have them.
-    """
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(download_artifacts(f"models:/{name}/{version}/extra_files", dst_path=str(folder)))
-    except (MlflowException, OSError) as error:
-        raise CracksError(f"version {version} cannot be fetched: {tracking.first_line(error)}") from None
 
 
 def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
@@ -316,7 +288,7 @@ def collect(
 
 def _fetched(name: str, version: str, folder: Path) -> Path | Unknown:
     try:
-        return fetch_served(name, version, folder)
+        return fetch(name, version, folder, "extra_files")
     except CracksError as error:
         return Unknown(str(error))
 

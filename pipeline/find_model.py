@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 from pipeline import tracking
 from pipeline.decision import DECISION_FILE
-from pipeline.errors import CracksError, UnavailableError
+from pipeline.errors import CracksError
 from pipeline.files import write_json
 from pipeline.known_concrete import KNOWN_CONCRETE_FILE, KnownConcrete
+from pipeline.registry import fetch, find_version
 from pipeline.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, ServedModel
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
-
     from pipeline.classifier import Classifier
 
 DEFAULT_ALIASES = ("production", "challenger")
@@ -104,37 +102,42 @@ def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
         CracksError: there is no such model.
         UnavailableError: the tracking server does not answer.
     """
-    folder, description, version = locate(name, wanted)
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
+        folder, description, version = locate(name, wanted, Path(scratch) / "fetched")
+        converted = Path(scratch) / "converted"
+        converted.mkdir()
         if folder is None:
-            _convert_starter(Path(scratch))
+            _convert_starter(converted)
             concrete = STARTER_CONCRETE
-            files = Path(scratch)
+            files = converted
         else:
             files = folder / "extra_files" if (folder / "MLmodel").exists() else folder
             concrete = files / KNOWN_CONCRETE_FILE
             if not all((files / file).exists() for file in SERVED_FILES):
-                _convert(folder, Path(scratch))
-                files = Path(scratch)
+                _convert(folder, converted)
+                files = converted
         yield FoundModel(files, description, version, concrete if concrete.exists() else None)
 
 
-def locate(name: str, wanted: str | None) -> tuple[Path | None, str, str]:
-    """Return the folder of a model, None for the starter, in words which model it is, and its version."""
+def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, str, str]:
+    """Return the folder of a model, None for the starter, in words which model it is, and its version.
+
+    A registered model is fetched into `scratch`.
+    """
     if wanted == STARTER:
         return None, STARTER_DESCRIPTION, STARTER
     if wanted is not None and Path(wanted).is_dir():
         return Path(wanted), f"the model in {wanted}", wanted
     client, _ = tracking.connect()
     for reference in (wanted,) if wanted is not None else DEFAULT_ALIASES:
-        found = _find_version(client, name, reference)
+        found = find_version(client, name, reference)
         is_demo = found is not None and found.tags.get("demo") == "true"
         if found is None or (wanted is None and reference == "challenger" and is_demo):
             continue
         demo = ", trained on drawn images (demo)" if is_demo else ""
         alias = "" if reference.isdecimal() else f" ({reference})"
         version = str(found.version)
-        return _fetched(name, version), f"{name} version {version}{alias}{demo}", version
+        return fetch(name, version, scratch), f"{name} version {version}{alias}{demo}", version
     if wanted is None:
         reason = f"because no model of {name} trained on real concrete is registered yet"
         return None, f"{STARTER_DESCRIPTION}, {reason}", STARTER
@@ -142,34 +145,6 @@ def locate(name: str, wanted: str | None) -> tuple[Path | None, str, str]:
         f"There is no model {wanted!r} of {name} in {tracking.shown_uri()}. Run `make run` first, or give --model "
         f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
     )
-
-
-def _find_version(client: "MlflowClient", name: str, reference: str) -> "ModelVersion | None":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if reference.isdecimal():
-            return client.get_model_version(name, reference)
-        return client.get_model_version_by_alias(name, reference)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
-            return None
-        raise UnavailableError(
-            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Try again later."
-        ) from None
-
-
-def _fetched(name: str, version: str) -> Path:
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return Path(download_artifacts(f"models:/{name}/{version}"))
-    except (MlflowException, OSError) as error:
-        raise UnavailableError(
-            f"{name} version {version} cannot be fetched: {tracking.first_line(error)}. Mend the store, or "
-            "run `make run`, which registers a model again."
-        ) from None
 
 
 def _convert_starter(scratch: Path) -> None:

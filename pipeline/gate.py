@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.params import Promote
+from pipeline.served import MAX_GOLDEN_DIFFERENCE
 
-MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; between two processors it is about 1e-5
 SKIPPED = "skipped: nothing has been in production, so there is nothing to compare with"
 
 Figure = float | None

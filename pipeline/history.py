@@ -6,8 +6,8 @@ open, of two that are open at once the later one gives way. One that a crash has
 stands, moved or not, and closed so by the next command.
 """
 
+import json
 import logging
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import psutil
-
 from pipeline import tracking
 from pipeline.errors import UnavailableError
 from pipeline.files import write_json
+from pipeline.processes import Holder, is_gone, this_process
+from pipeline.registry import find_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRODUCTION = "production"
-DECISION_FILE = "decision.json"
+DETAILS_FILE = "decision.json"
 LEASE_S = 120  # an open record that is older was left by a process that died, on this machine or another
 POLL_S = 0.1
 MAX_TAG_CHARS = 5000  # MLflow takes no more; the whole text is in the file
@@ -53,7 +53,7 @@ class Record:
         text: the reason of a rollback, else the rules that failed, in words.
         best: the best version that was ever promoted, as of then.
         time_ms: when, milliseconds since 1970.
-        process: that has opened it: machine, process id and when that process began.
+        process: that has opened it, a `Holder` as JSON.
         run_id: of the MLflow run that keeps it, "" of a dry run.
     """
 
@@ -129,22 +129,12 @@ def best_of(moves: Iterable[Record]) -> str | None:
     return next((move.best for move in reversed(moves) if move.best and move.best not in withdrawn), None)
 
 
-def this_process() -> str:
-    """Return what tells this process from all others: machine, process id and when it began."""
-    return f"{socket.gethostname()} {psutil.Process().pid} {psutil.Process().create_time():.2f}"
-
-
-def is_alive(record: Record, now_ms: int) -> bool:
+def may_go_on(record: Record, now_ms: int) -> bool:
     """Return whether the process that opened the record may still go on with it."""
     if now_ms - record.time_ms >= 1000 * LEASE_S:
         return False
-    host, pid, began = record.process.split()
-    if host != socket.gethostname():
-        return True
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == began
-    except psutil.NoSuchProcess:
-        return False
+    holder: Holder = json.loads(record.process)
+    return not is_gone(holder)
 
 
 class History:
@@ -158,14 +148,8 @@ class History:
 
     def production(self) -> str | None:
         """Return the version that has the alias, None where none has."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return str(self.client.get_model_version_by_alias(self.model, PRODUCTION).version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, or no alias
-                return None
-            raise
+        found = find_version(self.client, self.model, PRODUCTION)
+        return None if found is None else str(found.version)
 
     def records(self) -> list[Record]:
         """Return all decisions, newest first; one that a crash has left open reads as what it came to."""
@@ -183,7 +167,7 @@ class History:
         from mlflow.exceptions import MlflowException
 
         try:
-            return dict(load_dict(f"runs:/{record.run_id}/{DECISION_FILE}"))
+            return dict(load_dict(f"runs:/{record.run_id}/{DETAILS_FILE}"))
         except (MlflowException, OSError, ValueError):
             return {}
 
@@ -191,7 +175,7 @@ class History:
         """Close what crashes have left open."""
         production, now_ms = self.production(), self._now_ms()
         for record in self._stored():
-            if record.outcome == "open" and not is_alive(record, now_ms):
+            if record.outcome == "open" and not may_go_on(record, now_ms):
                 ended = _as_it_ended(record, production, now_ms)
                 log.info(
                     "A %s of version %s was interrupted: it reads as %s", ended.action, ended.version, ended.outcome
@@ -236,7 +220,7 @@ class History:
         while others := [
             record
             for record in self._stored()
-            if record.outcome == "open" and record.run_id != mine.run_id and is_alive(record, self._now_ms())
+            if record.outcome == "open" and record.run_id != mine.run_id and may_go_on(record, self._now_ms())
         ]:
             first = min(others, key=lambda record: record.order)
             if first.order < mine.order:
@@ -266,7 +250,7 @@ class History:
 
     def _create(self, record: Record) -> Record:
         """Write the record in one call."""
-        time_ms, process = self._now_ms(), this_process()
+        time_ms, process = self._now_ms(), json.dumps(this_process())
         tags = {
             "action": record.action,
             "outcome": record.outcome,
@@ -284,7 +268,7 @@ class History:
 
     def _attach(self, record: Record, details: dict[str, Any], files: Iterable[Path]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / DECISION_FILE
+            path = Path(scratch) / DETAILS_FILE
             write_json(path, details)
             for file in (path, *files):
                 self.client.log_artifact(record.run_id, str(file))
@@ -315,7 +299,7 @@ def _record_of(run: "Run") -> Record:
 
 
 def _as_it_ended(record: Record, production: str | None, now_ms: int) -> Record:
-    if record.outcome != "open" or is_alive(record, now_ms):
+    if record.outcome != "open" or may_go_on(record, now_ms):
         return record
     return replace(record, outcome=record.moved_to if production == record.version else "withdrawn")
 
@@ -344,6 +328,6 @@ def opened(model: str) -> Iterator[History]:
         yield History(client, model)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
-            f"The tracking store {tracking.tracking_uri()} failed: {tracking.first_line(error)}. Run the command again "
+            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Run the command again "
             "when it is back: what was begun is then seen, and ended or taken back."
         ) from error

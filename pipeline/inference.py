@@ -3,8 +3,6 @@
 Work is done in shards; a finished shard is a file, so that a killed run goes on where it was.
 """
 
-import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -12,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import openvino
 
 from pipeline.files import replacing
 from pipeline.images import Images, Pixels, batches_by_size
 from pipeline.network import build_embedder
+from pipeline.openvino_cpu import N_THREADS, CompiledGraph
 from pipeline.params import Backbone
 from pipeline.tf import keras, tf
 
@@ -24,7 +24,6 @@ Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, w
 
 SHARD_IMAGES = 1024  # some seconds of work: little is lost by a kill, and starting a shard costs nothing against it
 BATCH_IMAGES = 16  # larger ones do not run faster on a CPU
-N_THREADS = os.cpu_count() or 1
 
 
 class Embedder:
@@ -65,7 +64,7 @@ def compute_of(model: keras.Model) -> Compute:
 def tensorflow_compute(model: keras.Model) -> Compute:
     """Return `model` (uint8 images -> {"features"}) as a function of one batch, run by TensorFlow."""
     graph = _graph(model)
-    return lambda batch: np.asarray(graph(batch))
+    return lambda batch: np.asarray(graph(batch)["features"])
 
 
 def openvino_compute(model: keras.Model) -> Compute:
@@ -73,31 +72,13 @@ def openvino_compute(model: keras.Model) -> Compute:
 
     May be called from several threads at once; there is a stream for each core.
     """
-    import openvino
-
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # newer CPUs would take bfloat16
-        "PERFORMANCE_HINT": "THROUGHPUT",
-        "NUM_STREAMS": str(N_THREADS),
-    }
-    converted = openvino.convert_model(_graph(model).get_concrete_function())
-    compiled = openvino.Core().compile_model(converted, "CPU", settings)
-    mine = threading.local()  # an infer request serves one thread
-
-    def compute(batch: Pixels) -> npt.NDArray[np.float32]:
-        if not hasattr(mine, "request"):
-            mine.request = compiled.create_infer_request()
-        return np.asarray(mine.request.infer({0: batch})[0])  # further outputs are sizes that `resize` computes
-
-    # OpenVINO sets up its use of NumPy at the first call; two threads that are first at once wait for each other for
-    # ever.
-    compute(np.zeros((1, 32, 32, 3), np.uint8))
-    return compute
+    compiled = CompiledGraph(openvino.convert_model(_graph(model).get_concrete_function()))
+    return lambda batch: compiled(batch)["features"]
 
 
 def _graph(model: keras.Model) -> "tf.types.experimental.GenericFunction":
     return tf.function(
-        lambda image: model(image, training=False)["features"],
+        lambda image: {"features": model(image, training=False)["features"]},
         input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
     )
 

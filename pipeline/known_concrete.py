@@ -6,7 +6,6 @@ a wall of bricks) it is a guess, and a person should look. A file of a few kB be
 
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.files import replacing
+from pipeline.projection import project
 
 KNOWN_CONCRETE_FILE = "known_concrete.npz"
 N_DIMENSIONS = 64
@@ -40,22 +40,8 @@ class Surface:
 
 
 def sketches(features: Values) -> Sketches:
-    """Return features, (n, n_features), as 64 numbers each, between which distances are nearly kept, (n, 64).
-
-    A Gaussian random projection (Johnson and Lindenstrauss 1984) of the square roots of the features' shares of their
-    sum, so that no few strong features drown the others (Arandjelovic and Zisserman, Three things everyone should know
-    to improve object retrieval, 2012).
-    """
-    values = np.abs(np.asarray(features, np.float32))
-    totals = values.sum(axis=1, keepdims=True)
-    roots = np.sqrt(np.divide(values, totals, out=np.zeros_like(values), where=totals > 0))
-    return np.asarray(roots @ _projection(values.shape[1]), np.float64)
-
-
-@lru_cache(maxsize=4)
-def _projection(n_features: int) -> npt.NDArray[np.float32]:
-    # RandomState, because its stream is frozen for ever: a file is read against sketches that another NumPy made
-    return np.random.RandomState(0).standard_normal((n_features, N_DIMENSIONS)).astype(np.float32)
+    """Return features, (n, n_features), as 64 numbers each, between which distances are nearly kept, (n, 64)."""
+    return project(features, N_DIMENSIONS).astype(np.float64)
 
 
 @dataclass(frozen=True)

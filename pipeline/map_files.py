@@ -29,6 +29,7 @@ from pipeline.map_notes import warnings_of
 from pipeline.map_page import render_maps
 from pipeline.params import Map
 from pipeline.photos import Photo, read_photo
+from pipeline.predict import Content, read
 
 JPEG_QUALITY = 85
 MAX_NAME_BYTES = 180  # file systems allow 255, and endings are added
@@ -132,17 +133,21 @@ def files_of(mapper: CrackMapper, job: Job, path: Path, content: bytes) -> Photo
     )
 
 
-def mapped(mapper: CrackMapper, job: Job, path: Path, content: bytes | None = None) -> PhotoFiles | str:
-    """Return what is written for a photo, or why it cannot be mapped; without `content`, the file is read."""
+def mapped(mapper: CrackMapper, job: Job, path: Path, content: Content) -> PhotoFiles | str:
+    """Return what is written for a photo, or why it cannot be mapped."""
+    if isinstance(content, str):
+        return content
     try:
-        return files_of(mapper, job, path, path.read_bytes() if content is None else content)
+        return files_of(mapper, job, path, content)
     except (UnreadableImageError, CracksError) as error:
         return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
 
 
-def mapped_there(shared: tuple[ModelFiles, Job], task: tuple[Path, bytes]) -> PhotoFiles | str:
+def _read_and_mapped(mapper: CrackMapper, job: Job, path: Path) -> PhotoFiles | str:
+    return mapped(mapper, job, path, read(path))
+
+
+def mapped_there(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) -> PhotoFiles | str:
     """Return `mapped` on a worker of a cluster."""
     files, job = shared
     return mapped(_mapper_there(files, job.params), job, *task)
@@ -160,7 +165,7 @@ def _mapped_here(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator
     with ThreadPoolExecutor(PHOTOS_AT_ONCE) as pool:
         running: deque[tuple[Path, Future[PhotoFiles | str]]] = deque()
         for path in paths:
-            running.append((path, pool.submit(mapped, mapper, job, path)))
+            running.append((path, pool.submit(_read_and_mapped, mapper, job, path)))
             if len(running) > PHOTOS_AT_ONCE:
                 done, files = running.popleft()
                 yield done, files.result()
@@ -172,7 +177,7 @@ def _mapped_on(
     address: str, found: FoundModel, job: Job, paths: Sequence[Path]
 ) -> Iterator[tuple[Path, PhotoFiles | str]]:
     shared = (ModelFiles.read(found), job)
-    tasks = ((path, (path, path.read_bytes())) for path in paths)
+    tasks = ((path, (path, read(path))) for path in paths)
     yield from computed_on_cluster(address, mapped_there, shared, tasks, otherwise="leave --dask out")
 
 

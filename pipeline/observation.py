@@ -6,7 +6,7 @@ import pandas as pd
 from pipeline.classifier import Classifier
 from pipeline.images import Images, Pixels, look
 from pipeline.network import run_in_batches
-from pipeline.prediction_log import LOOKS, N_DIMENSIONS, project
+from pipeline.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
 
 
 class _LookedAt:
@@ -36,6 +36,6 @@ def observe(classifier: Classifier, images: Images, *, progress: str) -> pd.Data
     looked_at = _LookedAt(images)
     for positions, outputs in run_in_batches(classifier.model, looked_at, progress=progress):
         probabilities[positions] = outputs["probability"]
-        embeddings[positions] = project(outputs["features"])
+        embeddings[positions] = embeddings_of(outputs["features"])
     looks = pd.DataFrame(looked_at.looks, columns=list(LOOKS), dtype=np.float32)
     return looks.assign(probability=probabilities, embedding=list(embeddings))

@@ -209,6 +209,7 @@ class Monitor(Section):
     log_max_mb: float = Field(gt=0, description="of the prediction log; its oldest files go above it")
     reference_images: int = Field(ge=100, description="of each data set trained on, to compare with")
     statistics: tuple[Measure | Literal["embedding"], ...] = Field(min_length=1, description="what is compared")
+    cron: str = Field(description="when to look at what production saw, such as 0 6 * * *")
     window_photos: int = Field(ge=2, description="photos that an alarm needs at least")
     windows_per_month: float = Field(gt=0, description="a window is closed no more often")
     false_alarms_per_month: float = Field(gt=0, description="over all windows and all statistics")

@@ -9,8 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +17,12 @@ import psutil
 
 from pipeline.classifier import MODEL_FILE, Classifier
 from pipeline.scoring import scorer
+from pipeline.timing import times_s
 
 N_SINGLE = 100  # single images, for the 95th percentile
 BATCH_IMAGES = 32
 N_BATCHES = 5
 N_WARM_UP = 5
-
-
-def _times_s(call: Callable[[], object], n: int) -> list[float]:
-    times = []
-    for _ in range(n):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
 
 
 def measure(folder: Path, height_px: int, width_px: int) -> dict[str, Any]:
@@ -44,14 +34,14 @@ def measure(folder: Path, height_px: int, width_px: int) -> dict[str, Any]:
     """
     score = scorer(Classifier.load(folder).model)
     images = np.random.default_rng(0).integers(0, 256, (BATCH_IMAGES, height_px, width_px, 3), np.uint8)
-    _times_s(lambda: score(images[:1]), N_WARM_UP)
+    times_s(lambda: score(images[:1]), N_WARM_UP)
     resident_mb = psutil.Process().memory_info().rss / 1e6
-    p50_s, p95_s = np.percentile(_times_s(lambda: score(images[:1]), N_SINGLE), [50, 95])
+    p50_s, p95_s = np.percentile(times_s(lambda: score(images[:1]), N_SINGLE), [50, 95])
     score(images)
     return {
         "p50_ms": 1000 * float(p50_s),
         "p95_ms": 1000 * float(p95_s),
-        "images_per_s": BATCH_IMAGES / float(np.median(_times_s(lambda: score(images), N_BATCHES))),
+        "images_per_s": BATCH_IMAGES / float(np.median(times_s(lambda: score(images), N_BATCHES))),
         "size_mb": (folder / MODEL_FILE).stat().st_size / 1e6,
         "resident_mb": resident_mb,
         "n_cores": len(os.sched_getaffinity(0)),

@@ -21,11 +21,11 @@ from pipeline.files import replacing
 from pipeline.find_model import FoundModel, ModelFiles, model_of
 from pipeline.images import UnreadableImageError, batches_by_size, decode, look, stored_size
 from pipeline.ingest import photo_of
-from pipeline.prediction_log import LOOKS, project
-from pipeline.served import N_THREADS, ServedModel
+from pipeline.openvino_cpu import N_THREADS
+from pipeline.prediction_log import LOOKS, embeddings_of
+from pipeline.served import BATCH_IMAGES, ServedModel
 
 PART_IMAGES = 64
-BATCH_IMAGES = 8
 COLUMNS = ["path", "probability", "label", "error"]
 
 Content = bytes | str  # of a file, or why it cannot be read
@@ -64,7 +64,8 @@ def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = F
             outputs = model.outputs(np.stack(list(decoded.values())))
             probabilities[list(decoded)] = outputs["probability"]
             if observes:
-                for (position, pixels), embedding in zip(decoded.items(), project(outputs["features"]), strict=True):
+                embeddings = embeddings_of(outputs["features"])
+                for (position, pixels), embedding in zip(decoded.items(), embeddings, strict=True):
                     observed[position] = {**look(pixels), "embedding": embedding}
 
     readable = np.array(list(sizes), np.int64)

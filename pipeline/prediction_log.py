@@ -8,8 +8,8 @@ at once and none waits.
 
 import secrets
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import CracksError
 from pipeline.files import replacing
+from pipeline.projection import project
 
 Embeddings = npt.NDArray[np.float32]  # (n, N_DIMENSIONS)
 
@@ -41,27 +42,9 @@ MAX_MB = 1000
 TIME_IN_NAME = "%Y%m%dT%H%M%S%fZ"
 
 
-def project(features: npt.NDArray[np.floating]) -> Embeddings:
-    """Return features, (n, n_features), as 32 numbers each, between which distances are nearly kept.
-
-    A Gaussian random projection (Johnson and Lindenstrauss 1984) of the square roots of the features' shares of their
-    sum: distances are then Hellinger's, in which no few strong features drown the others (Arandjelovic and Zisserman,
-    Three things everyone should know to improve object retrieval, 2012). The sign of a negative feature is kept.
-    """
-    values = np.asarray(features, np.float32)
-    totals = np.abs(values).sum(axis=1, keepdims=True)
-    shares = np.divide(values, totals, out=np.zeros_like(values), where=totals > 0)
-    roots = np.sign(shares) * np.sqrt(np.abs(shares))
-    embeddings: Embeddings = roots @ _projection(values.shape[1])
-    return embeddings
-
-
-@lru_cache(maxsize=4)
-def _projection(n_features: int) -> Embeddings:
-    # RandomState, because its stream is frozen for ever: a log can be read against a reference that another NumPy wrote
-    matrix = np.random.RandomState(0).standard_normal((n_features, N_DIMENSIONS))
-    scaled: Embeddings = (matrix / np.sqrt(N_DIMENSIONS)).astype(np.float32)
-    return scaled
+def embeddings_of(features: npt.NDArray[np.floating[Any]]) -> Embeddings:
+    """Return the embeddings of features, (n, n_features), as the log keeps them."""
+    return project(features, N_DIMENSIONS)
 
 
 class PredictionLog:

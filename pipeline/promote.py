@@ -10,11 +10,12 @@ import pandas as pd
 
 from pipeline import tracking
 from pipeline.errors import CracksError, RefusedError
-from pipeline.evidence import TestSet, collect, fetch_served, lineage_of, operations_of, read_test_set
+from pipeline.evidence import TestSet, collect, lineage_of, operations_of, read_test_set
 from pipeline.gate import Comparison, Evidence, Judgement, RuleResult, Unknown, decide, operations
 from pipeline.history import PRODUCTION, History, Outcome, Record, best_of, opened, rolled_back, stack_of
 from pipeline.params import Params
 from pipeline.register import ALIAS as CHALLENGER
+from pipeline.registry import fetch, find_version
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -60,7 +61,7 @@ def run(
     with opened(params.register_as.name) as history:
         if not dry_run:
             history.settle()
-        challenger = find_version(history, version or CHALLENGER)
+        challenger = known_version(history, version or CHALLENGER)
         number, production = str(challenger.version), history.production()
         if number == production:
             raise RefusedError(f"Version {number} is in production already. Nothing has moved.")
@@ -69,7 +70,7 @@ def run(
         lineage = lineage_of(
             history.client,
             challenger,
-            None if production is None else find_version(history, production),
+            None if production is None else known_version(history, production),
             dirty_is_allowed=allow_dirty,
             was_rolled_back=number in rolled_back(moves),
         )
@@ -133,7 +134,7 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
         target = rollback_target(history.moves(), production, to)
         test_set = read_test_set(root / MANIFEST, root / DATASETS)
         try:
-            found = operations_of(fetch_served(history.model, target, Path(scratch)), test_set)
+            found = operations_of(fetch(history.model, target, Path(scratch), "extra_files"), test_set)
         except CracksError as error:
             found = Unknown(str(error))
         result = operations(found, params.promote)
@@ -152,21 +153,15 @@ def keep(history: History, record: Record, details: dict[str, Any], predictions:
         return (history.move if record.outcome == record.moved_to else history.note)(record, details, files)
 
 
-def find_version(history: History, reference: str) -> "ModelVersion":
+def known_version(history: History, reference: str) -> "ModelVersion":
     """Return a version by its number or alias. Raises CracksError where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if reference.isdecimal():
-            return history.client.get_model_version(history.model, reference)
-        return history.client.get_model_version_by_alias(history.model, reference)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
+    found = find_version(history.client, history.model, reference)
+    if found is None:
         raise CracksError(
-            f"There is no version {reference!r} of {history.model} in {tracking.tracking_uri()}. `make run` registers "
+            f"There is no version {reference!r} of {history.model} in {tracking.shown_uri()}. `make run` registers "
             "one as challenger."
-        ) from None
+        )
+    return found
 
 
 def incumbents_of(version: str, production: str | None, best: str | None) -> dict[str, str]:

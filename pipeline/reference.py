@@ -19,7 +19,6 @@ from pipeline.observation import observe
 from pipeline.params import Params, load_params
 from pipeline.stage import run_main, stage_parser
 
-REFERENCE_FILE = "reference.parquet"
 SEED = 0
 
 
@@ -46,11 +45,6 @@ def _spread(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
     n_each = math.ceil(n_images / shuffled["photo"].nunique()) if has_photos else 1
     photos = shuffled["photo"].unique()[:n_images]
     return shuffled[shuffled["photo"].isin(photos)].groupby("photo").head(n_each)
-
-
-def read_reference(path: Path) -> pd.DataFrame:
-    """Return the rows that this stage wrote."""
-    return pd.read_parquet(path)
 
 
 def run(params: Params, manifest: Path, datasets: Path, models: Path, metrics: Path, out: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.files import write_json
 from pipeline.notify import notify
 from pipeline.params import Flow, Params
+from pipeline.registry import find_version
 
 log = logging.getLogger(__name__)
 
@@ -142,15 +143,11 @@ def overdue(params: Params, now: datetime) -> str | None:
         UnavailableError: the registry does not answer.
     """
     client, _ = tracking.connect()
-    from mlflow.exceptions import MlflowException
-
     for alias in ("production", "challenger"):
-        try:
-            version = client.get_model_version_by_alias(params.register_as.name, alias)
-        except MlflowException:
-            continue
-        age = now - datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC)
-        return str(version.version) if age.days > params.retrain.max_age_days else None
+        version = find_version(client, params.register_as.name, alias)
+        if version is not None:
+            age = now - datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC)
+            return str(version.version) if age.days > params.retrain.max_age_days else None
     return None
 
 
@@ -166,7 +163,7 @@ def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: 
         f"Model: version {version}, {metrics['candidate']}, trained on {'+'.join(metrics['trained_on'])}{drawn}",
         f"On test: F1 {test['f1']:.4f} ({low:.4f} to {high:.4f}), ECE {test['ece']:.4f}, {test['n']:,} images",
         f"Gate: {decision}",
-        f"Report: {root / 'reports' / 'report.html'}; model registry: {tracking.tracking_uri()}",
+        f"Report: {root / 'reports' / 'report.html'}; model registry: {tracking.shown_uri()}",
     ]
 
 

@@ -4,17 +4,19 @@ It travels with the registered model, beside the Keras model: the whole graph in
 and a few golden images with the answers of the Keras model. `pipeline.conversion.write_served` makes it.
 """
 
-import os
-import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import openvino
+from tqdm import tqdm
 
 from pipeline.decision import DECISION_FILE, Decision, load_decision
 from pipeline.errors import CracksError
-from pipeline.images import Pixels
+from pipeline.images import Images, Pixels, batches_by_size
+from pipeline.openvino_cpu import N_THREADS, CompiledGraph, Outputs
 
 GRAPH_FILE = "openvino.xml"
 WEIGHTS_FILE = "openvino.bin"
@@ -22,10 +24,7 @@ GOLDEN_FILE = "golden.npz"
 SERVED_FILES = (DECISION_FILE, GRAPH_FILE, WEIGHTS_FILE, GOLDEN_FILE)
 IMAGE_SIZE_KEY = "image_size_px"  # in the graph's own notes
 MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; two ways of computing the same graph differ by about 1e-5
-N_THREADS = os.cpu_count() or 1
-WARM_UP_PX = 32
-
-Outputs = dict[str, npt.NDArray[np.float32]]
+BATCH_IMAGES = 8  # larger ones do not run faster on a CPU: their activations do not fit its cache
 
 
 class ServedModel:
@@ -40,19 +39,9 @@ class ServedModel:
     def __init__(self, graph: "openvino.Model", decision: Decision, golden: Path) -> None:
         self.decision = decision
         self.image_size_px = int(graph.get_rt_info(IMAGE_SIZE_KEY).astype(int))
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # newer CPUs would take bfloat16
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": str(N_THREADS),
-        }
-        self._compiled = openvino.Core().compile_model(graph, "CPU", settings)
-        self._outputs = {output.any_name: output for output in self._compiled.outputs}
-        self.n_features = int(self._outputs["features"].partial_shape[1].get_length())
+        self._compute = CompiledGraph(graph)
+        (self.n_features,) = self._compute.shapes["features"]
         self._golden = golden
-        self._mine = threading.local()  # an infer request serves one thread
-        # OpenVINO sets up its use of NumPy at the first call; two threads that are first at once wait for each other
-        # for ever.
-        self.outputs(np.zeros((1, WARM_UP_PX, WARM_UP_PX, 3), np.uint8))
 
     @classmethod
     def load(cls, folder: Path) -> "ServedModel":
@@ -85,10 +74,7 @@ class ServedModel:
         Args:
             batch: uint8 RGB, (n, height, width, 3).
         """
-        if not hasattr(self._mine, "request"):
-            self._mine.request = self._compiled.create_infer_request()
-        results = self._mine.request.infer({0: batch})
-        return {name: np.array(results[output]) for name, output in self._outputs.items()}
+        return self._compute(batch)
 
     def golden_difference(self) -> float:
         """Return the largest difference, 0..1, to the probabilities that the Keras model gave the golden images.
@@ -106,3 +92,28 @@ class ServedModel:
             ) from None
         answers = [float(self.outputs(image[None])["probability"][0]) for image in images]
         return float(np.abs(np.array(answers) - expected).max())
+
+
+def served_outputs(
+    model: ServedModel, images: Images, *, progress: str
+) -> Iterator[tuple[npt.NDArray[np.int64], Outputs]]:
+    """Run a model over all images; yield (positions, outputs) of batches of one size, in no order of positions.
+
+    Each thread decodes a batch and then computes it, so that no core waits.
+
+    Args:
+        model: the served form.
+        images: what it is run over.
+        progress: what the progress bar says.
+    """
+
+    def compute(positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Outputs]:
+        return positions, model.outputs(np.stack([images.pixels(int(position)) for position in positions]))
+
+    with (
+        ThreadPoolExecutor(N_THREADS) as pool,
+        tqdm(total=len(images.sizes), desc=progress, unit=" images", disable=None) as bar,
+    ):
+        for positions, outputs in pool.map(compute, batches_by_size(images.sizes, BATCH_IMAGES)):
+            yield positions, outputs
+            bar.update(len(positions))

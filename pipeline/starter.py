@@ -27,7 +27,6 @@ from pipeline.stage import run_main
 log = logging.getLogger(__name__)
 
 STARTER_FILE = Path(__file__).with_name("starter.npz")
-DESCRIPTION = "the starter model, trained on METU and SDNET2018"
 TOLERANCE = 0.02  # of the largest weight: processors differ in the last bits, which training carries on
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from pipeline.acquaintance import BATCH_IMAGES, acquaint
+from pipeline.acquaintance import acquaint
 from pipeline.find_model import STARTER, STARTER_CONCRETE, found_model
-from pipeline.images import LabelledImages, batches_by_size
-from pipeline.served import ServedModel
+from pipeline.images import LabelledImages
+from pipeline.served import ServedModel, served_outputs
 from pipeline.stage import run_main
 
 log = logging.getLogger(__name__)
@@ -26,10 +25,8 @@ def _scored(model: ServedModel, tested: pd.DataFrame, datasets: Path) -> pd.Data
     """Return `tested` with the probability of each crack; that of intact images is not asked for."""
     tested = tested.reset_index(drop=True).assign(probability=np.nan)
     cracks = tested[tested["label"] == "crack"]
-    images = LabelledImages(cracks, datasets)
-    for batch in tqdm(batches_by_size(images.sizes, BATCH_IMAGES), "scoring", unit=" batches", disable=None):
-        pixels = np.stack([images.pixels(int(position)) for position in batch])
-        tested.loc[cracks.index[batch], "probability"] = model.outputs(pixels)["probability"]
+    for positions, outputs in served_outputs(model, LabelledImages(cracks, datasets), progress="scoring"):
+        tested.loc[cracks.index[positions], "probability"] = outputs["probability"]
     return tested
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 
 from pipeline import tracking
 from pipeline.decision import load_decision
-from pipeline.errors import CracksError, UnavailableError
+from pipeline.errors import CracksError
+from pipeline.registry import fetch, find_version
 
 ALIASES = ("production", "challenger")
 REFERENCE_FILE = "reference.parquet"  # as the stage of this name writes it, beside the registered model
@@ -31,27 +32,12 @@ def watched_model(name: str) -> Watched:
         UnavailableError: the tracking server does not answer.
     """
     client, _ = tracking.connect()
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        aliases = dict(client.get_registered_model(name).aliases)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise UnavailableError(
-                f"The tracking store {tracking.tracking_uri()} failed: {tracking.first_line(error)}. Try again later."
-            ) from None
-        aliases = {}
-    version = next((str(aliases[alias]) for alias in ALIASES if alias in aliases), None)
-    if version is None:
-        raise CracksError(f"No model of {name} is registered in {tracking.tracking_uri()}. Run `make run` first.")
+    found = next((found for alias in ALIASES if (found := find_version(client, name, alias)) is not None), None)
+    if found is None:
+        raise CracksError(f"No model of {name} is registered in {tracking.shown_uri()}. Run `make run` first.")
+    version = str(found.version)
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            files = Path(download_artifacts(f"models:/{name}/{version}/extra_files", dst_path=scratch))
-        except (MlflowException, OSError) as error:
-            raise UnavailableError(
-                f"{name} version {version} cannot be fetched: {tracking.first_line(error)}."
-            ) from None
+        files = fetch(name, version, Path(scratch), "extra_files")
         if not (files / REFERENCE_FILE).is_file():
             raise CracksError(
                 f"{name} version {version} was registered without {REFERENCE_FILE}, which says what it was trained on. "

@@ -24,9 +24,9 @@ from pipeline.errors import CracksError
 from pipeline.images import Pixels
 from pipeline.map_notes import warnings_of
 from pipeline.occlusion import heat_picture, occlusion_map
+from pipeline.openvino_cpu import Outputs
 from pipeline.params import Serve
 from pipeline.prediction_log import PredictionLog
-from pipeline.served import Outputs
 from serving import problems
 from serving.answers import Heat, MapAnswer, ModelAnswer, PredictAnswer, Prediction, Tile, model_answer
 from serving.batching import Batcher

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.images import Pixels
-from pipeline.served import N_THREADS, ServedModel
+from pipeline.openvino_cpu import N_THREADS
+from pipeline.served import ServedModel
 
 Features = npt.NDArray[np.float32]  # (n_features,)
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.images import Pixels, look
-from pipeline.prediction_log import PredictionLog, project
+from pipeline.prediction_log import PredictionLog, embeddings_of
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Recorder:
             "photo": seen.photo,
             "probability": seen.probability,
             **look(seen.pixels),
-            "embedding": project(seen.features[None])[0],
+            "embedding": embeddings_of(seen.features[None])[0],
         }
         with self._lock:
             self._n_pixels -= seen.n_pixels

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UnavailableError
-from pipeline.tracking import SETTINGS, first_line, tracking_uri
+from pipeline.registry import fetch, find_version
+from pipeline.tracking import SETTINGS, first_line, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,10 +65,13 @@ class Registry:
         client = _client(uri)
         from mlflow.exceptions import MlflowException
 
+        found = find_version(client, self._name, ALIAS)
+        if found is not None:
+            return _version(found, is_production=True)
         try:
-            return self._production(client) or self._newest(client)
+            return self._newest(client)
         except (MlflowException, OSError) as error:
-            raise UnavailableError(f"The registry {uri} does not answer: {first_line(error)}.") from None
+            raise UnavailableError(f"The registry {shown_uri()} does not answer: {first_line(error)}.") from None
 
     def fetch(self, version: Version, folder: Path) -> None:
         """Put what serving needs of `version` into the empty `folder`.
@@ -75,27 +79,8 @@ class Registry:
         Raises:
             UnavailableError: it cannot be fetched now.
         """
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        uri = tracking_uri()
-        try:
-            for part in PARTS:
-                source = f"models:/{version.name}/{version.number}/{part}"
-                download_artifacts(source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
-        except (MlflowException, OSError) as error:
-            raise UnavailableError(f"{version} cannot be fetched: {first_line(error)}.") from None
-
-    def _production(self, client: "MlflowClient") -> Version | None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            found = client.get_model_version_by_alias(self._name, ALIAS)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or alias
-                return None
-            raise
-        return _version(found, is_production=True)
+        for part in PARTS:
+            fetch(version.name, version.number, folder, part)
 
     def _newest(self, client: "MlflowClient") -> Version | None:
         found = client.search_model_versions(f"name = '{self._name}'")

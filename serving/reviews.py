@@ -19,13 +19,13 @@ from typing import Annotated
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from pipeline.batches import DONE_SUFFIX
 from pipeline.files import replacing, write_text
 from pipeline.images import Pixels
 from pipeline.params import Label
+from pipeline.reviews import REVIEWS_FILE
 from serving.problems import Problem
 
-REVIEWS_FILE = "reviews.csv"
-DONE_SUFFIX = ".done"  # of the marker beside a batch in the inbox: it is there whole
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: equal reviews make equal archives
 # A first character that a spreadsheet takes for a formula is refused, and so is what no name has.
 Reviewer = Annotated[

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from fastapi import UploadFile
 
 from pipeline.images import Pixels, UnreadableImageError, decode, stored_size
-from pipeline.served import N_THREADS
+from pipeline.openvino_cpu import N_THREADS
 from serving.limits import PixelBudget
 from serving.problems import Problem
 

@@ -142,6 +142,17 @@ class Project:
             ).fetchall()
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database of MLflow without an experiment; making one takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    uri = f"sqlite:///{database}"
+    MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments()
+    return database
+
+
 def wait_until(is_so: Callable[[], object], timeout_s: float = 120) -> None:
     """Return as soon as `is_so()` is true; fail when that takes too long."""
     deadline_s = time.monotonic() + timeout_s

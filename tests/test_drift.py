@@ -28,6 +28,7 @@ MONITOR = Monitor(
     log_max_mb=1,
     reference_images=100,
     statistics=(*LOOKS, "embedding"),
+    cron="0 6 * * *",
     window_photos=5,
     windows_per_month=4,
     false_alarms_per_month=0.4,  # 0.1 a window, so that few windows tell a rate

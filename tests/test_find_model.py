@@ -19,15 +19,9 @@ def folder(dark_is_crack):
     return dark_is_crack
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A database of MLflow without an experiment; making one takes seconds, copying it none."""
-    from mlflow import MlflowClient
-
-    database = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
-    if not database.exists():
-        MlflowClient(f"sqlite:///{database}").search_experiments()
-    return database
+@pytest.fixture
+def fetched_to(tmp_path):
+    return tmp_path / "fetched"
 
 
 @pytest.fixture
@@ -48,9 +42,9 @@ def registry(tmp_path, monkeypatch, empty_store, folder):
     return SimpleNamespace(root=tmp_path, client=client)
 
 
-def test_a_folder_is_a_model_without_any_registry(folder, monkeypatch):
+def test_a_folder_is_a_model_without_any_registry(folder, monkeypatch, fetched_to):
     monkeypatch.setattr(tracking, "connect", lambda: pytest.fail("the registry was asked"))
-    assert locate("cracks", str(folder)) == (folder, f"the model in {folder}", str(folder))
+    assert locate("cracks", str(folder), fetched_to) == (folder, f"the model in {folder}", str(folder))
 
 
 @pytest.mark.parametrize(
@@ -61,37 +55,39 @@ def test_a_folder_is_a_model_without_any_registry(folder, monkeypatch):
         ("challenger", "cracks version 1 (challenger)"),
     ],
 )
-def test_a_registered_model_is_found_by_version_or_alias(registry, wanted, description):
-    fetched, said, version = locate("cracks", wanted)
+def test_a_registered_model_is_found_by_version_or_alias(registry, wanted, description, fetched_to):
+    fetched, said, version = locate("cracks", wanted, fetched_to)
     assert version == description.split()[2].rstrip(",")
     assert said == description
     assert (fetched / "openvino.xml").exists()
 
 
-def test_the_default_is_production_else_challenger_and_it_says_which(registry):
-    assert locate("cracks", None)[1] == "cracks version 1 (challenger)"
+def test_the_default_is_production_else_challenger_and_it_says_which(registry, fetched_to):
+    assert locate("cracks", None, fetched_to)[1] == "cracks version 1 (challenger)"
     registry.client.set_registered_model_alias("cracks", "production", "2")
-    assert locate("cracks", None)[1] == "cracks version 2 (production), trained on drawn images (demo)"
+    assert locate("cracks", None, fetched_to)[1] == "cracks version 2 (production), trained on drawn images (demo)"
 
 
-def test_the_default_is_the_starter_where_the_challenger_has_seen_drawings_alone(registry):
+def test_the_default_is_the_starter_where_the_challenger_has_seen_drawings_alone(registry, fetched_to):
     registry.client.set_registered_model_alias("cracks", "challenger", "2")
-    assert locate("cracks", None) == (
+    assert locate("cracks", None, fetched_to) == (
         None,
         "the starter model, trained on METU and SDNET2018, because no model of cracks trained on real concrete is "
         "registered yet",
         "starter",
     )
-    assert locate("cracks", "challenger")[1] == "cracks version 2 (challenger), trained on drawn images (demo)"
+    assert (
+        locate("cracks", "challenger", fetched_to)[1] == "cracks version 2 (challenger), trained on drawn images (demo)"
+    )
 
 
-def test_the_default_is_the_starter_where_nothing_is_registered(registry):
-    assert locate("other", None)[1].startswith("the starter model")
+def test_the_default_is_the_starter_where_nothing_is_registered(registry, fetched_to):
+    assert locate("other", None, fetched_to)[1].startswith("the starter model")
 
 
-def test_the_starter_needs_no_registry(monkeypatch):
+def test_the_starter_needs_no_registry(monkeypatch, fetched_to):
     monkeypatch.setattr(tracking, "connect", lambda: pytest.fail("the registry was asked"))
-    assert locate("cracks", "starter")[1] == "the starter model, trained on METU and SDNET2018"
+    assert locate("cracks", "starter", fetched_to)[1] == "the starter model, trained on METU and SDNET2018"
 
 
 @pytest.mark.parametrize(
@@ -103,19 +99,19 @@ def test_the_starter_needs_no_registry(monkeypatch):
         ("other", "1", "'1' of other"),
     ],
 )
-def test_a_model_that_does_not_exist_is_named_with_how_to_make_one(registry, name, wanted, named):
+def test_a_model_that_does_not_exist_is_named_with_how_to_make_one(registry, name, wanted, named, fetched_to):
     with pytest.raises(CracksError, match=rf"no model {named} in sqlite.*Run `make run` first") as caught:
-        locate(name, wanted)
+        locate(name, wanted, fetched_to)
     assert caught.value.exit_code == 2
 
 
-def test_a_version_whose_files_are_gone_is_said_to_be_unavailable(registry):
+def test_a_version_whose_files_are_gone_is_said_to_be_unavailable(registry, fetched_to):
     registry.client.create_model_version("cracks", str(registry.root / "gone"))
     with pytest.raises(UnavailableError, match=r"cracks version 3 cannot be fetched: .*make run"):
-        locate("cracks", "3")
+        locate("cracks", "3", fetched_to)
 
 
-def test_a_server_that_fails_is_not_taken_for_a_registry_without_the_model(registry, monkeypatch):
+def test_a_server_that_fails_is_not_taken_for_a_registry_without_the_model(registry, monkeypatch, fetched_to):
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -124,7 +120,7 @@ def test_a_server_that_fails_is_not_taken_for_a_registry_without_the_model(regis
 
     monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", fail)
     with pytest.raises(UnavailableError, match=r"failed: connection refused\. Try again"):
-        locate("cracks", None)
+        locate("cracks", None, fetched_to)
 
 
 def test_a_served_form_is_used_as_it_is_and_needs_no_tensorflow(folder):

@@ -1,5 +1,6 @@
 """Decisions are kept, in order and for ever; after a crash, alias and history agree; of two at once, one goes on."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from pipeline import history as history_module
 from pipeline import tracking
 from pipeline.errors import UnavailableError
-from pipeline.history import LEASE_S, History, Record, best_of, is_alive, rolled_back, stack_of, this_process
+from pipeline.history import LEASE_S, History, Record, best_of, may_go_on, rolled_back, stack_of
+from pipeline.processes import this_process
 
 MODEL = "cracks"
 PROMOTION = Record("promotion", "promoted", "2", "1", "Ada", "", best="2")
@@ -31,13 +33,8 @@ def went_back(version, previous):
 
 
 @pytest.fixture
-def store(tmp_path, tmp_path_factory, monkeypatch):
+def store(tmp_path, empty_store, monkeypatch):
     """A store with versions 1 to 3 of a model, of which none is in production; a function that sets the clock."""
-    from mlflow import MlflowClient
-
-    empty_store = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
-    if not empty_store.exists():
-        MlflowClient(f"sqlite:///{empty_store}").search_experiments()
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_store, tmp_path / "mlflow" / "mlflow.db")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
@@ -65,7 +62,7 @@ def dead_process():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True) as process:
         began = psutil.Process(process.pid).create_time()
         process.communicate("\n")
-    return f"{socket.gethostname()} {process.pid} {began:.2f}"
+    return json.dumps({"pid": process.pid, "started_s": began, "host": socket.gethostname()})
 
 
 def states(store):
@@ -142,7 +139,7 @@ def test_what_a_dead_process_left_open_reads_by_where_the_alias_stands_and_is_cl
 
 
 def test_what_another_machine_left_open_is_closed_when_its_time_is_over(store):
-    leave_open(store, promoted("1"), moved=False, process="elsewhere 7 0.00")
+    leave_open(store, promoted("1"), moved=False, process=json.dumps({"pid": 7, "started_s": 0.0, "host": "elsewhere"}))
     store.clock.now_s += LEASE_S - 1
     store.history.settle()
     assert [record.outcome for record in store.history.records()] == ["open"]
@@ -203,13 +200,13 @@ def test_evidence_that_cannot_be_kept_moves_nothing(store, tmp_path):
     assert [record.outcome for record in store.history.records()] == ["withdrawn"]
 
 
-def test_a_process_is_alive_while_it_runs_and_its_time_lasts():
-    record = replace(PROMOTION, time_ms=1000, process=this_process())
-    assert is_alive(record, now_ms=1000 + 1000 * LEASE_S - 1)
-    assert not is_alive(record, now_ms=1000 + 1000 * LEASE_S)
-    assert not is_alive(replace(record, process=dead_process()), now_ms=1001)
-    host, pid, _ = this_process().split()
-    assert not is_alive(replace(record, process=f"{host} {pid} 1.00"), now_ms=1001)  # its number was given again
+def test_a_process_may_go_on_while_it_runs_and_its_time_lasts():
+    record = replace(PROMOTION, time_ms=1000, process=json.dumps(this_process()))
+    assert may_go_on(record, now_ms=1000 + 1000 * LEASE_S - 1)
+    assert not may_go_on(record, now_ms=1000 + 1000 * LEASE_S)
+    assert not may_go_on(replace(record, process=dead_process()), now_ms=1001)
+    given_again = json.dumps(this_process() | {"started_s": 1.0})  # another process had its number before
+    assert not may_go_on(replace(record, process=given_again), now_ms=1001)
 
 
 def test_a_rollback_goes_under_what_it_takes_back():

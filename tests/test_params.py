@@ -78,6 +78,7 @@ DOCUMENT = {
         "log_max_mb": 1000,
         "reference_images": 500,
         "statistics": ["brightness", "embedding"],
+        "cron": "0 6 * * *",
         "window_photos": 5,
         "windows_per_month": 4,
         "false_alarms_per_month": 0.1,

@@ -42,7 +42,7 @@ def test_times_are_those_of_one_image_and_of_32(folder, monkeypatch):
     clock = iter(np.arange(10_000))
     sizes = []
     monkeypatch.setattr("pipeline.performance.scorer", lambda model: lambda batch: sizes.append(batch.shape))
-    monkeypatch.setattr("pipeline.performance.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("pipeline.timing.time.perf_counter", lambda: float(next(clock)))
     measured = measure(folder, 48, 64)
     assert (measured["p50_ms"], measured["p95_ms"], measured["images_per_s"]) == (1000, 1000, 32)
     assert sizes.count((1, 48, 64, 3)) >= 100

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CracksError
-from pipeline.prediction_log import LOOKS, N_DIMENSIONS, SCHEMA, PredictionLog, project
+from pipeline.prediction_log import LOOKS, N_DIMENSIONS, SCHEMA, PredictionLog, embeddings_of
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -154,17 +154,17 @@ def test_the_log_needs_no_tensorflow():
 
 def test_an_embedding_is_the_projected_root_of_the_shares():
     features = np.array([[4.0, 0.0, 0.0], [3.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
-    axes = project(np.eye(3))  # what each feature alone becomes
-    assert project(features) == pytest.approx(
+    axes = embeddings_of(np.eye(3))  # what each feature alone becomes
+    assert embeddings_of(features) == pytest.approx(
         np.stack([axes[0], np.sqrt(0.75) * axes[0] - np.sqrt(0.25) * axes[1], np.zeros(32)]), abs=1e-6
     )
-    assert project(features).dtype == np.float32
+    assert embeddings_of(features).dtype == np.float32
 
 
 def test_the_projection_never_changes():
     """A log outlives the release that wrote it: numbers of NumPy's frozen stream for seed 0."""
     first_draws = [1.764052345967664, 0.4001572083672233, 0.9787379841057392]
-    assert project(np.ones((1, 1)))[0, :3] == pytest.approx(np.array(first_draws) / np.sqrt(32))
+    assert embeddings_of(np.ones((1, 1)))[0, :3] == pytest.approx(np.array(first_draws) / np.sqrt(32))
 
 
 @settings(deadline=None)
@@ -172,5 +172,5 @@ def test_the_projection_never_changes():
 def test_distances_are_nearly_kept(seed):
     shares = np.random.default_rng(seed).dirichlet(np.full(500, 0.1), 2)
     true = np.linalg.norm(np.sqrt(shares[0]) - np.sqrt(shares[1]))
-    kept = np.linalg.norm(np.subtract(*project(shares)))
+    kept = np.linalg.norm(np.subtract(*embeddings_of(shares)))
     assert 0.4 < kept / true < 1.7  # chi of 32 degrees: six standard deviations either way

@@ -34,16 +34,6 @@ def graph(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    from mlflow import MlflowClient
-
-    store = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
-    if not store.exists():
-        MlflowClient(f"sqlite:///{store}").search_experiments()
-    return store
-
-
 @pytest.fixture
 def models(tmp_path, graph, empty_store, monkeypatch):
     """A project with a registry without versions, in which the command line runs."""

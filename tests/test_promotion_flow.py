@@ -17,17 +17,13 @@ def prefect():
 
 
 @pytest.fixture
-def models(prefect, tmp_path, tmp_path_factory, monkeypatch):
-    from mlflow import MlflowClient
-
-    store, graph = tmp_path_factory.getbasetemp() / "empty-mlflow.db", tmp_path / "graph"
-    if not store.exists():
-        MlflowClient(f"sqlite:///{store}").search_experiments()
+def models(prefect, tmp_path, empty_store, monkeypatch):
+    graph = tmp_path / "graph"
     graph.mkdir()
     write_graph(graph)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("DVC_ROOT", "")
-    return make_registry(tmp_path / "project", graph, store)
+    return make_registry(tmp_path / "project", graph, empty_store)
 
 
 def test_a_flow_ends_as_what_was_decided_and_fails_only_where_something_is_broken(models):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.images import look
-from pipeline.prediction_log import PredictionLog, project
+from pipeline.prediction_log import PredictionLog, embeddings_of
 from serving import recording
 from serving.recording import Recorder, Seen
 
@@ -47,7 +47,7 @@ def test_an_image_becomes_a_row_with_its_looks_and_embedding(tmp_path, draw_tile
     assert (row["time"], row["model_version"], row["source"], row["photo"]) == (NOW, "3", "predict", "a.jpg")
     assert row["probability"] == pytest.approx(0.7)
     assert {name: row[name] for name in look(pixels)} == pytest.approx(look(pixels), rel=1e-5)
-    np.testing.assert_allclose(row["embedding"], project(np.arange(40, dtype=np.float32)[None])[0], rtol=1e-5)
+    np.testing.assert_allclose(row["embedding"], embeddings_of(np.arange(40, dtype=np.float32)[None])[0], rtol=1e-5)
     assert dropped == []
 
 

@@ -141,13 +141,8 @@ def enter(patch, root):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
+def first(tmp_path_factory, empty_store):
     """A project whose probe is registered in a new store; the first epoch alone had been sent live."""
-    from mlflow import MlflowClient
-
-    empty_store = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
-    if not empty_store.exists():
-        MlflowClient(f"sqlite:///{empty_store}").search_experiments()
     root = tmp_path_factory.mktemp("first")
     (root / "mlflow").mkdir()
     shutil.copy(empty_store, root / "mlflow" / "mlflow.db")

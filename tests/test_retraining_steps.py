@@ -134,19 +134,30 @@ def version(number, days_old, now):
     ],
 )
 def test_the_model_in_production_may_be_so_old_and_no_older(params, monkeypatch, days_old, expected):
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
     now = datetime(2030, 1, 1, tzinfo=UTC)
     numbers = {"production": "1", "challenger": "2"}
 
     def by_alias(name, alias):
         if alias not in days_old:
-            raise MlflowException("no such alias")
+            raise MlflowException("no such alias", error_code=INVALID_PARAMETER_VALUE)
         return version(numbers[alias], days_old[alias], now)
 
     client = SimpleNamespace(get_model_version_by_alias=by_alias)
     monkeypatch.setattr(tracking, "connect", lambda: (client, "1"))
     assert overdue(params, now) == expected
+
+
+def test_a_registry_that_fails_is_not_taken_for_one_whose_model_is_young(params, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    def fail(name, alias):
+        raise MlflowException("connection refused")
+
+    monkeypatch.setattr(tracking, "connect", lambda: (SimpleNamespace(get_model_version_by_alias=fail), "1"))
+    with pytest.raises(UnavailableError, match="connection refused"):
+        overdue(params, datetime(2030, 1, 1, tzinfo=UTC))
 
 
 def git(root, *arguments):

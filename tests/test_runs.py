@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 
-from flows import processes
 from flows.runs import superseded
+from pipeline import processes
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 

@@ -18,17 +18,6 @@ PARAMS = load_params(Path(__file__).parent.parent / "params.yaml")
 CANDIDATE = "probe-lite0"
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A database of MLflow without an experiment; making one takes seconds, copying it none."""
-    from mlflow import MlflowClient
-
-    database = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
-    if not database.exists():
-        MlflowClient(f"sqlite:///{database}").search_experiments()
-    return database
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty project folder which is DVC's root, with no setting of the machine's own."""

@@ -1,10 +1,12 @@
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from pipeline import embed, train
 from pipeline.classifier import Classifier
@@ -12,8 +14,10 @@ from pipeline.decision import choose_threshold
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE
 from pipeline.metrics import log_loss, scores
 from pipeline.params import Params
+from pipeline.tracking import NO_PART_OF_A_REPRO
 from pipeline.train import checkpoint_folder, features_of, mosaics_of, side_of, validation_scores
 
+SHIPPED = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 PARAMS = {
     "datasets": {"ours": {"source": "ours"}, "theirs": {"source": "theirs"}},
     "ingest": {
@@ -73,42 +77,7 @@ PARAMS = {
         "review_share_of_cracks": 0,
         "review_share_of_intact": 0,
     },
-    "register": {"name": "cracks"},
-    "monitor": {
-        "log_max_mb": 1000,
-        "reference_images": 500,
-        "statistics": ["brightness", "embedding"],
-        "window_photos": 5,
-        "windows_per_month": 4,
-        "false_alarms_per_month": 0.1,
-        "worth_labelling": 50,
-    },
-    "promote": {
-        "approval": "manual",
-        "floors": {"f1": 0.9, "recall": 0.8},
-        "max_ece": 0.1,
-        "min_slice_recall": 0.5,
-        "min_groups": 400,
-        "margins": {"test": 0.01, "slice": 0.03, "outside": 0.02},
-        "budgets": {"p95_ms": 250, "resident_mb": 1000, "size_mb": 100},
-    },
-    "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
-    "serve": {
-        "poll_s": 2,
-        "batch_wait_ms": 3,
-        "max_batch_images": 16,
-        "max_body_mb": 100,
-        "max_files": 64,
-        "max_image_megapixels": 4,
-        "max_photo_megapixels": 89,
-        "max_decoded_megapixels": 200,
-        "max_seconds": 60,
-        "max_requests": 64,
-        "inbox": None,
-    },
-    "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
-    "retrain": {"dataset": None, "cron": "0 3 * * *", "settle_minutes": 10, "max_age_days": 180},
-    "map": {"tile_px": 256, "overlap": 0, "model_mm_per_px": None},
+    **{name: SHIPPED[name] for name in sorted(NO_PART_OF_A_REPRO | {"register"})},
 }
 ANOTHER = {
     "small": "other",

@@ -1,0 +1,32 @@
+"""Features of any width as a few numbers, between which distances are nearly kept."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Projected = npt.NDArray[np.float32]  # (n, n_dimensions)
+
+
+def project(features: npt.NDArray[np.floating[Any]], n_dimensions: int) -> Projected:
+    """Return features, (n, n_features), as `n_dimensions` numbers each.
+
+    A Gaussian random projection (Johnson and Lindenstrauss 1984) of the square roots of the features' shares of their
+    sum: distances are then Hellinger's, in which no few strong features drown the others (Arandjelovic and Zisserman,
+    Three things everyone should know to improve object retrieval, 2012). The sign of a negative feature is kept.
+    """
+    values = np.asarray(features, np.float32)
+    totals = np.abs(values).sum(axis=1, keepdims=True)
+    shares = np.divide(values, totals, out=np.zeros_like(values), where=totals > 0)
+    roots = np.sign(shares) * np.sqrt(np.abs(shares))
+    projected: Projected = roots @ _matrix(values.shape[1], n_dimensions)
+    return projected
+
+
+@lru_cache(maxsize=8)
+def _matrix(n_features: int, n_dimensions: int) -> Projected:
+    # RandomState, because its stream is frozen for ever: what is kept is read against what another NumPy projected
+    matrix = np.random.RandomState(0).standard_normal((n_features, n_dimensions))
+    scaled: Projected = (matrix / np.sqrt(n_dimensions)).astype(np.float32)
+    return scaled

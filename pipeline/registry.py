@@ -1,0 +1,56 @@
+"""Model versions in MLflow's registry: found by number or alias, and fetched."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import tracking
+from pipeline.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
+
+
+def find_version(client: "MlflowClient", name: str, reference: str) -> "ModelVersion | None":
+    """Return a version of the registered model `name` by its number or alias, None where there is none.
+
+    Raises:
+        UnavailableError: the tracking server does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if reference.isdecimal():
+            return client.get_model_version(name, reference)
+        return client.get_model_version_by_alias(name, reference)
+    except (MlflowException, OSError) as error:
+        if getattr(error, "error_code", None) in NOT_THERE:
+            return None
+        raise UnavailableError(
+            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Try again later."
+        ) from None
+
+
+def fetch(name: str, version: str, folder: Path, part: str = "") -> Path:
+    """Fetch a version, or a `part` of its files, into `folder`; return where it is.
+
+    Raises:
+        UnavailableError: the store does not have it, or does not answer.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking.tracking_uri()
+    source = f"models:/{name}/{version}" + (f"/{part}" if part else "")
+    try:
+        found = Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri))
+        if found.is_dir() and not any(found.iterdir()):  # as MLflow leaves it where the source is gone
+            raise FileNotFoundError("its files are gone")
+        return found
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(
+            f"{name} version {version} cannot be fetched: {tracking.first_line(error)}. Mend the store, or "
+            "run `make run`, which registers a model again."
+        ) from None
