@@ -204,9 +204,12 @@ def test_what_git_refuses_is_a_warning(repository, caplog):
     assert committed(repository)[0] == "first"
 
 
-def test_without_git_nothing_is_committed(tmp_path):
-    write_record(tmp_path, [BATCH])
-    commit(tmp_path, [RECORD], "Take it")
+def test_a_project_that_is_not_in_git_commits_nothing_to_a_repository_around_it(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    project = tmp_path / "project"
+    write_record(project, [BATCH])
+    commit(project, [RECORD], "Take it")
+    assert git(tmp_path, "status", "--porcelain", "--untracked-files=all").split() == ["??", f"project/{RECORD}"]
 
 
 def test_without_a_remote_batches_are_recorded_in_git_and_dvc_keeps_nothing(repository, params):
