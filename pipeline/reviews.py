@@ -75,19 +75,31 @@ def supersede(images: pd.DataFrame) -> pd.DataFrame:
     """Return the inventory with each review's label given to the older images of the same bytes.
 
     These keep their row, batch and `first_label`, so that no image is dealt anew; the review's own copy of the image,
-    which would be there twice, goes. Of several reviews in different batches the newest counts.
+    which would be there twice, goes. Of one person's reviews in different batches the newest counts. Where two people
+    disagree nothing is corrected: the column `disputed` says what each of them said, for `split` to leave the image
+    out; elsewhere it is missing.
 
     Args:
         images: oldest first, positions 0..n-1 as index; columns sha256, label, is_review and `PROVENANCE`.
     """
-    newest = images[images["is_review"]].drop_duplicates("sha256", keep="last")
+    disputed = images["sha256"].map(_disputes(images))
+    newest = images[images["is_review"] & disputed.isna()].drop_duplicates("sha256", keep="last")
     review = images["sha256"].map(pd.Series(newest.index, index=newest["sha256"]))  # NaN where there is none
     older = images.index[review > images.index]
     columns = ["label", *PROVENANCE]
-    result = images.copy()
+    result = images.assign(disputed=disputed)
     result.loc[older, columns] = images.loc[review[older].astype(int), columns].to_numpy()
     is_there_already = images["is_review"] & images["sha256"].duplicated()
     return result[~is_there_already].reset_index(drop=True)
+
+
+def _disputes(images: pd.DataFrame) -> "pd.Series[str]":
+    """Return what people said of each image on which they disagree, by sha256."""
+    looks = images[images["reviewer"].notna()].drop_duplicates(["sha256", "reviewer"], keep="last")
+    n_labels = looks.groupby("sha256")["label"].nunique()
+    disputed = looks[looks["sha256"].isin(n_labels.index[n_labels > 1])]
+    said = disputed["reviewer"] + ": " + disputed["label"]
+    return said.groupby(disputed["sha256"]).agg(lambda each: ", ".join(sorted(each))).astype("str")
 
 
 def _review(row: dict[str, str | None], where: str) -> tuple[str, Review]:

@@ -3,9 +3,10 @@
 Images that are copies of each other, or tiles of one photo, form a group, which is dealt as a whole; what an earlier
 batch decided stands (pipeline/groups.py). Data sets that are not trained on are outside sets, tested on as a whole, but
 for photos that params lend to validation. Images of review batches go to training, or are excluded where their group is
-on another side. Writes --manifest, a row an image: path, dataset, row (in the data set's inventory), batch, label,
-slice, photo, sha256, group, split (train, validation, test, outside or excluded); --summary; and the contract of the
-split as --report and --page. A split that breaks it ends with exit code 3.
+on another side; so is an image on whose label reviewers disagree. Writes --manifest, a row an image: path, dataset, row
+(in the data set's inventory), batch, label, slice, photo, sha256, group, split (train, validation, test, outside or
+excluded); --summary; and the contract of the split as --report and --page. A split that breaks it ends with exit
+code 3.
 """
 
 import json
@@ -101,6 +102,7 @@ def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataF
     )
     manifest = images[COLUMNS].assign(group=dealt["group"], split=dealt["side"])
     manifest.loc[lent.index, "split"] = lent
+    manifest.loc[images["disputed"].notna(), "split"] = EXCLUDED  # dealt as before, so that no other image moves
     return manifest
 
 

@@ -75,19 +75,20 @@ def test_a_table_that_cannot_be_used_names_the_line(content, message):
 
 
 def inventory(*rows):
-    """Rows as (batch, sha256, label, is_review)."""
-    images = pd.DataFrame(rows, columns=["batch", "sha256", "label", "is_review"])
+    """Rows as (batch, sha256, label, reviewer or None)."""
+    images = pd.DataFrame(rows, columns=["batch", "sha256", "label", "reviewer"])
+    is_review = images["reviewer"].notna()
     return images.assign(
+        is_review=is_review,
         first_label=images["label"],
-        reviewer=images["batch"].where(images["is_review"], None),
         reviewed_at=None,
-        reviewed_in=images["batch"].where(images["is_review"], None),
+        reviewed_in=images["batch"].where(is_review, None),
     )
 
 
 def test_a_review_corrects_older_images_of_its_bytes_in_their_place():
-    older = [("1", "a", "crack", False), ("1", "b", "crack", False), ("2", "a", "crack", False)]
-    images = supersede(inventory(*older, ("3", "a", "intact", True)))
+    older = [("1", "a", "crack", None), ("1", "b", "crack", None), ("2", "a", "crack", None)]
+    images = supersede(inventory(*older, ("3", "a", "intact", "ann")))
     assert images["batch"].tolist() == ["1", "1", "2"]
     assert images["label"].tolist() == ["intact", "crack", "intact"]
     assert images["first_label"].tolist() == ["crack"] * 3
@@ -95,13 +96,34 @@ def test_a_review_corrects_older_images_of_its_bytes_in_their_place():
     assert images["is_review"].tolist() == [False] * 3
 
 
-def test_of_reviews_in_two_batches_the_newer_counts_and_the_image_stays_where_it_came():
-    images = supersede(inventory(("1", "a", "crack", True), ("2", "a", "intact", True)))
+def test_of_one_persons_reviews_in_two_batches_the_newer_counts_and_the_image_stays_where_it_came():
+    images = supersede(inventory(("1", "a", "crack", "ann"), ("2", "a", "intact", "ann")))
     assert images[["batch", "label", "reviewed_in", "is_review"]].to_numpy().tolist() == [["1", "intact", "2", True]]
+    assert images["disputed"].isna().all()
+
+
+def test_two_people_who_disagree_in_two_batches_correct_nothing_and_the_image_says_so():
+    images = supersede(
+        inventory(
+            ("1", "a", "crack", None),
+            ("1", "b", "crack", None),
+            ("2", "a", "intact", "ann"),
+            ("3", "a", "crack", "bob"),
+        )
+    )
+    assert images[["batch", "sha256", "label"]].to_numpy().tolist() == [["1", "a", "crack"], ["1", "b", "crack"]]
+    assert images["disputed"].fillna("").tolist() == ["ann: intact, bob: crack", ""]
+
+
+def test_a_dispute_ends_when_they_agree():
+    looks = [("2", "a", "intact", "ann"), ("3", "a", "crack", "bob"), ("4", "a", "intact", "bob")]
+    images = supersede(inventory(("1", "a", "crack", None), *looks))
+    assert images[["label", "reviewer"]].to_numpy().tolist() == [["intact", "bob"]]
+    assert images["disputed"].isna().all()
 
 
 def test_an_image_that_came_after_its_review_keeps_its_own_label():
-    images = supersede(inventory(("1", "a", "crack", True), ("2", "a", "intact", False)))
+    images = supersede(inventory(("1", "a", "crack", "ann"), ("2", "a", "intact", None)))
     assert images["label"].tolist() == ["crack", "intact"]  # for the contract to find
 
 

@@ -31,6 +31,7 @@ def image(dataset="walls", *, batch="", label="crack", photo=None):
         "photo": photo,
         "slice": "",
         "is_review": False,
+        "disputed": None,
     }
 
 
@@ -119,22 +120,26 @@ def batches_and_reviews(draw):
     item = st.integers(0, len(rows) - 1)
     copies = {tuple(sorted(pair)) for pair in draw(st.lists(st.tuples(item, item), max_size=8)) if len({*pair}) == 2}
     corrected = draw(st.sets(st.integers(0, sum(counts[:2]) - 1)))
-    return images_of(rows), pairs_of(*sorted(copies)), sorted(corrected)
+    disputed = draw(st.sets(item, max_size=3))
+    return images_of(rows), pairs_of(*sorted(copies)), sorted(corrected), sorted(disputed)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(drawn=batches_and_reviews(), seed=st.integers(0, 5), given_side=st.sampled_from(["train", "test", None]))
 def test_reviews_are_in_training_or_excluded_and_move_and_correct_no_image_onto_another_side(drawn, seed, given_side):
-    images, pairs, corrected = drawn
+    images, pairs, corrected, disputed = drawn
     params = split_params(seed=seed, photos={given_side: ["walls/1"]} if given_side else {})
     older = images[~images["is_review"]]
     before = assign(older, pairs[pairs["second"] < len(older)], params)
     other = {"crack": "intact", "intact": "crack"}
     images.loc[corrected, "label"] = images.loc[corrected, "first_label"].map(other)
+    images.loc[disputed, "disputed"] = "ann: crack, bob: intact"
 
     manifest = assign(images, pairs, params)
 
-    assert manifest.loc[older.index, ["group", "split"]].equals(before[["group", "split"]])
+    assert set(manifest.loc[disputed, "split"]) <= {"excluded"}
+    undisputed = older.index.difference(disputed)
+    assert manifest.loc[undisputed, ["group", "split"]].equals(before.loc[undisputed, ["group", "split"]])
     assert set(manifest.loc[images["is_review"], "split"]) <= {"train", "excluded"}
     assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
 
