@@ -203,7 +203,7 @@ def _rounded(score: float | None) -> str:
     return "none" if score is None else f"{score:.4f}"
 
 
-def find_version(client: "MlflowClient", name: str, content_hash: str) -> "ModelVersion | None":
+def version_with_hash(client: "MlflowClient", name: str, content_hash: str) -> "ModelVersion | None":
     """Return the registered version of this very model, None where there is none."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{HASH_TAG}` = '{content_hash}'")
     return max(found, key=lambda version: int(version.version), default=None)
@@ -226,7 +226,7 @@ def register(
     import mlflow
 
     content_hash = classifier.content_hash()
-    registered = find_version(client, name, content_hash)
+    registered = version_with_hash(client, name, content_hash)
     if registered is not None:
         log.info("The same model is registered already, as version %s", registered.version)
         return registered
