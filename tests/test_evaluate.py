@@ -43,7 +43,7 @@ def write_dataset(folder, contents, size):
     table = pd.DataFrame({"height": size, "width": size, "offset": offsets, "n_bytes": lengths, "sharpness": 1.0})
     table = table.assign(path=[f"{row}.png" for row in table.index], brightness=table.index * 1.0)
     table.to_parquet(folder / INVENTORY_FILE)
-    (folder / QUARANTINE_FILE).write_text("batch,path,reason\n")
+    (folder / QUARANTINE_FILE).write_text("batch,path,reason,is_image\n")
 
 
 def grey(level):

@@ -245,8 +245,9 @@ def test_an_image_too_small_for_a_laplacian_has_no_sharpness(shape):
 
 
 def test_the_quarantine_keeps_a_file_that_is_named_na(tmp_path):
-    (tmp_path / QUARANTINE_FILE).write_text("batch,path,reason\n,NA,not an image\n")
-    assert read_quarantine(tmp_path).to_dict("records") == [{"batch": "", "path": "NA", "reason": "not an image"}]
+    (tmp_path / QUARANTINE_FILE).write_text("batch,path,reason,is_image\n,NA,not an image,False\n")
+    expected = [{"batch": "", "path": "NA", "reason": "not an image", "is_image": False}]
+    assert read_quarantine(tmp_path).to_dict("records") == expected
 
 
 SIZES = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=40)
