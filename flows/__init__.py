@@ -13,3 +13,4 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 if address := local_prefect():  # of `make up`
     os.environ.setdefault("PREFECT_API_URL", address)
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "pipeline")  # what it says belongs in the log of the run
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # said outside of a run, it has no such log

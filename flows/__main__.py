@@ -1,12 +1,15 @@
 """Serve all flows with their schedules, against the Prefect server of PREFECT_API_URL: `python -m flows`.
 
-While it runs it renews the heartbeat, and tidies up after flows that were killed.
+While it runs it renews the heartbeat, tells someone when that stops, and tidies up after flows that were killed.
 """
 
 import asyncio
 import logging
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -24,13 +27,16 @@ from flows.promotion import promotion, rollback
 from flows.retraining import retraining
 from flows.training import training
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.heartbeat import INTERVAL_S, beat
+from pipeline.heartbeat import INTERVAL_S, beat, end_heartbeat
+from pipeline.heartbeat_watch import follow
 from pipeline.params import Params, load_params
 from pipeline.stage import run_main
 from pipeline.tracking import project_root
 
 log = logging.getLogger(__name__)
 
+GAVE_UP = "Service exceeded error threshold."  # what Prefect's loop says that ends because its server is away
+POLL_S = 5
 END_S = 30  # for flows to end their stages and say so to the server
 
 
@@ -77,11 +83,52 @@ def tidy_up() -> bool:
 
 def keep_watch(stop: threading.Event) -> None:
     """Tidy up until told to stop, and give a sign of life each time that the server answers: no other can schedule."""
+    while not stop.is_set():
+        try:
+            if tidy_up():
+                beat()
+        except Exception:  # a full disk, for one: the schedules go on, and so must this
+            log.exception("No sign of life could be given")
+        stop.wait(INTERVAL_S)
+
+
+@contextmanager
+def signs_of_life() -> Iterator[None]:
+    """Give signs of life, and watch them, as long as the block lasts; none comes after it."""
+    stop = threading.Event()
+    watch = threading.Thread(target=keep_watch, args=(stop,), daemon=True)
+    watch.start()
+    threading.Thread(target=follow, args=(stop,), daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watch.join()
+
+
+def serve(params: Params, address: str) -> None:
+    """Serve all flows until told to end, and begin anew where Prefect gives up while its server is away."""
     while True:
-        if tidy_up():
-            beat()
-        if stop.wait(INTERVAL_S):
-            return
+        # One run at a time. At its end the schedules are not paused: what is missed meanwhile shows as late.
+        server = FlowServer(limit=1, pause_on_shutdown=False)
+        for deployment in deployments(params):
+            server.add_deployment(deployment)
+        try:
+            asyncio.run(server.start())
+        except* RuntimeError as errors:
+            if errors.subgroup(lambda error: str(error) != GAVE_UP) is not None:
+                raise
+        log.warning("Prefect has given up on its server. The schedules begin anew when that answers.")
+        while not answers(address):
+            time.sleep(POLL_S)
+
+
+def answers(address: str) -> bool:
+    """Return whether the Prefect server answers."""
+    try:
+        return httpx.get(f"{address}/health", timeout=20).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def main() -> None:
@@ -90,25 +137,15 @@ def main() -> None:
     address = get_current_settings().api.url
     if address is None:
         raise CracksError("PREFECT_API_URL is not set: `make up` starts a server and serves the flows.")
-    try:
-        httpx.get(f"{address}/health", timeout=20).raise_for_status()
-    except httpx.HTTPError as error:
-        raise UnavailableError(
-            f"The Prefect server {address} does not answer: {error}. Start it, or `make up`."
-        ) from None
+    if not answers(address):
+        raise UnavailableError(f"The Prefect server {address} does not answer. Start it, or `make up`.")
     tidy_up()  # before anything can fire
-    stop = threading.Event()
-    watch = threading.Thread(target=keep_watch, args=(stop,), daemon=True)
-    watch.start()
     try:
-        # One run at a time. At its end the schedules are not paused: what is missed meanwhile shows as late.
-        server = FlowServer(limit=1, pause_on_shutdown=False)
-        for deployment in deployments(params):
-            server.add_deployment(deployment)
-        asyncio.run(server.start())
-    finally:
-        stop.set()
-        watch.join()
+        with signs_of_life():
+            serve(params, address)
+    except (KeyboardInterrupt, SystemExit):  # a person has ended it, which is no death
+        end_heartbeat()
+        raise
 
 
 if __name__ == "__main__":

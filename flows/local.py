@@ -22,7 +22,7 @@ import psutil
 from flows import processes
 from flows.services import PREFECT, Started, services_started, write_started
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.heartbeat import LATE_S, heartbeat_age_s
+from pipeline.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
 from pipeline.processes import holder_of, is_alive
 from pipeline.stage import run_main
 from pipeline.tracking import project_root, tracking_uri
@@ -124,6 +124,7 @@ def down() -> None:
             processes.end_tree(psutil.Process(holder["pid"]), END_S)
             log.info("%-8s ended", name)
     write_started({})
+    end_heartbeat()  # of schedules that were dead, too: now they are meant to be
 
 
 def status() -> None:
@@ -136,7 +137,7 @@ def status() -> None:
         log.info("Nothing was started here. `make up` starts it.")
     age_s = heartbeat_age_s()
     if age_s is None:
-        log.info("The schedules never gave a sign of life.")
+        log.info("The schedules give no sign of life: nobody started them, or somebody ended them.")
     else:
         late = " That is late: see .prefect/logs/flows.log, then `make up`." if age_s > LATE_S else ""
         log.info("The schedules last gave a sign of life %.0f s ago.%s", age_s, late)

@@ -71,12 +71,12 @@ def _retrain(root: Path, params: Params) -> State:
 def _tell_of_age(root: Path, params: Params) -> None:
     try:
         version = steps.overdue(params, datetime.now(UTC))
-    except UnavailableError as error:
+        if version:
+            lines = [f"Version {version} is older than {params.retrain.max_age_days} days, and no new batch has come."]
+            title = f"{TITLE}the model is old"
+            steps.tell_once(root, "age", title, lines, lambda: [steps.images_to_label(root, params)])
+    except UnavailableError as error:  # the next run looks again
         get_run_logger().warning(str(error))
-        return
-    if version:
-        lines = [f"Version {version} is older than {params.retrain.max_age_days} days, and no new batch has come."]
-        steps.tell_once(root, "age", f"{TITLE}the model is old", lines)
 
 
 def main() -> None:

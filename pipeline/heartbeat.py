@@ -21,10 +21,20 @@ def beat(now_s: float | None = None) -> None:
     write_json(heartbeat_file(), {"time_s": time.time() if now_s is None else now_s})
 
 
-def heartbeat_age_s(now_s: float | None = None) -> float | None:
-    """Return the seconds since the last sign of life, None where there never was one."""
+def end_heartbeat() -> None:
+    """Take the sign of life away: schedules that a person has ended are not dead."""
+    heartbeat_file().unlink(missing_ok=True)
+
+
+def last_beat_s() -> float | None:
+    """Return the time of the last sign of life, since the epoch; None where there never was one, or it was ended."""
     try:
-        last_s = json.loads(heartbeat_file().read_text(encoding="utf-8"))["time_s"]
+        return float(json.loads(heartbeat_file().read_text(encoding="utf-8"))["time_s"])
     except FileNotFoundError:
         return None
-    return max(0.0, (time.time() if now_s is None else now_s) - float(last_s))
+
+
+def heartbeat_age_s(now_s: float | None = None) -> float | None:
+    """Return the seconds since the last sign of life, None where there is none."""
+    last_s = last_beat_s()
+    return None if last_s is None else max(0.0, (time.time() if now_s is None else now_s) - last_s)

@@ -7,8 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
-from pipeline.prediction_log import Embeddings
+from pipeline.params import Params
+from pipeline.prediction_log import LOG_FOLDER, Embeddings, PredictionLog
+from pipeline.watched import Watched, watched_model
 
 COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"]
 UNSURE, FAR = "unsure", "far from training"
@@ -64,6 +67,33 @@ def export(chosen: pd.DataFrame, folder: Path) -> int:
         files = [_copied(path, place, partial) for place, path in enumerate(chosen["path"])]
         chosen.assign(file=files).to_csv(partial / "list.csv", index=False)
     return sum(map(bool, files))
+
+
+def export_worth(rows: pd.DataFrame, watched: Watched, n: int, folder: Path) -> str:
+    """Export the n images of the log's `rows` most worth labelling into `folder`; return what to do with them."""
+    chosen = worth_labelling(rows, watched.reference, n, watched.threshold)
+    n_copied = export(chosen, folder)
+    return (
+        f"The {len(chosen):,} images most worth labelling, of {len(rows):,}, are listed in {folder / 'list.csv'}; "
+        f"{n_copied:,} of them lie beside it. Label them, and put them into data/inbox/ as a batch."
+    )
+
+
+def export_from_log(params: Params, root: Path, folder: Path) -> str:
+    """Export, with `export_worth`, of all that the prediction log of a project has of the model that is watched.
+
+    Raises:
+        CracksError: it has nothing of that model, or there is none, or one without what it was trained on.
+        UnavailableError: the tracking server does not answer.
+    """
+    watched = watched_model(params.register_as.name)
+    rows = PredictionLog(root / LOG_FOLDER).read(model_version=watched.version)
+    if rows.empty:
+        raise CracksError(
+            f"The prediction log {root / LOG_FOLDER} has nothing of version {watched.version}. Score images first: "
+            "`cracks predict PATH --log`."
+        )
+    return export_worth(rows, watched, params.monitor.worth_labelling, folder)
 
 
 def _copied(path: str | float | None, place: int, folder: Path) -> str:

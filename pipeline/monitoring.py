@@ -18,7 +18,7 @@ import pandas as pd
 from pipeline.drift import Comparison, can_alarm, compare
 from pipeline.drift_page import render_drift, windows_image
 from pipeline.files import write_json, write_text
-from pipeline.labelling import export, worth_labelling
+from pipeline.labelling import export_worth
 from pipeline.notify import notify
 from pipeline.params import Monitor, Params
 from pipeline.prediction_log import LOG_FOLDER, PredictionLog
@@ -50,7 +50,7 @@ class Places:
 
     @property
     def to_label(self) -> Path:
-        """The images most worth labelling when drift was found."""
+        """The images most worth labelling when drift was found, or the model was found old."""
         return self.root / "data" / "monitoring" / "to-label"
 
     @property
@@ -148,14 +148,8 @@ def record(finding: Finding, version: str, now: datetime) -> dict[str, Any]:
 
 def tell(finding: Finding, rows: pd.DataFrame, watched: Watched, monitor: Monitor, places: Places) -> bool:
     """Export the images most worth labelling and tell someone of the drift; return whether the message arrived."""
-    chosen = worth_labelling(rows, watched.reference, monitor.worth_labelling, watched.threshold)
-    n_copied = export(chosen, places.to_label)
-    lines = [
-        *finding.lines,
-        f"The {len(chosen)} images most worth labelling are listed in {places.to_label / 'list.csv'}, {n_copied} of "
-        "them lie beside it. Label them, and put them into data/inbox/ as a batch.",
-        f"Pictures: {places.page}",
-    ]
+    to_label = export_worth(rows, watched, monitor.worth_labelling, places.to_label)
+    lines = [*finding.lines, to_label, f"Pictures: {places.page}"]
     return notify("Drift: production sees images unlike those it was trained on", lines)
 
 

@@ -16,8 +16,8 @@ def notify(title: str, lines: list[str]) -> bool:
     """Tell what happened and why.
 
     Returns:
-        Whether the message reached every address; one that fails is no reason to fail what it tells of. True where no
-        address is set.
+        Whether the message reached anyone: what reached nobody is worth telling again. An address that fails is no
+        reason to fail what it tells of, or to tell the others again. True where no address is set.
     """
     body = "\n".join(lines)
     log.info("\n".join([title, *lines]))
@@ -26,11 +26,12 @@ def notify(title: str, lines: list[str]) -> bool:
         return True
     from apprise import Apprise, NotifyFormat
 
-    told = True
+    told = False
     for position, address in enumerate(addresses, start=1):
         sender = Apprise()
-        if not sender.add(address) or not sender.notify(body=body, title=title, body_format=NotifyFormat.TEXT):
-            told = False
+        if sender.add(address) and sender.notify(body=body, title=title, body_format=NotifyFormat.TEXT):
+            told = True
+        else:
             log.error(
                 "Address %d of %s could not be told: it is none that Apprise knows, or nothing answered there. Correct "
                 "it; the message stands above.",

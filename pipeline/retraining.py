@@ -167,11 +167,36 @@ def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: 
     ]
 
 
-def tell_once(root: Path, about: str, title: str, lines: list[str]) -> None:
-    """Tell someone, unless the last that was told of `about` is the same; what reached nobody is told again."""
+def images_to_label(root: Path, params: Params) -> str:
+    """Export the images most worth labelling; return where they are, or why none can be named, for a message.
+
+    Raises:
+        UnavailableError: the registry does not answer.
+    """
+    from pipeline.labelling import export_from_log
+    from pipeline.monitoring import Places
+
+    try:
+        return export_from_log(params, root, Places(root).to_label)
+    except UnavailableError:
+        raise
+    except CracksError as error:
+        return f"Which images are most worth labelling cannot be said. {error}"
+
+
+def tell_once(root: Path, about: str, title: str, lines: list[str], details: Callable[[], list[str]] = list) -> None:
+    """Tell someone, unless the last that was told of `about` is the same; what reached nobody is told again.
+
+    Args:
+        root: the project's folder.
+        about: what the message is about.
+        title: of the message.
+        lines: of the message.
+        details: returns more lines, which are made only when they are told, and make no message another one.
+    """
     path = root / TOLD
     told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if told.get(about) != [title, *lines] and notify(title, lines):
+    if told.get(about) != [title, *lines] and notify(title, [*lines, *details()]):
         write_json(path, told | {about: [title, *lines]})
 
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from PIL import Image
 from pydantic import Json
 
 import pipeline
+from pipeline import heartbeat_watch
 from pipeline.crack_map import CrackMap
 from pipeline.errors import CracksError
 from pipeline.images import Pixels
@@ -68,14 +70,17 @@ class Parts:
         self.batcher = Batcher(settings.batch_wait_ms, settings.max_batch_images, self.metrics.batch.observe)
         self.decoder = Decoder(PixelBudget(settings.max_decoded_megapixels * MEGA))
         self.recorder = Recorder(prediction_log, self.metrics.dropped.inc)
+        self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Begin to hold a model and to write the log."""
+        """Begin to hold a model, to write the log, and to watch whether the schedules are alive."""
         self.holder.start()
         self.recorder.start()
+        threading.Thread(target=heartbeat_watch.follow, args=(self._stopping,), name="watch", daemon=True).start()
 
     def stop(self) -> None:
-        """End everything that was begun, when the last request is answered."""
+        """End everything that was begun, when the last request is answered; a message under way is not waited for."""
+        self._stopping.set()
         self.holder.stop()
         self.batcher.close()
         self.decoder.close()

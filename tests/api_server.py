@@ -25,13 +25,13 @@ class Server:
         params["serve"] |= settings
         (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
         self._log = folder / "server.log"
-        self._command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--folder", "kept"]
+        self.command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--folder", "kept"]
         if starter is not None:
-            self._command += ["--starter", str(starter)]
-        self._env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "CRACKS"))}
-        self._env |= {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": registry or f"sqlite:///{folder}/none.db"}
+            self.command += ["--starter", str(starter)]
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "CRACKS"))}
+        self.env |= {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": registry or f"sqlite:///{folder}/none.db"}
         if api_key is not None:
-            self._env["CRACKS_API_KEY"] = api_key
+            self.env["CRACKS_API_KEY"] = api_key
         self.process = None
 
     def __enter__(self):
@@ -46,7 +46,7 @@ class Server:
         self._log.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._command, "--port", "0"], cwd=self.folder, env=self._env, stdout=log, stderr=log
+                [*self.command, "--port", "0"], cwd=self.folder, env=self.env, stdout=log, stderr=log
             )
         while (said := re.search(r"The page is at (\S+)", self.log())) is None:
             assert self.process.poll() is None, self.log()

@@ -49,13 +49,20 @@ def test_a_message_reaches_the_webhook_with_its_title_and_lines(webhook, monkeyp
 def test_an_address_that_fails_keeps_no_other_from_being_told_and_shows_no_secret(webhook, monkeypatch, caplog):
     address, received = webhook
     monkeypatch.setenv("CRACKS_NOTIFY_URL", f"nonsense://me:secret@there {address}/away {address}/here")
-    assert notify("Drift", ["a line"]) is False
+    assert notify("Drift", ["a line"]) is True
     assert len(received) == 2
     ours = [record.getMessage() for record in caplog.records if record.name == "pipeline.notify"]
     assert [message[:30] for message in ours[1:]] == [
         f"Address {position} of CRACKS_NOTIFY_URL"[:30] for position in (1, 2)
     ]
     assert "secret" not in "".join(ours)
+
+
+def test_what_no_address_took_reached_nobody(webhook, monkeypatch):
+    address, received = webhook
+    monkeypatch.setenv("CRACKS_NOTIFY_URL", f"nonsense://there {address}/away")
+    assert notify("Drift", ["a line"]) is False
+    assert len(received) == 1
 
 
 def test_without_an_address_the_log_is_told(monkeypatch, caplog):

@@ -1,7 +1,6 @@
 """Retraining by itself, with the real tools: from an archive in the inbox to production, and nothing twice."""
 
 import contextlib
-import json
 import logging
 import os
 import random
@@ -10,12 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import pandas as pd
 import pytest
 from conftest import Project, copy_of, wait_until
 from drawn_data import drawn_files
+from webhook import webhook
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
@@ -77,31 +75,6 @@ def running(project: Project, *command: str, **env: str) -> Iterator[subprocess.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-@contextmanager
-def webhook() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Yield an address that a message can be sent to, and the list of those that came."""
-    messages: list[dict[str, str]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"json://127.0.0.1:{server.server_port}/", messages
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def runs_of_retraining(api: str) -> list[dict[str, Any]]:

@@ -22,23 +22,11 @@ def add(commands: Commands) -> None:
 
 def _worth_labelling(args: argparse.Namespace) -> None:
     from pipeline.errors import CracksError
-    from pipeline.labelling import export, worth_labelling
+    from pipeline.labelling import export_from_log
     from pipeline.params import load_params
-    from pipeline.prediction_log import LOG_FOLDER, PredictionLog
     from pipeline.tracking import project_root
-    from pipeline.watched import watched_model
 
     if args.out.exists():
         raise CracksError(f"{args.out} exists already. Give a folder that does not, so that nothing is overwritten.")
     root = project_root()
-    params = load_params(root / "params.yaml")
-    watched = watched_model(params.register_as.name)
-    rows = PredictionLog(root / LOG_FOLDER).read(model_version=watched.version)
-    if rows.empty:
-        raise CracksError(
-            f"The prediction log {root / LOG_FOLDER} has nothing of version {watched.version}. Score images first: "
-            "`cracks predict PATH --log`."
-        )
-    chosen = worth_labelling(rows, watched.reference, params.monitor.worth_labelling, watched.threshold)
-    n_copied = export(chosen, args.out)
-    log.info("%s: %d images of %d, %d with a copy beside the list", args.out, len(chosen), len(rows), n_copied)
+    log.info("%s", export_from_log(load_params(root / "params.yaml"), root, args.out))

@@ -1,0 +1,243 @@
+"""The death of the schedules is told once, and so is their return."""
+
+import json
+import logging
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from api_server import Server
+from conftest import wait_until
+from tiny_model import write_tiny_model
+from webhook import webhook
+
+from pipeline import heartbeat_watch
+from pipeline.heartbeat import LATE_S, beat, end_heartbeat, heartbeat_file
+from pipeline.heartbeat_watch import HeartbeatWatch
+
+DEAD, BACK = "Concrete cracks: the schedules have died", "Concrete cracks: the schedules are back"
+LONG_AGO_S = 1_000_000_000.0  # 2001-09-09 01:46:40 UTC
+# The server, whose watch looks so often that a test need not wait for two minutes.
+HASTY = """
+from pipeline import heartbeat_watch
+heartbeat_watch.INTERVAL_S, heartbeat_watch.LATE_S = 0.05, 0.5
+from pipeline.stage import run_main
+from serving.__main__ import main
+run_main(main)
+"""
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The messages that were sent; while `reached` is False they reach nobody."""
+    told = SimpleNamespace(titles=[], lines=[], reached=True)
+
+    def notify(title, lines):
+        told.titles.append(title)
+        told.lines.append(lines)
+        return told.reached
+
+    monkeypatch.setattr(heartbeat_watch, "notify", notify)
+    return told
+
+
+def look(watch, *times_s):
+    for now_s in times_s:
+        watch.look(now_s)
+
+
+def test_a_death_is_told_once_with_the_last_sign_of_life_and_what_to_do(told):
+    beat(LONG_AGO_S)
+    watch = HeartbeatWatch()
+    look(watch, 1000, 1000 + LATE_S - 1)
+    assert told.titles == []
+    look(watch, 1000 + LATE_S, 1000 + 2 * LATE_S, 1000 + 4 * LATE_S, 1e9)
+    assert told.titles == [DEAD]
+    assert "2001-09-09 01:46 UTC" in told.lines[0][0]
+    assert "make up" in told.lines[0][-1]
+
+
+def test_schedules_that_give_signs_of_life_are_not_spoken_of(told):
+    watch = HeartbeatWatch()
+    for now_s in range(0, 10 * LATE_S, LATE_S - 1):
+        beat(LONG_AGO_S + now_s)
+        watch.look(now_s)
+    assert told.titles == []
+
+
+def test_schedules_that_nobody_started_or_that_somebody_ended_are_not_dead(told):
+    watch = HeartbeatWatch()
+    look(watch, 0, 10 * LATE_S)
+    beat(LONG_AGO_S)
+    look(watch, 11 * LATE_S)
+    end_heartbeat()
+    end_heartbeat()  # nor is it an error that they were ended before
+    look(watch, 20 * LATE_S)
+    assert told.titles == []
+    assert list(heartbeat_file().parent.iterdir()) == []
+
+
+def test_the_return_is_told_once_and_another_death_again(told):
+    watch = HeartbeatWatch()
+    beat(LONG_AGO_S)
+    look(watch, 0, 200)
+    beat(LONG_AGO_S + 300)
+    look(watch, 300)
+    beat(LONG_AGO_S + 330)
+    look(watch, 330)
+    assert told.titles == [DEAD, BACK]
+    assert "2001-09-09 01:51 UTC" in told.lines[1][0]
+    look(watch, 330 + LATE_S)
+    assert told.titles == [DEAD, BACK, DEAD]
+
+
+def test_a_watch_that_starts_again_repeats_nothing_and_tells_of_the_return(told):
+    beat(LONG_AGO_S)
+    look(HeartbeatWatch(), 0, 200)
+    again = HeartbeatWatch()
+    look(again, 0, 1000)
+    assert told.titles == [DEAD]
+    beat(LONG_AGO_S + 2000)
+    look(HeartbeatWatch(), 0)
+    assert told.titles == [DEAD, BACK]
+
+
+def test_a_sign_of_life_that_is_old_when_the_watch_starts_gets_its_time_too(told):
+    """As after the machine was switched on, when the API is up before the schedules."""
+    beat(LONG_AGO_S)
+    watch = HeartbeatWatch()
+    look(watch, 5000)
+    beat()
+    look(watch, 5000 + LATE_S)
+    assert told.titles == []
+
+
+def test_what_reached_nobody_is_told_again_each_time_after_twice_as_long(told):
+    told.reached = False
+    watch = HeartbeatWatch()
+    beat(LONG_AGO_S)
+    tries_s = []
+    for now_s in range(0, 16 * LATE_S, 30):
+        n_tries = len(told.titles)
+        watch.look(now_s)
+        tries_s += [now_s] * (len(told.titles) - n_tries)
+    assert tries_s == [LATE_S, 2 * LATE_S, 4 * LATE_S, 8 * LATE_S]
+    told.reached = True
+    look(watch, 16 * LATE_S, 32 * LATE_S, 64 * LATE_S)
+    assert told.titles == [DEAD] * 5
+
+
+def test_a_return_that_reached_nobody_is_told_again(told):
+    watch = HeartbeatWatch()
+    beat(LONG_AGO_S)
+    look(watch, 0, 200)
+    told.reached = False
+    beat(LONG_AGO_S + 300)
+    look(watch, 300)
+    told.reached = True
+    look(watch, 330, 360)
+    assert told.titles == [DEAD, BACK, BACK]
+
+
+def test_of_watches_that_look_at_once_one_tells(told, monkeypatch):
+    beat(LONG_AGO_S)
+    watches = [HeartbeatWatch() for _ in range(8)]
+    for watch in watches:
+        watch.look(0)
+    notify = heartbeat_watch.notify
+    monkeypatch.setattr(heartbeat_watch, "notify", lambda *message: time.sleep(0.05) or notify(*message))
+    for expected in ([DEAD], [DEAD, BACK]):
+        threads = [threading.Thread(target=watch.look, args=(200,)) for watch in watches]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert told.titles == expected
+        beat(LONG_AGO_S + 200)
+
+
+def test_what_goes_wrong_does_not_end_the_watch(monkeypatch, caplog):
+    """A sign of life that is damaged, say."""
+    monkeypatch.setattr(heartbeat_watch, "INTERVAL_S", 0)
+    heartbeat_file().parent.mkdir()
+    heartbeat_file().write_text("{")
+    stopping = threading.Event()
+    thread = threading.Thread(target=heartbeat_watch.follow, args=(stopping,))
+    thread.start()
+    try:
+        wait_until(lambda: caplog.text.count("cannot be watched") > 2)
+    finally:
+        stopping.set()
+        thread.join()
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+
+
+@contextmanager
+def hasty_servers(folder: Path, address: str, n: int):
+    """Yield n servers of one folder, which send messages to an address."""
+    write_tiny_model(folder / "starter")
+    servers = [Server(folder / "project", starter=folder / "starter") for _ in range(n)]
+    try:
+        for number, server in enumerate(servers):
+            server._log = folder / f"{number}.log"
+            server.command[1:3] = ["-c", HASTY]
+            server.command[server.command.index("kept")] = f"kept-{number}"
+            server.env |= {"CRACKS_NOTIFY_URL": address, "DVC_ROOT": str(folder)}
+            server.start()
+        yield servers
+    finally:
+        for server in servers:
+            server.kill()
+
+
+@pytest.mark.slow
+def test_two_servers_tell_a_webhook_once_of_a_death_of_the_return_and_of_another_death(tmp_path):
+    titles = []
+
+    def wait_for(title):
+        """Wait for the next message, while both servers look again and again."""
+        titles.append(title)
+        wait_until(lambda: len(messages) >= len(titles), 30)
+        assert [message["title"] for message in messages] == titles
+
+    beat(LONG_AGO_S)
+    with webhook() as (address, messages), hasty_servers(tmp_path, address, 2) as (one, other):
+        wait_for(DEAD)
+        one.kill()
+        one.start()
+        assert json.loads((heartbeat_file().parent / "heartbeat-told.json").read_text()) == LONG_AGO_S
+        beat()
+        wait_for(BACK)
+        wait_for(DEAD)
+        end_heartbeat()
+        for server in (one, other):
+            server.wait_until_ready()
+            assert "Traceback" not in server.log()
+
+
+@pytest.mark.slow
+def test_an_address_that_hangs_holds_up_neither_an_answer_nor_the_end_of_the_server(tmp_path):
+    beat(LONG_AGO_S)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"json://127.0.0.1:{silent.getsockname()[1]}/?rto=60"
+        with hasty_servers(tmp_path, address, 1) as (server,):
+            server.wait_until_ready()
+            silent.settimeout(30)
+            connection, _ = silent.accept()  # the message is under way, and will not arrive
+            with connection, server.client() as client:
+                assert client.get("/healthz").elapsed.total_seconds() < 2
+                began_s = time.monotonic()
+                server.process.terminate()
+                assert server.process.wait(timeout=30) == -signal.SIGTERM  # uvicorn ends, then lets the signal through
+                assert time.monotonic() - began_s < 10
