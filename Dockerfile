@@ -54,9 +54,9 @@ COPY .dvc .dvc
 COPY data data
 # What is written at run time: these folders, each of which can be a volume, and dvc.lock, which `state` keeps.
 RUN dvc config --local core.no_scm true \
-    && mkdir -p .dvc/cache .dvc/tmp mlflow models reports state \
+    && mkdir -p .dvc/cache .dvc/tmp .prefect mlflow models reports state \
     && ln -s state/dvc.lock dvc.lock \
-    && chown -R cracks .dvc data mlflow models reports state
+    && chown -R cracks .dvc .prefect data mlflow models reports state
 USER 10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://localhost:8080/health', timeout=4)"]
@@ -66,7 +66,7 @@ CMD ["python", "-m", "flows"]
 FROM runtime AS api
 COPY --from=build-api /app /app
 COPY params.yaml ./
-RUN mkdir -p data/serving mlflow && chown -R cracks data mlflow
+RUN mkdir -p .prefect data/serving mlflow && chown -R cracks .prefect data mlflow
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \

@@ -109,18 +109,26 @@ def signs_of_life() -> Iterator[None]:
 def serve(params: Params, address: str) -> None:
     """Serve all flows until told to end, and begin anew where Prefect gives up while its server is away."""
     while True:
-        # One run at a time. At its end the schedules are not paused: what is missed meanwhile shows as late.
-        server = FlowServer(limit=1, pause_on_shutdown=False)
-        for deployment in deployments(params):
-            server.add_deployment(deployment)
         try:
+            # One run at a time. At its end the schedules are not paused: what is missed meanwhile shows as late.
+            server = FlowServer(limit=1, pause_on_shutdown=False)
+            for deployment in deployments(params):
+                server.add_deployment(deployment)
             asyncio.run(server.start())
-        except* RuntimeError as errors:
-            if errors.subgroup(lambda error: str(error) != GAVE_UP) is not None:
+        except* Exception as errors:
+            if errors.split(can_pass)[1] is not None:
                 raise
         log.warning("Prefect has given up on its server. The schedules begin anew when that answers.")
+        time.sleep(POLL_S)
         while not answers(address):
             time.sleep(POLL_S)
+
+
+def can_pass(error: BaseException) -> bool:
+    """Return whether an error means no more than that the server is away, or not itself yet."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.is_server_error
+    return isinstance(error, httpx.TransportError) or str(error) == GAVE_UP
 
 
 def answers(address: str) -> bool:

@@ -73,7 +73,8 @@ def tell_of_death(beat_s: float) -> None:
                 f"Their last sign of life is of {_shown(beat_s)}: `python -m flows` has ended, or its Prefect server "
                 "does not answer.",
                 "Until they live again nothing is retrained or monitored by itself.",
-                "`make status` says what runs, .prefect/logs/ why not; `make up` starts what is missing.",
+                "`make status` says what runs, .prefect/logs/ why not; `make up` starts what is missing. On a shared "
+                "server: `docker compose ps`, `logs` and `up`.",
             ],
         ):
             write_json(_told_file(), beat_s)

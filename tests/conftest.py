@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,13 +167,15 @@ def copy_of(root: Path, target: Path) -> Project:
     return Project(target)
 
 
-@pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the address of the API of a real Prefect server."""
-    folder = tmp_path_factory.mktemp("prefect")
+def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def prefect_server(folder: Path, port: int) -> Iterator[str]:
+    """Run a real Prefect server whose database is in `folder`; yield the address of its API."""
     env = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     settings = {
         "PREFECT_HOME": str(folder),
@@ -192,6 +195,13 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of the API of a real Prefect server."""
+    with prefect_server(tmp_path_factory.mktemp("prefect"), unused_port()) as address:
+        yield address
 
 
 def _answers(address: str) -> bool:

@@ -90,7 +90,7 @@ def test_nothing_starts_without_every_line_of_the_env_file() -> None:
     assert set(lines) == required_variables(TEXT)
     assert set(lines.values()) == {""}
     # What Compose may do without.
-    assert set(re.findall(r"\$\{(\w+)", TEXT)) - set(lines) == {"GIT_COMMIT"}
+    assert set(re.findall(r"\$\{(\w+)", TEXT)) - set(lines) == {"GIT_COMMIT", "CRACKS_NOTIFY_URL"}
     assert set(re.findall(r"\$CRACKS_\w+", (ROOT / "mlflow" / "Caddyfile").read_text(encoding="utf-8"))) == {
         f"${name}" for name in SERVICES["proxy"]["environment"]
     }
@@ -102,6 +102,16 @@ def test_the_env_file_stays_out_of_git_and_of_the_images() -> None:
     allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert allowed[0] == "*"
     assert [line for line in allowed if line.startswith("!mlflow")] == ["!mlflow/basic_auth.ini"]
+
+
+def test_the_api_sees_the_heartbeat_of_the_worker_and_both_know_whom_to_tell() -> None:
+    folder = "/app/.prefect"
+    for name in ("worker", "api"):
+        assert f"heartbeat:{folder}" in SERVICES[name]["volumes"]
+        assert SERVICES[name]["environment"]["CRACKS_NOTIFY_URL"] == "${CRACKS_NOTIFY_URL:-}"
+    # A new volume belongs to whom the image says.
+    owned = re.findall(r"chown -R cracks (.+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [Path(folder).name in folders.split() for folders in owned] == [True, True]
 
 
 def test_every_volume_is_named_and_every_file_that_is_mounted_is_there() -> None:

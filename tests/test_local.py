@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -9,7 +10,11 @@ import time
 import httpx
 import psutil
 import pytest
+from conftest import wait_until
 from toy_project import diamond, toy_project
+from webhook import webhook
+
+from pipeline.heartbeat import INTERVAL_S, LATE_S
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +68,30 @@ def test_what_was_started_is_shown_and_ended_with_the_stage_that_runs(project):
     assert ended.returncode == 0, ended.stderr
     assert not any(psutil.pid_exists(holder["pid"]) for holder in record.values())
     assert not psutil.pid_exists(int(pid.read_text()))
+    assert "no sign of life" in project.run(*LOCAL, "status").stderr
+
+
+@pytest.mark.soak
+def test_schedules_that_are_killed_are_told_of_by_the_api_and_so_is_their_return(project):
+    prefect_port, mlflow_port, api_port = free_ports(3)
+    ports = ("--prefect-port", prefect_port, "--mlflow-port", mlflow_port, "--api-port", api_port)
+    with webhook() as (address, messages):
+        started = project.run(*LOCAL, "up", *ports, CRACKS_NOTIFY_URL=address)
+        assert started.returncode == 0, started.stderr
+        record = json.loads((project.root / ".prefect" / "local.json").read_text())
+        os.kill(record["flows"]["pid"], signal.SIGKILL)
+        wait_until(lambda: messages, LATE_S + 2 * INTERVAL_S)
+        assert messages[0]["title"] == "Concrete cracks: the schedules have died"
+        assert "flows    is dead" in project.run(*LOCAL, "status").stderr
+        metrics = httpx.get(f"http://127.0.0.1:{api_port}/metrics").text
+        assert float(metrics.split("\ncracks_schedules_heartbeat_age_seconds ")[1].split()[0]) >= LATE_S
+        assert project.run(*LOCAL, "up", *ports, CRACKS_NOTIFY_URL=address).returncode == 0
+        wait_until(lambda: len(messages) > 1, 2 * INTERVAL_S)
+        assert messages[1]["title"] == "Concrete cracks: the schedules are back"
+        os.kill(json.loads((project.root / ".prefect" / "local.json").read_text())["flows"]["pid"], signal.SIGKILL)
+        assert project.run(*LOCAL, "down").returncode == 0
+    assert not (project.root / ".prefect" / "heartbeat.json").exists()  # of dead schedules that were to end
+    assert len(messages) == 2
 
 
 def test_a_port_that_is_taken_is_said_with_how_to_choose_another(project):

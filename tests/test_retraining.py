@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from typing import Any
 import httpx
 import pandas as pd
 import pytest
-from conftest import Project, copy_of, wait_until
+from conftest import Project, copy_of, unused_port, wait_until
 from drawn_data import drawn_files
+from PIL import Image
 from webhook import webhook
+
+from pipeline.images import Pixels
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ SITE = "data/incoming/site"
 N_IMAGES = 60
 N_KILLS, SEED = int(os.environ.get("CRACKS_KILLS", "1")), 20260501
 PATIENCE_S = 400
+RETRAIN = (sys.executable, "-m", "flows.retraining")
 SCHEDULE = """
 from prefect.types.entrypoint import EntrypointType
 from flows.retraining import retraining
@@ -157,6 +161,33 @@ def test_a_schedule_finds_the_batch_retrains_promotes_and_tells_then_finds_nothi
     assert lines[0] == f"New batches of site: 0001-north.zip ({N_IMAGES} images)"
 
 
+def test_an_old_model_is_told_of_once_with_the_images_most_worth_labelling(
+    project: Project, prefect_api: str, draw_tile: Callable[..., Pixels]
+) -> None:
+    seen = project.root / "seen"
+    seen.mkdir()
+    for number in range(3):
+        Image.fromarray(draw_tile(number)).save(seen / f"{number}.png")
+    scored = project.run("cracks", "predict", "seen", "--model", "challenger", "--out", "scores.csv", "--log")
+    assert scored.returncode == 0, scored.stderr
+    with contextlib.closing(sqlite3.connect(project.root / "mlflow" / "mlflow.db")) as store:
+        store.execute("update model_versions set creation_time = 0")
+        store.commit()
+    with webhook() as (address, messages):
+        for _ in range(2):
+            ended = project.run(*RETRAIN, PREFECT_API_URL=prefect_api, CRACKS_NOTIFY_URL=address)
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+    (message,) = messages
+    assert message["title"] == "Concrete cracks: the model is old"
+    to_label = project.root / "data" / "monitoring" / "to-label"
+    assert message["message"].splitlines() == [
+        "Version 1 is older than 180 days, and no new batch has come.",
+        f"The 3 images most worth labelling, of 3, are listed in {to_label / 'list.csv'}; 3 of them lie beside it. "
+        "Label them, and put them into data/inbox/ as a batch.",
+    ]
+    assert sorted(path.name[5:] for path in to_label.glob("*.png")) == ["0.png", "1.png", "2.png"]
+
+
 def moments() -> list[float]:
     """Return when to kill, as a share of how long an undisturbed retraining takes."""
     chance = random.Random(SEED)  # noqa: S311
@@ -169,14 +200,112 @@ def test_a_retraining_that_is_killed_ends_as_an_undisturbed_one_when_it_runs_aga
     waiting: Project, undisturbed: Undisturbed, prefect_api: str, tmp_path: Path, moment: float
 ) -> None:
     project = copy_of(waiting.root, tmp_path / "project")
-    command = (sys.executable, "-m", "flows.retraining")
     began_s = time.monotonic()
-    with running(project, *command, PREFECT_API_URL=prefect_api) as process:
+    with running(project, *RETRAIN, PREFECT_API_URL=prefect_api) as process:
         try:
             process.wait(moment * undisturbed.seconds)
         except subprocess.TimeoutExpired:
             log.info("killed after %.1f s, at %s of an undisturbed run", time.monotonic() - began_s, moment)
-    again = project.run(*command, PREFECT_API_URL=prefect_api)
+    again = project.run(*RETRAIN, PREFECT_API_URL=prefect_api)
     assert again.returncode == 0, again.stdout + again.stderr
     assert outcome_of(project) == undisturbed.outcome
+    shutil.rmtree(project.root)
+
+
+@contextmanager
+def tracking_server(project: Project, port: int) -> Iterator[str]:
+    """Run an MLflow server on the store of a project, as `make up` does; yield its address."""
+    store = f"sqlite:///{project.root / 'mlflow' / 'mlflow.db'}"
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--no-serve-artifacts"]
+    command += ["--backend-store-uri", store, "--default-artifact-root", (project.root / "mlflow/artifacts").as_uri()]
+    environment = project.environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    with project.root.with_name("mlflow.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, cwd=project.root, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{address}/health").is_success
+        return False
+
+    try:
+        wait_until(answers)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def remote_of(project: Project) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Give a project a remote of DVC, an S3 store on loopback; yield the store and the environment that opens it."""
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    port = unused_port()
+    store = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    store.start()
+    env = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "of-the-store") | {"AWS_MAX_ATTEMPTS": "1"}
+    httpx.put(f"http://127.0.0.1:{port}/batches").raise_for_status()
+    for command in (
+        ("dvc", "remote", "add", "--local", "--default", "store", "s3://batches/dvc"),
+        ("dvc", "remote", "modify", "--local", "store", "endpointurl", f"http://127.0.0.1:{port}"),
+    ):
+        assert project.run(*command).returncode == 0
+    try:
+        yield store, env
+    finally:
+        store.stop()
+
+
+def retrain_until(project: Project, stage: str, stop: Callable[[], None], env: dict[str, str]) -> str:
+    """Retrain and `stop` something as soon as a stage runs; return what the run printed, which must fail."""
+    with running(project, *RETRAIN, **env) as process:
+        wait_until(
+            lambda: f"Running stage '{stage}" in project.log.read_text() or process.poll() is not None, PATIENCE_S
+        )
+        stop()
+        assert process.wait(PATIENCE_S) == 1
+    printed = project.log.read_text()
+    assert f"Running stage '{stage}" in printed
+    return printed
+
+
+@pytest.mark.soak
+def test_a_retraining_whose_services_go_away_fails_in_words_and_later_runs_end_as_an_undisturbed_one(
+    waiting: Project, undisturbed: Undisturbed, prefect_api: str, tmp_path: Path
+) -> None:
+    project = copy_of(waiting.root, tmp_path / "project")
+    project.edit_params(lambda params: params["flow"].update(max_retries=2, retry_pause_s=1))
+    mlflow_port = unused_port()
+    with remote_of(project) as (store, env), webhook() as (address, messages):
+        env |= {"PREFECT_API_URL": prefect_api, "CRACKS_NOTIFY_URL": address}
+        with contextlib.ExitStack() as tracking:
+            env["MLFLOW_TRACKING_URI"] = tracking.enter_context(tracking_server(project, mlflow_port))
+            printed = retrain_until(project, "train@", tracking.close, env)
+        assert [f"register is tried again in {pause_s} s" in printed for pause_s in (1, 2, 4)] == [True, True, False]
+        assert outcome_of(project)["record"] == [("0001-north.zip", N_IMAGES, None)]
+        assert project.model_versions() == [("1", "challenger")]
+
+        with tracking_server(project, mlflow_port):
+            printed = retrain_until(project, "register", store.stop, env)
+            assert "Running stage 'train@" not in printed
+            assert [f"tried again in {pause_s} s" in printed for pause_s in (1, 2, 4)] == [True, True, False]
+            assert project.model_versions() == [("1", ""), ("2", "challenger")]
+            assert outcome_of(project)["record"] == [("0001-north.zip", N_IMAGES, None)]
+
+            store.start()
+            ended = project.run(*RETRAIN, **env)
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+            assert "Running stage" not in ended.stdout + ended.stderr
+    assert outcome_of(project) == undisturbed.outcome
+    failures = [message["message"].splitlines()[0] for message in messages[:-1]]
+    assert [message["title"] for message in messages] == [
+        "Concrete cracks: retraining failed",
+        "Concrete cracks: retraining failed",
+        "Concrete cracks: version 2 is promoted",
+    ]
+    assert "does not answer" in failures[0]
+    assert "`dvc push` failed" in failures[1]
     shutil.rmtree(project.root)

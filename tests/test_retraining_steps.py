@@ -1,22 +1,27 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
+from test_drift import photos
 
-from pipeline import retraining, tracking
+from pipeline import labelling, retraining, tracking
 from pipeline.batches import RECORD, Taken, read_record, write_record
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.params import Flow, Params
+from pipeline.prediction_log import LOG_FOLDER, PredictionLog
 from pipeline.retraining import (
     alone,
     commit,
+    images_to_label,
     in_five_lines,
     keep_batches,
     note_training,
@@ -25,6 +30,7 @@ from pipeline.retraining import (
     push_results,
     tell_once,
 )
+from pipeline.watched import Watched
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = Flow(max_parallel_stages=1, stage_timeout_minutes=1, max_retries=2, retry_pause_s=5)
@@ -117,6 +123,57 @@ def test_the_same_is_told_once_and_what_reached_nobody_again(tmp_path, told):
         tell_once(tmp_path, "age", "old", lines)
     tell_once(tmp_path, "failure", "old", ["b"])
     assert told.titles == ["old"] * 4
+
+
+def test_details_are_made_only_to_be_told_and_make_no_message_another_one(tmp_path, told, monkeypatch):
+    made, sent = [], []
+    monkeypatch.setattr(retraining, "notify", lambda title, lines: sent.append(lines) or True)
+    for _ in range(3):
+        tell_once(tmp_path, "age", "old", ["a"], lambda: made.append(1) or [f"detail {len(made)}"])
+    assert sent == [["a", "detail 1"]]
+    assert made == [1]
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Version 7 is watched, which was trained on walls."""
+    found = Watched("7", photos(0, 5).assign(dataset="walls"), 0.5)
+    monkeypatch.setattr(labelling, "watched_model", lambda name: found)
+
+
+def test_the_images_most_worth_labelling_of_all_that_the_model_scored_are_exported(tmp_path, params, watched):
+    seen = photos(1, 3)  # of twelve tiles
+    for month, version in ((3, "7"), (4, "7"), (5, "6")):
+        rows = seen.assign(
+            time=pd.Timestamp(2030, month, 1, tz="UTC"), model_version=version, source="api", probability=0.5
+        )
+        PredictionLog(tmp_path / LOG_FOLDER).append(rows)
+    line = images_to_label(tmp_path, params)
+    table = tmp_path / "data" / "monitoring" / "to-label" / "list.csv"
+    assert f"of {2 * len(seen)}, are listed in {table}; 0 of them lie beside it" in line
+    assert len(pd.read_csv(table)) == min(2 * len(seen), params.monitor.worth_labelling)
+
+
+def test_where_nothing_was_logged_the_message_says_so(tmp_path, params, watched):
+    assert re.search("cannot be said.*has nothing of version 7.*cracks predict", images_to_label(tmp_path, params))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_model_whose_training_images_are_not_known_is_named_in_the_message(tmp_path, params, monkeypatch):
+    def fail(name):
+        raise CracksError("registered without its reference")
+
+    monkeypatch.setattr(labelling, "watched_model", fail)
+    assert "registered without its reference" in images_to_label(tmp_path, params)
+
+
+def test_a_registry_that_is_away_sends_no_message_without_images(tmp_path, params, monkeypatch):
+    def fail(name):
+        raise UnavailableError("away")
+
+    monkeypatch.setattr(labelling, "watched_model", fail)
+    with pytest.raises(UnavailableError):
+        images_to_label(tmp_path, params)
 
 
 def version(number, days_old, now):

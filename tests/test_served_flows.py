@@ -2,15 +2,34 @@
 
 import importlib
 import pkgutil
+import sys
+import time
 from pathlib import Path
 
+import httpx
+import pytest
+from conftest import prefect_server, unused_port, wait_until
 from prefect import Flow
+from toy_project import diamond, toy_project
+from webhook import webhook
 
 import flows
 from flows import runs
 from flows.__main__ import deployments, flows_and_schedules
 from pipeline.params import load_params
 
+# What is served, with less patience, so that a test needs less too.
+HASTY = """
+from datetime import timedelta
+from prefect.schedules import Schedule
+from pipeline import heartbeat_watch
+import flows.__main__ as served
+served.INTERVAL_S, served.POLL_S = 1, 0.5
+heartbeat_watch.INTERVAL_S, heartbeat_watch.LATE_S = 1, 15
+served.flows_and_schedules = lambda params: [(served.training, Schedule(interval=timedelta(seconds=5)))]
+served.main()
+"""
+HASTY_PREFECT = {"PREFECT_CLIENT_MAX_RETRIES": "0", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
 PARAMS = load_params(Path(__file__).parents[1] / "params.yaml")
 
 
@@ -31,3 +50,35 @@ def test_every_flow_is_served_and_those_that_nobody_starts_have_a_schedule():
 def test_of_every_flow_the_process_is_written_down_that_works_on_it():
     for name, flow in every_flow().items():
         assert runs.record_holder in flow.on_running_hooks, name
+
+
+@pytest.mark.soak
+def test_while_the_prefect_server_is_away_someone_is_told_and_when_it_is_back_the_schedules_begin_anew(tmp_path):
+    project = toy_project(tmp_path / "project", diamond())
+    folder, port = tmp_path / "prefect", unused_port()
+    folder.mkdir()
+
+    def n_completed():
+        time.sleep(0.5)  # asked without a pause, the server's SQLite has no time for anyone else
+        wanted = {"flow_runs": {"state": {"name": {"any_": ["Completed"]}}}}
+        return httpx.post(f"{api}/flow_runs/count", json=wanted, timeout=30).raise_for_status().json()
+
+    with webhook() as (address, messages):
+        with prefect_server(folder, port) as api:
+            env = {"PREFECT_API_URL": api, "CRACKS_NOTIFY_URL": address}
+            served = project.start(sys.executable, "-c", HASTY, **env, **HASTY_PREFECT)
+            wait_until(n_completed)
+        try:
+            wait_until(lambda: messages and "has given up on its server" in project.log.read_text())
+            with prefect_server(folder, port) as api:
+                before = n_completed()
+                wait_until(lambda: n_completed() > before)
+                wait_until(lambda: len(messages) > 1)
+                served.terminate()
+                assert served.wait(60) == 0
+        finally:
+            served.kill()
+            served.wait()
+    titles = ["Concrete cracks: the schedules have died", "Concrete cracks: the schedules are back"]
+    assert [message["title"] for message in messages] == titles
+    assert not (project.root / ".prefect" / "heartbeat.json").exists()

@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import psycopg2
 import pytest
 import requests
 import yaml
-from conftest import ROOT, Project, copy_of
+from conftest import ROOT, Project, copy_of, unused_port
 
 from pipeline.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 
@@ -66,12 +65,6 @@ def status(url: str, user: str = "", password: str = "", host: str = "") -> int:
         return 0
 
 
-def unused_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def run_as(user: str | None, *command: str | Path) -> None:
     """Run one of PostgreSQL's programs as the user that owns the data; None: as who runs the tests."""
     quiet = subprocess.DEVNULL  # a pipe would be kept open by the server that pg_ctl starts
@@ -101,6 +94,7 @@ class Shared:
     def here(self, value: str) -> str:
         """Return a value of the compose file as Compose hands it over, but with this machine's addresses and paths."""
         value = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: self.settings[found[1]], value)
+        value = re.sub(r"\$\{\w+:-\}", "", value)  # what may be left out
         for name, port in PORTS.items():
             value = value.replace(f"{name}:{port}", f"127.0.0.1:{self.ports[name]}")
             value = re.sub(rf"\b{port}\b", str(self.ports[name]), value)

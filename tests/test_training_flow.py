@@ -170,3 +170,4 @@ def test_a_served_schedule_fires_and_after_a_pause_what_was_missed_is_one_run(se
     finally:
         flows.terminate()
         assert flows.wait(60) == 0
+    assert not (project.root / ".prefect" / "heartbeat.json").exists()  # a person has ended it: nobody is alarmed
