@@ -25,6 +25,7 @@ from flows import processes, runs, stages
 from flows.monitoring import monitoring
 from flows.promotion import promotion, rollback
 from flows.retraining import retraining
+from flows.services import answers
 from flows.training import training
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.heartbeat import INTERVAL_S, beat, end_heartbeat
@@ -120,7 +121,7 @@ def serve(params: Params, address: str) -> None:
                 raise
         log.warning("Prefect has given up on its server. The schedules begin anew when that answers.")
         time.sleep(POLL_S)
-        while not answers(address):
+        while not answers(f"{address}/health"):
             time.sleep(POLL_S)
 
 
@@ -131,21 +132,13 @@ def can_pass(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError) or str(error) == GAVE_UP
 
 
-def answers(address: str) -> bool:
-    """Return whether the Prefect server answers."""
-    try:
-        return httpx.get(f"{address}/health", timeout=20).is_success
-    except httpx.HTTPError:
-        return False
-
-
 def main() -> None:
     """Serve until told to end."""
     params = load_params(project_root() / "params.yaml")
     address = get_current_settings().api.url
     if address is None:
         raise CracksError("PREFECT_API_URL is not set: `make up` starts a server and serves the flows.")
-    if not answers(address):
+    if not answers(f"{address}/health"):
         raise UnavailableError(f"The Prefect server {address} does not answer. Start it, or `make up`.")
     tidy_up()  # before anything can fire
     try:

@@ -20,7 +20,7 @@ import httpx
 import psutil
 
 from flows import processes
-from flows.services import PREFECT, Started, services_started, write_started
+from flows.services import PREFECT, Started, answers, services_started, write_started
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
 from pipeline.processes import holder_of, is_alive
@@ -70,7 +70,7 @@ def _prefect(port: int) -> Service:
         "PREFECT_SERVER_UI_API_URL": f"{address}/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
-    return Service(PREFECT, command, address, lambda _: _answers(f"{address}/api/health"), variables)
+    return Service(PREFECT, command, address, lambda _: answers(f"{address}/api/health"), variables)
 
 
 def _mlflow(port: int) -> Service:
@@ -81,7 +81,7 @@ def _mlflow(port: int) -> Service:
     command += ["--default-artifact-root", artifacts, "--no-serve-artifacts", "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
     variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 1.4 GB of memory
-    return Service("mlflow", command, address, lambda _: _answers(f"{address}/health"), variables)
+    return Service("mlflow", command, address, lambda _: answers(f"{address}/health"), variables)
 
 
 def _flows(variables: dict[str, str]) -> Service:
@@ -95,7 +95,7 @@ def _flows(variables: dict[str, str]) -> Service:
 def _api(port: int, variables: dict[str, str]) -> Service:
     address = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--host", HOST, "--port", str(port)]
-    return Service("api", command, address, lambda _: _answers(f"{address}/healthz"), variables)
+    return Service("api", command, address, lambda _: answers(f"{address}/healthz"), variables)
 
 
 def up(wanted: list[Service]) -> None:
@@ -201,13 +201,6 @@ def _wait_until_healthy(service: Service, holder: Started) -> None:
             last = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
             raise UnavailableError(f"{service.name} {what}. The end of {path}:\n  " + "\n  ".join(last))
         time.sleep(POLL_S)
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(address, timeout=5).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def _log_file(name: str) -> Path:

@@ -1,7 +1,9 @@
-"""The record of the services that `make up` has started on this machine."""
+"""The services that flows need: the record of those that `make up` has started on this machine, and which answer."""
 
 import json
 from pathlib import Path
+
+import httpx
 
 from pipeline.files import write_json
 from pipeline.processes import Holder, is_alive
@@ -34,6 +36,14 @@ def local_prefect() -> str | None:
     """Return the address of the API of the Prefect server that runs here, None where none does."""
     server = services_started().get(PREFECT)
     return f"{server['address']}/api" if server is not None and is_alive(server) else None
+
+
+def answers(address: str) -> bool:
+    """Return whether a service answers at an address, and says that it is well."""
+    try:
+        return httpx.get(address, timeout=20).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _record() -> Path:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 TOLD = INBOX / ".told.json"
+OFFER_OF_HELP = "Having any troubles?"  # with which DVC ends what it says of an error
 # Who commits on a machine that nobody has told git a name of.
 GIT_IDENTITY = ("-c", "user.name=cracks retraining", "-c", "user.email=retraining@localhost")
 
@@ -210,4 +211,5 @@ def _push(root: Path, *targets: str) -> None:
 def _dvc(root: Path, *arguments: str) -> None:
     finished = subprocess.run(["dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
     if finished.returncode:
-        raise CracksError(f"`dvc {' '.join(arguments)}` failed: {finished.stderr.strip()}")
+        said = [line for line in finished.stderr.splitlines() if line and not line.startswith(OFFER_OF_HELP)]
+        raise CracksError(f"`dvc {' '.join(arguments)}` failed: {' '.join(said)}")

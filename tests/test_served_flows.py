@@ -14,6 +14,7 @@ from toy_project import diamond, toy_project
 from webhook import webhook
 
 import flows
+import flows.__main__ as served
 from flows import runs
 from flows.__main__ import deployments, flows_and_schedules
 from pipeline.params import load_params
@@ -40,16 +41,47 @@ def every_flow():
 
 
 def test_every_flow_is_served_and_those_that_nobody_starts_have_a_schedule():
-    served = {flow.name: schedule for flow, schedule in flows_and_schedules(PARAMS)}
-    assert set(served) == set(every_flow())
-    crons = {name: schedule.cron for name, schedule in served.items() if schedule is not None}
+    schedules = {flow.name: schedule for flow, schedule in flows_and_schedules(PARAMS)}
+    assert set(schedules) == set(every_flow())
+    crons = {name: schedule.cron for name, schedule in schedules.items() if schedule is not None}
     assert crons == {"retraining": PARAMS.retrain.cron, "monitoring": PARAMS.monitor.cron}
-    assert {deployment.name for deployment in deployments(PARAMS)} == set(served)
+    assert {deployment.name for deployment in deployments(PARAMS)} == set(schedules)
 
 
 def test_of_every_flow_the_process_is_written_down_that_works_on_it():
     for name, flow in every_flow().items():
         assert runs.record_holder in flow.on_running_hooks, name
+
+
+def status_error(status):
+    request = httpx.Request("GET", "http://127.0.0.1")
+    return httpx.HTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
+
+
+def test_an_outage_of_the_server_begins_anew_and_what_trying_again_cannot_mend_ends_the_schedules(monkeypatch):
+    outages = [RuntimeError(served.GAVE_UP), httpx.ConnectError("refused"), status_error(503)]
+    defects = [RuntimeError("of another kind"), KeyError("a defect"), status_error(401)]
+    raised = []
+
+    class Failing:
+        def __init__(self, **settings):
+            pass
+
+        async def start(self):
+            raised.append(errors.pop(0))
+            raise ExceptionGroup("unhandled errors in a TaskGroup", [raised[-1]])
+
+    monkeypatch.setattr(served, "FlowServer", Failing)
+    monkeypatch.setattr(served, "deployments", lambda params: [])
+    monkeypatch.setattr(served, "answers", lambda address: True)
+    monkeypatch.setattr(served, "POLL_S", 0)
+    for defect in defects:
+        errors = [*outages, defect]
+        with pytest.raises(ExceptionGroup) as ended:
+            served.serve(PARAMS, "http://127.0.0.1/api")
+        assert ended.group_contains(type(defect), match=str(defect.args[0]))
+        assert errors == []
+    assert len(raised) == len(defects) * (len(outages) + 1)
 
 
 @pytest.mark.soak
@@ -66,7 +98,7 @@ def test_while_the_prefect_server_is_away_someone_is_told_and_when_it_is_back_th
     with webhook() as (address, messages):
         with prefect_server(folder, port) as api:
             env = {"PREFECT_API_URL": api, "CRACKS_NOTIFY_URL": address}
-            served = project.start(sys.executable, "-c", HASTY, **env, **HASTY_PREFECT)
+            process = project.start(sys.executable, "-c", HASTY, **env, **HASTY_PREFECT)
             wait_until(n_completed)
         try:
             wait_until(lambda: messages and "has given up on its server" in project.log.read_text())
@@ -74,11 +106,11 @@ def test_while_the_prefect_server_is_away_someone_is_told_and_when_it_is_back_th
                 before = n_completed()
                 wait_until(lambda: n_completed() > before)
                 wait_until(lambda: len(messages) > 1)
-                served.terminate()
-                assert served.wait(60) == 0
+                process.terminate()
+                assert process.wait(60) == 0
         finally:
-            served.kill()
-            served.wait()
+            process.kill()
+            process.wait()
     titles = ["Concrete cracks: the schedules have died", "Concrete cracks: the schedules are back"]
     assert [message["title"] for message in messages] == titles
     assert not (project.root / ".prefect" / "heartbeat.json").exists()
