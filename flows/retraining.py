@@ -27,7 +27,17 @@ def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
     steps.tell_once(project_root(), "failure", f"{TITLE}retraining failed", str(state.message).splitlines())
 
 
-@flow(name="retraining", on_running=[runs.record_holder], on_failure=[tell_of_failure])
+def note_end_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Note that a run did not fail, so that the next failure is told, be it the same; a hook for `on_completion`."""
+    steps.has_passed(project_root(), "failure")
+
+
+@flow(
+    name="retraining",
+    on_running=[runs.record_holder],
+    on_failure=[tell_of_failure],
+    on_completion=[note_end_of_failure],
+)
 def retraining() -> State:
     """Train on what is new in the inbox; where nothing is, say so."""
     log = get_run_logger()

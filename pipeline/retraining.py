@@ -195,17 +195,28 @@ def tell_once(root: Path, about: str, title: str, lines: list[str], details: Cal
         lines: of the message.
         details: returns more lines, which are made only when they are told, and make no message another one.
     """
-    path = root / TOLD
-    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    told = _told(root)
     if told.get(about) != [title, *lines] and notify(title, [*lines, *details()]):
-        write_json(path, told | {about: [title, *lines]})
+        write_json(root / TOLD, told | {about: [title, *lines]})
+
+
+def has_passed(root: Path, about: str) -> None:
+    """Note that what was told of `about` has passed: when it comes again it is told again."""
+    told = _told(root)
+    if told.pop(about, None) is not None:
+        write_json(root / TOLD, told)
+
+
+def _told(root: Path) -> dict[str, list[str]]:
+    path = root / TOLD
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _push(root: Path, *targets: str) -> None:
     try:
         _dvc(root, "push", *targets)
     except CracksError as error:
-        raise UnavailableError(f"{error} Nothing is lost: the next run goes on from here.") from None
+        raise UnavailableError(f"{error} Nothing is lost: mend it, and the next run goes on from here.") from None
 
 
 def _dvc(root: Path, *arguments: str) -> None:

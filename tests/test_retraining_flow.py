@@ -118,6 +118,7 @@ def test_a_red_stage_fails_the_run_and_a_later_run_goes_on_with_the_batch(tmp_pa
     write_stages(project.root, STAGES)
     assert retrain(project, prefect_api) == "ended as Completed: version 2 is promoted"
     assert outcome_of_record(project) == [("0001-north.zip", "2")]
+    assert set(project.json("data/inbox/.told.json")) == {"training"}  # the failure has passed
 
 
 def outcome_of_record(project: Project) -> list[tuple[str, str | None]]:

@@ -21,6 +21,7 @@ from pipeline.prediction_log import LOG_FOLDER, PredictionLog
 from pipeline.retraining import (
     alone,
     commit,
+    has_passed,
     images_to_label,
     in_five_lines,
     keep_batches,
@@ -132,6 +133,17 @@ def test_details_are_made_only_to_be_told_and_make_no_message_another_one(tmp_pa
         tell_once(tmp_path, "age", "old", ["a"], lambda: made.append(1) or [f"detail {len(made)}"])
     assert sent == [["a", "detail 1"]]
     assert made == [1]
+
+
+def test_what_has_passed_is_told_again_when_it_comes_again(tmp_path, told):
+    tell_once(tmp_path, "age", "old", ["a"])
+    for _ in range(2):
+        tell_once(tmp_path, "failure", "failed", ["away"])
+    has_passed(tmp_path, "failure")
+    has_passed(tmp_path, "failure")
+    tell_once(tmp_path, "failure", "failed", ["away"])
+    tell_once(tmp_path, "age", "old", ["a"])
+    assert told.titles == ["old", "failed", "failed"]
 
 
 @pytest.fixture
@@ -289,7 +301,7 @@ def test_a_remote_that_is_away_is_an_error_that_may_pass(repository, params):
         ["dvc", "remote", "add", "--quiet", "--default", "store", "http://127.0.0.1:9/"], cwd=repository, check=True
     )
     # on one line, and without what DVC says besides
-    with pytest.raises(UnavailableError, match=r"^`dvc push .*site\.dvc` failed: .*[^!] Nothing is lost: the next run"):
+    with pytest.raises(UnavailableError, match=r"^`dvc push .*site\.dvc` failed: .*[^!] Nothing is lost: mend it, and"):
         keep_batches(repository, params)
 
 
