@@ -32,7 +32,7 @@ class HeartbeatWatch:
     def __init__(self) -> None:
         self._beat_s: float | None = None  # the last sign of life, since the epoch
         self._since_s = 0.0  # when it was seen first
-        self._tell_after_s = float(LATE_S)  # doubled by every try, for those that reach nobody
+        self._tell_after_s: float = LATE_S  # doubled by every try, for those that reach nobody
 
     def look(self, now_s: float) -> None:
         """Look once, and tell what is new.
@@ -44,7 +44,7 @@ class HeartbeatWatch:
         if beat_s is None:  # never served, or ended by a person
             return
         if beat_s != self._beat_s:
-            self._beat_s, self._since_s, self._tell_after_s = beat_s, now_s, float(LATE_S)
+            self._beat_s, self._since_s, self._tell_after_s = beat_s, now_s, LATE_S
         silent_s = now_s - self._since_s
         if silent_s < LATE_S:
             tell_of_return(beat_s)
