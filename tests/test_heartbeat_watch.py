@@ -203,7 +203,7 @@ def hasty_servers(folder: Path, address: str, n: int):
 
 @pytest.mark.slow
 def test_two_servers_tell_a_webhook_once_of_a_death_of_the_return_and_of_another_death(tmp_path):
-    titles = []
+    titles, told = [], heartbeat_file().with_name("heartbeat-told.json")
 
     def wait_for(title):
         """Wait for the next message, while both servers look again and again."""
@@ -214,9 +214,10 @@ def test_two_servers_tell_a_webhook_once_of_a_death_of_the_return_and_of_another
     beat(LONG_AGO_S)
     with webhook() as (address, messages), hasty_servers(tmp_path, address, 2) as (one, other):
         wait_for(DEAD)
+        wait_until(told.exists)  # killed before that, it would tell again
+        assert json.loads(told.read_text()) == LONG_AGO_S
         one.kill()
         one.start()
-        assert json.loads((heartbeat_file().parent / "heartbeat-told.json").read_text()) == LONG_AGO_S
         beat()
         wait_for(BACK)
         wait_for(DEAD)
