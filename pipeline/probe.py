@@ -8,6 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from pipeline.errors import CracksError
 from pipeline.inference import Features
@@ -17,6 +18,9 @@ from pipeline.mosaics import Folds
 from pipeline.params import Probe
 from pipeline.recipes import History
 
+# Linear algebra on more threads takes four times the CPU seconds, most of them waiting, and rounds otherwise on another
+# number of cores.
+N_THREADS = 1
 N_FOLDS = 3  # each fit costs as much as the last one: three tell strengths that are tenfold apart well enough
 MAX_ITERATIONS = 1000
 
@@ -78,26 +82,27 @@ def fit_probe(rows: Rows, params: Probe, history: History) -> LinearHead:
     kernel.
     `loss` and `accuracy` in the history are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
     """
-    scale = Scale.of(rows.features)
-    standard = scale.standardised(rows.features)  # (n, n_features)
-    n_components = min(params.n_components, *standard.shape)
-    pca = PCA(n_components, svd_solver="randomized", iterated_power=2, random_state=params.seed)
-    reduced = pca.fit_transform(standard).astype(np.float64)  # (n, n_components)
-    weights = equal_weights(rows.labels, rows.sources)
-    fitted = []
-    for step, strength in enumerate(sorted(params.strengths, reverse=True)):
-        model = _fit(reduced, rows.labels, weights, strength)
-        held_out = _held_out(reduced, rows, weights, strength)
-        values = {
-            "strength": strength,
-            **_scores("", rows.labels, model.predict_proba(reduced)[:, 1], weights),
-            **_scores("val_", rows.labels, held_out, weights),
-        }
-        history.add("head", step, values)
-        fitted.append((values["val_loss"], model))
-    _, best = min(fitted, key=lambda pair: pair[0])
-    coefficients = best.coef_[0] @ pca.components_  # (n_features,)
-    return LinearHead.on_plain_features(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
+    with threadpool_limits(N_THREADS, "blas"):
+        scale = Scale.of(rows.features)
+        standard = scale.standardised(rows.features)  # (n, n_features)
+        n_components = min(params.n_components, *standard.shape)
+        pca = PCA(n_components, svd_solver="randomized", iterated_power=2, random_state=params.seed)
+        reduced = pca.fit_transform(standard).astype(np.float64)  # (n, n_components)
+        weights = equal_weights(rows.labels, rows.sources)
+        fitted = []
+        for step, strength in enumerate(sorted(params.strengths, reverse=True)):
+            model = _fit(reduced, rows.labels, weights, strength)
+            held_out = _held_out(reduced, rows, weights, strength)
+            values = {
+                "strength": strength,
+                **_scores("", rows.labels, model.predict_proba(reduced)[:, 1], weights),
+                **_scores("val_", rows.labels, held_out, weights),
+            }
+            history.add("head", step, values)
+            fitted.append((values["val_loss"], model))
+        _, best = min(fitted, key=lambda pair: pair[0])
+        coefficients = best.coef_[0] @ pca.components_  # (n_features,)
+        return LinearHead.on_plain_features(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
 
 
 def _scores(prefix: str, labels: Labels, probabilities: Weights, weights: Weights) -> dict[str, float]:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from pipeline.errors import CracksError
 from pipeline.params import Probe
@@ -79,6 +80,16 @@ def test_a_probe_is_the_same_to_the_bit_when_it_is_trained_again(tmp_path):
     heads = [fit_probe(rows, probe(n_components=3), History(tmp_path / name, ignore)) for name in ("once", "again")]
     np.testing.assert_array_equal(heads[0].kernel, heads[1].kernel)
     assert heads[0].bias == heads[1].bias
+
+
+def test_a_probe_computes_on_one_core_so_that_it_is_the_same_on_a_machine_with_more(tmp_path):
+    n_threads = set()
+
+    def look(step, values):
+        n_threads.update(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+
+    fit_probe(feature_rows(30), probe(), History(tmp_path / "h", look))
+    assert n_threads == {1}
 
 
 def test_every_source_and_every_label_in_it_counts_the_same():
