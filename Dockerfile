@@ -11,8 +11,8 @@ ENV VIRTUAL_ENV=/app/.venv PATH=/app/.venv/bin:$PATH UV_LINK_MODE=copy UV_NO_CAC
 COPY requirements-api.lock ./
 # uv itself comes from the lock, by hash, and installs the rest of it.
 RUN python -m venv .venv \
-    && sed -n '/^uv==/,/[^\\]$/p' requirements-api.lock > uv.lock \
-    && python -m pip install --no-cache-dir --require-hashes --no-deps -r uv.lock
+    && sed -n '/^uv==/,/[^\\]$/p' requirements-api.lock > /tmp/uv.lock \
+    && python -m pip install --no-cache-dir --require-hashes --no-deps -r /tmp/uv.lock
 
 FROM build AS build-worker
 COPY requirements.lock ./
@@ -21,13 +21,16 @@ COPY pyproject.toml README.md ./
 COPY pipeline pipeline
 COPY flows flows
 COPY serving serving
-RUN uv pip install --no-deps --no-build-isolation --editable . && python -m compileall -q pipeline flows serving
+# uv leaves a lock behind that anyone may write to.
+RUN uv pip install --no-deps --no-build-isolation --editable . \
+    && python -m compileall -q pipeline flows serving \
+    && rm .venv/.lock
 
 FROM build AS build-api
 RUN uv pip sync --require-hashes requirements-api.lock
 COPY pipeline pipeline
 COPY serving serving
-RUN python -m compileall -q pipeline serving
+RUN python -m compileall -q pipeline serving && rm .venv/.lock
 
 FROM python:3.11.14-slim-bookworm AS runtime
 ARG GIT_COMMIT=unknown
@@ -44,19 +47,24 @@ ENV GIT_COMMIT=${GIT_COMMIT} \
     DVC_SITE_CACHE_DIR=/tmp/dvc \
     HOME=/tmp
 WORKDIR /app
-RUN useradd --no-create-home --uid 10001 cracks
+# What API and worker share, each folder a volume: the sign of life of the schedules, labelled batches, what was answered.
+RUN useradd --no-create-home --uid 10001 cracks \
+    && mkdir -p .prefect data/inbox data/predictions \
+    && chown cracks .prefect data/inbox data/predictions
 
 FROM runtime AS worker
 COPY --from=build-worker /app /app
-COPY dvc.yaml params.yaml ./
+COPY .dvcignore dvc.yaml params.yaml ./
 COPY examples examples
 COPY .dvc .dvc
 COPY data data
-# What is written at run time: these folders, each of which can be a volume, and dvc.lock, which `state` keeps.
+# What is written at run time: these folders, each of which can be a volume, and dvc.lock, which `state` keeps. DVC stops
+# at a dvc.lock that leads into nothing, so it starts with one that names no stage.
 RUN dvc config --local core.no_scm true \
-    && mkdir -p .dvc/cache .dvc/tmp .prefect mlflow models reports state \
+    && mkdir -p .dvc/cache .dvc/tmp data/incoming mlflow models reports state \
     && ln -s state/dvc.lock dvc.lock \
-    && chown -R cracks .dvc .prefect data mlflow models reports state
+    && echo "schema: '2.0'" > state/dvc.lock \
+    && chown -R cracks .dvc/cache .dvc/tmp data mlflow models reports state
 USER 10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://localhost:8080/health', timeout=4)"]
@@ -66,7 +74,7 @@ CMD ["python", "-m", "flows"]
 FROM runtime AS api
 COPY --from=build-api /app /app
 COPY params.yaml ./
-RUN mkdir -p .prefect data/serving mlflow && chown -R cracks .prefect data mlflow
+RUN mkdir data/serving && chown cracks data/serving
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \

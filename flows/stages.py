@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ import yaml
 
 from flows import processes
 from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.files import write_text
 from pipeline.params import Flow
 from pipeline.processes import is_gone, this_process
 from pipeline.tracking import project_root
@@ -27,6 +29,7 @@ BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 EXIT_CODE = re.compile(r"exited with (\d+)")
 END_S = 10  # for killed processes to be gone
 LINES_KEPT = 500  # of a stage's output, to find its message in
+EMPTY_DVC_LOCK = "schema: '2.0'\n"
 HOLDER_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of each stage's processes: who started it
 
 LogLine = Callable[[str], None]
@@ -199,7 +202,7 @@ def clear_locks(log_line: LogLine) -> None:
     """Mend what a killed DVC leaves that would stop every later one: its list of locks, and a half-written dvc.lock.
 
     DVC takes the locks of a process that is gone for free, but not those of one whose id another process has now, and
-    it writes neither file atomically. Without dvc.lock it finds finished stages in its run cache.
+    it writes neither file atomically. With an empty dvc.lock it finds finished stages in its run cache.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import make_lock
@@ -211,8 +214,10 @@ def clear_locks(log_line: LogLine) -> None:
         with make_lock(str(folder / "lock")), make_lock(str(folder / "rwlock.lock")):
             if not _locks_are_held(folder / "rwlock"):
                 (folder / "rwlock").unlink(missing_ok=True)
-            if not _is_whole(root / "dvc.lock"):
-                (root / "dvc.lock").replace(folder / "dvc.lock.broken")
+            dvc_lock = (root / "dvc.lock").resolve()  # in the image a link into a volume; DVC stops at one into nothing
+            if not _is_whole(dvc_lock):
+                shutil.copyfile(dvc_lock, folder / "dvc.lock.broken")
+                write_text(dvc_lock, EMPTY_DVC_LOCK)
                 log_line("dvc.lock was cut off when DVC was killed; it is made again from the run cache.")
     except DvcException:
         return  # another DVC is at work, so nothing was left behind

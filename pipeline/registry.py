@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
+FORBIDDEN = "PERMISSION_DENIED"  # which a server with sign-in also says, to all but administrators, of no such model
 
 
 def find_version(client: "MlflowClient", name: str, reference: str) -> "ModelVersion | None":
@@ -22,12 +23,17 @@ def find_version(client: "MlflowClient", name: str, reference: str) -> "ModelVer
     from mlflow.exceptions import MlflowException
 
     try:
-        if reference.isdecimal():
-            return client.get_model_version(name, reference)
-        return client.get_model_version_by_alias(name, reference)
+        try:
+            if reference.isdecimal():
+                return client.get_model_version(name, reference)
+            return client.get_model_version_by_alias(name, reference)
+        except MlflowException as error:
+            if error.error_code in NOT_THERE:
+                return None
+            if error.error_code == FORBIDDEN and not client.search_registered_models(f"name = '{name}'"):
+                return None
+            raise
     except (MlflowException, OSError) as error:
-        if getattr(error, "error_code", None) in NOT_THERE:
-            return None
         raise UnavailableError(
             f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Try again later."
         ) from None

@@ -1,11 +1,13 @@
 """The images: what they are built from, and that the one of the API needs no more than its own lock."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILES = ("Dockerfile", "mlflow/Dockerfile")
@@ -42,6 +44,12 @@ for name in ["pipeline.served", "pipeline.tracking", "mlflow.artifacts", "appris
 """
 
 
+def stage_of(name: str) -> str:
+    """Return the text of a stage of the Dockerfile."""
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return next(text for text in stages if f" AS {name}\n" in text)
+
+
 def test_the_image_by_default_is_the_one_of_the_api() -> None:
     stages = re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert stages[-2:] == ["worker", "api"]
@@ -64,6 +72,31 @@ def test_what_an_image_copies_is_there_and_let_in() -> None:
             for source in line.split()[:-1]:
                 assert (ROOT / source).exists(), source
                 assert any(entry == source or entry.startswith(f"{source}/") for entry in let_in), source
+
+
+def test_the_owner_of_every_volume_is_set_in_the_image_as_docker_takes_it_from_there() -> None:
+    services = yaml.safe_load((ROOT / "mlflow" / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    for name in ("worker", "api"):
+        steps = stage_of("runtime") + stage_of(name)
+        made = " ".join(re.findall(r"mkdir (?:-p )?([^&\n]+)", steps)).split()
+        owned = " ".join(re.findall(r"chown (?:-R )?cracks ([^&\n]+)", steps)).split()
+        volumes = [volume.split(":") for volume in services[name]["volumes"] if not volume.startswith(".")]
+        folders = {target.removeprefix("/app/") for _, target, *_ in volumes}
+        assert {folder for folder in folders if not any(path.startswith(folder) for path in made)} == set(), name
+        assert folders <= set(owned), name
+
+
+def test_the_steps_of_the_worker_leave_a_project_that_dvc_can_run(tmp_path: Path) -> None:
+    for name in (".dvcignore", "dvc.yaml", "params.yaml", ".dvc/config", "data/demo.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
+    steps = re.findall(r"^RUN ((?:.+\\\n)*.+)", stage_of("worker"), re.MULTILINE)
+    assert "state/dvc.lock" in steps[0]
+    as_this_user = re.sub(r"&& chown .+", "", "\n".join(steps))
+    for command in (as_this_user, "dvc repro --dry --single-item ingest@demo"):
+        run = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S602
+        assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.slow

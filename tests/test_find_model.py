@@ -123,6 +123,21 @@ def test_a_server_that_fails_is_not_taken_for_a_registry_without_the_model(regis
         locate("cracks", None, fetched_to)
 
 
+def test_a_server_that_forbids_asking_has_no_such_model_unless_it_lists_one(registry, monkeypatch, fetched_to):
+    """MLflow's sign-in answers so, to all but its administrators, of a model that does not exist."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+    def forbid(*_):
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", forbid)
+    assert locate("other", None, fetched_to)[2] == "starter"
+    with pytest.raises(UnavailableError, match="Permission denied"):
+        locate("cracks", None, fetched_to)
+
+
 def test_a_served_form_is_used_as_it_is_and_needs_no_tensorflow(folder):
     code = (
         "import sys; from pipeline.find_model import found_model\n"

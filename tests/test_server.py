@@ -252,6 +252,17 @@ def test_nobody_gets_in_without_a_password_or_under_another_name(shared: Shared)
     assert status(experiment, "worker", "of-the-worker", host="rebound.example") == 403
 
 
+@pytest.mark.parametrize("account", ["worker", "api"])
+def test_nobody_is_refused_for_asking_after_a_model_that_is_not_registered_yet(shared: Shared, account: str) -> None:
+    code = (
+        "from mlflow import MlflowClient; from pipeline.registry import find_version as find; "
+        "print([find(MlflowClient(), 'not yet', wanted) for wanted in ('production', '1')])"
+    )
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **shared.client(account)}
+    asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert asked.stdout == "[None, None]\n", asked.stderr
+
+
 def test_the_services_that_run_once_can_run_again_and_bring_new_passwords(shared: Shared) -> None:
     account = f"{shared.mlflow_url}/api/2.0/mlflow/users/get?username=api"
     shared.run("buckets")

@@ -18,6 +18,7 @@ from toy_project import QUICK_FLOW, Stages, copy_toy, diamond, toy_project, writ
 
 from flows import stages
 from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.files import write_text
 from pipeline.params import Flow
 
 # DVC asks its trie in a way that ends with a later version of that.
@@ -214,10 +215,14 @@ def test_the_locks_of_a_dvc_at_work_are_left_to_it(at):
         stage_runner.end()
 
 
-def test_a_lock_file_cut_off_by_a_kill_is_made_again_without_running_stages(at):
+@pytest.mark.parametrize("is_link", [False, True], ids=["plain", "a link to a volume, as in the image"])
+def test_a_lock_file_cut_off_by_a_kill_is_made_again_without_running_stages(at, is_link):
     project = at(diamond())
-    project.repro()
     lock = project.root / "dvc.lock"
+    if is_link:
+        write_text(project.root / "state" / "dvc.lock", stages.EMPTY_DVC_LOCK)
+        lock.symlink_to("state/dvc.lock")
+    project.repro()
     whole = lock.read_bytes()
     lock.write_bytes(whole[: whole.index(b"md5: ") + 2])
     lines: list[str] = []
@@ -226,6 +231,7 @@ def test_a_lock_file_cut_off_by_a_kill_is_made_again_without_running_stages(at):
     printed = project.repro()
     assert "Running stage" not in printed
     assert yaml.safe_load(lock.read_bytes()) == yaml.safe_load(whole)
+    assert lock.is_symlink() == is_link
 
 
 @pytest.mark.slow
