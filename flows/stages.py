@@ -245,9 +245,10 @@ def _is_whole(dvc_lock: Path) -> bool:
     from voluptuous import Invalid
 
     try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(dvc_lock.read_text(encoding="utf-8")))
+        text = dvc_lock.read_text(encoding="utf-8")
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text))
     except FileNotFoundError:
         return True
     except (yaml.YAMLError, UnicodeDecodeError, Invalid):
         return False
-    return True
+    return text.endswith("\n")  # `hash: md` is YAML as well, and would stop DVC
