@@ -1,0 +1,211 @@
+"""How fast many images are scored, how much memory that takes, and what a killed run has to do again.
+
+    python -m benchmarks.batch_scoring --archive metu-subset.zip [--images 100000] [--photos 5000] [--model starter]
+
+Makes a folder of so many images by linking those of the archive again and again, with broken files of known kinds
+among them, and starts `cracks predict` on it. The process gets SIGKILL when half of the images are done, and is run
+again; then the same with `cracks map`, for which each image is a photo of one tile. Prints a table in Markdown: images
+a second while scoring, the largest resident memory up to 10,000 images, up to the kill and in the second run, what was
+done before the kill and made again, and whether the result has a row for each file and a reason for each broken one.
+"""
+
+import argparse
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+EARLY_IMAGES = 10_000
+FOLDER_IMAGES = 1000
+BROKEN_EVERY = 200  # files, of which one is broken
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `cracks` that scores a folder.
+
+    Attributes:
+        name: of the command.
+        arguments: all of them.
+        result: table that it writes, with a row for each file.
+        finished: gives the files that it keeps of what is done, each of which stands for `images_each` images.
+        images_each: images of one such file.
+    """
+
+    name: str
+    arguments: list[str]
+    result: Path
+    finished: Callable[[], Iterator[os.DirEntry[str]]]
+    images_each: int
+
+
+@dataclass
+class Watch:
+    """What was seen of a process.
+
+    Attributes:
+        peak_mb: largest resident memory of the process.
+        early_mb: the same, up to 10,000 images.
+        start_s: until the first images were done.
+        end_s: from the last images done to the end of the process; 0 if it was killed.
+        images_per_s: between the first and the last images done.
+        done: path and time of change, in nanoseconds, of the files that stood for finished images at the end.
+    """
+
+    peak_mb: float = 0.0
+    early_mb: float = 0.0
+    start_s: float = 0.0
+    end_s: float = 0.0
+    images_per_s: float = 0.0
+    done: dict[str, int] = field(default_factory=dict)
+
+
+def predict_command(images: Path, scratch: Path, model: str) -> Command:
+    """Return `cracks predict` on a folder."""
+    from pipeline.predict import PART_IMAGES
+
+    out = scratch / "scores.csv"
+
+    def parts() -> Iterator[os.DirEntry[str]]:
+        for folder in scratch.glob(".*.unfinished"):
+            yield from _finished_in(folder, ".csv")
+
+    arguments = ["predict", str(images), "--out", str(out), "--model", model]
+    return Command("predict", arguments, out, parts, PART_IMAGES)
+
+
+def map_command(images: Path, scratch: Path, model: str) -> Command:
+    """Return `cracks map` on a folder."""
+    out = scratch / "maps"
+    arguments = ["map", str(images), "--out", str(out), "--model", model]
+    return Command("map", arguments, out / "summary.csv", lambda: _finished_in(out, ".json"), 1)
+
+
+def _finished_in(folder: Path, ending: str) -> Iterator[os.DirEntry[str]]:
+    if folder.exists():
+        yield from (entry for entry in os.scandir(folder) if entry.name.endswith(ending) and entry.name[0] != ".")
+
+
+def broken_files(image: bytes) -> dict[str, bytes]:
+    """Return files that are named like images and cannot be read, by what is wrong with them."""
+    size = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">I", len(size)) + b"IHDR" + size + struct.pack(">I", zlib.crc32(b"IHDR" + size))
+    return {
+        "empty": b"",
+        "text": b"no image",
+        "cut": image[: len(image) // 2],
+        "zeros": bytes(len(image)),
+        "enormous": b"\x89PNG\r\n\x1a\n" + header,
+    }
+
+
+def write_folder(archive: Path, n_files: int, originals: Path, target: Path) -> int:
+    """Write a folder of `n_files` files, links to the images of an archive and broken ones; return how many are so."""
+    originals.mkdir()
+    with zipfile.ZipFile(archive) as opened:
+        names = sorted(name for name in opened.namelist() if name.lower().endswith(".jpg"))[:n_files]
+        for number, name in enumerate(names):
+            (originals / f"{number}.jpg").write_bytes(opened.read(name))
+    broken = list(broken_files((originals / "0.jpg").read_bytes()).items())
+    n_broken = 0
+    for number in range(n_files):
+        folder = target / f"{number // FOLDER_IMAGES:04}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if number % BROKEN_EVERY == BROKEN_EVERY // 2:
+            kind, content = broken[n_broken % len(broken)]
+            (folder / f"{number:06}-{kind}.jpg").write_bytes(content)
+            n_broken += 1
+        else:
+            (folder / f"{number:06}.jpg").hardlink_to(originals / f"{number % len(names)}.jpg")
+    return n_broken
+
+
+def watch(command: Command, kill_at: int | None = None) -> Watch:
+    """Run a command until it ends, or until so many images are done, when it is killed."""
+    seen = Watch()
+    n_before = n_done = sum(1 for _ in command.finished()) * command.images_each
+    started_s = last_s = time.perf_counter()
+    first: tuple[float, int] | None = None
+    with subprocess.Popen([sys.executable, "-m", "pipeline.cli", *command.arguments]) as process:
+        running = psutil.Process(process.pid)
+        try:
+            while process.poll() is None and (kill_at is None or n_done < kill_at):
+                seen.peak_mb = max(seen.peak_mb, running.memory_info().rss / 1e6)
+                n_now = sum(1 for _ in command.finished()) * command.images_each
+                if n_now > n_done:
+                    n_done, last_s = n_now, time.perf_counter()
+                    first = first or (last_s, n_done)
+                if n_done - n_before <= EARLY_IMAGES:
+                    seen.early_mb = seen.peak_mb
+                time.sleep(POLL_S)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            else:
+                seen.end_s = time.perf_counter() - last_s
+        finally:
+            process.kill()
+    if first is None or (kill_at is None and process.returncode):
+        sys.exit(f"cracks {' '.join(command.arguments)} ended with exit code {process.returncode}")
+    seen.start_s = first[0] - started_s
+    seen.images_per_s = (n_done - first[1]) / max(last_s - first[0], POLL_S)
+    seen.done = {entry.path: entry.stat().st_mtime_ns for entry in command.finished()}
+    return seen
+
+
+def _made_again(first: Watch, command: Command, second: Watch) -> int:
+    """Return how many images were done before the kill and made again."""
+    return sum(second.done.get(path, time_ns) != time_ns for path, time_ns in first.done.items()) * command.images_each
+
+
+def report(command: Command, n_files: int, n_broken: int) -> None:
+    """Score the folder with a kill in the middle, and print what was seen."""
+    first = watch(command, kill_at=n_files // 2)
+    second = watch(command)
+    table = pd.read_csv(command.result, keep_default_na=False)
+    n_errors = int((table["error"] != "").sum())
+    print(f"| `cracks {command.name}`, {n_files:,} files | killed | run again |\n| --- | --: | --: |")
+    print(f"| images a second | {first.images_per_s:.0f} | {second.images_per_s:.0f} |")
+    print(f"| seconds to the first images, after the last | {first.start_s:.0f}, – | {second.start_s:.0f}, {second.end_s:.0f} |")
+    print(f"| peak MB up to {EARLY_IMAGES:,} images | {first.early_mb:.0f} | {second.early_mb:.0f} |")
+    print(f"| peak MB in all | {first.peak_mb:.0f} | {second.peak_mb:.0f} |")
+    print(f"| images done before | | {len(first.done) * command.images_each:,} |")
+    print(f"| of these made again | | {_made_again(first, command, second):,} |")
+    print(f"| rows of the result | | {len(table):,} |")
+    print(f"| broken files, rows with an error | | {n_broken:,}, {n_errors:,} |", flush=True)
+    page = command.result.with_name("index.html")
+    if page.exists():
+        print(f"\nindex.html: {page.stat().st_size / 1e6:.1f} MB, summary.csv: {command.result.stat().st_size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    """Run the benchmark from its command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, required=True, help="of JPEG files, such as metu-subset.zip")
+    parser.add_argument("--images", type=int, default=100_000, help="to predict; 0: none")
+    parser.add_argument("--photos", type=int, default=5_000, help="to map; 0: none")
+    parser.add_argument("--model", default="starter", help="as for `cracks predict`")
+    parser.add_argument("--scratch", type=Path, help="folder to work in; default: that for temporary files")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process is ended too
+    for command_of, n_files in ((predict_command, args.images), (map_command, args.photos)):
+        if n_files:
+            with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+                images = Path(scratch) / "images"
+                n_broken = write_folder(args.archive, n_files, Path(scratch) / "originals", images)
+                report(command_of(images, Path(scratch), args.model), n_files, n_broken)
+
+
+if __name__ == "__main__":
+    main()
