@@ -175,18 +175,27 @@ def report(command: Command, n_files: int, n_broken: int) -> None:
     second = watch(command)
     table = pd.read_csv(command.result, keep_default_na=False)
     n_errors = int((table["error"] != "").sum())
-    print(f"| `cracks {command.name}`, {n_files:,} files | killed | run again |\n| --- | --: | --: |")
-    print(f"| images a second | {first.images_per_s:.0f} | {second.images_per_s:.0f} |")
-    print(f"| seconds to the first images, after the last | {first.start_s:.0f}, – | {second.start_s:.0f}, {second.end_s:.0f} |")
-    print(f"| peak MB up to {EARLY_IMAGES:,} images | {first.early_mb:.0f} | {second.early_mb:.0f} |")
-    print(f"| peak MB in all | {first.peak_mb:.0f} | {second.peak_mb:.0f} |")
-    print(f"| images done before | | {len(first.done) * command.images_each:,} |")
-    print(f"| of these made again | | {_made_again(first, command, second):,} |")
-    print(f"| rows of the result | | {len(table):,} |")
-    print(f"| broken files, rows with an error | | {n_broken:,}, {n_errors:,} |", flush=True)
+    rows = {
+        f"`cracks {command.name}`, {n_files:,} files": ("killed", "run again"),
+        "---": ("--:", "--:"),
+        "images a second": (f"{first.images_per_s:.0f}", f"{second.images_per_s:.0f}"),
+        "seconds before the first images": (f"{first.start_s:.0f}", f"{second.start_s:.0f}"),
+        "seconds after the last images": ("", f"{second.end_s:.0f}"),
+        f"peak MB up to {EARLY_IMAGES:,} images": (f"{first.early_mb:.0f}", f"{second.early_mb:.0f}"),
+        "peak MB in all": (f"{first.peak_mb:.0f}", f"{second.peak_mb:.0f}"),
+        "images kept from before": ("", f"{len(first.done) * command.images_each:,}"),
+        "of these, made again": ("", f"{_made_again(first, command, second):,}"),
+        "rows of the result": ("", f"{len(table):,}"),
+        "broken files": ("", f"{n_broken:,}"),
+        "rows with an error": ("", f"{n_errors:,}"),
+    }
+    for name, cells in rows.items():
+        print("|", " | ".join([name, *cells]), "|")
     page = command.result.with_name("index.html")
     if page.exists():
-        print(f"\nindex.html: {page.stat().st_size / 1e6:.1f} MB, summary.csv: {command.result.stat().st_size / 1e6:.1f} MB")
+        n_mb = {path.name: path.stat().st_size / 1e6 for path in (page, command.result)}
+        print("\n" + ", ".join(f"{name}: {size:.1f} MB" for name, size in n_mb.items()))
+    print(flush=True)
 
 
 def main() -> None:
