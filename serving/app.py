@@ -4,9 +4,11 @@ import asyncio
 import base64
 import io
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial as bound
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +33,7 @@ from serving import problems
 from serving.answers import Heat, MapAnswer, ModelAnswer, PredictAnswer, Prediction, Tile, model_answer
 from serving.batching import Batcher
 from serving.holder import Held, ModelHolder
-from serving.limits import RETRY_AFTER_S, Gate, PixelBudget, SecurityHeaders
+from serving.limits import RETRY_AFTER_S, Gate, GivenUpError, PixelBudget, SecurityHeaders, in_thread
 from serving.metrics import Measured, Metrics
 from serving.problems import Problem, documented
 from serving.recording import Recorder, Seen
@@ -188,7 +190,7 @@ async def crack_map(
     held = parts.held()
     [upload] = await read_uploads([file], 1, parts.settings.max_photo_megapixels)
     async with parts.decoder.decoded(upload) as pixels:
-        crack_map = await asyncio.to_thread(_mapped, parts, held, upload.name, pixels, mm_per_px)
+        crack_map = await in_thread(bound(_mapped, parts, held, upload.name, pixels, mm_per_px))
         picture = await asyncio.to_thread(_preview, pixels) if preview else None
     return MapAnswer(
         file=upload.name,
@@ -202,10 +204,14 @@ async def crack_map(
     )
 
 
-def _mapped(parts: Parts, held: Held, photo: str, pixels: Pixels, mm_per_px: float | None) -> CrackMap:
+def _mapped(
+    parts: Parts, held: Held, photo: str, pixels: Pixels, mm_per_px: float | None, is_given_up: threading.Event
+) -> CrackMap:
     now = datetime.now(UTC)
 
     def record(tiles: Pixels, outputs: Outputs) -> None:
+        if is_given_up.is_set():
+            raise GivenUpError
         for tile, probability, features in zip(tiles, outputs["probability"], outputs["features"], strict=True):
             parts.recorder.put(Seen(now, held.version.number, "map", photo, tile, float(probability), features))
 
