@@ -33,6 +33,7 @@ from serving import problems
 from serving.answers import Heat, MapAnswer, ModelAnswer, PredictAnswer, Prediction, Tile, model_answer
 from serving.batching import Batcher
 from serving.holder import Held, ModelHolder
+from serving.kept_images import FOLDER, KeptImages
 from serving.limits import RETRY_AFTER_S, Gate, GivenUpError, PixelBudget, SecurityHeaders, in_thread
 from serving.metrics import Measured, Metrics
 from serving.problems import Problem, documented
@@ -69,7 +70,9 @@ class Parts:
         self.metrics = Metrics(holder)
         self.batcher = Batcher(settings.batch_wait_ms, settings.max_batch_images, self.metrics.batch.observe)
         self.decoder = Decoder(PixelBudget(settings.max_decoded_megapixels * MEGA))
-        self.recorder = Recorder(prediction_log, self.metrics.dropped.inc)
+        max_mb = settings.kept_images_mb
+        images = None if max_mb is None else KeptImages(prediction_log.folder / FOLDER, max_mb)
+        self.recorder = Recorder(prediction_log, images, self.metrics.dropped.inc)
 
     def start(self) -> None:
         """Begin to hold a model and to write the log."""
@@ -154,7 +157,14 @@ async def _predict_one(parts: Parts, held: Held, upload: Upload, explain: bool) 
         heat = await asyncio.to_thread(_explain, held, pixels) if explain else None
     parts.recorder.put(
         Seen(
-            datetime.now(UTC), held.version.number, "predict", upload.name, pixels, output.probability, output.features
+            time=datetime.now(UTC),
+            model_version=held.version.number,
+            source="predict",
+            photo=upload.name,
+            pixels=pixels,
+            content=upload.content,
+            probability=output.probability,
+            features=output.features,
         )
     )
     label = held.model.decision.verdict(output.probability)
@@ -213,7 +223,7 @@ def _mapped(
         if is_given_up.is_set():
             raise GivenUpError
         for tile, probability, features in zip(tiles, outputs["probability"], outputs["features"], strict=True):
-            parts.recorder.put(Seen(now, held.version.number, "map", photo, tile, float(probability), features))
+            parts.recorder.put(Seen(now, held.version.number, "map", photo, tile, None, float(probability), features))
 
     try:
         crack_map = held.mapper.map(pixels, mm_per_px, record)
