@@ -60,3 +60,12 @@ def test_the_oldest_go_and_one_that_came_again_is_not_old(tmp_path, encode):
 def test_an_image_larger_than_the_limit_is_not_left_there(tmp_path, encode):
     KeptImages(tmp_path, 1e-5).keep(grey_file(0, encode))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_server_kept_counts(tmp_path, encode):
+    n_bytes = len(grey_file(0, encode))
+    earlier = KeptImages(tmp_path, 1)
+    for level in range(60):
+        earlier.keep(grey_file(level, encode))
+    KeptImages(tmp_path, 40 * n_bytes / 1e6).keep(grey_file(60, encode))
+    assert len(list(tmp_path.iterdir())) == 38  # 95 % of the limit
