@@ -54,7 +54,7 @@ COPY .dvc .dvc
 COPY data data
 # What is written at run time: these folders, each of which can be a volume, and dvc.lock, which `state` keeps.
 RUN dvc config --local core.no_scm true \
-    && mkdir -p .dvc/cache .dvc/tmp mlflow models reports state \
+    && mkdir -p .dvc/cache .dvc/tmp data/predictions mlflow models reports state \
     && ln -s state/dvc.lock dvc.lock \
     && chown -R cracks .dvc data mlflow models reports state
 USER 10001
@@ -66,7 +66,7 @@ CMD ["python", "-m", "flows"]
 FROM runtime AS api
 COPY --from=build-api /app /app
 COPY params.yaml ./
-RUN mkdir -p data/serving mlflow && chown -R cracks data mlflow
+RUN mkdir -p data/serving data/predictions mlflow && chown -R cracks data mlflow
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \

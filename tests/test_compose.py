@@ -104,6 +104,15 @@ def test_the_env_file_stays_out_of_git_and_of_the_images() -> None:
     assert [line for line in allowed if line.startswith("!mlflow")] == ["!mlflow/basic_auth.ini"]
 
 
+def test_what_the_api_saw_is_where_the_worker_looks_for_drift() -> None:
+    log = "predictions:/app/data/predictions"
+    assert log in SERVICES["api"]["volumes"]
+    assert log in SERVICES["worker"]["volumes"]
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    made = [line for line in dockerfile.splitlines() if "mkdir -p" in line and "data/predictions" in line]
+    assert len(made) == 2  # in both images, so that a new volume belongs to their user
+
+
 def test_every_volume_is_named_and_every_file_that_is_mounted_is_there() -> None:
     mounted = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])]
     files = {source for source in mounted if source.startswith(".")}
