@@ -154,7 +154,7 @@ async def predict(
 async def _predict_one(parts: Parts, held: Held, upload: Upload, explain: bool) -> Prediction:
     async with parts.decoder.decoded(upload) as pixels:
         output = await parts.batcher.submit(held.model, pixels)
-        heat = await asyncio.to_thread(_explain, held, pixels) if explain else None
+        heat = await in_thread(lambda _: _explain(held, pixels)) if explain else None
     parts.recorder.put(
         Seen(
             time=datetime.now(UTC),
@@ -201,7 +201,7 @@ async def crack_map(
     [upload] = await read_uploads([file], 1, parts.settings.max_photo_megapixels)
     async with parts.decoder.decoded(upload) as pixels:
         crack_map = await in_thread(bound(_mapped, parts, held, upload.name, pixels, mm_per_px))
-        picture = await asyncio.to_thread(_preview, pixels) if preview else None
+        picture = await in_thread(lambda _: _preview(pixels)) if preview else None
     return MapAnswer(
         file=upload.name,
         width=crack_map.width_px,

@@ -5,6 +5,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TypeVar
@@ -197,13 +198,14 @@ class GivenUpError(Exception):
     """Work was stopped, because the request that wanted it was ended."""
 
 
-async def in_thread(work: Callable[[threading.Event], Result]) -> Result:
+async def in_thread(work: Callable[[threading.Event], Result], pool: ThreadPoolExecutor | None = None) -> Result:
     """Run work in a thread; if the request is ended meanwhile, wait until the work has stopped.
 
     So nothing goes on behind a request, and what the work holds in memory is counted for as long as it holds it.
 
     Args:
-        work: is told by the event that the request was ended, and should then raise GivenUpError soon.
+        work: is told by the event that the request was ended; where it takes long, it should then raise GivenUpError.
+        pool: of the thread; None takes asyncio's.
     """
     has_begun, is_given_up = threading.Event(), threading.Event()
 
@@ -213,7 +215,7 @@ async def in_thread(work: Callable[[threading.Event], Result]) -> Result:
             raise GivenUpError
         return work(is_given_up)
 
-    running = asyncio.ensure_future(asyncio.to_thread(call))
+    running = asyncio.get_running_loop().run_in_executor(pool, call)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
