@@ -19,7 +19,8 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ import psutil
 EARLY_IMAGES = 10_000
 FOLDER_IMAGES = 1000
 BROKEN_EVERY = 200  # files, of which one is broken
-POLL_S = 0.2
+POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,15 @@ class Command:
         name: of the command.
         arguments: all of them.
         result: table that it writes, with a row for each file.
-        finished: gives the files that it keeps of what is done, each of which stands for `images_each` images.
+        finished: gives the files that it keeps of what is done, each of which stands for `images_each` images: by path,
+            when each was written, in nanoseconds.
         images_each: images of one such file.
     """
 
     name: str
     arguments: list[str]
     result: Path
-    finished: Callable[[], Iterator[os.DirEntry[str]]]
+    finished: Callable[[], dict[str, int]]
     images_each: int
 
 
@@ -59,9 +61,9 @@ class Watch:
         peak_mb: largest resident memory of the process.
         early_mb: the same, up to 10,000 images.
         start_s: until the first images were done.
-        end_s: from the last images done to the end of the process; 0 if it was killed.
+        end_s: from the last images done to the end of the process.
         images_per_s: between the first and the last images done.
-        done: path and time of change, in nanoseconds, of the files that stood for finished images at the end.
+        done: what was finished when it was last looked at.
     """
 
     peak_mb: float = 0.0
@@ -78,24 +80,26 @@ def predict_command(images: Path, scratch: Path, model: str) -> Command:
 
     out = scratch / "scores.csv"
 
-    def parts() -> Iterator[os.DirEntry[str]]:
-        for folder in scratch.glob(".*.unfinished"):
-            yield from _finished_in(folder, ".csv")
-
     arguments = ["predict", str(images), "--out", str(out), "--model", model]
-    return Command("predict", arguments, out, parts, PART_IMAGES)
+    return Command("predict", arguments, out, lambda: written(scratch.glob(".*.unfinished"), ".csv"), PART_IMAGES)
 
 
 def map_command(images: Path, scratch: Path, model: str) -> Command:
     """Return `cracks map` on a folder."""
     out = scratch / "maps"
     arguments = ["map", str(images), "--out", str(out), "--model", model]
-    return Command("map", arguments, out / "summary.csv", lambda: _finished_in(out, ".json"), 1)
+    return Command("map", arguments, out / "summary.csv", lambda: written([out], ".json"), 1)
 
 
-def _finished_in(folder: Path, ending: str) -> Iterator[os.DirEntry[str]]:
-    if folder.exists():
-        yield from (entry for entry in os.scandir(folder) if entry.name.endswith(ending) and entry.name[0] != ".")
+def written(folders: Iterable[Path], ending: str) -> dict[str, int]:
+    """Return the whole files of this ending, and when each was written, in nanoseconds."""
+    found = {}
+    for folder in folders:
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(ending) and not entry.name.startswith("."):
+                    found[entry.path] = entry.stat().st_mtime_ns
+    return found
 
 
 def broken_files(image: bytes) -> dict[str, bytes]:
@@ -134,39 +138,39 @@ def write_folder(archive: Path, n_files: int, originals: Path, target: Path) -> 
 
 def watch(command: Command, kill_at: int | None = None) -> Watch:
     """Run a command until it ends, or until so many images are done, when it is killed."""
-    seen = Watch()
-    n_before = n_done = sum(1 for _ in command.finished()) * command.images_each
-    started_s = last_s = time.perf_counter()
-    first: tuple[float, int] | None = None
+    seen = Watch(done=command.finished())
+    n_before = len(seen.done)
+    started_s = time.perf_counter()
+    growth: list[tuple[float, int]] = []  # seconds, and files finished until then
     with subprocess.Popen([sys.executable, "-m", "pipeline.cli", *command.arguments]) as process:
         running = psutil.Process(process.pid)
         try:
-            while process.poll() is None and (kill_at is None or n_done < kill_at):
+            while process.poll() is None:
                 seen.peak_mb = max(seen.peak_mb, running.memory_info().rss / 1e6)
-                n_now = sum(1 for _ in command.finished()) * command.images_each
-                if n_now > n_done:
-                    n_done, last_s = n_now, time.perf_counter()
-                    first = first or (last_s, n_done)
-                if n_done - n_before <= EARLY_IMAGES:
+                done = command.finished()
+                if len(done) > len(seen.done):  # they are removed when all are done
+                    seen.done = done
+                    growth.append((time.perf_counter() - started_s, len(done)))
+                if (len(seen.done) - n_before) * command.images_each <= EARLY_IMAGES:
                     seen.early_mb = seen.peak_mb
+                if kill_at is not None and len(done) * command.images_each >= kill_at:
+                    process.kill()
+                    break
                 time.sleep(POLL_S)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-            else:
-                seen.end_s = time.perf_counter() - last_s
         finally:
             process.kill()
-    if first is None or (kill_at is None and process.returncode):
+    if not growth or (kill_at is None and process.returncode):
         sys.exit(f"cracks {' '.join(command.arguments)} ended with exit code {process.returncode}")
-    seen.start_s = first[0] - started_s
-    seen.images_per_s = (n_done - first[1]) / max(last_s - first[0], POLL_S)
-    seen.done = {entry.path: entry.stat().st_mtime_ns for entry in command.finished()}
+    (seen.start_s, n_first), (last_s, n_last) = growth[0], growth[-1]
+    seen.end_s = time.perf_counter() - started_s - last_s
+    seen.images_per_s = (n_last - n_first) * command.images_each / max(last_s - seen.start_s, POLL_S)
     return seen
 
 
-def _made_again(first: Watch, command: Command, second: Watch) -> int:
+def made_again(command: Command, first: Watch, second: Watch) -> int:
     """Return how many images were done before the kill and made again."""
-    return sum(second.done.get(path, time_ns) != time_ns for path, time_ns in first.done.items()) * command.images_each
+    changed = [path for path, time_ns in first.done.items() if second.done.get(path, time_ns) != time_ns]
+    return len(changed) * command.images_each
 
 
 def report(command: Command, n_files: int, n_broken: int) -> None:
@@ -184,7 +188,7 @@ def report(command: Command, n_files: int, n_broken: int) -> None:
         f"peak MB up to {EARLY_IMAGES:,} images": (f"{first.early_mb:.0f}", f"{second.early_mb:.0f}"),
         "peak MB in all": (f"{first.peak_mb:.0f}", f"{second.peak_mb:.0f}"),
         "images kept from before": ("", f"{len(first.done) * command.images_each:,}"),
-        "of these, made again": ("", f"{_made_again(first, command, second):,}"),
+        "of these, made again": ("", f"{made_again(command, first, second):,}"),
         "rows of the result": ("", f"{len(table):,}"),
         "broken files": ("", f"{n_broken:,}"),
         "rows with an error": ("", f"{n_errors:,}"),
