@@ -5,7 +5,7 @@
 Makes a folder of so many images by linking those of the archive again and again, with broken files of known kinds
 among them, and starts `cracks predict` on it. The process gets SIGKILL when half of the images are done, and is run
 again; then the same with `cracks map`, for which each image is a photo of one tile. Prints a table in Markdown: images
-a second while scoring, the largest resident memory up to 10,000 images, up to the kill and in the second run, what was
+a second and CPU time while scoring, the resident memory after 10,000 images, after the last and at its largest, what was
 done before the kill and made again, and whether the result has a row for each file and a reason for each broken one.
 """
 
@@ -59,18 +59,22 @@ class Watch:
 
     Attributes:
         peak_mb: largest resident memory of the process.
-        early_mb: the same, up to 10,000 images.
+        early_mb: resident memory after 10,000 images, or the last if there were fewer.
+        last_mb: resident memory after the last images.
         start_s: until the first images were done.
         end_s: from the last images done to the end of the process.
         images_per_s: between the first and the last images done.
+        cpu_ms: of all cores, for an image, between the same; others on the machine do not move it.
         done: what was finished when it was last looked at.
     """
 
     peak_mb: float = 0.0
     early_mb: float = 0.0
+    last_mb: float = 0.0
     start_s: float = 0.0
     end_s: float = 0.0
     images_per_s: float = 0.0
+    cpu_ms: float = 0.0
     done: dict[str, int] = field(default_factory=dict)
 
 
@@ -141,18 +145,21 @@ def watch(command: Command, kill_at: int | None = None) -> Watch:
     seen = Watch(done=command.finished())
     n_before = len(seen.done)
     started_s = time.perf_counter()
-    growth: list[tuple[float, int]] = []  # seconds, and files finished until then
+    growth: list[tuple[float, float, int]] = []  # seconds, CPU seconds, and files finished until then
     with subprocess.Popen([sys.executable, "-m", "pipeline.cli", *command.arguments]) as process:
         running = psutil.Process(process.pid)
         try:
             while process.poll() is None:
-                seen.peak_mb = max(seen.peak_mb, running.memory_info().rss / 1e6)
+                resident_mb = running.memory_info().rss / 1e6
+                seen.peak_mb = max(seen.peak_mb, resident_mb)
                 done = command.finished()
                 if len(done) > len(seen.done):  # they are removed when all are done
                     seen.done = done
-                    growth.append((time.perf_counter() - started_s, len(done)))
-                if (len(seen.done) - n_before) * command.images_each <= EARLY_IMAGES:
-                    seen.early_mb = seen.peak_mb
+                    cpu = running.cpu_times()
+                    growth.append((time.perf_counter() - started_s, cpu.user + cpu.system, len(done)))
+                    seen.last_mb = resident_mb
+                    if (len(done) - n_before) * command.images_each <= EARLY_IMAGES:
+                        seen.early_mb = resident_mb
                 if kill_at is not None and len(done) * command.images_each >= kill_at:
                     process.kill()
                     break
@@ -161,9 +168,11 @@ def watch(command: Command, kill_at: int | None = None) -> Watch:
             process.kill()
     if not growth or (kill_at is None and process.returncode):
         sys.exit(f"cracks {' '.join(command.arguments)} ended with exit code {process.returncode}")
-    (seen.start_s, n_first), (last_s, n_last) = growth[0], growth[-1]
+    (seen.start_s, first_cpu_s, n_first), (last_s, last_cpu_s, n_last) = growth[0], growth[-1]
+    n_images = max(1, n_last - n_first) * command.images_each
     seen.end_s = time.perf_counter() - started_s - last_s
-    seen.images_per_s = (n_last - n_first) * command.images_each / max(last_s - seen.start_s, POLL_S)
+    seen.images_per_s = n_images / max(last_s - seen.start_s, POLL_S)
+    seen.cpu_ms = 1000 * (last_cpu_s - first_cpu_s) / n_images
     return seen
 
 
@@ -183,10 +192,12 @@ def report(command: Command, n_files: int, n_broken: int) -> None:
         f"`cracks {command.name}`, {n_files:,} files": ("killed", "run again"),
         "---": ("--:", "--:"),
         "images a second": (f"{first.images_per_s:.0f}", f"{second.images_per_s:.0f}"),
+        "CPU ms an image": (f"{first.cpu_ms:.1f}", f"{second.cpu_ms:.1f}"),
         "seconds before the first images": (f"{first.start_s:.0f}", f"{second.start_s:.0f}"),
         "seconds after the last images": ("", f"{second.end_s:.0f}"),
-        f"peak MB up to {EARLY_IMAGES:,} images": (f"{first.early_mb:.0f}", f"{second.early_mb:.0f}"),
-        "peak MB in all": (f"{first.peak_mb:.0f}", f"{second.peak_mb:.0f}"),
+        f"MB after {EARLY_IMAGES:,} images": (f"{first.early_mb:.0f}", f"{second.early_mb:.0f}"),
+        "MB after the last images": (f"{first.last_mb:.0f}", f"{second.last_mb:.0f}"),
+        "MB at most": (f"{first.peak_mb:.0f}", f"{second.peak_mb:.0f}"),
         "images kept from before": ("", f"{len(first.done) * command.images_each:,}"),
         "of these, made again": ("", f"{made_again(command, first, second):,}"),
         "rows of the result": ("", f"{len(table):,}"),
