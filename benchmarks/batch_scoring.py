@@ -5,8 +5,8 @@
 Makes a folder of so many images by linking those of the archive again and again, with broken files of known kinds
 among them, and starts `cracks predict` on it. The process gets SIGKILL when half of the images are done, and is run
 again; then the same with `cracks map`, for which each image is a photo of one tile. Prints a table in Markdown: images
-a second and CPU time while scoring, the resident memory after 10,000 images, after the last and at its largest, what was
-done before the kill and made again, and whether the result has a row for each file and a reason for each broken one.
+a second and CPU time while scoring; the resident memory after 10,000 images, after the last and at its most; what was
+done before the kill and made again; and whether the result has a row for each file and a reason for each broken one.
 """
 
 import argparse
