@@ -55,8 +55,14 @@ PREFECT_PORT ?= 4200
 MLFLOW_PORT ?= 5000
 API_PORT ?= 8000
 
-up: .venv/installed  ## start Prefect, MLflow, the schedules and the API on this machine (PREFECT_PORT=, MLFLOW_PORT=, API_PORT=)
-	@python -m flows.local up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT) --api-port $(API_PORT)
+STARTER := data/serving/starter
+$(STARTER)/decision.json: pipeline/starter.npz | .venv/installed
+	@echo "Preparing the starter model, which answers until another is registered ..."
+	@python -m pipeline.served_starter --recipe data/demo.yaml --out $(STARTER)
+
+up: .venv/installed $(STARTER)/decision.json  ## start Prefect, MLflow, the schedules and the API on this machine (PREFECT_PORT=, MLFLOW_PORT=, API_PORT=)
+	@python -m flows.local up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT) --api-port $(API_PORT) \
+		--starter $(STARTER)
 
 down: .venv/installed  ## end what `make up` started, and nothing else
 	@python -m flows.local down
@@ -64,12 +70,8 @@ down: .venv/installed  ## end what `make up` started, and nothing else
 status: .venv/installed  ## what runs, the last sign of life of the schedules, the last runs
 	@python -m flows.local status
 
-data/serving/starter/decision.json: pipeline/starter.npz | .venv/installed
-	@echo "Preparing the starter model, which answers until another is registered ..."
-	@python -m pipeline.served_starter --recipe data/demo.yaml --out data/serving/starter
-
-serve: .venv/installed data/serving/starter/decision.json  ## the API and its page at http://127.0.0.1:8000 (API_PORT=)
-	@python -m serving --params params.yaml --port $(API_PORT) --starter data/serving/starter
+serve: .venv/installed $(STARTER)/decision.json  ## the API and its page at http://127.0.0.1:8000 (API_PORT=)
+	@python -m serving --params params.yaml --port $(API_PORT) --starter $(STARTER)
 
 test: .venv/installed-dev lint  ## the tests (CRACKS_REAL_DATA=DIR adds the ones on real images)
 	@pytest -m "not soak"

@@ -48,8 +48,8 @@ class Service:
     variables: dict[str, str] = field(default_factory=dict)
 
 
-def services(prefect_port: int, mlflow_port: int, api_port: int) -> list[Service]:
-    """Return what runs here, in the order in which it starts."""
+def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path | None) -> list[Service]:
+    """Return what runs here, in the order in which it starts; `starter` is a model for the API until it has another."""
     found: list[Service] = []
     prefect_api, mlflow_address = os.environ.get(PREFECT_VARIABLE), os.environ.get(MLFLOW_VARIABLE)
     if not prefect_api:
@@ -59,7 +59,7 @@ def services(prefect_port: int, mlflow_port: int, api_port: int) -> list[Service
         found.append(_mlflow(mlflow_port))
         mlflow_address = str(found[-1].address)
     variables = {PREFECT_VARIABLE: prefect_api, MLFLOW_VARIABLE: mlflow_address}
-    return [*found, _flows(variables), _api(api_port, variables)]
+    return [*found, _flows(variables), _api(api_port, starter, variables)]
 
 
 def _prefect(port: int) -> Service:
@@ -92,9 +92,11 @@ def _flows(variables: dict[str, str]) -> Service:
     return Service("flows", [sys.executable, "-m", "flows"], None, beats, variables)
 
 
-def _api(port: int, variables: dict[str, str]) -> Service:
+def _api(port: int, starter: Path | None, variables: dict[str, str]) -> Service:
     address = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--host", HOST, "--port", str(port)]
+    if starter is not None:
+        command += ["--starter", str(starter)]
     return Service("api", command, address, lambda _: answers(f"{address}/healthz"), variables)
 
 
@@ -215,11 +217,12 @@ def main() -> None:
     starting = commands.add_parser("up", help="start what does not run yet")
     for name, port in {"prefect": 4200, "mlflow": 5000, "api": 8000}.items():
         starting.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}")
+    starting.add_argument("--starter", type=Path, help="served form of a model for the API to answer with meanwhile")
     commands.add_parser("down", help="end what `up` started")
     commands.add_parser("status", help="what runs, and how the last runs went")
     args = parser.parse_args()
     if args.command == "up":
-        up(services(args.prefect_port, args.mlflow_port, args.api_port))
+        up(services(args.prefect_port, args.mlflow_port, args.api_port, args.starter))
     else:
         {"down": down, "status": status}[args.command]()
 

@@ -90,6 +90,13 @@ def decode(content: bytes) -> Pixels:
     return to_pixels(open_image(content))
 
 
+def encode_png(pixels: Pixels) -> bytes:
+    """Return the file of RGB pixels, uint8, (height, width, 3), without loss: equal pixels make equal files."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def thumbnail(pixels: Pixels) -> Pixels:
     """Return the grey thumbnail, of which the fingerprint is made: uint8, shape (64, 64), means of areas."""
     grey = Image.fromarray(pixels).convert("L")

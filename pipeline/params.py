@@ -311,6 +311,9 @@ class Serve(Section):
     max_seconds: float = Field(gt=0, description="for a request")
     max_requests: int = Field(ge=1, description="at once; one more is asked to come again")
     inbox: Path | None = Field(description="of the retraining flow, for reviews; null: the reviewer downloads them")
+    kept_images_mb: float | None = Field(
+        gt=0, description="of the images that were scored, kept beside the prediction log; null: none is kept"
+    )
 
     @model_validator(mode="after")
     def _one_fits(self) -> "Serve":

@@ -1,12 +1,14 @@
 """Score many images: parts of a few dozen, each kept until the table is whole, so that a killed run goes on.
 
-An image that cannot be read is a row with its error.
+An image that cannot be read is a row with its error. What is in memory at once does not grow with the images: a part is
+bounded in files and bytes, a batch in images and pixels.
 """
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial as bound
 from pathlib import Path
@@ -19,13 +21,17 @@ from tqdm import tqdm
 from pipeline.cluster import computed_on_cluster
 from pipeline.files import replacing
 from pipeline.find_model import FoundModel, ModelFiles, model_of
-from pipeline.images import UnreadableImageError, batches_by_size, decode, look, stored_size
+from pipeline.images import Sizes, UnreadableImageError, batches_by_size, decode, look, stored_size
 from pipeline.ingest import photo_of
 from pipeline.openvino_cpu import N_THREADS
 from pipeline.prediction_log import LOOKS, embeddings_of
 from pipeline.served import BATCH_IMAGES, ServedModel
 
 PART_IMAGES = 64
+MAX_PART_BYTES = 10_000_000  # more would be a lot to lose by a kill, and to send to a worker at once
+MAX_BATCH_PIXELS = 8_000_000  # 100 MB as the network takes them
+MAX_FILE_MB = 600  # an image of 89 megapixels, the most that is decoded, has no more even at 16 bits a colour
+NOTED_IMAGES = 1000  # of one file of the prediction log, which slows down with many files
 COLUMNS = ["path", "probability", "label", "error"]
 
 Content = bytes | str  # of a file, or why it cannot be read
@@ -34,6 +40,8 @@ Content = bytes | str  # of a file, or why it cannot be read
 def read(path: Path) -> Content:
     """Return the bytes of a file, or why it cannot be read."""
     try:
+        if path.stat().st_size > MAX_FILE_MB * 1_000_000:
+            return f"larger than {MAX_FILE_MB} MB"
         return path.read_bytes()
     except OSError as error:
         return error.strerror or str(error)
@@ -69,7 +77,7 @@ def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = F
                     observed[position] = {**look(pixels), "embedding": embedding}
 
     readable = np.array(list(sizes), np.int64)
-    batches = batches_by_size(np.array(list(sizes.values()), np.int64).reshape(-1, 2), BATCH_IMAGES)
+    batches = _batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
     with ThreadPoolExecutor(N_THREADS) as pool:
         for _ in pool.map(fill, [readable[batch] for batch in batches]):
             pass  # raises what a batch raised
@@ -78,6 +86,14 @@ def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = F
     if not observes:
         return table
     return table.join(pd.DataFrame.from_dict(observed, orient="index", columns=[*LOOKS, "embedding"]))
+
+
+def _batches(sizes: Sizes) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the positions of images of one size, so many that they fit into memory."""
+    for batch in batches_by_size(sizes, BATCH_IMAGES):
+        n_pixels = int(sizes[batch[0]].prod())
+        n_images = max(1, MAX_BATCH_PIXELS // max(1, n_pixels))
+        yield from (batch[start : start + n_images] for start in range(0, len(batch), n_images))
 
 
 def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:
@@ -129,6 +145,39 @@ def unfinished_folder(found: FoundModel, paths: Sequence[Path], out: Path) -> Pa
     return out.with_name(f".{out.name}.{digest.hexdigest()[:16]}.unfinished")
 
 
+@contextmanager
+def _gathering(note: Callable[[pd.DataFrame], None] | None) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Yield a function that gathers tables and gives `note` a thousand rows at a time, the last when the block ends."""
+    gathered: list[pd.DataFrame] = []
+
+    def hand_over(at_least: int) -> None:
+        if note is not None and sum(map(len, gathered)) >= at_least:
+            note(pd.concat(gathered, ignore_index=True))
+            gathered.clear()
+
+    def gather(table: pd.DataFrame) -> None:
+        if note is not None:
+            gathered.append(table)
+            hand_over(NOTED_IMAGES)
+
+    try:
+        yield gather
+    finally:
+        hand_over(1)
+
+
+def parts_of(paths: Sequence[Path]) -> list[Sequence[Path]]:
+    """Return files in parts, in their order: of 64 files and 10 MB at most, or of one file that is larger."""
+    starts, n_bytes = [0], 0
+    for position, path in enumerate(paths):
+        size = path.stat().st_size if path.exists() else 0
+        n_bytes += size
+        if position - starts[-1] == PART_IMAGES or (n_bytes > MAX_PART_BYTES and position > starts[-1]):
+            starts.append(position)
+            n_bytes = size
+    return [paths[start:stop] for start, stop in zip(starts, [*starts[1:], len(paths)], strict=True)]
+
+
 def run(
     found: FoundModel,
     paths: Sequence[Path],
@@ -143,16 +192,14 @@ def run(
         paths: of the images.
         out: the file.
         dask_address: of a cluster that does the work.
-        note: gets each part that was scored, with what the prediction log keeps.
+        note: gets what was scored, some thousand images at a time, with what the prediction log keeps; of the last
+            ones it learns nothing if the process is killed.
 
     Returns:
         How many images have each label; unreadable ones count under "".
     """
     unfinished = unfinished_folder(found, paths, out)
-    parts = {
-        unfinished / f"{start:09}.csv": paths[start : start + PART_IMAGES]
-        for start in range(0, len(paths), PART_IMAGES)
-    }
+    parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}
     missing = [part for part in parts if not part.exists()]
     tables: Iterator[tuple[Path, pd.DataFrame]]
     observes = note is not None
@@ -168,14 +215,16 @@ def run(
             tasks,
             otherwise="leave --dask out",
         )
-    with tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar:
+    with (
+        _gathering(note) as gather,
+        tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar,
+    ):
         bar.update(len(paths) - sum(len(parts[part]) for part in missing))
         for part, table in tables:
             table = table.assign(path=[str(path) for path in parts[part]])
             with replacing(part) as partial:
                 table[COLUMNS].to_csv(partial, index=False)
-            if note is not None:
-                note(table)
+            gather(table)
             bar.update(len(table))
     counts: dict[str, int] = {}
     with replacing(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

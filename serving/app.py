@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial as bound
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,7 +34,8 @@ from serving import problems
 from serving.answers import Heat, MapAnswer, ModelAnswer, PredictAnswer, Prediction, Tile, model_answer
 from serving.batching import Batcher
 from serving.holder import Held, ModelHolder
-from serving.limits import RETRY_AFTER_S, Gate, PixelBudget, SecurityHeaders
+from serving.kept_images import FOLDER, KeptImages
+from serving.limits import RETRY_AFTER_S, Gate, GivenUpError, PixelBudget, SecurityHeaders, in_thread
 from serving.metrics import Measured, Metrics
 from serving.problems import Problem, documented
 from serving.recording import Recorder, Seen
@@ -69,7 +71,9 @@ class Parts:
         self.metrics = Metrics(holder)
         self.batcher = Batcher(settings.batch_wait_ms, settings.max_batch_images, self.metrics.batch.observe)
         self.decoder = Decoder(PixelBudget(settings.max_decoded_megapixels * MEGA))
-        self.recorder = Recorder(prediction_log, self.metrics.dropped.inc)
+        max_mb = settings.kept_images_mb
+        images = None if max_mb is None else KeptImages(prediction_log.folder / FOLDER, max_mb)
+        self.recorder = Recorder(prediction_log, images, self.metrics.dropped.inc)
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -154,10 +158,17 @@ async def predict(
 async def _predict_one(parts: Parts, held: Held, upload: Upload, explain: bool) -> Prediction:
     async with parts.decoder.decoded(upload) as pixels:
         output = await parts.batcher.submit(held.model, pixels)
-        heat = await asyncio.to_thread(_explain, held, pixels) if explain else None
+        heat = await in_thread(lambda _: _explain(held, pixels)) if explain else None
     parts.recorder.put(
         Seen(
-            datetime.now(UTC), held.version.number, "predict", upload.name, pixels, output.probability, output.features
+            time=datetime.now(UTC),
+            model_version=held.version.number,
+            source="predict",
+            photo=upload.name,
+            pixels=pixels,
+            content=upload.content,
+            probability=output.probability,
+            features=output.features,
         )
     )
     label = held.model.decision.verdict(output.probability)
@@ -193,8 +204,8 @@ async def crack_map(
     held = parts.held()
     [upload] = await read_uploads([file], 1, parts.settings.max_photo_megapixels)
     async with parts.decoder.decoded(upload) as pixels:
-        crack_map = await asyncio.to_thread(_mapped, parts, held, upload.name, pixels, mm_per_px)
-        picture = await asyncio.to_thread(_preview, pixels) if preview else None
+        crack_map = await in_thread(bound(_mapped, parts, held, upload.name, pixels, mm_per_px))
+        picture = await in_thread(lambda _: _preview(pixels)) if preview else None
     return MapAnswer(
         file=upload.name,
         width=crack_map.width_px,
@@ -207,12 +218,16 @@ async def crack_map(
     )
 
 
-def _mapped(parts: Parts, held: Held, photo: str, pixels: Pixels, mm_per_px: float | None) -> CrackMap:
+def _mapped(
+    parts: Parts, held: Held, photo: str, pixels: Pixels, mm_per_px: float | None, is_given_up: threading.Event
+) -> CrackMap:
     now = datetime.now(UTC)
 
     def record(tiles: Pixels, outputs: Outputs) -> None:
+        if is_given_up.is_set():
+            raise GivenUpError
         for tile, probability, features in zip(tiles, outputs["probability"], outputs["features"], strict=True):
-            parts.recorder.put(Seen(now, held.version.number, "map", photo, tile, float(probability), features))
+            parts.recorder.put(Seen(now, held.version.number, "map", photo, tile, None, float(probability), features))
 
     try:
         crack_map = held.mapper.map(pixels, mm_per_px, record)

@@ -2,16 +2,21 @@
 
 import asyncio
 import secrets
+import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import problems
 from serving.problems import Problem
+
+Result = TypeVar("Result")
 
 GUARDED = "/v1/"
 FULL_BODIES = 8  # of the largest size, that all requests together may have sent; more are asked to come again
@@ -187,3 +192,36 @@ class PixelBudget:
                 turn.set_result(None)
             else:
                 return
+
+
+class GivenUpError(Exception):
+    """Work was stopped, because the request that wanted it was ended."""
+
+
+async def in_thread(work: Callable[[threading.Event], Result], pool: ThreadPoolExecutor | None = None) -> Result:
+    """Run work in a thread; if the request is ended meanwhile, wait until the work has stopped.
+
+    So nothing goes on behind a request, and what the work holds in memory is counted for as long as it holds it.
+
+    Args:
+        work: is told by the event that the request was ended; where it takes long, it should then raise GivenUpError.
+        pool: of the thread; None takes asyncio's.
+    """
+    has_begun, is_given_up = threading.Event(), threading.Event()
+
+    def call() -> Result:
+        has_begun.set()
+        if is_given_up.is_set():
+            raise GivenUpError
+        return work(is_given_up)
+
+    running = asyncio.get_running_loop().run_in_executor(pool, call)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        is_given_up.set()
+        if has_begun.is_set():
+            await asyncio.gather(running, return_exceptions=True)
+        else:
+            running.cancel()
+        raise

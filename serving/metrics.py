@@ -37,7 +37,9 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
         self.dropped = Counter(
-            "cracks_log_dropped_images", "Images that the prediction log had no time for", registry=self._registry
+            "cracks_log_dropped_images",
+            "Images that the prediction log had no time or no room for",
+            registry=self._registry,
         )
         self._registry.register(_ModelCollector(holder))
 

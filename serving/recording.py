@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.images import Pixels, look
+from pipeline.images import Pixels, encode_png, look
 from pipeline.prediction_log import PredictionLog, embeddings_of
+from serving.kept_images import KeptImages
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING_PIXELS = 50_000_000  # 150 MB
+MAX_WAITING_BYTES = 150_000_000
 MAX_CORE_SHARE = 0.2
 FLUSH_S = 60.0  # between two files of the log, which a kill can cost
 MAX_ROWS = 1000  # of one file
@@ -29,32 +30,47 @@ MAX_ROWS = 1000  # of one file
 
 @dataclass(frozen=True)
 class Seen:
-    """An image that was answered: uint8 (height, width, 3), and features (n_features,)."""
+    """An image that was answered.
+
+    Attributes:
+        time: when.
+        model_version: which model answered.
+        source: what was asked for.
+        photo: name of the photo that it is, or is a part of.
+        pixels: RGB, uint8, (height, width, 3).
+        content: its file; None of a part of a photo, which has none.
+        probability: of a crack, 0..1.
+        features: (n_features,).
+    """
 
     time: datetime
     model_version: str
     source: Literal["predict", "map"]
     photo: str
     pixels: Pixels
+    content: bytes | None
     probability: float
     features: npt.NDArray[np.float32]
 
     @property
-    def n_pixels(self) -> int:
-        """How many pixels it has."""
-        return int(self.pixels.shape[0] * self.pixels.shape[1])
+    def n_bytes(self) -> int:
+        """How much memory it takes."""
+        return self.pixels.nbytes + len(self.content or b"")
 
 
 class Recorder:
     """The thread that writes the log."""
 
-    def __init__(self, target: PredictionLog, on_drop: Callable[[], object]) -> None:
-        """Take the log, and who is told of an image that there was no time for."""
+    def __init__(self, target: PredictionLog, images: KeptImages | None, on_drop: Callable[[], object]) -> None:
+        """Take the log, where images are kept if they are, and who is told of each image that was lost."""
         self._target = target
+        self._images = images
         self._on_drop = on_drop
+        self._why_lost: list[str] = []  # a reason for each image that could not be kept
         self._waiting: queue.SimpleQueue[Seen | None] = queue.SimpleQueue()
-        self._n_pixels = 0
+        self._n_bytes = 0
         self._lock = threading.Lock()
+        self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
 
     def start(self) -> None:
@@ -62,16 +78,17 @@ class Recorder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is waiting, and end."""
+        """Write what is waiting, now without sparing the cores, and end."""
+        self._is_stopping.set()
         self._waiting.put(None)
         self._thread.join()
 
     def put(self, seen: Seen) -> None:
         """Let an image be written soon, or drop it where too much is waiting; returns at once."""
         with self._lock:
-            is_full = self._n_pixels + seen.n_pixels > MAX_WAITING_PIXELS
+            is_full = self._n_bytes + seen.n_bytes > MAX_WAITING_BYTES
             if not is_full:
-                self._n_pixels += seen.n_pixels
+                self._n_bytes += seen.n_bytes
         if is_full:
             self._on_drop()
         else:
@@ -103,14 +120,25 @@ class Recorder:
             "model_version": seen.model_version,
             "source": seen.source,
             "photo": seen.photo,
+            "path": self._kept(seen),
             "probability": seen.probability,
             **look(seen.pixels),
             "embedding": embeddings_of(seen.features[None])[0],
         }
         with self._lock:
-            self._n_pixels -= seen.n_pixels
-        time.sleep((time.perf_counter() - started_s) * (1 / MAX_CORE_SHARE - 1))
+            self._n_bytes -= seen.n_bytes
+        self._is_stopping.wait((time.perf_counter() - started_s) * (1 / MAX_CORE_SHARE - 1))
         return row
+
+    def _kept(self, seen: Seen) -> str | None:
+        if self._images is None:
+            return None
+        try:
+            return str(self._images.keep(encode_png(seen.pixels) if seen.content is None else seen.content))
+        except OSError as error:
+            self._why_lost.append(str(error))
+            self._on_drop()
+            return None
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         try:
@@ -119,3 +147,6 @@ class Recorder:
             log.warning("%d rows of the prediction log are lost: %s", len(rows), error)
             for _ in rows:
                 self._on_drop()
+        if self._why_lost:
+            log.warning("%d images could not be kept: %s", len(self._why_lost), self._why_lost[-1])
+            self._why_lost.clear()

@@ -16,12 +16,11 @@ from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pipeline.batches import DONE_SUFFIX
 from pipeline.files import replacing, write_text
-from pipeline.images import Pixels
+from pipeline.images import Pixels, encode_png
 from pipeline.params import Label
 from pipeline.reviews import REVIEWS_FILE
 from serving.problems import Problem
@@ -100,9 +99,8 @@ def cut_tiles(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 f"A tile of {tile.size} px at ({tile.x}, {tile.y}) lies outside {photo}, {width} x {height} px.",
             )
-        buffer = io.BytesIO()
-        Image.fromarray(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size]).save(buffer, "PNG")
-        sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+        content = encode_png(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size])
+        sha256 = hashlib.sha256(content).hexdigest()
         stem = re.sub(r"[^\w.-]", "_", PurePosixPath(photo).stem)[:80]
         row = Row(
             path=f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}.png",
@@ -113,7 +111,7 @@ def cut_tiles(
             photo=photo,
             model_version=reviews.model_version,
         )
-        cut.append(LabelledTile(row, buffer.getvalue()))
+        cut.append(LabelledTile(row, content))
     return cut
 
 

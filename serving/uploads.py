@@ -1,6 +1,5 @@
 """Uploaded files to pixels: looked at by their headers first, decoded in threads, within the memory that there is."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,7 +11,7 @@ from fastapi import UploadFile
 
 from pipeline.images import Pixels, UnreadableImageError, decode, stored_size
 from pipeline.openvino_cpu import N_THREADS
-from serving.limits import PixelBudget
+from serving.limits import PixelBudget, in_thread
 from serving.problems import Problem
 
 MEGA = 1_000_000
@@ -43,7 +42,7 @@ class Decoder:
         """
         async with self._budget.of(upload.n_pixels):
             try:
-                pixels = await asyncio.get_running_loop().run_in_executor(self._pool, decode, upload.content)
+                pixels = await in_thread(lambda _: decode(upload.content), self._pool)
             except UnreadableImageError as error:
                 raise unreadable([f"{upload.name}: {error}"]) from None
             yield pixels

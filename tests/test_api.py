@@ -17,6 +17,10 @@ from api_server import ROOT, Server
 from PIL import ExifTags, Image
 from tiny_model import DECISION, probability_of, write_tiny_model
 
+from pipeline.labelling import export
+from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+from pipeline.sources import find_images
+
 PROBLEM = "application/problem+json"
 # Training libraries, and what only they need: the image of the API has none of them.
 NOT_IN_THE_IMAGE = (
@@ -271,6 +275,29 @@ def test_a_request_that_takes_too_long_is_ended(starter, tmp_path):
         assert answer.status_code == 503
         assert "more than 0.3 s" in answer.json()["detail"]
         assert time.monotonic() - started_s < 10
+
+
+def test_images_are_kept_where_that_is_switched_on_and_can_be_handed_to_a_person(starter, tmp_path, draw_tile, encode):
+    photo, tile = encode(draw_tile(0, size_px=512)), encode(draw_tile(1), "PNG")
+    with Server(tmp_path / "on", starter=starter, kept_images_mb=10) as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            assert predict(client, tile).status_code == 200
+            assert client.post("/v1/map", files={"file": ("photo.jpg", photo)}).status_code == 200
+    rows = PredictionLog(tmp_path / "on" / LOG_FOLDER).read()
+    assert rows["source"].tolist() == ["predict", *["map"] * 4]
+    assert Path(rows["path"][0]).read_bytes() == tile
+    assert export(rows, tmp_path / "to-label") == 5
+    assert len(find_images([tmp_path / "to-label"])) == 5
+
+
+def test_no_image_is_kept_unless_that_is_switched_on(starter, tmp_path, grey):
+    with Server(tmp_path, starter=starter) as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            assert predict(client, grey(40)).status_code == 200
+    assert PredictionLog(tmp_path / LOG_FOLDER).read()["path"].isna().tolist() == [True]
+    assert [path.suffix for path in (tmp_path / LOG_FOLDER).iterdir()] == [".parquet"]
 
 
 def test_reviews_go_to_the_inbox_with_a_marker(starter, tmp_path, draw_tile, encode):

@@ -230,6 +230,14 @@ def test_map_says_why_a_photo_was_not_mapped_and_fails_where_none_was(cracks, mo
     assert "No photo could be mapped" in capsys.readouterr().err
 
 
+def test_map_names_some_of_many_photos_that_were_not_mapped(cracks, model, wall_photo, caplog):
+    for number in range(23):
+        wall_photo.with_name(f"broken-{number:02}.jpg").write_text("no image")
+    assert cracks("map", wall_photo.parent, "--model", model, "--out", "maps") == 0
+    assert sum(message.startswith("not mapped: ") for message in caplog.messages) == 20
+    assert f"and 3 more; the column `error` of {Path('maps/summary.csv')} says why" in caplog.messages
+
+
 def test_map_refuses_an_impossible_ground_resolution_before_it_loads_a_model(cracks, wall_photo, capsys):
     assert cracks("map", wall_photo, "--out", "maps", "--mm-per-px", "0") == 2
     assert "--mm-per-px is 0, it must be more than 0" in capsys.readouterr().err

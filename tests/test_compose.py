@@ -114,6 +114,12 @@ def test_the_api_sees_the_heartbeat_of_the_worker_and_both_know_whom_to_tell() -
         assert SERVICES[name]["environment"]["CRACKS_NOTIFY_URL"] == "${CRACKS_NOTIFY_URL:-}"
 
 
+def test_what_the_api_saw_is_where_the_worker_looks_for_drift() -> None:
+    log = "predictions:/app/data/predictions"
+    assert log in SERVICES["api"]["volumes"]
+    assert log in SERVICES["worker"]["volumes"]
+
+
 def test_every_volume_is_named_and_every_file_that_is_mounted_is_there() -> None:
     mounted = [volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])]
     files = {source for source in mounted if source.startswith(".")}

@@ -1,12 +1,14 @@
 """What the API lets in, tried without a server."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.limits import Gate, PixelBudget
+from serving.limits import Gate, GivenUpError, PixelBudget, in_thread
 from serving.problems import Problem, response
 
 
@@ -131,3 +133,56 @@ def test_requests_that_together_send_too_much_are_asked_to_come_again():
 
     asyncio.run(main())
     assert statuses == [429] + [200] * 9
+
+
+async def given_up_when(begun, work):
+    """Ask for work, and end the request as soon as `begun` is set; in_thread then raises TimeoutError."""
+    async with asyncio.timeout(None) as limit:
+        asking = asyncio.create_task(in_thread(work))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        limit.reschedule(0)
+        await asking
+
+
+def test_work_in_a_thread_has_stopped_when_its_request_was_ended():
+    steps, begun = [], threading.Event()
+
+    def work(is_given_up):
+        begun.set()
+        assert is_given_up.wait(20)
+        steps.append("stopped")
+        raise GivenUpError
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            await given_up_when(begun, work)
+        steps.append("answered")
+
+    asyncio.run(main())
+    assert steps == ["stopped", "answered"]
+
+
+def test_work_that_no_thread_was_free_for_never_begins():
+    leave, is_busy, begun = threading.Event(), threading.Event(), []
+
+    def hold(_):
+        is_busy.set()
+        return leave.wait(20)
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        busy = asyncio.create_task(in_thread(hold))
+        while not is_busy.is_set():
+            await asyncio.sleep(0.001)
+        with pytest.raises(TimeoutError):
+            await given_up_when(is_busy, begun.append)
+        leave.set()
+        return await busy
+
+    assert asyncio.run(main()) is True
+    assert begun == []
+
+
+def test_work_that_is_done_in_time_gives_its_result():
+    assert asyncio.run(in_thread(lambda is_given_up: is_given_up.is_set())) is False

@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 from conftest import wait_until
+from tiny_model import write_tiny_model
 from toy_project import diamond, toy_project
 from webhook import webhook
 
@@ -43,10 +44,14 @@ def project(tmp_path):
 def test_what_was_started_is_shown_and_ended_with_the_stage_that_runs(project):
     prefect_port, mlflow_port, api_port = free_ports(3)
     ports = ("--prefect-port", prefect_port, "--mlflow-port", mlflow_port, "--api-port", api_port)
+    write_tiny_model(project.root / "starter")
+    ports += ("--starter", "starter")
     started = project.run(*LOCAL, "up", *ports)
     assert started.returncode == 0, started.stderr
+    wait_until(lambda: httpx.get(f"http://127.0.0.1:{api_port}/readyz").is_success)
+    assert "starter" in httpx.get(f"http://127.0.0.1:{api_port}/v1/model").json()["description"]
     record = json.loads((project.root / ".prefect" / "local.json").read_text())
-    assert {"prefect", "mlflow", "flows"} <= set(record)
+    assert set(record) == {"prefect", "mlflow", "flows", "api"}
     assert httpx.get(f"http://127.0.0.1:{mlflow_port}/health").text == "OK"
 
     again = project.run(*LOCAL, "up", *ports)

@@ -108,6 +108,7 @@ DOCUMENT = {
         "max_seconds": 60,
         "max_requests": 64,
         "inbox": None,
+        "kept_images_mb": None,
     },
     "retrain": {
         "dataset": "site",

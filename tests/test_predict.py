@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline import predict
 from pipeline.find_model import found_model
-from pipeline.predict import log_rows, read, run, score, unfinished_folder
+from pipeline.predict import log_rows, parts_of, read, run, score, unfinished_folder
 from pipeline.prediction_log import PredictionLog
 from pipeline.served import ServedModel
 
@@ -79,6 +79,46 @@ def test_a_photo_on_its_side_is_scored_upright(tmp_path, model):
     assert score(model, [read(path)])["label"].tolist() == ["crack"]
 
 
+def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path):
+    path = tmp_path / "disk.jpg"
+    with path.open("wb") as file:
+        file.truncate(600_000_001)  # takes no room on the disk
+    assert read(path) == "larger than 600 MB"
+
+
+def test_a_part_is_bounded_in_files_and_in_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "PART_IMAGES", 3)
+    monkeypatch.setattr(predict, "MAX_PART_BYTES", 10)
+    paths = []
+    for number, n_bytes in enumerate([4, 4, 4, 99, 1, 1, 1, 1, 5, 5, 1]):
+        paths.append(tmp_path / f"{number}.jpg")
+        paths[-1].write_bytes(bytes(n_bytes))
+    paths.append(tmp_path / "missing.jpg")
+    parts = parts_of(paths)
+    assert [len(part) for part in parts] == [2, 1, 1, 3, 2, 3]
+    assert [path for part in parts for path in part] == paths
+
+
+def test_large_images_go_through_the_network_few_at_a_time(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(predict, "MAX_BATCH_PIXELS", 300)
+    sizes = [(8, 8)] * 10 + [(10, 11)] * 5 + [(40, 40)] * 2
+    paths = [save_grey(tmp_path / f"{n}.png", 15 * n, size) for n, size in enumerate(sizes)]
+    batches = []
+
+    class Noting:
+        decision = model.decision
+
+        def outputs(self, batch):
+            batches.append(batch.shape[:3])
+            return model.outputs(batch)
+
+    table = score(Noting(), [read(path) for path in paths])
+    small, middle, large = (8, 8), (10, 11), (40, 40)
+    expected = [(4, *small), (4, *small), (2, *small), (2, *middle), (2, *middle), (1, *middle), (1, *large)]
+    assert sorted(batches) == sorted([*expected, (1, *large)])
+    assert table["probability"].tolist() == sorted(table["probability"], reverse=True)
+
+
 @pytest.fixture
 def many(tmp_path):
     """Ten images, which make three parts of four."""
@@ -132,3 +172,25 @@ def test_what_is_noted_for_the_log_is_all_that_could_be_read_by_photo(tmp_path, 
     assert read_back["model_version"].unique().tolist() == [found.version]
     scores = table_of(tmp_path / "scores.csv")["probability"][:6].astype(float)
     assert read_back["probability"].tolist() == pytest.approx(scores.tolist(), rel=1e-5)
+
+
+def test_the_log_gets_many_images_at_a_time_and_the_last_ones_when_a_run_is_interrupted(
+    tmp_path, found, many, small_parts, monkeypatch
+):
+    monkeypatch.setattr(predict, "NOTED_IMAGES", 6)
+    noted = []
+    run(found, many, tmp_path / "scores.csv", note=noted.append)
+    assert [len(table) for table in noted] == [8, 2]
+    assert pd.concat(noted)["path"].tolist() == [str(path) for path in many]
+
+    def interrupted(model, contents, **_):
+        if len(contents) == 2:
+            raise KeyboardInterrupt
+        return score(model, contents, observes=True)
+
+    monkeypatch.setattr(predict, "score", interrupted)
+    monkeypatch.setattr(predict, "NOTED_IMAGES", 100)
+    noted.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(found, many, tmp_path / "again.csv", note=noted.append)
+    assert [len(table) for table in noted] == [8]

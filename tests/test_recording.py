@@ -1,22 +1,26 @@
 """The prediction log never slows and never fails what it listens to."""
 
+import hashlib
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.images import look
 from pipeline.prediction_log import PredictionLog, embeddings_of
 from serving import recording
+from serving.kept_images import KeptImages
 from serving.recording import Recorder, Seen
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
-def seen(pixels, probability=0.7):
-    return Seen(NOW, "3", "predict", "a.jpg", pixels, probability, np.arange(40, dtype=np.float32))
+def seen(pixels, content=None):
+    return Seen(NOW, "3", "predict", "a.jpg", pixels, content, 0.7, np.arange(40, dtype=np.float32))
 
 
 class Broken:
@@ -39,7 +43,7 @@ def dropped():
 
 def test_an_image_becomes_a_row_with_its_looks_and_embedding(tmp_path, draw_tile, dropped):
     pixels = draw_tile(0)
-    recorder = Recorder(PredictionLog(tmp_path), lambda: dropped.append(1))
+    recorder = Recorder(PredictionLog(tmp_path), None, lambda: dropped.append(1))
     recorder.start()
     recorder.put(seen(pixels))
     recorder.stop()
@@ -52,7 +56,7 @@ def test_an_image_becomes_a_row_with_its_looks_and_embedding(tmp_path, draw_tile
 
 
 def test_a_log_that_cannot_be_written_costs_rows_and_nothing_else(draw_tile, dropped, caplog):
-    recorder = Recorder(Broken(), lambda: dropped.append(1))
+    recorder = Recorder(Broken(), None, lambda: dropped.append(1))
     recorder.start()
     for seed in range(3):
         recorder.put(seen(draw_tile(seed)))
@@ -62,10 +66,10 @@ def test_a_log_that_cannot_be_written_costs_rows_and_nothing_else(draw_tile, dro
 
 
 def test_when_too_much_waits_images_are_dropped_at_once(monkeypatch, draw_tile, dropped):
-    monkeypatch.setattr(recording, "MAX_WAITING_PIXELS", 10 * 64 * 64)
+    monkeypatch.setattr(recording, "MAX_WAITING_BYTES", 10 * 3 * 64 * 64)
     target = Stuck()
     monkeypatch.setattr(recording, "MAX_ROWS", 1)
-    recorder = Recorder(target, lambda: dropped.append(1))
+    recorder = Recorder(target, None, lambda: dropped.append(1))
     recorder.start()
     pixels = draw_tile(0)
     started_s = time.monotonic()
@@ -78,8 +82,8 @@ def test_when_too_much_waits_images_are_dropped_at_once(monkeypatch, draw_tile, 
 
 
 def test_what_was_dropped_leaves_room_again(tmp_path, monkeypatch, draw_tile, dropped):
-    monkeypatch.setattr(recording, "MAX_WAITING_PIXELS", 64 * 64)
-    recorder = Recorder(PredictionLog(tmp_path), lambda: dropped.append(1))
+    monkeypatch.setattr(recording, "MAX_WAITING_BYTES", 3 * 64 * 64)
+    recorder = Recorder(PredictionLog(tmp_path), None, lambda: dropped.append(1))
     recorder.start()
     deadline_s = time.monotonic() + 20
     n_taken = 0
@@ -89,3 +93,46 @@ def test_what_was_dropped_leaves_room_again(tmp_path, monkeypatch, draw_tile, dr
         n_taken += len(dropped) == n_before
     recorder.stop()
     assert len(PredictionLog(tmp_path).read()) == 3
+
+
+def test_without_a_folder_no_image_is_kept(tmp_path, draw_tile, encode, dropped):
+    recorder = Recorder(PredictionLog(tmp_path), None, lambda: dropped.append(1))
+    recorder.start()
+    recorder.put(seen(draw_tile(0), encode(draw_tile(0))))
+    recorder.stop()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".parquet"]
+    assert PredictionLog(tmp_path).read()["path"].isna().all()
+
+
+def test_an_image_that_is_kept_is_found_by_the_path_of_its_row(tmp_path, draw_tile, encode, dropped):
+    content = encode(draw_tile(0))
+    recorder = Recorder(PredictionLog(tmp_path), KeptImages(tmp_path / "images", 1), lambda: dropped.append(1))
+    recorder.start()
+    recorder.put(seen(draw_tile(0), content))
+    recorder.put(seen(draw_tile(1)))  # a tile of a photo
+    recorder.stop()
+    whole, tile = (Path(path) for path in PredictionLog(tmp_path).read()["path"])
+    assert whole.read_bytes() == content
+    assert whole.name == f"{hashlib.sha256(content).hexdigest()}.jpeg"
+    assert tile.suffix == ".png"
+    assert np.array_equal(np.asarray(Image.open(tile)), draw_tile(1))
+    assert dropped == []
+
+
+def test_an_image_that_cannot_be_kept_costs_its_file_and_not_its_row(tmp_path, draw_tile, encode, dropped, caplog):
+    (tmp_path / "images").write_text("in the way")
+    recorder = Recorder(PredictionLog(tmp_path), KeptImages(tmp_path / "images", 1), lambda: dropped.append(1))
+    recorder.start()
+    for seed in range(3):
+        recorder.put(seen(draw_tile(seed), encode(draw_tile(seed))))
+    recorder.stop()
+    assert PredictionLog(tmp_path).read()["path"].isna().tolist() == [True] * 3
+    assert len(dropped) == 3
+    assert "3 images could not be kept: " in caplog.text
+
+
+def test_the_file_of_an_image_that_waits_counts_too(tmp_path, monkeypatch, draw_tile, dropped):
+    monkeypatch.setattr(recording, "MAX_WAITING_BYTES", 3 * 64 * 64)
+    recorder = Recorder(PredictionLog(tmp_path), None, lambda: dropped.append(1))
+    recorder.put(seen(draw_tile(0), b"file"))
+    assert dropped == [1]

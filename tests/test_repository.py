@@ -133,3 +133,12 @@ def test_every_direct_dependency_is_in_the_lock() -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     wanted = [re.split(r"[\[=<>; ]", line)[0] for line in project["dependencies"]]
     assert [name for name in wanted if f"\n{name}==" not in f"\n{lock}"] == ["tensorflow"]  # for other platforms
+
+
+@pytest.mark.parametrize("target", ["serve", "up"])
+def test_an_api_that_make_starts_has_the_starter_model_to_begin_with(target: str) -> None:
+    command = ["make", "--dry-run", "--what-if=pipeline/starter.npz", target]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    written, _, started = planned.partition("--out data/serving/starter")
+    assert "pipeline.served_starter" in written
+    assert "--starter data/serving/starter" in started

@@ -8,6 +8,8 @@ from pipeline.commands import Commands
 
 log = logging.getLogger(__name__)
 
+MAX_SHOWN = 20  # photos that could not be mapped
+
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
@@ -51,8 +53,10 @@ def _map(args: argparse.Namespace) -> None:
             dask_address=args.dask,
         )
     failed = summary[summary["error"] != ""]
-    for row in failed.itertuples():
+    for row in failed.head(MAX_SHOWN).itertuples():
         log.warning("not mapped: %s: %s", row.photo, row.error)
+    if len(failed) > MAX_SHOWN:
+        log.warning("and %d more; the column `error` of %s says why", len(failed) - MAX_SHOWN, args.out / "summary.csv")
     if len(failed) == len(summary):
         raise CracksError("No photo could be mapped. Give files that a picture viewer can open.")
     log.info("%s: %d photos mapped, %d not", args.out / "index.html", len(summary) - len(failed), len(failed))

@@ -1,0 +1,64 @@
+"""A map that takes too long is ended with its request, tried in one process."""
+
+import asyncio
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+from tiny_model import DECISION
+
+from pipeline.crack_map import CrackMapper
+from pipeline.openvino_cpu import N_THREADS
+from pipeline.params import Map, load_params
+from pipeline.prediction_log import PredictionLog
+from serving.app import create_app
+from serving.holder import STARTER, Held
+
+SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve
+BATCH_S = 0.02
+
+
+class Slow:
+    """A model that takes its time, and counts the batches that it was asked for."""
+
+    decision = DECISION
+
+    def __init__(self):
+        self.n_batches = 0
+        self._lock = threading.Lock()
+
+    def outputs(self, batch):
+        time.sleep(BATCH_S)
+        with self._lock:
+            self.n_batches += 1
+        return {"probability": np.zeros(len(batch), np.float32), "features": np.zeros((len(batch), 4), np.float32)}
+
+
+def test_a_map_that_took_too_long_goes_on_no_longer(tmp_path, encode):
+    model = Slow()
+    mapper = CrackMapper(model, Map(tile_px=32, overlap=0, model_mm_per_px=None))
+    holder = SimpleNamespace(current=Held(model, mapper, STARTER, datetime(2026, 11, 1, tzinfo=UTC)))
+    settings = SETTINGS.model_copy(update={"max_seconds": 0.5})
+    app = create_app(settings, holder, PredictionLog(tmp_path), None)
+    n_batches = []
+
+    async def ask(client, side_px):
+        content = encode(np.zeros((side_px, side_px, 3), np.uint8))
+        answer = await client.post("/v1/map", files={"file": ("a.jpg", content)})
+        n_batches.append(model.n_batches)
+        return answer
+
+    async def main():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await ask(client, 64 * 32), await ask(client, 32)
+
+    late, quick = asyncio.run(main())
+    assert late.status_code == 503
+    assert "more than 0.5 s" in late.json()["detail"]
+    assert quick.status_code == 200
+    assert n_batches[0] < 200  # of 1,024
+    assert n_batches[1] <= n_batches[0] + 1 + 2 * N_THREADS  # its own, and what the threads had in hand
