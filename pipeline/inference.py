@@ -23,7 +23,7 @@ Features = npt.NDArray[np.float16]  # (n, n_features); half precision rounds by 
 Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
 
 SHARD_IMAGES = 1024  # some seconds of work: little is lost by a kill, and starting a shard costs nothing against it
-BATCH_IMAGES = 16  # larger ones do not run faster on a CPU
+BATCH_IMAGES = 8  # what a larger one is resized from does not fit the CPU's cache
 
 
 class Embedder:

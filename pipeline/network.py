@@ -20,13 +20,14 @@ BATCH_IMAGES = 64  # larger ones do not run faster on a CPU
 def preprocessing_layers(image_size_px: int) -> list[keras.Layer]:
     """Return the layers from uint8 RGB, (batch, height, width, 3), to normalised float32, (batch, size, size, 3)."""
     return [
-        # First, though there are more pixels to normalise: of uint8, Keras rounds what it resizes to whole grey levels.
+        # To float first: of uint8, Keras rounds what it resizes to whole grey levels.
+        keras.layers.Rescaling(1 / 255, name="scale"),
+        keras.layers.Resizing(image_size_px, image_size_px, interpolation="bilinear", name="resize"),
         keras.layers.Rescaling(
-            scale=[1 / (255 * std) for std in IMAGENET_STD],
+            scale=[1 / std for std in IMAGENET_STD],
             offset=[-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)],
             name="normalise",
         ),
-        keras.layers.Resizing(image_size_px, image_size_px, interpolation="bilinear", name="resize"),
     ]
 
 
