@@ -2,34 +2,42 @@
 
     python -m benchmarks.leave_one_photo_out --metu metu-subset.zip --sdnet sdnet-subset.zip
 
-Embeds METU, mosaics of it and SDNET2018 as examples/params.metu-and-sdnet.yaml says. Then each photo of SDNET is left
-out in turn: a probe learns from METU, the mosaics and the other photos, and its threshold is the one with the best
-balanced F1 on those other photos, each scored by a model that had not seen it. Prints for each surface and for all:
-AUROC, and F1 with cracked and intact tiles weighed alike.
+Embeds METU, mosaics of it and SDNET2018, as it is and turned, as examples/params.metu-and-sdnet.yaml says. Then each
+photo of SDNET is left out in turn: a probe learns from METU, the mosaics and the other photos. On these, each scored by
+a probe that had not seen it, its curve is fitted and its threshold chosen, the one with the best balanced F1. Prints
+for each surface and for all: AUROC, F1 with cracked and intact tiles weighed alike, and the calibration error.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import yaml
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from pipeline.images import INVENTORY_FILE
-from pipeline.metrics import Labels
+from pipeline.calibration import Platt, Values, fit_platt
+from pipeline.images import PackedImages
+from pipeline.inference import Features
+from pipeline.linear import LinearHead
+from pipeline.metrics import Labels, expected_calibration_error
+from pipeline.mosaics import Folds
+from pipeline.orientations import N_OTHERS, OtherOrientations
 from pipeline.params import Params, Probe
-from pipeline.probe import N_FOLDS, Rows, deal_folds, fit_probe
+from pipeline.probe import N_FOLDS, Rows, deal_folds, fit_head, joined
 from pipeline.recipes import History
-from pipeline.train import rows_of, side_of
+from pipeline.train import embedded, rows_of, side_of
 
-Values = npt.NDArray[np.float64]
 EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")
 
 
@@ -45,16 +53,57 @@ def best_threshold(labels: Labels, logits: Values) -> float:
     return float(max(candidates, key=lambda threshold: balanced_f1(labels, logits >= threshold)))
 
 
-def scored(train: Rows, params: Probe, features: npt.NDArray[np.float16], folder: Path) -> Values:
-    """Return the logits of `features` by a probe that has learned from `train`."""
-    head = fit_probe(train, params, History(folder / "history.jsonl", lambda step, values: None))
-    (folder / "history.jsonl").unlink()
-    return np.asarray(head.logits(features), np.float64)
+class Scored(NamedTuple):
+    """What was said of tiles whose photos were left out: (n,) each."""
+
+    logits: Values
+    probabilities: Values
+    called: Labels
 
 
-def rows_and(rows: Rows, more: Rows) -> Rows:
-    """Return both below each other."""
-    return Rows(*(np.concatenate([getattr(rows, name), getattr(more, name)]) for name in vars(rows)))
+def leave_one_out(
+    base: Rows, tiles: Rows, turned: Rows, photos: npt.NDArray[np.str_], params: Probe, folder: Path
+) -> Scored:
+    """Return what is said of each tile by a probe that has not seen its photo.
+
+    Args:
+        base: what the head of the other data set learns from.
+        tiles: as they are.
+        turned: the same in their other orientations, one orientation after the other.
+        photos: (n,), of the tiles.
+        params: of the probe.
+        folder: for the histories, which nobody reads.
+    """
+    base_head = fit_head(base, params, unread_history(folder), "base")
+
+    def probe_of(some: Labels, folds: Folds) -> LinearHead:
+        known, known_turned = chosen(tiles, some), chosen(turned, np.tile(some, N_OTHERS))
+        known, known_turned = replace(known, folds=folds), replace(known_turned, folds=np.tile(folds, N_OTHERS))
+        rows = Rows.concatenated([known, known_turned])
+        own_head = fit_head(rows, params, unread_history(folder), "tiles")
+        return joined({"base": base_head, "tiles": own_head}, {"base": base, "tiles": rows})
+
+    def left_out(photo: str) -> tuple[Labels, Values, Values, Labels]:
+        here = photos == photo
+        folds = np.full(len(photos), -1)
+        folds[~here] = deal_folds(tiles.labels[~here], photos[~here])
+        inner = np.empty(len(photos))
+        for fold in range(N_FOLDS):
+            some = ~here & (folds != fold)
+            inner_folds = deal_folds(tiles.labels[some], photos[some])
+            inner[folds == fold] = probe_of(some, inner_folds).logits(tiles.features[folds == fold])
+        threshold = best_threshold(tiles.labels[~here], inner[~here])
+        curve = Platt(*fit_platt(tiles.labels[~here], inner[~here]))
+        logits = probe_of(~here, folds[~here]).logits(tiles.features[here]).astype(np.float64)
+        return here, logits, curve.probabilities(logits), logits >= threshold
+
+    scored = Scored(np.empty(len(photos)), np.empty(len(photos)), np.empty(len(photos), bool))
+    names = np.unique(photos)
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:  # a probe keeps to one core
+        for here, *said in tqdm(pool.map(left_out, names), desc="leaving out", unit=" photos", total=len(names)):
+            for whole, part in zip(scored, said, strict=True):
+                whole[here] = part
+    return scored
 
 
 def chosen(rows: Rows, which: Labels) -> Rows:
@@ -62,23 +111,15 @@ def chosen(rows: Rows, which: Labels) -> Rows:
     return Rows(*(getattr(rows, name)[which] for name in vars(rows)))
 
 
-def leave_one_out(
-    base: Rows, tiles: Rows, photos: npt.NDArray[np.str_], params: Probe, folder: Path
-) -> tuple[Values, Labels]:
-    """Return the logit of each tile by a probe that has not seen its photo, and whether it is called a crack."""
-    logits, called = np.empty(len(photos)), np.empty(len(photos), bool)
-    for photo in tqdm(np.unique(photos), desc="leaving out", unit=" photos"):
-        others = photos != photo
-        known = chosen(tiles, others)
-        known = replace(known, folds=deal_folds(known.labels, photos[others]))
-        inner = np.empty(len(known.labels))
-        for fold in range(N_FOLDS):
-            held_out = known.folds == fold
-            inner[held_out] = scored(rows_and(base, chosen(known, ~held_out)), params, known.features[held_out], folder)
-        threshold = best_threshold(known.labels, inner)
-        logits[~others] = scored(rows_and(base, known), params, tiles.features[~others], folder)
-        called[~others] = logits[~others] >= threshold
-    return logits, called
+def unread_history(folder: Path) -> History:
+    """Return a history of a training that is not told of."""
+    return History(Path(tempfile.mkdtemp(dir=folder)) / "history.jsonl", lambda step, values: None)
+
+
+def rows_without_folds(features: Features, inventory: pd.DataFrame, n_times: int) -> Rows:
+    """Return the rows of features whose labels are those of the inventory, so many times over."""
+    labels = np.tile((inventory["label"] == "crack").to_numpy(), n_times)
+    return Rows(features, labels, np.full(len(labels), -1), np.full(len(labels), "sdnet"))
 
 
 def prepared(metu: Path, sdnet: Path, folder: Path) -> Params:
@@ -117,29 +158,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metu", type=Path, required=True, help="archive of METU's layout")
     parser.add_argument("--sdnet", type=Path, required=True, help="archive of SDNET2018's layout")
-    parser.add_argument("--strength", type=float, default=0.01, help="of the penalty")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         params = prepared(args.metu.absolute(), args.sdnet.absolute(), folder)
         ((name, candidate),) = params.candidates.items()
         assert isinstance(candidate, Probe)  # noqa: S101 - of the example
+        backbone = params.backbones[candidate.backbone]
         manifest = pd.read_parquet(folder / "manifest.parquet")
         metu = side_of(manifest[manifest["dataset"] == "metu"], "train", folder / "datasets")
         print(f"embedding what {name} learns from", flush=True)
-        base = rows_of(params.backbones[candidate.backbone], candidate, metu, folder / "features", folder / "mosaics")
-        inventory = pd.read_parquet(folder / "datasets" / "sdnet" / INVENTORY_FILE)
-        labels, photos = (inventory["label"] == "crack").to_numpy(), inventory["photo"].to_numpy(str)
-        features = np.load(folder / "features" / "sdnet.npy")
-        tiles = Rows(features, labels, np.zeros(len(labels), np.int64), np.full(len(labels), "sdnet"))
-        one_strength = candidate.model_copy(update={"strengths": (args.strength,)})
-        logits, called = leave_one_out(base, tiles, photos, one_strength, folder)
-    print("| surface | tiles | AUROC | balanced F1 |\n| --- | --: | --: | --: |")
-    surfaces = inventory["slice"].to_numpy(str)
+        (base,) = rows_of(backbone, candidate, metu, folder / "features", folder / "unfinished").values()
+        images = PackedImages(folder / "datasets" / "sdnet")
+        seen = embedded(backbone, OtherOrientations(images), folder / "unfinished" / "sdnet", "turned tiles")
+        surfaces, photos = (images.inventory[column].to_numpy(str) for column in ("slice", "photo"))
+        tiles = rows_without_folds(np.load(folder / "features" / "sdnet.npy"), images.inventory, 1)
+        turned = rows_without_folds(seen, images.inventory, N_OTHERS)
+        scored = leave_one_out(base, tiles, turned, photos, candidate, folder)
+    labels = tiles.labels
+    print("| surface | tiles | AUROC | balanced F1 | ECE |\n| --- | --: | --: | --: | --: |")
     for surface in [*np.unique(surfaces), "all"]:
         here = (surfaces == surface) | (surface == "all")
-        auroc, f1 = roc_auc_score(labels[here], logits[here]), balanced_f1(labels[here], called[here])
-        print(f"| {surface} | {here.sum():,} | {auroc:.3f} | {f1:.3f} |")
+        auroc, f1 = roc_auc_score(labels[here], scored.logits[here]), balanced_f1(labels[here], scored.called[here])
+        ece = expected_calibration_error(labels[here], scored.probabilities[here])
+        print(f"| {surface} | {here.sum():,} | {auroc:.3f} | {f1:.3f} | {ece:.3f} |")
 
 
 if __name__ == "__main__":

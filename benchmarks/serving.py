@@ -81,7 +81,7 @@ def register_model(uri: str, images: list[bytes]) -> None:
     backbone = Backbone(architecture="efficientnet-lite0", image_size_px=128, taps=taps)
     n_features = build_embedder(backbone).output["features"].shape[-1]
     kernel = np.random.default_rng(0).normal(0, 0.05, n_features).astype(np.float32)
-    model = calibrated(linear_classifier(backbone, LinearHead(kernel, 0.0)), Calibration(Platt(1.0, 0.0)))
+    model = calibrated(linear_classifier(backbone, LinearHead(kernel, 0.0)), Calibration((Platt(1.0, 0.0),)))
     decision = Decision(0.5, 0.4, 0.6)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -1,8 +1,8 @@
-"""From a logit to the probability of a crack, for images like those trained on and for others.
+"""From a logit to the probability of a crack, for images like those of each data set.
 
 On another structure the same logit means less: there most images are sound, and cracks are thinner than those that were
-learned. One curve cannot be right for both. So where outside sets lend photos to validation, these get a curve of their
-own, and each image takes of both curves by how much it looks like the lent photos.
+learned. One curve cannot be right for both. So each data set that has images on the validation side gets a curve of its
+own, and each image takes of every curve by how much it looks like the images of that data set.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.extmath import softmax
 
 from pipeline.linear import LinearHead, Scale
 from pipeline.metrics import Labels
 
 Values = npt.NDArray[np.floating[Any]]
 
-# Weight of the squared norm, per image, of the head that tells lent photos from images like those trained on. That is
-# easy; the penalty keeps it from being sure of images that are like neither.
-STRANGENESS_PENALTY = 0.3
+# Weight of the squared norm, per image, of the heads that tell data sets apart. That is easy; the penalty keeps them
+# from being sure of images that are like none.
+LIKENESS_PENALTY = 0.3
 MAX_ITERATIONS = 1000
 
 
@@ -31,36 +32,29 @@ class Platt(NamedTuple):
 
     def probabilities(self, logits: Values) -> Values:
         """Return the probability of each logit, (n,)."""
-        return _sigmoid(self.slope * logits.astype(np.float64) + self.intercept)
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """What holds for images that look like the photos that outside sets have lent.
-
-    Attributes:
-        curve: their calibration.
-        strangeness: of features, the logit of the share that this curve has in the probability.
-    """
-
-    curve: Platt
-    strangeness: LinearHead
+        return np.asarray(1 / (1 + np.exp(-(self.slope * logits.astype(np.float64) + self.intercept))))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The curve of images like those trained on and, where some were lent, what holds for images from outside."""
+    """How a logit becomes a probability.
 
-    curve: Platt
-    foreign: Foreign | None = None
+    Attributes:
+        curves: one for each data set.
+        likeness: where there are several, for each of them a head on the features; the softmax of what they say is the
+            share of the curves in the probability.
+    """
+
+    curves: tuple[Platt, ...]
+    likeness: tuple[LinearHead, ...] = ()
 
     def probabilities(self, logits: Values, features: Values) -> Values:
         """Return the probability of a crack of each image: logits (n,), features (n, n_features) -> (n,)."""
-        near = self.curve.probabilities(logits)
-        if self.foreign is None:
-            return near
-        share = _sigmoid(self.foreign.strangeness.logits(features).astype(np.float64))
-        return near + share * (self.foreign.curve.probabilities(logits) - near)
+        by_curve = np.stack([curve.probabilities(logits) for curve in self.curves], axis=1)  # (n, n_curves)
+        if not self.likeness:
+            return np.asarray(by_curve[:, 0])
+        likeness = np.stack([head.logits(features).astype(np.float64) for head in self.likeness], axis=1)
+        return np.asarray((softmax(likeness) * by_curve).sum(axis=1))
 
 
 def fit_platt(labels: Labels, logits: Values) -> tuple[float, float]:
@@ -86,26 +80,37 @@ def fit_platt(labels: Labels, logits: Values) -> tuple[float, float]:
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
-def fit_calibration(labels: Labels, logits: Values, features: Values, lent: npt.NDArray[np.bool_]) -> Calibration:
+def fit_calibration(labels: Labels, logits: Values, features: Values, datasets: npt.NDArray[np.str_]) -> Calibration:
     """Return the calibration of validation images.
+
+    A data set with images of one label alone has no curve. Where none has both, there is one curve for all.
 
     Args:
         labels: (n,), True for crack.
         logits: (n,), of the classifier.
         features: (n, n_features), of its network.
-        lent: (n,), True for images of photos that outside sets have lent.
+        datasets: (n,), the name of the data set that an image is from.
     """
-    if len(set(labels[lent].tolist())) < 2:
-        return Calibration(Platt(*fit_platt(labels[~lent], logits[~lent])))
+    with_both = [name for name in np.unique(datasets) if len(np.unique(labels[datasets == name])) == 2]
+    parts = [datasets == name for name in with_both] or [np.ones(len(labels), bool)]
+    curves = tuple(Platt(*fit_platt(labels[part], logits[part])) for part in parts)
+    if len(curves) == 1:
+        return Calibration(curves)
+    known = np.isin(datasets, with_both)
+    return Calibration(curves, _fit_likeness(features[known], datasets[known]))
+
+
+def _fit_likeness(features: Values, datasets: npt.NDArray[np.str_]) -> tuple[LinearHead, ...]:
+    """Return for each data set, in the order of their names, the head whose softmax tells how like it an image is."""
     scale = Scale.of(features)
-    model = LogisticRegression(C=1 / (STRANGENESS_PENALTY * len(lent)), max_iter=MAX_ITERATIONS)
-    model.fit(scale.standardised(features), lent)
-    strangeness = LinearHead.on_plain_features(model.coef_[0].astype(np.float64), float(model.intercept_[0]), scale)
-    return Calibration(
-        Platt(*fit_platt(labels[~lent], logits[~lent])),
-        Foreign(Platt(*fit_platt(labels[lent], logits[lent])), strangeness),
+    model = LogisticRegression(C=1 / (LIKENESS_PENALTY * len(datasets)), max_iter=MAX_ITERATIONS)
+    model.fit(scale.standardised(features), datasets)
+    coefficients, intercepts = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
+    if len(intercepts) == 1:  # of two classes, scikit-learn keeps the logit of the second
+        coefficients, intercepts = np.vstack([0 * coefficients, coefficients]), np.array([0.0, intercepts[0]])
+    # A softmax knows differences alone; a first head of nought takes no room in the starter's file.
+    coefficients, intercepts = coefficients - coefficients[0], intercepts - intercepts[0]
+    return tuple(
+        LinearHead.on_plain_features(kernel, float(intercept), scale)
+        for kernel, intercept in zip(coefficients, intercepts, strict=True)
     )
-
-
-def _sigmoid(values: Values) -> Values:
-    return np.asarray(1 / (1 + np.exp(-values)))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.cluster import computed_on_cluster
 from pipeline.files import replacing_folder
-from pipeline.images import INVENTORY_FILE, EncodedImages, PackedImages, Sizes, Slice
+from pipeline.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
 from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
@@ -38,7 +38,7 @@ def embed_files(backbone: Backbone, task: Task) -> Features:
 def computed_here(backbone: Backbone, images: PackedImages, shards: list[range]) -> Iterator[tuple[range, Features]]:
     """Yield each shard with its features, computed on this machine."""
     for shard in shards:
-        yield shard, embedder_of(backbone).features(Slice(images, shard))
+        yield shard, embedder_of(backbone).features(Chosen(images, shard))
 
 
 def computed_there(

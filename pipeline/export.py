@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.backbones import build_backbone
-from pipeline.calibration import Calibration, Platt
+from pipeline.calibration import Calibration
 from pipeline.linear import LinearHead
 from pipeline.network import build_classifier
 from pipeline.params import Backbone
@@ -21,23 +21,16 @@ def linear_classifier(backbone: Backbone, head: LinearHead) -> keras.Model:
 
 def calibrated(classifier: keras.Model, calibration: Calibration) -> keras.Model:
     """Return the exported graph: {"probability": (batch,), "features": (batch, n_features)}, both float32."""
-    logit, features = classifier.output["logit"], classifier.output["features"]
-    probability = _curve(logit, calibration.curve, "calibration")  # (batch, 1)
-    if calibration.foreign is not None:
-        strangeness = keras.layers.Dense(1, activation="sigmoid", name="strangeness")
-        share = strangeness(features)  # (batch, 1)
-        head = calibration.foreign.strangeness
-        strangeness.set_weights([head.kernel[:, None], np.array([head.bias], np.float32)])
-        foreign = _curve(logit, calibration.foreign.curve, "calibration_foreign")
-        difference = keras.layers.Subtract(name="difference")([foreign, probability])
-        moved = keras.layers.Multiply(name="share_of_difference")([share, difference])
-        probability = keras.layers.Add(name="mixture")([probability, moved])
+    features = classifier.output["features"]
+    slopes, intercepts = (np.array(values, np.float32) for values in zip(*calibration.curves, strict=True))
+    curves = keras.layers.Dense(len(slopes), activation="sigmoid", name="calibration")
+    probability = curves(classifier.output["logit"])  # (batch, n_curves)
+    curves.set_weights([slopes[None, :], intercepts])
+    if calibration.likeness:
+        likeness = keras.layers.Dense(len(calibration.likeness), activation="softmax", name="likeness")
+        shares = likeness(features)  # (batch, n_curves)
+        kernels = np.stack([head.kernel for head in calibration.likeness], axis=1)
+        likeness.set_weights([kernels, np.array([head.bias for head in calibration.likeness], np.float32)])
+        probability = keras.layers.Dot(axes=1, name="mixture")([shares, probability])  # (batch, 1)
     outputs = {"probability": keras.layers.Reshape((), name="probability")(probability), "features": features}
     return keras.Model(classifier.input, outputs, name="crack_classifier")
-
-
-def _curve(logit: keras.KerasTensor, curve: Platt, name: str) -> keras.KerasTensor:
-    layer = keras.layers.Dense(1, activation="sigmoid", name=name)
-    probability = layer(logit)
-    layer.set_weights([np.array([[curve.slope]], np.float32), np.array([curve.intercept], np.float32)])
-    return probability

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.images import Images, Pixels, Sizes, Slice
+from pipeline.images import Chosen, Images, Pixels, Sizes
 from pipeline.inference import SHARD_IMAGES, compute_of, computed, has_shard, keep_shard, shard_path, shards_of
 from pipeline.params import Augmentation
 from pipeline.tf import keras
@@ -84,7 +84,7 @@ def keep_activations(lower: keras.Model, images: Images, folder: Path) -> Kept:
     compute = compute_of(lower)
     for shard in tqdm(shards_of(len(images.sizes)), desc="frozen layers", unit=" shards", disable=None):
         if not has_shard(folder, shard):
-            keep_shard(folder, shard, computed(compute, Slice(images, shard), shape))
+            keep_shard(folder, shard, computed(compute, Chosen(images, shard), shape))
     return Kept(folder, len(images.sizes))
 
 

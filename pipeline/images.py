@@ -202,17 +202,17 @@ class LabelledImages:
         return self._packed[name].pixels(row)
 
 
-class Slice:
+class Chosen:
     """Some images of a sequence, as a sequence of their own."""
 
-    def __init__(self, images: Images, positions: range) -> None:
-        self.sizes = images.sizes[positions.start : positions.stop]
+    def __init__(self, images: Images, positions: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        self.sizes: Sizes = images.sizes[np.asarray(positions, np.int64)]
         self._images = images
-        self._start = positions.start
+        self._positions = positions
 
     def pixels(self, position: int) -> Pixels:
         """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
-        return self._images.pixels(self._start + position)
+        return self._images.pixels(int(self._positions[position]))
 
 
 def batches_by_size(sizes: Sizes, batch_size: int) -> list[npt.NDArray[np.int64]]:

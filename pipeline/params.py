@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -139,6 +139,9 @@ class Probe(Section):
     n_components: int = Field(ge=1, description="principal components of the features that it sees")
     strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         min_length=1, description="of the L2 penalty per image; grouped cross-validation chooses one"
+    )
+    turn: tuple[Name, ...] = Field(
+        default=(), description="data sets whose training images are seen in all eight orientations"
     )
     mosaics: MosaicSet | None = None
     seed: int
@@ -354,14 +357,15 @@ class Params(Section):
                 raise ValueError(
                     f"candidates.{name}.backbone is {candidate.backbone!r}, backbones has {sorted(self.backbones)}"
                 )
-            mosaics = candidate.mosaics if isinstance(candidate, Probe) else None
-            for dataset in mosaics.of if mosaics else ():
-                if dataset not in self.split.train_on:
-                    raise ValueError(
-                        f"candidates.{name}.mosaics.of names {dataset!r}, split.train_on has "
-                        f"{sorted(self.split.train_on)}"
-                    )
+            if isinstance(candidate, Probe):
+                self._are_trained_on(f"candidates.{name}.turn", candidate.turn)
+                self._are_trained_on(f"candidates.{name}.mosaics.of", candidate.mosaics.of if candidate.mosaics else ())
         return self
+
+    def _are_trained_on(self, place: str, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.split.train_on:
+                raise ValueError(f"{place} names {name!r}, split.train_on has {sorted(self.split.train_on)}")
 
     @model_validator(mode="after")
     def _batches_can_join(self) -> "Params":

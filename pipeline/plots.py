@@ -73,8 +73,15 @@ def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
 
 def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
     def draw(axes: Axes, quantity: str) -> None:
-        axes.plot(history["strength"], history[f"val_{quantity}"], marker=".")
-        axes.plot(history["strength"], history[quantity], marker=".")
+        heads = history.groupby("phase")
+        for dataset, head in heads:
+            axes.set_prop_cycle(None)  # validation and training look the same for every head
+            (held_out, _) = (
+                axes.plot(head["strength"], head[key], marker=".")[0] for key in (f"val_{quantity}", quantity)
+            )
+            if len(heads) > 1:
+                place = (head["strength"].iloc[0], head[f"val_{quantity}"].iloc[0])
+                axes.annotate(str(dataset), place, (0, 6), textcoords="offset points", color=held_out.get_color())
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.invert_xaxis()  # from a stiff head to one that learns by heart, as epochs go

@@ -1,12 +1,18 @@
-"""A probe: logistic regression on the features of a frozen backbone, its penalty chosen by grouped cross-validation."""
+"""A probe: logistic regression on the features of a frozen backbone, its penalty chosen by grouped cross-validation.
 
+Each data set has a head of its own, and the logits of all are averaged. One head for all does worse on each of them and
+on concrete that is like none (docs/models.md).
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
@@ -23,25 +29,52 @@ from pipeline.recipes import History
 N_THREADS = 1
 N_FOLDS = 3  # each fit costs as much as the last one: three tell strengths that are tenfold apart well enough
 MAX_ITERATIONS = 1000
+MIN_SKILL = 0.01  # so that a logit is left where no head has learned anything
 
 Weights = npt.NDArray[np.float64]  # (n,)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a probe learns from.
+    """What a head learns from.
 
     Attributes:
         features: (n, n_features).
         labels: (n,), True for crack.
         folds: (n,); images that belong together are in one fold.
-        sources: (n,), where a row is from: a data set, or mosaics.
+        sources: (n,), where a row is from: a data set, or mosaics of it.
     """
 
     features: Features
     labels: Labels
     folds: Folds
     sources: npt.NDArray[np.str_]
+
+    @classmethod
+    def concatenated(cls, parts: "Sequence[Rows]") -> "Rows":
+        """Return the rows of all parts."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
+def heads_of(
+    datasets: npt.NDArray[np.str_], labels: Labels, groups: npt.NDArray[np.str_]
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Return by data set the positions, (n,), of the images that its head learns from.
+
+    A data set with too few groups for a head of its own is learned from with the largest one.
+    """
+    names, sizes = np.unique(datasets, return_counts=True)
+    largest = names[np.argmax(sizes)]
+    teacher = datasets.copy()
+    for name in names:
+        here = datasets == name
+        if min(_n_groups(labels[here], groups[here]).values()) < N_FOLDS:
+            teacher[here] = largest
+    return {str(name): np.flatnonzero(teacher == name) for name in np.unique(teacher)}
+
+
+def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
+    return {name: len(np.unique(groups[chosen])) for name, chosen in (("crack", labels), ("intact", ~labels))}
 
 
 def deal_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
@@ -50,8 +83,7 @@ def deal_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
     Raises:
         CracksError: too few groups of a label.
     """
-    for name, chosen in (("crack", labels), ("intact", ~labels)):
-        n_groups = len(np.unique(groups[chosen]))
+    for name, n_groups in _n_groups(labels, groups).items():
         if n_groups < N_FOLDS:
             raise CracksError(
                 f"The train side has {n_groups} groups of {name}, a probe needs {N_FOLDS} for its cross-validation. "
@@ -67,7 +99,7 @@ def deal_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
 def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
     """Return a weight for each row, mean 1, by which every source counts the same, and in it both labels do.
 
-    A data set of a few photos is not drowned by a large one, and a rare label not by a frequent one; the calibration on
+    A few thousand images are not drowned by many mosaics, and a rare label not by a frequent one; the calibration on
     validation brings the true shares back.
     """
     _, cell = np.unique(np.char.add(sources, np.where(labels, "+", "-")), return_inverse=True)
@@ -75,18 +107,60 @@ def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
     return np.asarray(share / share.mean())
 
 
-def fit_probe(rows: Rows, params: Probe, history: History) -> LinearHead:
-    """Return the head that a probe has learned; `history` gets a row for each strength of the penalty, strongest first.
+class Fitted(NamedTuple):
+    """A head, and its skill on folds held out: 2 AUROC - 1, which is 0 for guessing and 1 for no mistake."""
+
+    head: LinearHead
+    skill: float
+
+
+def fit_probe(rows: Mapping[str, Rows], params: Probe, history: History) -> LinearHead:
+    """Return the head that a probe has learned from `rows`, by data set.
+
+    `history` gets a row for each data set and strength of the penalty, strongest first; its phase is the data set.
+    `loss` and `accuracy` are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
+    """
+    fitted = {name: fit_head(rows[name], params, history, name) for name in sorted(rows)}
+    return joined(fitted, rows)
+
+
+def joined(fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> LinearHead:
+    """Return the head whose logit is the mean of those of all heads, weighted by their skill.
+
+    A logit is taken over its spread on what the other heads have learned from: there no head is surer for having seen
+    the images.
+    """
+    if len(fitted) == 1:
+        return next(iter(fitted.values())).head
+    total = sum(_say(name, fitted, rows) for name in fitted)
+    kernel, bias = np.zeros_like(next(iter(fitted.values())).head.kernel), 0.0
+    for name, (head, _) in fitted.items():
+        share = _say(name, fitted, rows) / total
+        kernel, bias = kernel + np.float32(share) * head.kernel, bias + share * head.bias
+    return LinearHead(kernel, bias)
+
+
+def _say(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> float:
+    head, skill = fitted[name]
+    variances = []
+    for other in rows.keys() - {name}:
+        logits = head.logits(rows[other].features).astype(np.float64)
+        weights = equal_weights(rows[other].labels, rows[other].sources)
+        variances.append(np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
+    return max(skill, MIN_SKILL) / float(np.sqrt(np.mean(variances)))
+
+
+def fit_head(rows: Rows, params: Probe, history: History, phase: str) -> Fitted:
+    """Return the head that is learned from `rows`; `history` gets a row of `phase` for each strength of the penalty.
 
     Features are standardised and reduced to their principal components while it learns; both are folded into the
     kernel.
-    `loss` and `accuracy` in the history are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
     """
     with threadpool_limits(N_THREADS, "blas"):
         scale = Scale.of(rows.features)
         standard = scale.standardised(rows.features)  # (n, n_features)
         n_components = min(params.n_components, *standard.shape)
-        pca = PCA(n_components, svd_solver="randomized", iterated_power=2, random_state=params.seed)
+        pca = PCA(n_components, svd_solver="randomized", iterated_power=1, random_state=params.seed)
         reduced = pca.fit_transform(standard).astype(np.float64)  # (n, n_components)
         weights = equal_weights(rows.labels, rows.sources)
         fitted = []
@@ -98,11 +172,13 @@ def fit_probe(rows: Rows, params: Probe, history: History) -> LinearHead:
                 **_scores("", rows.labels, model.predict_proba(reduced)[:, 1], weights),
                 **_scores("val_", rows.labels, held_out, weights),
             }
-            history.add("head", step, values)
-            fitted.append((values["val_loss"], model))
-        _, best = min(fitted, key=lambda pair: pair[0])
+            history.add(phase, step, values)
+            skill = 2 * roc_auc_score(rows.labels, held_out, sample_weight=weights) - 1
+            fitted.append((values["val_loss"], model, skill))
+        _, best, skill = min(fitted, key=lambda triple: triple[0])
         coefficients = best.coef_[0] @ pca.components_  # (n_features,)
-        return LinearHead.on_plain_features(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
+        head = LinearHead.on_plain_features(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
+        return Fitted(head, float(skill))
 
 
 def _scores(prefix: str, labels: Labels, probabilities: Weights, weights: Weights) -> dict[str, float]:

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.calibration import Calibration, Platt
 from pipeline.classifier import Classifier
 from pipeline.decision import Decision
-from pipeline.errors import CracksError, RefusedError
+from pipeline.errors import RefusedError
 from pipeline.export import calibrated, linear_classifier
 from pipeline.files import replacing
 from pipeline.linear import LinearHead
@@ -31,22 +31,16 @@ TOLERANCE = 0.02  # of the largest weight: processors differ in the last bits, w
 
 
 def write_starter(classifier: Classifier, backbone: Backbone, path: Path) -> None:
-    """Write the small part of a probe that its backbone's package does not have.
-
-    Raises:
-        CracksError: the model is no probe calibrated by one curve.
-    """
-    if "strangeness" in {layer.name for layer in classifier.model.layers}:
-        raise CracksError(f"A starter is a probe on {backbone.architecture} trained on all its data sets.")
+    """Write the small part of a probe that its backbone's package does not have."""
     kernel, bias = classifier.model.get_layer("head").get_weights()  # (n_features, 1), (1,)
-    slope, intercept = (float(weight.item()) for weight in classifier.model.get_layer("calibration").get_weights())
-    settings = {
-        "backbone": backbone.model_dump(),
-        "calibration": {"slope": slope, "intercept": intercept},
-        "decision": classifier.decision.as_dict(),
-    }
+    slopes, intercepts = classifier.model.get_layer("calibration").get_weights()  # (1, n_curves), (n_curves,)
+    arrays = {"kernel": kernel[:, 0], "bias": bias, "slopes": slopes[0], "intercepts": intercepts}
+    if len(intercepts) > 1:
+        likeness, likeness_bias = classifier.model.get_layer("likeness").get_weights()
+        arrays |= {"likeness": likeness, "likeness_bias": likeness_bias}
+    settings = {"backbone": backbone.model_dump(), "decision": classifier.decision.as_dict()}
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, kernel=kernel[:, 0], bias=bias, settings=np.array(json.dumps(settings)))
+        np.savez_compressed(file, **arrays, settings=np.array(json.dumps(settings)))
 
 
 def load_starter(path: Path = STARTER_FILE) -> Classifier:
@@ -54,9 +48,13 @@ def load_starter(path: Path = STARTER_FILE) -> Classifier:
     with np.load(path) as arrays:
         settings = json.loads(str(arrays["settings"]))
         head = LinearHead(arrays["kernel"], float(arrays["bias"][0]))
+        curves = tuple(Platt(*map(float, curve)) for curve in zip(arrays["slopes"], arrays["intercepts"], strict=True))
+        likeness: tuple[LinearHead, ...] = ()
+        if len(curves) > 1:
+            kernels, biases = arrays["likeness"].T, arrays["likeness_bias"]
+            likeness = tuple(LinearHead(kernel, float(bias)) for kernel, bias in zip(kernels, biases, strict=True))
     classifier = linear_classifier(Backbone(**settings["backbone"]), head)
-    calibration = Calibration(Platt(**settings["calibration"]))
-    return Classifier(calibrated(classifier, calibration), Decision(**settings["decision"]))
+    return Classifier(calibrated(classifier, Calibration(curves, likeness)), Decision(**settings["decision"]))
 
 
 def difference(one: Path, other: Path) -> float:

@@ -20,19 +20,22 @@ from pipeline.classifier import MODEL_FILE
 from pipeline.decision import DECISION_FILE, choose_decision
 from pipeline.export import calibrated, linear_classifier
 from pipeline.files import replacing, replacing_folder, write_json
-from pipeline.images import LabelledImages, Slice
+from pipeline.images import Chosen, Images, LabelledImages
 from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
 from pipeline.metrics import Probabilities, log_loss, scores
 from pipeline.mosaics import MAX_SOURCES, Folds, Mosaics, Sources, shrunk
 from pipeline.network import run_in_batches
+from pipeline.orientations import N_OTHERS, OtherOrientations
 from pipeline.params import Backbone, MosaicSet, Params, Probe, load_params, named
-from pipeline.probe import Rows, deal_folds, fit_probe
+from pipeline.probe import Rows, deal_folds, fit_probe, heads_of
 from pipeline.recipes import History, fit_finetune
 from pipeline.stage import run_main, stage_parser
 from pipeline.tf import keras
 from pipeline.tracking import live_run
 
 log = logging.getLogger(__name__)
+
+Positions = npt.NDArray[np.int64]  # (n,), of images among those of a side
 
 
 def side_of(manifest: pd.DataFrame, split: str, datasets: Path) -> LabelledImages:
@@ -68,39 +71,73 @@ def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: s
     return checkpoints / digest.hexdigest()[:16]
 
 
-def mosaics_of(train: LabelledImages, folds: Folds, params: MosaicSet, size_px: int, seed: int) -> Mosaics:
-    """Return the mosaics that params describe, composed of training images alone."""
-    positions = np.flatnonzero(train.rows["dataset"].isin(params.of))
-    if len(positions) > MAX_SOURCES:
-        positions = np.sort(np.random.default_rng(seed).choice(positions, MAX_SOURCES, replace=False))
-    cells = shrunk(train, positions, size_px // min(params.cells_a_side))
-    sources = Sources(cells, train.labels[positions], folds[positions])
+def mosaics_of(
+    train: LabelledImages, chosen: Positions, folds: Folds, params: MosaicSet, size_px: int, seed: int
+) -> Mosaics:
+    """Return the mosaics that params describe, composed of the chosen training images alone.
+
+    Args:
+        train: all training images.
+        chosen: positions of some, (n,).
+        folds: of the chosen ones, (n,).
+        params: what mosaics are wanted.
+        size_px: of a mosaic.
+        seed: decides what each is composed of.
+    """
+    if len(chosen) > MAX_SOURCES:
+        some = np.sort(np.random.default_rng(seed).choice(len(chosen), MAX_SOURCES, replace=False))
+        chosen, folds = chosen[some], folds[some]
+    cells = shrunk(train, chosen, size_px // min(params.cells_a_side))
+    sources = Sources(cells, train.labels[chosen], folds)
     return Mosaics(sources, params.cells_a_side, params.n_images, size_px, seed=seed)
 
 
-def embedded(backbone: Backbone, images: Mosaics, unfinished: Path) -> Features:
-    """Return the features of mosaics, float16, (n, n_features), going on from the shards in `unfinished`."""
+def embedded(backbone: Backbone, images: Images, unfinished: Path, what: str) -> Features:
+    """Return the features of images, float16, (n, n_features), going on from the shards in `unfinished`."""
     parts = []
-    for shard in tqdm(shards_of(len(images.sizes)), desc="embedding mosaics", unit=" shards", disable=None):
+    for shard in tqdm(shards_of(len(images.sizes)), desc=f"embedding {what}", unit=" shards", disable=None):
         if not has_shard(unfinished, shard):
-            keep_shard(unfinished, shard, embedder_of(backbone).features(Slice(images, shard)))
+            keep_shard(unfinished, shard, embedder_of(backbone).features(Chosen(images, shard)))
         parts.append(kept_shard(unfinished, shard))
     return np.concatenate(parts)
 
 
-def rows_of(backbone: Backbone, params: Probe, train: LabelledImages, features: Path, unfinished: Path) -> Rows:
-    """Return what a probe learns from: the training images, and mosaics of them where params ask for some."""
-    folds = deal_folds(train.labels, train.rows["group"].to_numpy(str))
-    rows = Rows(features_of(train, features), train.labels, folds, train.rows["dataset"].to_numpy(str))
-    if params.mosaics is None:
-        return rows
-    mosaics = mosaics_of(train, folds, params.mosaics, backbone.image_size_px, params.seed)
-    return Rows(
-        features=np.concatenate([rows.features, embedded(backbone, mosaics, unfinished)]),
-        labels=np.concatenate([rows.labels, mosaics.labels]),
-        folds=np.concatenate([rows.folds, mosaics.folds]),
-        sources=np.concatenate([rows.sources, np.full(len(mosaics.labels), "mosaics")]),
-    )
+def rows_of(
+    backbone: Backbone, params: Probe, train: LabelledImages, features: Path, unfinished: Path
+) -> dict[str, Rows]:
+    """Return what each head of a probe learns from, by data set.
+
+    These are the training images and, where params ask for them, their other orientations, and mosaics of them.
+    """
+    datasets, groups = (train.rows[column].to_numpy(str) for column in ("dataset", "group"))
+    known = features_of(train, features)
+    return {
+        name: _rows_of_head(backbone, params, train, chosen, known[chosen], unfinished / name)
+        for name, chosen in heads_of(datasets, train.labels, groups).items()
+    }
+
+
+def _rows_of_head(
+    backbone: Backbone, params: Probe, train: LabelledImages, chosen: Positions, known: Features, unfinished: Path
+) -> Rows:
+    labels, datasets = train.labels[chosen], train.rows["dataset"].to_numpy(str)[chosen]
+    folds = deal_folds(labels, train.rows["group"].to_numpy(str)[chosen])
+    parts = [Rows(known, labels, folds, datasets)]
+
+    turned = np.flatnonzero(np.isin(datasets, params.turn))
+    if len(turned):
+        others = OtherOrientations(Chosen(train, chosen[turned]))
+        seen = embedded(backbone, others, unfinished / "turned", "turned images")
+        again = np.tile(turned, N_OTHERS)
+        parts.append(Rows(seen, labels[again], folds[again], datasets[again]))
+
+    shrunken = np.flatnonzero(np.isin(datasets, params.mosaics.of)) if params.mosaics else turned[:0]
+    if params.mosaics and len(shrunken):
+        size_px = backbone.image_size_px
+        mosaics = mosaics_of(train, chosen[shrunken], folds[shrunken], params.mosaics, size_px, params.seed)
+        seen = embedded(backbone, mosaics, unfinished / "mosaics", "mosaics")
+        parts.append(Rows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), "mosaics")))
+    return Rows.concatenated(parts)
 
 
 def fit(
@@ -164,7 +201,7 @@ def run(
     with live_run(params, manifest_path, name) as report_epoch:
         history = History(unfinished / "history.jsonl", report_epoch)
         classifier, logits, known = fit(params, name, train, validation, features, history)
-    calibration = fit_calibration(validation.labels, logits, known, is_lent(validation, params))
+    calibration = fit_calibration(validation.labels, logits, known, validation.rows["dataset"].to_numpy(str))
     probabilities = calibration.probabilities(logits, known)
     decision = choose_decision(validation.labels, probabilities, params.decide)
     with replacing_folder(out) as folder:

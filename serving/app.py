@@ -5,7 +5,7 @@ import base64
 import io
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial as bound
@@ -39,7 +39,16 @@ from serving.limits import RETRY_AFTER_S, Gate, GivenUpError, PixelBudget, Secur
 from serving.metrics import Measured, Metrics
 from serving.problems import Problem, documented
 from serving.recording import Recorder, Seen
-from serving.reviews import LabelledTile, Reviews, ReviewsAnswer, batch_name, cut_tiles, put_into_inbox, write_archive
+from serving.reviews import (
+    LabelledTile,
+    ReviewedTile,
+    Reviews,
+    ReviewsAnswer,
+    batch_name,
+    cut_tile,
+    put_into_inbox,
+    write_archive,
+)
 from serving.uploads import MEGA, Decoder, Upload, read_uploads
 
 log = logging.getLogger(__name__)
@@ -264,7 +273,8 @@ async def review(
         tiles = [tile for tile in reviews.tiles if tile.file == number]
         if tiles:
             async with parts.decoder.decoded(upload) as pixels:
-                labelled += await asyncio.to_thread(cut_tiles, upload.name, pixels, tiles, reviews, now)
+                cut = bound(cut_tile, upload.name, pixels, reviews=reviews, now=now)
+                labelled += await in_thread(bound(_all_cut, cut, tiles))
     if len(labelled) < len(reviews.tiles):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"A tile is of a file that is not among the {len(files)} sent.")
     archive = await asyncio.to_thread(write_archive, labelled)
@@ -281,6 +291,17 @@ async def review(
     n_crack = sum(tile.row.label == "crack" for tile in labelled)
     answer = ReviewsAnswer(batch=name, n_crack=n_crack, n_intact=len(labelled) - n_crack)
     return Response(answer.model_dump_json(), HTTPStatus.CREATED, media_type="application/json")
+
+
+def _all_cut(
+    cut: Callable[[ReviewedTile], LabelledTile], tiles: Sequence[ReviewedTile], is_given_up: threading.Event
+) -> list[LabelledTile]:
+    labelled = []
+    for tile in tiles:
+        if is_given_up.is_set():
+            raise GivenUpError
+        labelled.append(cut(tile))
+    return labelled
 
 
 @api.get("/model")

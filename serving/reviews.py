@@ -83,36 +83,31 @@ class LabelledTile:
     content: bytes
 
 
-def cut_tiles(
-    photo: str, pixels: Pixels, tiles: Sequence[ReviewedTile], reviews: Reviews, now: datetime
-) -> list[LabelledTile]:
-    """Return the labelled tiles of one photo, uint8 (height, width, 3).
+def cut_tile(photo: str, pixels: Pixels, tile: ReviewedTile, reviews: Reviews, now: datetime) -> LabelledTile:
+    """Return a labelled tile of a photo, uint8 (height, width, 3).
 
     Raises:
-        Problem: a tile lies outside the photo.
+        Problem: the tile lies outside the photo.
     """
     height, width, _ = pixels.shape
-    cut = []
-    for tile in tiles:
-        if tile.x + tile.size > width or tile.y + tile.size > height:
-            raise Problem(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                f"A tile of {tile.size} px at ({tile.x}, {tile.y}) lies outside {photo}, {width} x {height} px.",
-            )
-        content = encode_png(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size])
-        sha256 = hashlib.sha256(content).hexdigest()
-        stem = re.sub(r"[^\w.-]", "_", PurePosixPath(photo).stem)[:80]
-        row = Row(
-            path=f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}.png",
-            label=tile.label,
-            reviewer=reviews.reviewer,
-            time=now.isoformat(timespec="seconds"),
-            sha256=sha256,
-            photo=photo,
-            model_version=reviews.model_version,
+    if tile.x + tile.size > width or tile.y + tile.size > height:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"A tile of {tile.size} px at ({tile.x}, {tile.y}) lies outside {photo}, {width} x {height} px.",
         )
-        cut.append(LabelledTile(row, content))
-    return cut
+    content = encode_png(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size])
+    sha256 = hashlib.sha256(content).hexdigest()
+    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(photo).stem)[:80]
+    row = Row(
+        path=f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}.png",
+        label=tile.label,
+        reviewer=reviews.reviewer,
+        time=now.isoformat(timespec="seconds"),
+        sha256=sha256,
+        photo=photo,
+        model_version=reviews.model_version,
+    )
+    return LabelledTile(row, content)
 
 
 def write_archive(tiles: Sequence[LabelledTile]) -> bytes:

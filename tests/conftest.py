@@ -283,7 +283,7 @@ def dark_is_crack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head = keras.layers.Dense(1, name="head")
     graph = build_classifier(network, 32, [head])
     head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
-    model = calibrated(graph, Calibration(Platt(1.0, 0.0)))
+    model = calibrated(graph, Calibration((Platt(1.0, 0.0),)))
     folder = tmp_path_factory.mktemp("dark-is-crack")
     model.save(folder / "model.keras")
     (folder / "decision.json").write_text('{"threshold": 0.5, "review_from": 0.2, "review_to": 0.8}')

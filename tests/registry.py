@@ -104,7 +104,7 @@ def write_graph(folder: Path) -> None:
     weights = np.array([[0.0], [-255 * std / 10], [0.0]])
     head.set_weights([weights, np.array([(130 - 255 * mean) / 10])])
     golden = [np.full((32, 32, 3), level, np.uint8) for level in (60, 200)]
-    write_served(calibrated(classifier, Calibration(Platt(1.0, 0.0))), golden, folder)
+    write_served(calibrated(classifier, Calibration((Platt(1.0, 0.0),))), golden, folder)
 
 
 @dataclass

@@ -26,7 +26,7 @@ def network(name="tiny"):
 @pytest.fixture(scope="module")
 def model():
     head = [layers.Dense(5, activation="relu", name="hidden"), layers.Dense(1, name="head")]
-    return calibrated(build_classifier(network(), 32, head), Calibration(Platt(1.0, 0.0)))
+    return calibrated(build_classifier(network(), 32, head), Calibration((Platt(1.0, 0.0),)))
 
 
 def test_a_nested_model_is_cut_where_the_size_of_its_pictures_changes(model):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.calibration import Calibration, Foreign, Platt, fit_calibration, fit_platt
+from pipeline.calibration import Calibration, Platt, fit_calibration, fit_platt
 from pipeline.export import calibrated
 from pipeline.linear import STD_OFFSET, LinearHead, Scale
 from pipeline.metrics import expected_calibration_error
@@ -21,13 +21,13 @@ def sigmoid(values):
 
 @pytest.fixture(scope="module")
 def two_worlds():
-    """Images like those trained on, where a logit is to be believed, and lent ones, where it says far too much."""
+    """Images of a data set where a logit is to be believed, and of one where it says far too much."""
     rng = np.random.default_rng(0)
     lent = np.arange(N) % 2 == 1
     logits = rng.normal(0, 4, N)
     truth = np.where(lent, sigmoid(0.3 * logits - 1.5), sigmoid(2 * logits))
     features = rng.normal(0, 0.5, (N, 100)) + np.where(lent, 2, -2)[:, None]
-    return rng.random(N) < truth, logits, features, lent
+    return rng.random(N) < truth, logits, features, np.where(lent, "decks", "walls")
 
 
 def test_platt_gives_perfectly_separated_labels_their_soft_targets():
@@ -65,46 +65,68 @@ def test_platt_stays_finite_and_rising_where_the_labels_are_perfectly_separated(
     assert math.isfinite(intercept)
 
 
-def test_a_logit_without_lent_photos_is_calibrated_by_platt_alone():
+def test_images_of_one_data_set_are_calibrated_by_platt_alone():
     labels, logits = np.arange(40) % 4 == 0, np.linspace(-3, 3, 40)
-    calibration = fit_calibration(labels, logits, np.zeros((40, 2)), np.zeros(40, bool))
-    slope, intercept = fit_platt(labels, logits)
+    calibration = fit_calibration(labels, logits, np.zeros((40, 2)), np.full(40, "walls"))
+    assert calibration == Calibration((Platt(*fit_platt(labels, logits)),))
+    slope, intercept = calibration.curves[0]
     np.testing.assert_allclose(
         calibration.probabilities(logits, np.zeros((40, 2))), sigmoid(slope * logits + intercept)
     )
-    assert calibration.foreign is None
 
 
-def test_lent_photos_of_one_label_get_no_curve_of_their_own():
-    labels, lent = np.arange(40) % 4 == 0, np.arange(40) == 0
-    calibration = fit_calibration(labels, np.linspace(-3, 3, 40), np.zeros((40, 2)), lent)
-    assert calibration.foreign is None
+def test_a_data_set_with_images_of_one_label_gets_no_curve_and_moves_no_other():
+    labels, logits = np.arange(40) % 4 == 0, np.linspace(-3, 3, 40)
+    datasets = np.where(np.arange(40) < 4, "lent", "walls")
+    labels[0] = False
+    calibration = fit_calibration(labels, logits, np.zeros((40, 2)), datasets)
+    assert calibration == Calibration((Platt(*fit_platt(labels[4:], logits[4:])),))
+
+
+def test_data_sets_of_one_label_each_share_one_curve():
+    labels, logits = np.arange(40) % 4 == 0, np.linspace(-3, 3, 40)
+    calibration = fit_calibration(labels, logits, np.zeros((40, 2)), np.where(labels, "cracks", "intact"))
+    assert calibration == Calibration((Platt(*fit_platt(labels, logits)),))
 
 
 def test_each_world_is_calibrated_by_its_own_curve(two_worlds):
-    labels, logits, features, lent = two_worlds
-    own = fit_calibration(labels, logits, features, lent).probabilities(logits, features)
+    labels, logits, features, datasets = two_worlds
+    own = fit_calibration(labels, logits, features, datasets).probabilities(logits, features)
     one_for_both = Platt(*fit_platt(labels, logits)).probabilities(logits)
-    for world in (lent, ~lent):
+    for world in (datasets == "decks", datasets == "walls"):
         assert expected_calibration_error(labels[world], own[world]) < 0.04
         assert expected_calibration_error(labels[world], one_for_both[world]) > 0.06
 
 
+def test_each_of_three_worlds_is_known_by_its_features():
+    rng = np.random.default_rng(0)
+    world = np.arange(6000) % 3
+    datasets = np.array(["a", "b", "c"])[world]
+    logits, intercepts = rng.normal(0, 2, 6000), np.array([-2, 0, 2])[world]
+    labels = rng.random(6000) < sigmoid(logits + intercepts)
+    features = rng.normal(0, 0.5, (6000, 90)) + 2 * np.repeat(np.eye(3), 30, axis=1)[world]
+    calibration = fit_calibration(labels, logits, features, datasets)
+    assert [curve.intercept for curve in calibration.curves] == pytest.approx([-2, 0, 2], abs=0.25)
+    found = calibration.probabilities(logits, features)
+    np.testing.assert_allclose(found, sigmoid(logits + intercepts), atol=0.12)
+
+
 def test_an_image_between_two_worlds_gets_the_mean_of_both_curves():
-    strangeness = LinearHead(np.array([1.0, 0.0], np.float32), 0.0)
-    calibration = Calibration(Platt(2, 0), Foreign(Platt(0.5, -1), strangeness))
+    likeness = (LinearHead(np.zeros(2, np.float32), 0.0), LinearHead(np.array([1.0, 0.0], np.float32), 0.0))
+    calibration = Calibration((Platt(2, 0), Platt(0.5, -1)), likeness)
     features = np.array([[0.0, 7.0], [-50.0, 7.0], [50.0, 7.0]])
-    near, far = sigmoid(2 * 1.5), sigmoid(0.5 * 1.5 - 1)
+    one, other = sigmoid(2 * 1.5), sigmoid(0.5 * 1.5 - 1)
     found = calibration.probabilities(np.full(3, 1.5), features)
-    np.testing.assert_allclose(found, [(near + far) / 2, near, far], atol=1e-6)
+    np.testing.assert_allclose(found, [(one + other) / 2, one, other], atol=1e-6)
 
 
 def test_the_exported_graph_computes_the_same_mixture():
     keras.utils.set_random_seed(0)
     network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
     classifier = build_classifier(network, 32, [keras.layers.Dense(1, name="head")])
-    strangeness = LinearHead(np.array([1.0, -2.0, 0.5], np.float32), 0.3)
-    calibration = Calibration(Platt(2, 0.1), Foreign(Platt(0.5, -1), strangeness))
+    kernels = np.array([[1.0, -2.0, 0.5], [0.2, 0.1, -0.3], [0, 0, 0.1]], np.float32)
+    likeness = tuple(LinearHead(kernel, bias) for kernel, bias in zip(kernels, (0.3, 0, -0.2), strict=True))
+    calibration = Calibration((Platt(2, 0.1), Platt(0.5, -1), Platt(1, 3)), likeness)
     batch = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     plain = {name: np.asarray(output) for name, output in classifier(batch).items()}
     exported = {name: np.asarray(output) for name, output in calibrated(classifier, calibration)(batch).items()}

@@ -23,7 +23,7 @@ def graph(*, weight=-1.0, image_size_px=32, slope=2.0, intercept=-0.5):
     head = keras.layers.Dense(1, name="head")
     classifier = build_classifier(network, image_size_px, [head])
     head.set_weights([np.full((3, 1), weight), np.zeros(1)])
-    return calibrated(classifier, Calibration(Platt(slope, intercept)))
+    return calibrated(classifier, Calibration((Platt(slope, intercept),)))
 
 
 def save(folder, model, decision=DECISION):

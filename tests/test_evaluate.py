@@ -57,7 +57,7 @@ def save_classifier(folder):
     classifier = build_classifier(network, 32, [head])
     head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
     folder.mkdir(parents=True)
-    calibrated(classifier, Calibration(Platt(1.0, 0.0))).save(folder / "model.keras")
+    calibrated(classifier, Calibration((Platt(1.0, 0.0),))).save(folder / "model.keras")
     decision = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
     (folder / "decision.json").write_text(json.dumps(decision.as_dict()))
 

@@ -1,6 +1,7 @@
-"""A map that takes too long is ended with its request, tried in one process."""
+"""What takes too long is ended with its request, tried in one process."""
 
 import asyncio
+import json
 import threading
 import time
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from pipeline.params import Map, load_params
 from pipeline.prediction_log import PredictionLog
 from serving.app import create_app
 from serving.holder import STARTER, Held
+from serving.reviews import cut_tile
 
 SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve
 BATCH_S = 0.02
@@ -38,12 +40,20 @@ class Slow:
         return {"probability": np.zeros(len(batch), np.float32), "features": np.zeros((len(batch), 4), np.float32)}
 
 
-def test_a_map_that_took_too_long_goes_on_no_longer(tmp_path, encode):
-    model = Slow()
+def app_with(model, folder):
+    """The API with a model that is given, which ends a request after half a second."""
     mapper = CrackMapper(model, Map(tile_px=32, overlap=0, model_mm_per_px=None))
     holder = SimpleNamespace(current=Held(model, mapper, STARTER, datetime(2026, 11, 1, tzinfo=UTC)))
-    settings = SETTINGS.model_copy(update={"max_seconds": 0.5})
-    app = create_app(settings, holder, PredictionLog(tmp_path), None)
+    return create_app(SETTINGS.model_copy(update={"max_seconds": 0.5}), holder, PredictionLog(folder), None)
+
+
+def client_of(app):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+
+
+def test_a_map_that_took_too_long_goes_on_no_longer(tmp_path, encode):
+    model = Slow()
+    app = app_with(model, tmp_path)
     n_batches = []
 
     async def ask(client, side_px):
@@ -53,7 +63,7 @@ def test_a_map_that_took_too_long_goes_on_no_longer(tmp_path, encode):
         return answer
 
     async def main():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        async with client_of(app) as client:
             return await ask(client, 64 * 32), await ask(client, 32)
 
     late, quick = asyncio.run(main())
@@ -62,3 +72,31 @@ def test_a_map_that_took_too_long_goes_on_no_longer(tmp_path, encode):
     assert quick.status_code == 200
     assert n_batches[0] < 200  # of 1,024
     assert n_batches[1] <= n_batches[0] + 1 + 2 * N_THREADS  # its own, and what the threads had in hand
+
+
+def test_reviews_that_took_too_long_to_cut_are_cut_no_longer(tmp_path, encode, monkeypatch):
+    n_cut = 0
+
+    def cut_slowly(*args, **kwargs):
+        nonlocal n_cut
+        time.sleep(BATCH_S)
+        n_cut += 1
+        return cut_tile(*args, **kwargs)
+
+    monkeypatch.setattr("serving.app.cut_tile", cut_slowly)
+    tiles = [{"file": 0, "x": 0, "y": 0, "size": 32, "label": "crack"}] * 1000
+    files = {"files": ("a.jpg", encode(np.zeros((32, 32, 3), np.uint8)))}
+
+    async def ask(client, tiles):
+        reviews = {"reviewer": "r", "model_version": "", "tiles": tiles}
+        return await client.post("/v1/reviews", files=files, data={"reviews": json.dumps(reviews)}), n_cut
+
+    async def main():
+        async with client_of(app_with(Slow(), tmp_path)) as client:
+            return await ask(client, tiles), await ask(client, tiles[:1])
+
+    (late, n_late), (quick, n_quick) = asyncio.run(main())
+    assert late.status_code == 503
+    assert quick.status_code == 200
+    assert n_late < 100
+    assert n_quick == n_late + 1

@@ -53,7 +53,7 @@ def uncalibrated():
 
 @pytest.fixture(scope="module")
 def exported(uncalibrated):
-    return calibrated(uncalibrated, Calibration(Platt(SLOPE, INTERCEPT)))
+    return calibrated(uncalibrated, Calibration((Platt(SLOPE, INTERCEPT),)))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_an_image_has_the_same_features_alone_and_among_others(embedder):
 def test_a_saved_graph_loads_safely_and_gives_the_same_answers(tmp_path):
     keras.utils.set_random_seed(0)
     classifier = build_classifier(build_backbone("mobilenet-v2"), SIZE_PX, [keras.layers.Dense(1, name="head")])
-    exported = calibrated(classifier, Calibration(Platt(SLOPE, INTERCEPT)))
+    exported = calibrated(classifier, Calibration((Platt(SLOPE, INTERCEPT),)))
     exported.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
     batch = noise(2, 50, 40)

@@ -18,6 +18,7 @@ PROBE = {
     "backbone": "lite",
     "n_components": 256,
     "strengths": [0.1, 0.01],
+    "turn": ["walls"],
     "mosaics": {"of": ["walls"], "cells_a_side": [2, 3], "n_images": 100},
     "seed": 0,
 }
@@ -208,7 +209,9 @@ def test_a_candidate_may_be_called_like_a_recipe(load):
         load(with_value(("candidates", "probe"), {**PROBE, "batch_sise": 64}))
 
 
-REQUIRED = [place for place in PLACES if place[-1] not in {"labels", "photo_pattern", "photos", "taps", "mosaics"}]
+REQUIRED = [
+    place for place in PLACES if place[-1] not in {"labels", "photo_pattern", "photos", "taps", "turn", "mosaics"}
+]
 
 
 @pytest.mark.parametrize("place", REQUIRED, ids=".".join)
@@ -252,6 +255,11 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ("backbones.lite.image_size_px", 2048, r"backbones\.lite\.image_size_px: .* 1024 \(received 2048\)"),
         ("candidates.head-only.n_components", 0, r"candidates\.head-only\.n_components: .* 1 \(received 0\)"),
         ("candidates.head-only.strengths", [0], r"candidates\.head-only\.strengths\.0: .* \(received 0\)"),
+        (
+            "candidates.head-only.turn",
+            ["walls", "drawn"],
+            r"candidates\.head-only\.turn names 'drawn', split\.train_on has \['walls'\]",
+        ),
         (
             "candidates.head-only.mosaics.of",
             ["drawn"],
@@ -393,7 +401,7 @@ def test_nothing_is_changed_once_it_is_read(load):
 @pytest.mark.parametrize(("train_on", "is_demo"), [(["walls"], False), (["drawn"], True), (["walls", "drawn"], True)])
 def test_params_are_the_demo_where_drawn_images_are_trained_on(train_on, is_demo):
     document = with_value(("split", "train_on"), train_on)
-    document["candidates"]["head-only"]["mosaics"] = None
+    document["candidates"]["head-only"] |= {"turn": [], "mosaics": None}
     assert Params.model_validate(document).is_demo is is_demo
 
 

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_info
 
 from pipeline.errors import CracksError
+from pipeline.linear import LinearHead
 from pipeline.params import Probe
-from pipeline.probe import N_FOLDS, Rows, deal_folds, equal_weights, fit_probe
+from pipeline.probe import N_FOLDS, Fitted, Rows, deal_folds, equal_weights, fit_probe, heads_of, joined
 from pipeline.recipes import History
 
 
@@ -32,14 +34,14 @@ def logits_of(head, features):
 
 def test_a_probe_learns_separable_rows_by_heart(tmp_path):
     rows = feature_rows(30)
-    head = fit_probe(rows, probe(strengths=[1e-4]), History(tmp_path / "h", ignore))
+    head = fit_probe({"walls": rows}, probe(strengths=[1e-4]), History(tmp_path / "h", ignore))
     np.testing.assert_array_equal(logits_of(head, rows.features) > 0, rows.labels)
 
 
 def test_the_head_on_plain_features_has_the_loss_that_was_learned_on_components(tmp_path):
     rows = feature_rows(40, noise=1.5)
     history = History(tmp_path / "h", ignore)
-    head = fit_probe(rows, probe(strengths=[0.01]), history)
+    head = fit_probe({"walls": rows}, probe(strengths=[0.01]), history)
     loss = np.logaddexp(0, np.where(rows.labels, -1, 1) * logits_of(head, rows.features)).mean()
     assert loss == pytest.approx(history.rows[0]["loss"], rel=1e-3)
 
@@ -47,11 +49,11 @@ def test_the_head_on_plain_features_has_the_loss_that_was_learned_on_components(
 def test_the_strength_with_the_lowest_loss_on_folds_held_out_is_chosen(tmp_path):
     rows = feature_rows(24, noise=2.5)
     history = History(tmp_path / "h", ignore)
-    chosen = fit_probe(rows, probe(strengths=[1e-6, 0.1, 10.0]), history)
+    chosen = fit_probe({"walls": rows}, probe(strengths=[1e-6, 0.1, 10.0]), history)
     assert [row["strength"] for row in history.rows] == [10.0, 0.1, 1e-6]
     best = min(history.rows, key=lambda row: row["val_loss"])["strength"]
     assert best == 0.1  # neither end: without a penalty it learns noise, with a huge one nothing
-    alone = fit_probe(rows, probe(strengths=[best]), History(tmp_path / "alone", ignore))
+    alone = fit_probe({"walls": rows}, probe(strengths=[best]), History(tmp_path / "alone", ignore))
     np.testing.assert_array_equal(chosen.kernel, alone.kernel)
 
 
@@ -62,14 +64,14 @@ def test_a_row_is_never_judged_by_a_model_that_saw_its_fold(tmp_path):
     features = np.repeat(once, 2, axis=0).astype(np.float16)  # pairs of copies, one of each label: nothing to learn
     groups_kept = Rows(features, labels, np.arange(36) // 2 % N_FOLDS, np.full(36, "walls"))
     history = History(tmp_path / "h", ignore)
-    fit_probe(groups_kept, probe(n_components=30, strengths=[1e-3]), history)
+    fit_probe({"walls": groups_kept}, probe(n_components=30, strengths=[1e-3]), history)
     assert history.rows[0]["val_loss"] >= np.log(2) - 1e-6
 
 
 def test_a_feature_that_never_varied_in_training_does_not_run_away_with_the_answer(tmp_path):
     rows = feature_rows(30)
     rows.features[:, 4] = 0
-    head = fit_probe(rows, probe(), History(tmp_path / "h", ignore))
+    head = fit_probe({"walls": rows}, probe(), History(tmp_path / "h", ignore))
     other = rows.features.copy()
     other[:, 4] = 0.2
     assert np.abs(logits_of(head, other) - logits_of(head, rows.features)).max() < 5
@@ -77,7 +79,10 @@ def test_a_feature_that_never_varied_in_training_does_not_run_away_with_the_answ
 
 def test_a_probe_is_the_same_to_the_bit_when_it_is_trained_again(tmp_path):
     rows = feature_rows(50, noise=2)
-    heads = [fit_probe(rows, probe(n_components=3), History(tmp_path / name, ignore)) for name in ("once", "again")]
+    heads = [
+        fit_probe({"walls": rows}, probe(n_components=3), History(tmp_path / name, ignore))
+        for name in ("once", "again")
+    ]
     np.testing.assert_array_equal(heads[0].kernel, heads[1].kernel)
     assert heads[0].bias == heads[1].bias
 
@@ -88,7 +93,7 @@ def test_a_probe_computes_on_one_core_so_that_it_is_the_same_on_a_machine_with_m
     def look(step, values):
         n_threads.update(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
 
-    fit_probe(feature_rows(30), probe(), History(tmp_path / "h", look))
+    fit_probe({"walls": feature_rows(30)}, probe(), History(tmp_path / "h", look))
     assert n_threads == {1}
 
 
@@ -98,6 +103,68 @@ def test_every_source_and_every_label_in_it_counts_the_same():
     weights = equal_weights(labels, sources)
     # four cells of equal weight, together 6: the three intact ones of "large" share what each other one has alone
     np.testing.assert_allclose(weights, [1.5, 0.5, 0.5, 0.5, 1.5, 1.5])
+
+
+def head_on(*kernel, bias=0.0):
+    return LinearHead(np.array(kernel, np.float32), bias)
+
+
+def rows_with(features):
+    """Rows of one crack and one intact image."""
+    return Rows(np.array(features, np.float16), np.array([True, False]), np.zeros(2, np.int64), np.full(2, "walls"))
+
+
+def test_heads_are_averaged_over_their_spread_on_what_the_other_has_learned_from():
+    rows = {"walls": rows_with([[4, 0], [0, 0]]), "decks": rows_with([[0, 1], [0, -3]])}
+    # on the decks the logits of the walls' head are 10 and -30, a standard deviation of 20; the other way round 2 and
+    # -2 about their mean, so 2: the shares are 1/20 and 1/2 of their sum
+    fitted = {"walls": Fitted(head_on(50, 10, bias=3), 1.0), "decks": Fitted(head_on(1, 7, bias=1), 1.0)}
+    head = joined(fitted, rows)
+    np.testing.assert_allclose(head.kernel, [(50 + 10) / 11, (10 + 70) / 11], rtol=1e-6)
+    assert head.bias == pytest.approx((3 + 10) / 11)
+
+
+def test_a_head_that_guesses_has_hardly_a_say():
+    rows = {"walls": rows_with([[1, 0], [-1, 0]]), "decks": rows_with([[1, 0], [-1, 0]])}
+    good, guessing, worse = (
+        Fitted(head_on(1, 0), 0.8),
+        Fitted(head_on(0.5, 0, bias=9), 0.0),
+        Fitted(head_on(1, 0), -0.3),
+    )
+    head = joined({"walls": good, "decks": guessing}, rows)
+    # 0.8 over a spread of 1 against 0.01 over a spread of 0.5
+    assert head.bias == pytest.approx(9 * 0.02 / 0.82)
+    assert joined({"walls": good, "decks": worse}, rows).kernel[0] == pytest.approx(1)
+
+
+def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_strength(tmp_path):
+    walls, decks = feature_rows(30), feature_rows(30, seed=1)
+    rng = np.random.default_rng(0)
+    for rows, blind in ((walls, slice(0, 3)), (decks, slice(3, 6))):  # what tells on one says nothing on the other
+        rows.features[:, blind] = rng.permutation(rows.features[:, blind])
+    history = History(tmp_path / "h", ignore)
+    both = fit_probe({"walls": walls, "decks": decks}, probe(), history)
+    assert [(row["phase"], row["strength"]) for row in history.rows] == [
+        ("decks", 0.1),
+        ("decks", 0.001),
+        ("walls", 0.1),
+        ("walls", 0.001),
+    ]
+    for rows in (walls, decks):
+        assert roc_auc_score(rows.labels, logits_of(both, rows.features)) > 0.75
+    alone = fit_probe({"walls": walls}, probe(), History(tmp_path / "alone", ignore))
+    assert roc_auc_score(decks.labels, logits_of(alone, decks.features)) < 0.65
+
+
+def test_a_data_set_with_too_few_groups_is_learned_from_with_the_largest():
+    datasets = np.array(["large"] * 12 + ["medium"] * 8 + ["few"] * 4)
+    labels = np.arange(24) % 2 == 0
+    groups = np.array([f"{name}-{row // (8 if name == 'few' else 1)}" for row, name in enumerate(datasets.tolist())])
+    positions = heads_of(datasets, labels, groups)
+    assert {name: found.tolist() for name, found in positions.items()} == {
+        "large": [*range(12), *range(20, 24)],
+        "medium": list(range(12, 20)),
+    }
 
 
 def test_groups_stay_together_in_a_fold_and_each_fold_has_both_labels():

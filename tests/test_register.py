@@ -81,7 +81,7 @@ def save_model(folder, *, weight=-1.0):
     classifier = build_classifier(network, 32, [head])
     head.set_weights([np.full((3, 1), weight), np.zeros(1)])
     folder.mkdir(parents=True, exist_ok=True)
-    calibrated(classifier, Calibration(Platt(2.0, -0.5))).save(folder / "model.keras")
+    calibrated(classifier, Calibration((Platt(2.0, -0.5),))).save(folder / "model.keras")
     (folder / "decision.json").write_text(json.dumps(DECISION.as_dict()))
 
 

@@ -15,7 +15,7 @@ from pipeline.images import IMAGES_FILE, INVENTORY_FILE
 from pipeline.metrics import log_loss, scores
 from pipeline.params import Params
 from pipeline.tracking import NO_PART_OF_A_REPRO
-from pipeline.train import checkpoint_folder, features_of, mosaics_of, side_of, validation_scores
+from pipeline.train import checkpoint_folder, features_of, mosaics_of, rows_of, side_of, validation_scores
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 PARAMS = {
@@ -249,10 +249,11 @@ def test_the_threshold_follows_the_costs_on_validation(trained):
 
 
 @pytest.mark.slow
-def test_the_history_has_a_row_for_each_strength_which_was_also_sent_live(trained):
+def test_the_history_has_a_row_for_each_head_and_strength_which_was_also_sent_live(trained):
     history = pd.read_csv(trained.folder / "history.csv")
-    assert history["step"].tolist() == trained.epochs == [0, 1]
-    assert history["strength"].tolist() == [0.1, 0.01]
+    assert history["step"].tolist() == trained.epochs == [0, 1, 2, 3]
+    assert history["phase"].tolist() == ["ours", "ours", "theirs", "theirs"]
+    assert history["strength"].tolist() == [0.1, 0.01, 0.1, 0.01]
     assert set(history) == {"step", "phase", "epoch", "strength", "loss", "val_loss", "accuracy", "val_accuracy"}
 
 
@@ -268,16 +269,36 @@ def test_candidates_are_compared_by_both_losses_weighted_where_photos_are_lent(d
     assert found["selection_loss"] == pytest.approx(0.75 * -np.log(0.9) + 0.25 * np.log(2))
 
 
-def test_mosaics_are_composed_of_training_images_of_the_named_data_sets_alone(data, monkeypatch):
+def test_mosaics_are_composed_of_the_chosen_training_images_alone(data, monkeypatch):
     train_side = side_of(pd.read_parquet(data.manifest), "train", data.datasets)
     seen = []
     monkeypatch.setattr(train_side, "pixels", lambda position: seen.append(position) or np.zeros((40, 40, 3), np.uint8))
-    folds = np.arange(len(train_side)) // 2 % 3
+    chosen = np.arange(1, len(train_side) - 1)
     wanted = Params.model_validate(PARAMS).candidates["probe"].mosaics
-    mosaics = mosaics_of(train_side, folds, wanted, 32, seed=0)
+    mosaics = mosaics_of(train_side, chosen, chosen // 2 % 3, wanted, 32, seed=0)
     assert len(mosaics.labels) == 2 * 12
-    assert set(train_side.rows.loc[seen, "dataset"]) == {"ours"}
-    assert len(seen) == (train_side.rows["dataset"] == "ours").sum()
+    assert seen == chosen.tolist()
+
+
+@pytest.mark.slow
+def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_images_that_params_ask_for(data, tmp_path):
+    train_side = side_of(pd.read_parquet(data.manifest), "train", data.datasets)
+    settings = json.loads(json.dumps(PARAMS))
+    settings["candidates"]["probe"]["turn"] = ["theirs"]
+    params = Params.model_validate(settings)
+    backbone = params.backbones["small"]
+    embed.run(backbone, ["ours", "theirs"], data.datasets, tmp_path / "unfinished", tmp_path / "features")
+    rows = rows_of(backbone, params.candidates["probe"], train_side, tmp_path / "features", tmp_path / "more")
+    sizes = train_side.rows["dataset"].value_counts()
+    ours, theirs = rows["ours"], rows["theirs"]
+    assert pd.Series(ours.sources).value_counts().to_dict() == {"ours": sizes["ours"], "mosaics": 24}
+    assert pd.Series(theirs.sources).value_counts().to_dict() == {"theirs": 8 * sizes["theirs"]}
+    labels = train_side.labels[(train_side.rows["dataset"] == "theirs").to_numpy()]
+    np.testing.assert_array_equal(theirs.labels, np.tile(labels, 8))
+    np.testing.assert_array_equal(theirs.folds, np.tile(theirs.folds[: len(labels)], 8))
+    plain = theirs.features[: len(labels)].astype(float)
+    for turned in np.split(theirs.features.astype(float), 8)[1:]:
+        assert 0 < np.abs(turned - plain).mean() < 0.5 * plain.std()  # the same image, seen from another side
 
 
 @pytest.mark.slow
