@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from pipeline.calibration import Platt, Values, fit_platt
+from pipeline.calibration import Values, fit_platt
 from pipeline.images import PackedImages
 from pipeline.inference import Features
 from pipeline.linear import LinearHead
@@ -99,7 +99,7 @@ def leave_one_out(
             inner_folds = deal_folds(tiles.labels[some], photos[some])
             inner[folds == fold] = probe_of(some, inner_folds).logits(tiles.features[folds == fold])
         threshold = best_threshold(tiles.labels[~here], inner[~here])
-        curve = Platt(*fit_platt(tiles.labels[~here], inner[~here]))
+        curve = fit_platt(tiles.labels[~here], inner[~here])
         logits = probe_of(~here, folds[~here]).logits(tiles.features[here]).astype(np.float64)
         probabilities = curve.probabilities(logits)
         return here, logits, probabilities, probabilities >= threshold

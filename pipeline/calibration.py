@@ -57,8 +57,8 @@ class Calibration:
         return np.asarray((softmax(likeness) * by_curve).sum(axis=1))
 
 
-def fit_platt(labels: Labels, logits: Values) -> tuple[float, float]:
-    """Return (slope, intercept) with which sigmoid(slope * logit + intercept) is calibrated on these images.
+def fit_platt(labels: Labels, logits: Values) -> Platt:
+    """Return the curve that is calibrated on these images.
 
     The targets are Platt's, pulled in from 0 and 1 by the count of each label, so that it stays finite where the
     labels are perfectly separated (Platt, Probabilistic Outputs for Support Vector Machines, 1999).
@@ -77,7 +77,7 @@ def fit_platt(labels: Labels, logits: Values) -> tuple[float, float]:
         np.repeat([1, 0], len(labels)),
         sample_weight=np.concatenate([target, 1 - target]),
     )
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
+    return Platt(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
 
 def fit_calibration(labels: Labels, logits: Values, features: Values, datasets: npt.NDArray[np.str_]) -> Calibration:
@@ -93,7 +93,7 @@ def fit_calibration(labels: Labels, logits: Values, features: Values, datasets: 
     """
     with_both = [name for name in np.unique(datasets) if len(np.unique(labels[datasets == name])) == 2]
     parts = [datasets == name for name in with_both] or [np.ones(len(labels), bool)]
-    curves = tuple(Platt(*fit_platt(labels[part], logits[part])) for part in parts)
+    curves = tuple(fit_platt(labels[part], logits[part]) for part in parts)
     if len(curves) == 1:
         return Calibration(curves)
     known = np.isin(datasets, with_both)

@@ -76,9 +76,8 @@ def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
         heads = history.groupby("phase")
         for dataset, head in heads:
             axes.set_prop_cycle(None)  # validation and training look the same for every head
-            (held_out, _) = (
-                axes.plot(head["strength"], head[key], marker=".")[0] for key in (f"val_{quantity}", quantity)
-            )
+            [held_out] = axes.plot(head["strength"], head[f"val_{quantity}"], marker=".")
+            axes.plot(head["strength"], head[quantity], marker=".")
             if len(heads) > 1:
                 place = (head["strength"].iloc[0], head[f"val_{quantity}"].iloc[0])
                 axes.annotate(str(dataset), place, (0, 6), textcoords="offset points", color=held_out.get_color())

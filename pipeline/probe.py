@@ -61,16 +61,18 @@ def heads_of(
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Return by data set the positions, (n,), of the images that its head learns from.
 
-    A data set with too few groups for a head of its own is learned from with the largest one.
+    A data set with too few groups for a head of its own is learned from with the largest one that has enough. Where
+    none has, all are learned from together.
     """
     names, sizes = np.unique(datasets, return_counts=True)
-    largest = names[np.argmax(sizes)]
-    teacher = datasets.copy()
-    for name in names:
-        here = datasets == name
-        if min(_n_groups(labels[here], groups[here]).values()) < N_FOLDS:
-            teacher[here] = largest
-    return {str(name): np.flatnonzero(teacher == name) for name in np.unique(teacher)}
+    has_head = np.array([_has_enough_groups(labels[datasets == name], groups[datasets == name]) for name in names])
+    home = names[np.argmax(np.where(has_head, sizes, 0) if has_head.any() else sizes)]
+    learned_with = np.where(np.isin(datasets, names[has_head]), datasets, home)
+    return {str(name): np.flatnonzero(learned_with == name) for name in np.unique(learned_with)}
+
+
+def _has_enough_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> bool:
+    return min(_n_groups(labels, groups).values()) >= N_FOLDS
 
 
 def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
@@ -132,12 +134,12 @@ def joined(fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> LinearHead
     """
     if len(fitted) == 1:
         return next(iter(fitted.values())).head
-    total = sum(_say(name, fitted, rows) for name in fitted)
-    kernel, bias = np.zeros_like(next(iter(fitted.values())).head.kernel), 0.0
-    for name, (head, _) in fitted.items():
-        share = _say(name, fitted, rows) / total
-        kernel, bias = kernel + np.float32(share) * head.kernel, bias + share * head.bias
-    return LinearHead(kernel, bias)
+    says = {name: _say(name, fitted, rows) for name in fitted}
+    total = sum(says.values()) or 1.0
+    shares = {name: say / total for name, say in says.items()}
+    kernel = sum(np.float32(shares[name]) * head.kernel for name, (head, _) in fitted.items())
+    bias = sum(shares[name] * head.bias for name, (head, _) in fitted.items())
+    return LinearHead(np.asarray(kernel), bias)
 
 
 def _say(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> float:
@@ -147,7 +149,8 @@ def _say(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> f
         logits = head.logits(rows[other].features).astype(np.float64)
         weights = equal_weights(rows[other].labels, rows[other].sources)
         variances.append(np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
-    return max(skill, MIN_SKILL) / float(np.sqrt(np.mean(variances)))
+    spread = float(np.sqrt(np.mean(variances)))
+    return max(skill, MIN_SKILL) / spread if spread > 0 else 0.0  # who says the same of all has nothing to say
 
 
 def fit_head(rows: Rows, params: Probe, history: History, phase: str) -> Fitted:
@@ -160,6 +163,7 @@ def fit_head(rows: Rows, params: Probe, history: History, phase: str) -> Fitted:
         scale = Scale.of(rows.features)
         standard = scale.standardised(rows.features)  # (n, n_features)
         n_components = min(params.n_components, *standard.shape)
+        # A second iteration is no better on METU, and takes half as long again.
         pca = PCA(n_components, svd_solver="randomized", iterated_power=1, random_state=params.seed)
         reduced = pca.fit_transform(standard).astype(np.float64)  # (n, n_components)
         weights = equal_weights(rows.labels, rows.sources)

@@ -61,7 +61,8 @@ def render(
         candidates: by name, scores on validation: selection_loss, n, accuracy, f1, auroc, balanced_accuracy, ece,
             threshold.
         histories: by candidate, a row an epoch: step (from 0, over both phases), phase (head or tuning), loss,
-            val_loss, accuracy, val_accuracy; of a probe, a row for each strength of its penalty, and `strength`.
+            val_loss, accuracy, val_accuracy; of a probe, a row for each data set, which is its phase, and strength of
+            the penalty, and `strength`.
         predictions: a row an image: dataset, split (test or outside), label (crack or intact), probability (0..1).
         decision: review_from <= threshold <= review_to, 0..1.
         material: all else.

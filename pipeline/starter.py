@@ -58,11 +58,12 @@ def load_starter(path: Path = STARTER_FILE) -> Classifier:
 
 
 def difference(one: Path, other: Path) -> float:
-    """Return how far the heads of two starter files are apart, as a share of the largest weight."""
+    """Return how far the weights of two starter files are apart, as a share of the largest weight of their kind."""
     with np.load(one) as ours, np.load(other) as theirs:
-        if ours["kernel"].shape != theirs["kernel"].shape:
+        kinds = set(ours) - {"settings"}
+        if kinds != set(theirs) - {"settings"} or any(ours[kind].shape != theirs[kind].shape for kind in kinds):
             return float("inf")
-        return float(np.abs(ours["kernel"] - theirs["kernel"]).max() / np.abs(ours["kernel"]).max())
+        return max(float(np.abs(ours[kind] - theirs[kind]).max() / np.abs(ours[kind]).max()) for kind in kinds)
 
 
 def main() -> None:

@@ -131,7 +131,7 @@ def _rows_of_head(
         again = np.tile(turned, N_OTHERS)
         parts.append(Rows(seen, labels[again], folds[again], datasets[again]))
 
-    shrunken = np.flatnonzero(np.isin(datasets, params.mosaics.of)) if params.mosaics else turned[:0]
+    shrunken = np.flatnonzero(np.isin(datasets, params.mosaics.of if params.mosaics else ()))
     if params.mosaics and len(shrunken):
         size_px = backbone.image_size_px
         mosaics = mosaics_of(train, chosen[shrunken], folds[shrunken], params.mosaics, size_px, params.seed)

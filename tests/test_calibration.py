@@ -68,7 +68,7 @@ def test_platt_stays_finite_and_rising_where_the_labels_are_perfectly_separated(
 def test_images_of_one_data_set_are_calibrated_by_platt_alone():
     labels, logits = np.arange(40) % 4 == 0, np.linspace(-3, 3, 40)
     calibration = fit_calibration(labels, logits, np.zeros((40, 2)), np.full(40, "walls"))
-    assert calibration == Calibration((Platt(*fit_platt(labels, logits)),))
+    assert calibration == Calibration((fit_platt(labels, logits),))
     slope, intercept = calibration.curves[0]
     np.testing.assert_allclose(
         calibration.probabilities(logits, np.zeros((40, 2))), sigmoid(slope * logits + intercept)
@@ -80,19 +80,19 @@ def test_a_data_set_with_images_of_one_label_gets_no_curve_and_moves_no_other():
     datasets = np.where(np.arange(40) < 4, "lent", "walls")
     labels[0] = False
     calibration = fit_calibration(labels, logits, np.zeros((40, 2)), datasets)
-    assert calibration == Calibration((Platt(*fit_platt(labels[4:], logits[4:])),))
+    assert calibration == Calibration((fit_platt(labels[4:], logits[4:]),))
 
 
 def test_data_sets_of_one_label_each_share_one_curve():
     labels, logits = np.arange(40) % 4 == 0, np.linspace(-3, 3, 40)
     calibration = fit_calibration(labels, logits, np.zeros((40, 2)), np.where(labels, "cracks", "intact"))
-    assert calibration == Calibration((Platt(*fit_platt(labels, logits)),))
+    assert calibration == Calibration((fit_platt(labels, logits),))
 
 
 def test_each_world_is_calibrated_by_its_own_curve(two_worlds):
     labels, logits, features, datasets = two_worlds
     own = fit_calibration(labels, logits, features, datasets).probabilities(logits, features)
-    one_for_both = Platt(*fit_platt(labels, logits)).probabilities(logits)
+    one_for_both = fit_platt(labels, logits).probabilities(logits)
     for world in (datasets == "decks", datasets == "walls"):
         assert expected_calibration_error(labels[world], own[world]) < 0.04
         assert expected_calibration_error(labels[world], one_for_both[world]) > 0.06

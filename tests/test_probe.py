@@ -129,12 +129,21 @@ def test_a_head_that_guesses_has_hardly_a_say():
     good, guessing, worse = (
         Fitted(head_on(1, 0), 0.8),
         Fitted(head_on(0.5, 0, bias=9), 0.0),
-        Fitted(head_on(1, 0), -0.3),
+        Fitted(head_on(1, 0, bias=9), -0.3),
     )
     head = joined({"walls": good, "decks": guessing}, rows)
     # 0.8 over a spread of 1 against 0.01 over a spread of 0.5
     assert head.bias == pytest.approx(9 * 0.02 / 0.82)
-    assert joined({"walls": good, "decks": worse}, rows).kernel[0] == pytest.approx(1)
+    assert joined({"walls": good, "decks": worse}, rows).bias == pytest.approx(9 * 0.01 / 0.81)
+
+
+def test_a_head_that_says_the_same_of_all_has_no_say():
+    rows = {"walls": rows_with([[1, 0], [-1, 0]]), "decks": rows_with([[2, 0], [-1, 0]])}
+    silent = Fitted(head_on(0, 5, bias=9), 1.0)
+    head = joined({"walls": Fitted(head_on(3, 0, bias=1), 0.5), "decks": silent}, rows)
+    np.testing.assert_allclose([*head.kernel, head.bias], [3, 0, 1])
+    nothing = joined({"walls": silent, "decks": silent}, rows)
+    np.testing.assert_array_equal([*nothing.kernel, nothing.bias], [0, 0, 0])
 
 
 def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_strength(tmp_path):
@@ -156,15 +165,25 @@ def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_stren
     assert roc_auc_score(decks.labels, logits_of(alone, decks.features)) < 0.65
 
 
-def test_a_data_set_with_too_few_groups_is_learned_from_with_the_largest():
-    datasets = np.array(["large"] * 12 + ["medium"] * 8 + ["few"] * 4)
-    labels = np.arange(24) % 2 == 0
-    groups = np.array([f"{name}-{row // (8 if name == 'few' else 1)}" for row, name in enumerate(datasets.tolist())])
-    positions = heads_of(datasets, labels, groups)
-    assert {name: found.tolist() for name, found in positions.items()} == {
-        "large": [*range(12), *range(20, 24)],
+def positions_by_head(names, labels, groups):
+    found = heads_of(np.array(names), np.array(labels), np.array(groups))
+    return {name: positions.tolist() for name, positions in found.items()}
+
+
+def test_a_data_set_with_too_few_groups_is_learned_from_with_the_largest_that_has_enough():
+    names = ["large"] * 12 + ["medium"] * 8 + ["few"] * 4 + ["cracks"] * 20
+    labels = [row % 2 == 0 for row in range(24)] + [True] * 20
+    groups = [f"{name}-{row // (8 if name == 'few' else 1)}" for row, name in enumerate(names)]
+    assert positions_by_head(names, labels, groups) == {
+        "large": [*range(12), *range(20, 44)],
         "medium": list(range(12, 20)),
     }
+
+
+def test_data_sets_of_one_label_each_are_learned_from_together():
+    names, groups = ["cracks"] * 5 + ["intact"] * 6, [str(row) for row in range(11)]
+    labels = [name == "cracks" for name in names]
+    assert positions_by_head(names, labels, groups) == {"intact": list(range(11))}
 
 
 def test_groups_stay_together_in_a_fold_and_each_fold_has_both_labels():

@@ -378,6 +378,24 @@ def test_a_probe_has_its_curves_by_penalty_and_names_the_best_one(page):
     assert f"{best['val_loss']:.4f}, with a penalty of {best['strength']}." in page.text
 
 
+def test_each_head_of_a_probe_has_its_curves_and_its_best_penalty(few):
+    strengths = [0.1, 0.01, 0.001]
+    heads = [
+        drawn_history(np.random.default_rng(seed), 3, 0).assign(strength=strengths, phase=phase)
+        for seed, phase in ((1, "walls"), (2, "decks"))
+    ]
+    few["histories"] = {"one-head": heads[0], "two-heads": pd.concat(heads, ignore_index=True)}
+    one, two = page_of(few).html.split("<h3>one-head</h3>")[1].split("<h3>two-heads</h3>")
+    for head, phase in zip(heads, ("walls", "decks"), strict=True):
+        best = head.loc[head["val_loss"].idxmin()]
+        assert (
+            f"the head for {phase} on folds held out: {best['val_loss']:.4f}, with a penalty of {best['strength']}."
+            in two
+        )
+        assert two.count(f">{phase}</text>") == 2  # beside its line of validation, for loss and accuracy
+    assert ">walls</text>" not in one
+
+
 def test_the_start_of_the_second_phase_is_marked_in_both_curves(few):
     history = drawn_history(np.random.default_rng(1), 3, 4)
     few["histories"] = {"two-phases": history, "one-phase": history.assign(phase="head")}

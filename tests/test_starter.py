@@ -43,13 +43,17 @@ def test_starters_are_compared_by_their_largest_difference(probe, tmp_path):
     write_starter(probe, BACKBONE, tmp_path / "one.npz")
     with np.load(tmp_path / "one.npz") as arrays:
         moved = dict(arrays)
-    largest = np.abs(moved["kernel"]).max()
-    moved["kernel"] = moved["kernel"] + np.where(np.arange(2560) == 7, 0.1 * largest, 0).astype(np.float32)
-    np.savez(tmp_path / "other.npz", **moved)
-    assert difference(tmp_path / "one.npz", tmp_path / "one.npz") == 0
-    assert difference(tmp_path / "one.npz", tmp_path / "other.npz") == pytest.approx(0.1, rel=1e-3)
-    np.savez(tmp_path / "shorter.npz", kernel=moved["kernel"][1:])
+    np.savez(tmp_path / "same.npz", **moved)
+    assert difference(tmp_path / "one.npz", tmp_path / "same.npz") == 0
+    for kind in moved.keys() - {"settings"}:
+        other = moved | {kind: moved[kind].copy()}
+        other[kind].flat[0] += np.float32(0.1 * np.abs(moved[kind]).max())
+        np.savez(tmp_path / "other.npz", **other)
+        assert difference(tmp_path / "one.npz", tmp_path / "other.npz") == pytest.approx(0.1, rel=1e-3)
+    np.savez(tmp_path / "shorter.npz", **moved | {"kernel": moved["kernel"][1:]})
     assert difference(tmp_path / "one.npz", tmp_path / "shorter.npz") == float("inf")
+    np.savez(tmp_path / "fewer.npz", kernel=moved["kernel"])
+    assert difference(tmp_path / "one.npz", tmp_path / "fewer.npz") == float("inf")
 
 
 def test_the_starter_that_ships_is_small_and_ready():
