@@ -74,7 +74,7 @@ serve: .venv/installed $(STARTER)/decision.json  ## the API and its page at http
 	@python -m serving --params params.yaml --port $(API_PORT) --starter $(STARTER)
 
 test: .venv/installed-dev lint  ## the tests (CRACKS_REAL_DATA=DIR adds the ones on real images)
-	@pytest -m "not soak"
+	@pytest -m "not soak" --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-soak: .venv/installed-dev  ## the tests that take minutes each: kills, outages, many rounds
 	@pytest -m soak
