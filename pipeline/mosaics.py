@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from pipeline.errors import CracksError
 from pipeline.images import Images, Pixels, Sizes
 from pipeline.metrics import Labels
 
@@ -64,7 +65,11 @@ class Mosaics:
     def __init__(
         self, sources: Sources, cells_a_side: Sequence[int], n_images: int, size_px: int, *, seed: int
     ) -> None:
-        """Describe `n_images` mosaics for each of `cells_a_side`, of `size_px` x `size_px`."""
+        """Describe `n_images` mosaics for each of `cells_a_side`, of `size_px` x `size_px`.
+
+        Raises:
+            CracksError: the sources are not of both labels, in each fold.
+        """
         n = n_images * len(cells_a_side)
         self._sources = sources
         self._seed = seed
@@ -79,6 +84,13 @@ class Mosaics:
             for fold in known
             for label in (True, False)
         }
+        for (_, label), choice in self._choice.items():
+            if not len(choice):
+                raise CracksError(
+                    f"Mosaics are composed of cracked and intact images, their sources have too few "
+                    f"{'cracked' if label else 'intact'} ones ({int((sources.labels == label).sum())} of "
+                    f"{len(sources.labels)}). Name more data sets under mosaics.of, or leave mosaics out."
+                )
 
     def pixels(self, position: int) -> Pixels:
         """Return the mosaic at `position`: RGB, uint8, (size_px, size_px, 3)."""

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from pipeline.errors import CracksError
 from pipeline.mosaics import Mosaics, Sources, compose, shrunk, vary
 
 DARK, GREY = 60, 130
@@ -37,6 +38,12 @@ def sources():
 
 def mosaics(sources, n_images=12, seed=0, sides=(2, 3)):
     return Mosaics(sources, sides, n_images, 48, seed=seed)
+
+
+@pytest.mark.parametrize(("labels", "few"), [([False] * 16, "cracked"), ([True] * 16, "intact")])
+def test_sources_of_one_label_are_refused_in_words(sources, labels, few):
+    with pytest.raises(CracksError, match=f"too few {few} ones .* under mosaics.of"):
+        mosaics(Sources(sources.cells, np.array(labels), sources.folds))
 
 
 def test_images_are_shrunk_by_means_of_areas():
