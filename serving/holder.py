@@ -148,11 +148,12 @@ class ModelHolder:
         return Held(model, CrackMapper(model, self._cut, known), version, self._now())
 
     def _hold(self, held: Held) -> None:
+        # First, so that a server that is killed as soon as it answers finds the model when it starts again.
+        write_json(self._folder / LAST_GOOD_FILE, asdict(held.version))
         self.current = held
         self.refused = None
         self.n_swaps += 1
         log.info("Serving %s", held.version)
-        write_json(self._folder / LAST_GOOD_FILE, asdict(held.version))
         self._tidy()
 
     def _hold_starter(self) -> None:

@@ -81,6 +81,17 @@ def test_the_wanted_model_is_held_and_kept_on_disk(holder, shelf, kept):
     assert folders(kept) == ["cracks-1-run-1", LAST_GOOD_FILE]
 
 
+def test_no_model_answers_before_a_killed_server_would_find_it_again(holder, shelf, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("serving.holder.write_json", full)
+    shelf.put(ONE)
+    with pytest.raises(OSError, match="No space left"):
+        holder.look()
+    assert holder.current is None
+
+
 def test_a_model_that_is_wanted_already_is_not_fetched_again(holder, shelf):
     shelf.put(ONE)
     holder.look()
