@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from benchmarks.leave_one_photo_out import prepared
 from pipeline.drift import alpha_of, compare
-from pipeline.images import INVENTORY_FILE, decode, look
+from pipeline.images import INVENTORY_FILE, PackedImages, decode, look
 from pipeline.ingest import photo_of
-from pipeline.params import Monitor
+from pipeline.params import Backbone, Monitor
 from pipeline.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
+from pipeline.train import embedded
 
 Pair = tuple[pd.DataFrame, pd.DataFrame]  # what was trained on, and a window
 
@@ -50,11 +51,11 @@ def looks_of(archive: Path, every: int) -> pd.DataFrame:
     return looks.assign(path=paths, photo=photos, embedding=list(np.zeros((len(paths), N_DIMENSIONS), np.float32)))
 
 
-def tiles_of(name: str, folder: Path) -> pd.DataFrame:
+def tiles_of(name: str, backbone: Backbone, folder: Path) -> pd.DataFrame:
     """Return photo (a group of copies where photos are not known), image statistics and embedding of a data set."""
     manifest = pd.read_parquet(folder / "manifest.parquet")
     mine = manifest[manifest["dataset"] == name].sort_values("row")
-    features = np.load(folder / "features" / f"{name}.npy", mmap_mode="r")
+    features = embedded(backbone, PackedImages(folder / "datasets" / name), folder / "unfinished" / name, name)
     chunks = [embeddings_of(features[start : start + CHUNK_IMAGES]) for start in range(0, len(features), CHUNK_IMAGES)]
     tiles = pd.read_parquet(folder / "datasets" / name / INVENTORY_FILE)[["path", *LOOKS]]
     photos = mine["photo"].fillna(mine["group"]).to_numpy()
@@ -140,8 +141,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="SVG file to draw the alarms over the number of photos into")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        monitor = prepared(args.metu.absolute(), args.sdnet.absolute(), Path(scratch)).monitor
-        metu, sdnet = one_tile_each(tiles_of("metu", Path(scratch))), tiles_of("sdnet", Path(scratch))
+        folder = Path(scratch)
+        params = prepared(args.metu.absolute(), args.sdnet.absolute(), folder)
+        (backbone,) = params.backbones.values()
+        metu, sdnet = one_tile_each(tiles_of("metu", backbone, folder)), tiles_of("sdnet", backbone, folder)
+    monitor = params.monitor
     n = args.windows
     print(f"stated: {alpha_of(monitor):g} of windows, {monitor.false_alarms_per_month:g} a month\n")
     print_rates(

@@ -1,7 +1,7 @@
 """How often the gate is wrong, on real predictions: for equally good models, and for clearly worse challengers.
 
     cp examples/params.metu.yaml params.yaml     with the archive at data/incoming/metu.zip
-    dvc repro split embed@efficientnet-lite0
+    dvc repro split
     python -m benchmarks.gate
 
 Trains small probes on random tenths of the training groups, and poor ones on a few images, and lets all of them answer
@@ -34,6 +34,7 @@ from pipeline.bootstrap import weighted_accuracy
 from pipeline.evidence import Scored, TestSet, compare
 from pipeline.gate import Unknown, no_part_falls, not_worse
 from pipeline.images import LabelledImages
+from pipeline.inference import embedder_of
 from pipeline.params import Params, load_params
 from pipeline.slices import with_measures
 
@@ -155,8 +156,9 @@ def main() -> None:
     (backbone,) = params.backbones
     manifest = pd.read_parquet("data/manifest.parquet")
     manifest = manifest[manifest["dataset"] == name].reset_index(drop=True)
-    table = np.load(f"data/features/{backbone}/{name}.npy", mmap_mode="r")
-    population = populate(manifest, table[manifest["row"].to_numpy()].astype(np.float32), Path("data/datasets"))
+    images = LabelledImages(manifest, Path("data/datasets"))
+    features = embedder_of(params.backbones[backbone]).features(images)
+    population = populate(manifest, features.astype(np.float32), Path("data/datasets"))
     good = [accuracy(population, answers) for answers in population.good]
     poor = [accuracy(population, answers) for answers in population.poor]
     n_groups = population.rows["group"].nunique()

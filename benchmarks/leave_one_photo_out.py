@@ -26,6 +26,7 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from pipeline import embed
 from pipeline.calibration import Values, fit_platt
 from pipeline.images import PackedImages
 from pipeline.inference import Features
@@ -130,7 +131,7 @@ def rows_without_folds(features: Features, inventory: pd.DataFrame, n_times: int
 
 
 def prepared(metu: Path, sdnet: Path, folder: Path) -> Params:
-    """Run the stages up to `embed` in `folder`; return the params."""
+    """Run the stages up to `split` in `folder`; return the params."""
     settings = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     settings["datasets"]["metu"]["source"], settings["datasets"]["sdnet"]["source"] = str(metu), str(sdnet)
     params_file = folder / "params.yaml"
@@ -141,7 +142,7 @@ def prepared(metu: Path, sdnet: Path, folder: Path) -> Params:
         command = [sys.executable, "-m", f"pipeline.{stage}", "--params", str(params_file), *arguments]
         subprocess.run(command, check=True)
 
-    at = {name: str(folder / name) for name in ("datasets", "validated", "manifest.parquet", "features", "unfinished")}
+    at = {name: str(folder / name) for name in ("datasets", "validated", "manifest.parquet")}
     for name in ("metu", "sdnet"):
         run("ingest", "--dataset", name, "--out", f"{at['datasets']}/{name}")
         run(
@@ -151,11 +152,6 @@ def prepared(metu: Path, sdnet: Path, folder: Path) -> Params:
     run(
         "split", "--datasets", at["datasets"], "--validated", at["validated"], "--manifest", at["manifest.parquet"],
         "--summary", str(folder / "s.json"), "--report", str(folder / "vs.json"), "--page", str(folder / "vs.html"),
-    )  # fmt: skip
-    (backbone,) = params.backbones
-    run(
-        "embed", "--backbone", backbone, "--datasets", at["datasets"], "--checkpoints", at["unfinished"], "--out",
-        at["features"],
     )  # fmt: skip
     return params
 
@@ -172,14 +168,16 @@ def main() -> None:
         ((name, candidate),) = params.candidates.items()
         assert isinstance(candidate, Probe)  # noqa: S101 - of the example
         backbone = params.backbones[candidate.backbone]
-        manifest = pd.read_parquet(folder / "manifest.parquet")
-        metu = side_of(manifest[manifest["dataset"] == "metu"], "train", folder / "datasets")
+        manifest = pd.read_parquet(folder / "manifest.parquet").query("dataset == 'metu'")
+        metu = side_of(manifest, "train", folder / "datasets")
         print(f"embedding what {name} learns from", flush=True)
+        embed.run(backbone, manifest, folder / "datasets", folder / "unfinished" / "metu", folder / "features")
         (base,) = rows_of(backbone, candidate, metu, folder / "features", folder / "unfinished").values()
         images = PackedImages(folder / "datasets" / "sdnet")
-        seen = embedded(backbone, OtherOrientations(images), folder / "unfinished" / "sdnet", "turned tiles")
+        upright = embedded(backbone, images, folder / "unfinished" / "tiles", "tiles")
+        seen = embedded(backbone, OtherOrientations(images), folder / "unfinished" / "turned", "turned tiles")
         surfaces, photos = (images.inventory[column].to_numpy(str) for column in ("slice", "photo"))
-        tiles = rows_without_folds(np.load(folder / "features" / "sdnet.npy"), images.inventory, 1)
+        tiles = rows_without_folds(upright, images.inventory, 1)
         turned = rows_without_folds(seen, images.inventory, N_OTHERS)
         scored = leave_one_out(base, tiles, turned, photos, candidate, folder)
     labels = tiles.labels

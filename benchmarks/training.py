@@ -75,7 +75,16 @@ def train(params: Path, candidate: str, backbone: str, *, embeds: bool) -> Cost:
     common = ["--params", str(params), "--datasets", "datasets"]
     if embeds:
         cost.run(
-            "pipeline.embed", *common, "--backbone", backbone, "--checkpoints", "unfinished/embed", "--out", "features"
+            "pipeline.embed",
+            *common,
+            "--manifest",
+            "manifest.parquet",
+            "--backbone",
+            backbone,
+            "--checkpoints",
+            "unfinished/embed",
+            "--out",
+            "features",
         )
     cost.run(
         "pipeline.train", *common, "--candidate", candidate, "--manifest", "manifest.parquet", "--features", "features",

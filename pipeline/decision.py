@@ -15,8 +15,9 @@ if TYPE_CHECKING:  # what serves a model needs the rule, and none of the scores
 DECISION_FILE = "decision.json"
 Verdict = Literal["crack", "intact", "review"]
 
-# How far limits stay away from the probabilities that they part: those of the exported graph differ by about 1e-6.
-MARGIN = 1e-4
+# How far limits stay away from the probabilities that they part: they are computed from features in half precision, and
+# those of the exported graph differ by up to 1.3e-4 (METU, 3,833 images).
+MARGIN = 1e-3
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Send every image once through a frozen backbone and keep its features.
+"""Send every image that training reads once through a frozen backbone and keep its features (pipeline/features.py).
 
-Writes into --out a file DATASET.npy for each data set: float16, (n_images, n_features), rows as in the inventory. Runs
-on this machine, or over the Dask cluster at `embed.dask_address`; finished shards are kept in --checkpoints until the
-end.
+These are the train and the validation side of --manifest. Runs on this machine, or over the Dask cluster at
+`embed.dask_address`; finished shards are kept in --checkpoints until the end.
 """
 
 import hashlib
@@ -11,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from pipeline.cluster import computed_on_cluster
+from pipeline.features import RowNumbers, features_file, rows_file, rows_learned_from
 from pipeline.files import replacing_folder
 from pipeline.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
 from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
@@ -23,10 +24,11 @@ from pipeline.stage import run_main, stage_parser
 Task = tuple[list[bytes], Sizes]  # the files of a shard and their sizes
 
 
-def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path) -> Path:
-    """Return the folder of unfinished work, another one for each backbone and content of a data set."""
+def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, rows: RowNumbers) -> Path:
+    """Return the folder of unfinished work, another one for each backbone, content of a data set and choice of rows."""
     digest = hashlib.sha256(backbone.model_dump_json().encode())
     digest.update((dataset / INVENTORY_FILE).read_bytes())
+    digest.update(rows.tobytes())
     return checkpoints / digest.hexdigest()[:16]
 
 
@@ -35,61 +37,68 @@ def embed_files(backbone: Backbone, task: Task) -> Features:
     return embedder_of(backbone).features(EncodedImages(*task))
 
 
-def computed_here(backbone: Backbone, images: PackedImages, shards: list[range]) -> Iterator[tuple[range, Features]]:
-    """Yield each shard with its features, computed on this machine."""
+def computed_here(
+    backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[range]
+) -> Iterator[tuple[range, Features]]:
+    """Yield each shard of `rows` with its features, computed on this machine."""
     for shard in shards:
-        yield shard, embedder_of(backbone).features(Chosen(images, shard))
+        yield shard, embedder_of(backbone).features(Chosen(images, rows[shard]))
 
 
 def computed_there(
-    address: str, backbone: Backbone, images: PackedImages, shards: list[range]
+    address: str, backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[range]
 ) -> Iterator[tuple[range, Features]]:
-    """Yield each shard with its features, computed by the Dask cluster at `address`, as they come.
+    """Yield each shard of `rows` with its features, computed by the Dask cluster at `address`, as they come.
 
     The files travel with the task.
 
     Raises:
         UnavailableError: no scheduler answers at `address`, or it has no worker.
     """
-    tasks = (
-        (shard, ([images.content(row) for row in shard], images.sizes[shard.start : shard.stop])) for shard in shards
-    )
+    tasks = ((shard, ([images.content(row) for row in rows[shard]], images.sizes[rows[shard]])) for shard in shards)
     yield from computed_on_cluster(
         address, embed_files, backbone, tasks, otherwise="set embed.dask_address in params.yaml to null"
     )
 
 
 def embed_dataset(
-    backbone: Backbone, dataset: Path, unfinished: Path, out: Path, dask_address: str | None = None
+    backbone: Backbone, dataset: Path, rows: RowNumbers, unfinished: Path, out: Path, dask_address: str | None = None
 ) -> None:
-    """Write the features of a data set to the file `out`, going on from the shards in `unfinished`."""
+    """Write the features of some rows of a data set into the folder `out`, going on from the shards in `unfinished`."""
     images = PackedImages(dataset)
-    shards = shards_of(len(images.sizes))
+    shards = shards_of(len(rows))
     missing = [shard for shard in shards if not has_shard(unfinished, shard)]
     if dask_address is None:
-        computed = computed_here(backbone, images, missing)
+        computed = computed_here(backbone, images, rows, missing)
     else:
-        computed = computed_there(dask_address, backbone, images, missing)
-    with tqdm(total=len(images.sizes), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
-        bar.update(len(images.sizes) - sum(map(len, missing)))
+        computed = computed_there(dask_address, backbone, images, rows, missing)
+    with tqdm(total=len(rows), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
+        bar.update(len(rows) - sum(map(len, missing)))
         for shard, features in computed:
             keep_shard(unfinished, shard, features)
             bar.update(len(shard))
     first = kept_shard(unfinished, shards[0])
-    table = np.lib.format.open_memmap(out, "w+", np.float16, (len(images.sizes), first.shape[1]))
+    shape = len(rows), first.shape[1]
+    table = np.lib.format.open_memmap(features_file(out, dataset.name), "w+", np.float16, shape)
     for shard in shards:
         table[shard.start : shard.stop] = kept_shard(unfinished, shard)
     table.flush()
+    np.save(rows_file(out, dataset.name), rows)
 
 
 def run(
-    backbone: Backbone, names: list[str], datasets: Path, checkpoints: Path, out: Path, dask_address: str | None = None
+    backbone: Backbone,
+    manifest: pd.DataFrame,
+    datasets: Path,
+    checkpoints: Path,
+    out: Path,
+    dask_address: str | None = None,
 ) -> None:
-    """Write the features of the named data sets into the folder `out`."""
+    """Write the features of what a manifest trains on into the folder `out`."""
     with replacing_folder(out) as folder:
-        for name in names:
-            unfinished = unfinished_folder(checkpoints, backbone, datasets / name)
-            embed_dataset(backbone, datasets / name, unfinished, folder / f"{name}.npy", dask_address)
+        for name, rows in rows_learned_from(manifest).items():
+            unfinished = unfinished_folder(checkpoints, backbone, datasets / name, rows)
+            embed_dataset(backbone, datasets / name, rows, unfinished, folder, dask_address)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -98,12 +107,14 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--backbone", required=True, help="its name in params.yaml")
     parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
+    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of `split`")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder for unfinished work")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
     params = load_params(args.params)
     backbone = named(params.backbones, args.backbone, "backbone")
-    run(backbone, list(params.datasets), args.datasets, args.checkpoints, args.out, params.embed.dask_address)
+    manifest = pd.read_parquet(args.manifest)
+    run(backbone, manifest, args.datasets, args.checkpoints, args.out, params.embed.dask_address)
 
 
 if __name__ == "__main__":

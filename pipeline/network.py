@@ -17,18 +17,16 @@ from pipeline.tf import keras, tf
 BATCH_IMAGES = 64  # larger ones do not run faster on a CPU
 
 
-def preprocessing_layers(image_size_px: int) -> list[keras.Layer]:
-    """Return the layers from uint8 RGB, (batch, height, width, 3), to normalised float32, (batch, size, size, 3)."""
-    return [
-        # To float first: of uint8, Keras rounds what it resizes to whole grey levels.
-        keras.layers.Rescaling(1 / 255, name="scale"),
-        keras.layers.Resizing(image_size_px, image_size_px, interpolation="bilinear", name="resize"),
-        keras.layers.Rescaling(
-            scale=[1 / std for std in IMAGENET_STD],
-            offset=[-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)],
-            name="normalise",
-        ),
-    ]
+def preprocessed(image: keras.KerasTensor, image_size_px: int) -> keras.KerasTensor:
+    """Return uint8 RGB, (batch, height, width, 3), as normalised float32, (batch, size, size, 3)."""
+    # To float first: of uint8, Keras rounds what it resizes to whole grey levels. Nothing but that, since scaling here
+    # would touch every pixel of the original once more, which takes an eighth of the time of a small network.
+    values = keras.ops.cast(image, "float32")
+    keras.Model(image, values).operations[-1].name = "to_float"  # numbered, it would be another in each graph
+    values = keras.layers.Resizing(image_size_px, image_size_px, interpolation="bilinear", name="resize")(values)
+    scale = [1 / 255 / std for std in IMAGENET_STD]
+    offset = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    return keras.layers.Rescaling(scale, offset, name="normalise")(values)
 
 
 def image_input() -> keras.KerasTensor:
@@ -39,10 +37,8 @@ def image_input() -> keras.KerasTensor:
 def build_embedder(backbone: Backbone) -> keras.Model:
     """Return the frozen network: uint8 RGB (batch, height, width, 3) -> {"features": (batch, n_features)}."""
     image = image_input()
-    values = image
-    for layer in preprocessing_layers(backbone.image_size_px):
-        values = layer(values)
-    features = build_backbone(backbone.architecture, backbone.taps)(values, training=False)
+    network = build_backbone(backbone.architecture, backbone.taps)
+    features = network(preprocessed(image, backbone.image_size_px), training=False)
     return keras.Model(image, {"features": features}, name="embedder")
 
 
@@ -56,10 +52,7 @@ def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[ke
 
     """
     image = image_input()
-    values = image
-    for layer in preprocessing_layers(image_size_px):
-        values = layer(values)
-    features = network(values, training=False)
+    features = network(preprocessed(image, image_size_px), training=False)
     logit = features
     for layer in head:
         logit = layer(logit)

@@ -16,7 +16,7 @@ from pipeline.files import write_text
 from pipeline.frozen import Activations, Kept, Views, keep_activations, keep_rows
 from pipeline.images import LabelledImages, Sizes, batches_by_size
 from pipeline.metrics import Labels
-from pipeline.network import build_classifier, image_input, preprocessing_layers
+from pipeline.network import build_classifier, image_input, preprocessed
 from pipeline.params import Augmentation, Backbone, Finetune, Phase
 from pipeline.tf import keras
 
@@ -174,9 +174,10 @@ def _on_images(
     params: Finetune,
 ) -> tuple[_Material, _Material]:
     """Return what each phase trains, the usual way: all of the network, on images augmented anew each epoch."""
-    layers = [*preprocessing_layers(backbone.image_size_px), *_augmentation_layers(params.augmentation, params.seed)]
     image = image_input()
-    model = keras.Model(image, _through([*layers, network, *head], image))
+    values = preprocessed(image, backbone.image_size_px)
+    augmentation = _augmentation_layers(params.augmentation, params.seed)
+    model = keras.Model(image, _through([*augmentation, network, *head], values))
     material = _Material(model, lambda _: train, validation)
     return material, material
 
@@ -194,7 +195,7 @@ def _on_kept_views(
     assert params.kept_views is not None  # noqa: S101 - for mypy: the caller has asked
     cut = network.get_layer(params.unfreeze_from).input
     image = image_input()
-    values = _through(preprocessing_layers(backbone.image_size_px), image)
+    values = preprocessed(image, backbone.image_size_px)
     lower = keras.Model(image, {"features": keras.Model(network.input, cut)(values)})
     upper = keras.Model(cut, network.output)
     views = Views(train, params.kept_views, params.augmentation, params.seed)

@@ -82,7 +82,7 @@ def main() -> None:
         return
     apart = difference(STARTER_FILE, target)
     target.unlink()
-    if apart > TOLERANCE:
+    if not apart <= TOLERANCE:  # a weight that is no number is neither
         raise RefusedError(
             f"The model differs from the starter by {apart:.3f} of its largest weight: it is another one."
         )

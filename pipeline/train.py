@@ -19,6 +19,7 @@ from pipeline.calibration import fit_calibration
 from pipeline.classifier import MODEL_FILE
 from pipeline.decision import DECISION_FILE, choose_decision
 from pipeline.export import calibrated, linear_classifier
+from pipeline.features import read_features
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.images import Chosen, Images, LabelledImages
 from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
@@ -46,11 +47,8 @@ def side_of(manifest: pd.DataFrame, split: str, datasets: Path) -> LabelledImage
 
 def features_of(images: LabelledImages, folder: Path) -> Features:
     """Return the cached features of the images, float16, (n, n_features)."""
-    parts = [
-        np.load(folder / f"{name}.npy", mmap_mode="r")[rows["row"].to_numpy()]
-        for name, rows in images.rows.groupby("dataset", sort=False)
-    ]
-    return np.concatenate(parts)
+    by_dataset = images.rows.groupby("dataset", sort=False)["row"]
+    return np.concatenate([read_features(folder, str(name), rows.to_numpy()) for name, rows in by_dataset])
 
 
 def run_over(classifier: keras.Model, images: LabelledImages) -> tuple[npt.NDArray[np.float32], Features]:

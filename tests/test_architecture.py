@@ -33,7 +33,6 @@ def test_a_nested_model_is_cut_where_the_size_of_its_pictures_changes(model):
     found = {block.title: (block.shape, block.n_weights) for block in blocks(model)}
     assert found == {
         "image": ((None, None, 3), 0),
-        "scale": ((None, None, 3), 0),
         "resize": ((32, 32, 3), 0),
         "normalise": ((32, 32, 3), 0),
         "tiny, stage 1": ((16, 16, 4), 3 * 3 * 3 * 4 + 4),
@@ -81,8 +80,8 @@ def test_drawing_does_not_change_the_model(model):
 def test_larger_pictures_are_wider_and_more_channels_higher(model):
     sizes = re.findall(r'width="([\d.]+)" height="([\d.]+)"', draw(model))
     widths, heights = ([float(size[side]) for size in sizes] for side in (0, 1))
-    assert widths[3] > widths[4] > widths[5] > widths[6]
-    assert heights[4] < heights[5]
+    assert widths[2] > widths[3] > widths[4] > widths[5]
+    assert heights[3] < heights[4]
 
 
 def test_the_drawing_is_safe_to_show_and_uses_the_colours_of_the_page():

@@ -61,9 +61,9 @@ def test_of_equally_cheap_thresholds_the_nearest_to_the_exact_one_is_taken():
 def test_limits_part_the_images_of_the_graph_too_whose_probabilities_differ_a_little():
     labels, probabilities = np.array([True, False, True, False]), np.array([0.8, 0.7, 0.4, 0.1])
     decision = choose_decision(labels, probabilities, decide())
-    verdicts = [[decision.verdict(p + noise) for p in probabilities] for noise in (-1e-6, 0, 1e-6)]
+    verdicts = [[decision.verdict(p + noise) for p in probabilities] for noise in (-5e-4, 0, 5e-4)]
     assert verdicts == [["crack", "review", "review", "intact"]] * 3
-    calls = [list(probabilities + noise >= decision.threshold) for noise in (-1e-6, 0, 1e-6)]
+    calls = [list(probabilities + noise >= decision.threshold) for noise in (-5e-4, 0, 5e-4)]
     assert calls[0] == calls[1] == calls[2]
 
 

@@ -12,23 +12,27 @@ import pytest
 from pipeline import cluster, embed, inference
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE
+from pipeline.features import read_features
+from pipeline.images import IMAGES_FILE, INVENTORY_FILE, Chosen, PackedImages
 from pipeline.params import Backbone
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32)
-N_IMAGES = 40
+N_IMAGES = 50  # every fifth of them is on the test side
+N_EMBEDDED = 40
 SHARD_IMAGES = 4
 
 # A process that embeds as the stage does, but in small shards.
 EMBED = f"""
 import sys
 from pathlib import Path
+import pandas as pd
 from pipeline import embed, inference
 from pipeline.params import Backbone
 inference.SHARD_IMAGES = {SHARD_IMAGES}
 datasets, checkpoints, out = map(Path, sys.argv[1:])
-embed.run(Backbone.model_validate_json({BACKBONE.model_dump_json()!r}), ["walls"], datasets, checkpoints, out)
+backbone = Backbone.model_validate_json({BACKBONE.model_dump_json()!r})
+embed.run(backbone, pd.read_parquet(datasets / "manifest.parquet"), datasets, checkpoints, out)
 """
 
 
@@ -42,25 +46,53 @@ def datasets(tmp_path_factory, draw_tile, encode):
     sizes = [32 + 8 * (seed % 3) for seed in range(N_IMAGES)]
     table = {"height": sizes, "width": sizes, "offset": np.cumsum([0, *lengths[:-1]]), "n_bytes": lengths}
     pd.DataFrame(table).to_parquet(folder / "walls" / INVENTORY_FILE)
+    sides = ["train", "validation", "train", "test", "train"] * (N_IMAGES // 5)
+    rows = pd.DataFrame({"dataset": "walls", "row": range(N_IMAGES), "split": sides})
+    bridge = rows.assign(dataset="bridge", split="outside")  # of which there is not even a folder
+    pd.concat([rows, bridge]).sample(frac=1, random_state=0).to_parquet(folder / "manifest.parquet")
     return folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(datasets, tmp_path_factory):
+def manifest(datasets):
+    return pd.read_parquet(datasets / "manifest.parquet")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(datasets, manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
-        embed.run(BACKBONE, ["walls"], datasets, folder / "unfinished", folder / "out")
+        embed.run(BACKBONE, manifest, datasets, folder / "unfinished", folder / "out")
     assert not (folder / "unfinished").exists()
     return np.load(folder / "out" / "walls.npy")
 
 
-def test_every_image_has_its_row_of_features(undisturbed):
-    assert (undisturbed.shape, undisturbed.dtype) == ((N_IMAGES, 1280), np.float16)
-    assert len(np.unique(undisturbed, axis=0)) == N_IMAGES
+def test_every_image_that_training_reads_has_its_row_of_features(datasets, undisturbed):
+    assert (undisturbed.shape, undisturbed.dtype) == ((N_EMBEDDED, 1280), np.float16)
+    assert len(np.unique(undisturbed, axis=0)) == N_EMBEDDED
+    alone = inference.Embedder(BACKBONE).features(Chosen(PackedImages(datasets / "walls"), [4, 49]))
+    np.testing.assert_allclose(undisturbed[[3, -1]], alone, rtol=2e-3, atol=2e-3)
 
 
-def test_what_a_failed_run_had_finished_is_not_computed_again(datasets, undisturbed, tmp_path, monkeypatch):
+def test_features_are_read_by_the_row_of_the_inventory(datasets, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference.Embedder, "features", lambda self, images: marks_of(images))
+    embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
+    everything = marks_of(PackedImages(datasets / "walls"))
+    np.testing.assert_array_equal(
+        read_features(tmp_path / "out", "walls", np.array([49, 4, 0])), everything[[49, 4, 0]]
+    )
+    with pytest.raises(KeyError, match=r"row 8 in .*neither train nor validation"):
+        read_features(tmp_path / "out", "walls", np.array([4, 8]))
+    assert not list(tmp_path.glob("out/bridge*"))
+
+
+def marks_of(images):
+    """Return a number for each image that tells it from the others."""
+    return np.array([[images.pixels(position).mean()] for position in range(len(images.sizes))], np.float16)
+
+
+def test_what_a_failed_run_had_finished_is_not_computed_again(datasets, manifest, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
     real, seen = inference.Embedder.features, []
 
@@ -72,10 +104,10 @@ def test_what_a_failed_run_had_finished_is_not_computed_again(datasets, undistur
 
     monkeypatch.setattr(inference.Embedder, "features", fail_at_the_third)
     with pytest.raises(MemoryError, match="at the third shard"):
-        embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out")
+        embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out")
-    assert len(seen) == 3 + N_IMAGES // SHARD_IMAGES - 2
+    embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
+    assert len(seen) == 3 + N_EMBEDDED // SHARD_IMAGES - 2
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
 
 
@@ -95,9 +127,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_features_of_an_undisturbed_one(d
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
 
 
-def test_unfinished_work_has_another_folder_for_each_backbone_and_content(datasets, tmp_path):
+def test_unfinished_work_has_another_folder_for_each_backbone_content_and_choice_of_rows(datasets, tmp_path):
+    rows = np.arange(3)
     folders = {
-        unfinished_folder(tmp_path, backbone, datasets / "walls")
+        unfinished_folder(tmp_path, backbone, datasets / "walls", rows)
         for backbone in (
             BACKBONE,
             BACKBONE.model_copy(update={"image_size_px": 64}),
@@ -107,24 +140,30 @@ def test_unfinished_work_has_another_folder_for_each_backbone_and_content(datase
     other = tmp_path / "other"
     other.mkdir()
     (other / INVENTORY_FILE).write_bytes(b"another inventory")
-    assert len(folders | {unfinished_folder(tmp_path, BACKBONE, other)}) == 4
+    folders |= {
+        unfinished_folder(tmp_path, BACKBONE, other, rows),
+        unfinished_folder(tmp_path, BACKBONE, datasets / "walls", rows + 1),
+    }
+    assert len(folders) == 5
 
 
 @pytest.mark.slow
-def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(datasets, undisturbed, tmp_path, monkeypatch):
+def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(
+    datasets, manifest, undisturbed, tmp_path, monkeypatch
+):
     from distributed import LocalCluster
 
     monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as started:
         address = started.scheduler_address
-        embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out", address)
+        embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
 
 
-def test_a_scheduler_that_does_not_answer_is_a_clear_error(datasets, tmp_path, monkeypatch):
+def test_a_scheduler_that_does_not_answer_is_a_clear_error(datasets, manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1)
     with pytest.raises(
         UnavailableError, match=r"No Dask scheduler answers at 'tcp://127\.0\.0\.1:9'.*embed\.dask_address"
     ):
-        embed.run(BACKBONE, ["walls"], datasets, tmp_path / "unfinished", tmp_path / "out", "tcp://127.0.0.1:9")
+        embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", "tcp://127.0.0.1:9")
     assert not (tmp_path / "out").exists()

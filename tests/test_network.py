@@ -8,7 +8,8 @@ from pipeline.network import (
     BATCH_IMAGES,
     build_classifier,
     build_embedder,
-    preprocessing_layers,
+    image_input,
+    preprocessed,
     run_in_batches,
 )
 from pipeline.params import Backbone
@@ -34,9 +35,8 @@ def noise(*shape, seed=0):
 
 
 def preprocess(batch):
-    for layer in preprocessing_layers(SIZE_PX):
-        batch = layer(batch)
-    return np.array(batch)
+    image = image_input()
+    return np.array(keras.Model(image, preprocessed(image, SIZE_PX))(batch))
 
 
 def normalised(batch):

@@ -325,7 +325,7 @@ STAGES = [
     (
         embed,
         "backbone",
-        ["--datasets", "--checkpoints", "--out"],
+        ["--datasets", "--manifest", "--checkpoints", "--out"],
         r"backbone 'nobody' in params\.yaml\. Known are efficientnet-lite0, mobilenet-v2",
     ),
     (

@@ -71,15 +71,15 @@ def score(rows):
 LEAKING = {
     "n_available": 1000,
     "n_images": 1000,
-    "n_test": 200,
+    "n_scored": 200,
     "leak_free_n_errors": 5,
     "leak_free_errors_per_thousand": 25.0,
     "leak_free_f1": 0.971,
     "random_n_errors": 1,
     "random_errors_per_thousand": 5.0,
     "random_f1": 0.993,
-    "n_test_with_copy_in_train": 73,
-    "share_of_test_with_copy_in_train": 0.365,
+    "n_scored_with_copy_in_train": 73,
+    "share_of_scored_with_copy_in_train": 0.365,
 }
 PERFORMANCE = {
     "p50_ms": 15.96,
@@ -465,12 +465,12 @@ def test_the_chart_names_each_slice_but_the_photos(few):
 def test_both_splits_are_side_by_side_and_images_left_out_are_told(page, few):
     assert page.row("without leaks") == ["25.0", "5", "of", "200", "0.9710", "0"]
     assert page.row("at random") == ["5.0", "1", "of", "200", "0.9930", "36.5%"]
-    assert "73 of 200 test images have a copy" in page.text
+    assert "73 of 200 validation images, on which it is scored, have a copy" in page.text
     assert "randomly drawn whole groups" not in page.text
     assert "Here the random split does not look better" not in page.text
     few["metrics"]["leaking"] |= {"random_n_errors": 5}
     assert "Here the random split does not look better" in page_of(few).text
-    few["metrics"]["leaking"] |= {"n_images": 900, "n_test_with_copy_in_train": 0}
+    few["metrics"]["leaking"] |= {"n_images": 900, "n_scored_with_copy_in_train": 0}
     text = page_of(few).text
     assert "Of 1,000 images, 900 in randomly drawn whole groups were used" in text
     assert "Nothing leaks here even at random" in text

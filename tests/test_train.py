@@ -11,6 +11,7 @@ import yaml
 from pipeline import embed, train
 from pipeline.classifier import Classifier
 from pipeline.decision import choose_threshold
+from pipeline.features import features_file, rows_file, rows_learned_from
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE
 from pipeline.metrics import log_loss, scores
 from pipeline.params import Params
@@ -138,9 +139,12 @@ def test_a_side_holds_its_own_images_with_their_labels(data, draw_tile):
 
 
 def test_features_are_those_of_the_images_over_several_data_sets(data, tmp_path):
-    for name, n, first in (("ours", 24, 0), ("theirs", 12, 1000)):
-        np.save(tmp_path / f"{name}.npy", first + np.arange(n, dtype=np.float32)[:, None])
-    side = side_of(pd.read_parquet(data.manifest), "validation", data.datasets)
+    manifest = pd.read_parquet(data.manifest)
+    for name, rows in rows_learned_from(manifest).items():
+        first = {"ours": 0, "theirs": 1000}[name]
+        np.save(features_file(tmp_path, name), first + rows[:, None].astype(np.float32))
+        np.save(rows_file(tmp_path, name), rows)
+    side = side_of(manifest, "validation", data.datasets)
     np.testing.assert_array_equal(features_of(side, tmp_path), [[4], [5], [14], [15], [1004], [1005]])
 
 
@@ -206,7 +210,8 @@ def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     params = Params.model_validate(PARAMS)
     epochs = []
-    embed.run(params.backbones["small"], ["ours", "theirs"], data.datasets, folder / "embedding", folder / "features")
+    manifest = pd.read_parquet(data.manifest)
+    embed.run(params.backbones["small"], manifest, data.datasets, folder / "embedding", folder / "features")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "live_run", lambda *_: nullcontext(lambda step, values: epochs.append(step)))
         train.run(
@@ -287,7 +292,8 @@ def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_imag
     settings["candidates"]["probe"]["turn"] = ["theirs"]
     params = Params.model_validate(settings)
     backbone = params.backbones["small"]
-    embed.run(backbone, ["ours", "theirs"], data.datasets, tmp_path / "unfinished", tmp_path / "features")
+    manifest = pd.read_parquet(data.manifest)
+    embed.run(backbone, manifest, data.datasets, tmp_path / "unfinished", tmp_path / "features")
     rows = rows_of(backbone, params.candidates["probe"], train_side, tmp_path / "features", tmp_path / "more")
     sizes = train_side.rows["dataset"].value_counts()
     ours, theirs = rows["ours"], rows["theirs"]
