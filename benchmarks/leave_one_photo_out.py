@@ -32,11 +32,11 @@ from pipeline.images import PackedImages
 from pipeline.inference import Features
 from pipeline.linear import LinearHead
 from pipeline.metrics import Labels, expected_calibration_error
-from pipeline.mosaics import Folds
 from pipeline.orientations import N_OTHERS, OtherOrientations
 from pipeline.params import Params, Probe
 from pipeline.probe import N_FOLDS, Rows, deal_folds, fit_head, joined
 from pipeline.recipes import History
+from pipeline.traces import Folds
 from pipeline.train import embedded, rows_of, side_of
 
 EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")

@@ -2,7 +2,7 @@
 
 Close-ups teach a network that a crack is wide and fills the image. On another structure, photographed from further
 away, cracks are a few pixels wide. A mosaic of k x k shrunken close-ups, some of them cracked, shows cracks as they
-look there.
+look there. Or all its cells are sound, and a crack is drawn across them (pipeline/traces.py).
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from PIL import Image, ImageFilter
 from pipeline.errors import CracksError
 from pipeline.images import Images, Pixels, Sizes
 from pipeline.metrics import Labels
-
-Folds = npt.NDArray[np.int64]  # (n,), 0..n_folds-1
-GreyLevels = npt.NDArray[np.float32]  # (height, width, 3), 0..255, but not yet cut off there
+from pipeline.traces import Folds, GreyLevels, Traces, drawn, turned_at_random
 
 MAX_SOURCES = 6000  # close-ups kept shrunken in memory, 40 kB each at 112 px
+MAX_TRACES = 1000  # 50 kB each at 224 px; more help no more
+SHARE_MIRRORED = 0.5  # of the surfaces that cracks are drawn on: one cell, mirrored on
 
 # What differs from one camera, weather and distance to the next, each drawn evenly from its range.
 CONTRAST = (
@@ -51,12 +51,14 @@ class Sources:
     Attributes:
         cells: uint8, (n, size, size, 3).
         labels: (n,), True for crack.
-        folds: (n,), of the cross-validation; all cells of a mosaic are of one fold.
+        folds: (n,), of the cross-validation; all cells of a mosaic, and the crack drawn on it, are of one fold.
+        traces: of cracks, to draw them across sound cells; None: cracked mosaics have some cracked cells.
     """
 
     cells: Pixels
     labels: Labels
     folds: Folds
+    traces: Traces | None = None
 
 
 class Mosaics:
@@ -68,7 +70,7 @@ class Mosaics:
         """Describe `n_images` mosaics for each of `cells_a_side`, of `size_px` x `size_px`.
 
         Raises:
-            CracksError: the sources are not of both labels, in each fold.
+            CracksError: the sources are not of both labels, in each fold, or have no crack to draw.
         """
         n = n_images * len(cells_a_side)
         self._sources = sources
@@ -91,18 +93,39 @@ class Mosaics:
                     f"{'cracked' if label else 'intact'} ones ({int((sources.labels == label).sum())} of "
                     f"{len(sources.labels)}). Name more data sets under mosaics.of, or leave mosaics out."
                 )
+        if sources.traces and set(known) - set(sources.traces.folds):
+            raise CracksError(
+                f"Only {len(sources.traces.folds)} cracks of the images are clear enough to be traced, too few for the "
+                "cross-validation. Name more data sets under traced.of, or leave traced out."
+            )
 
     def pixels(self, position: int) -> Pixels:
         """Return the mosaic at `position`: RGB, uint8, (size_px, size_px, 3)."""
         rng = np.random.default_rng([self._seed, position])
         side, cracked, fold = int(self._sides[position]), bool(self.labels[position]), int(self.folds[position])
+        if self._sources.traces:
+            surface = self._sound_surface(fold, side, rng)
+            return vary(self._with_crack(surface, self._sources.traces, fold, rng) if cracked else surface, rng)
         n_cracked = int(rng.choice([1, 2, side])) if cracked else 0
         is_cracked = rng.permutation(side * side) < n_cracked
         chosen = [rng.choice(self._choice[fold, bool(crack)]) for crack in is_cracked]
         return vary(compose(self._sources.cells[chosen], side, self._size_px, rng), rng)
 
+    def _sound_surface(self, fold: int, side: int, rng: np.random.Generator) -> GreyLevels:
+        """Return sound cells with their seams, which teach that an edge is no crack, or one that is mirrored on."""
+        if rng.random() < SHARE_MIRRORED:
+            cell = self._sources.cells[rng.choice(self._choice[fold, False])]
+            return mirrored_on(cell, side, self._size_px, rng)
+        cells = self._sources.cells[rng.choice(self._choice[fold, False], side * side)]
+        return compose(cells, side, self._size_px, rng, with_seams=True)
 
-def compose(cells: Pixels, side: int, size_px: int, rng: np.random.Generator) -> GreyLevels:
+    def _with_crack(self, surface: GreyLevels, traces: Traces, fold: int, rng: np.random.Generator) -> GreyLevels:
+        return drawn(surface, traces.lines[rng.choice(np.flatnonzero(traces.folds == fold))], rng)
+
+
+def compose(
+    cells: Pixels, side: int, size_px: int, rng: np.random.Generator, *, with_seams: bool = False
+) -> GreyLevels:
     """Lay side x side cells out as one surface, each turned and mirrored at random.
 
     Each cell is shifted to the median colour of the first, so that seams do not show where the cells are sound.
@@ -112,6 +135,7 @@ def compose(cells: Pixels, side: int, size_px: int, rng: np.random.Generator) ->
         side: cells in a row, and in a column.
         size_px: of the mosaic.
         rng: decides how the cells are turned.
+        with_seams: whether cells keep their colours instead.
 
     Returns:
         (size_px, size_px, 3), which can exceed 0..255.
@@ -121,12 +145,32 @@ def compose(cells: Pixels, side: int, size_px: int, rng: np.random.Generator) ->
     colour = np.median(cells[0], axis=(0, 1))  # (3,)
     places = [(rows, columns) for rows in pairwise(edges) for columns in pairwise(edges)]
     for cell, ((top, bottom), (left, right)) in zip(cells, places, strict=True):
-        turned = np.rot90(cell, int(rng.integers(4)))
-        turned = turned[:, ::-1] if rng.random() < 0.5 else turned
+        turned = turned_at_random(cell, rng)
         size = (int(right - left), int(bottom - top))
         shrunken = np.asarray(Image.fromarray(turned).resize(size, Image.Resampling.BOX), np.float32)
-        mosaic[top:bottom, left:right] = shrunken - np.median(shrunken, axis=(0, 1)) + colour
+        mosaic[top:bottom, left:right] = (
+            shrunken if with_seams else shrunken - np.median(shrunken, axis=(0, 1)) + colour
+        )
     return mosaic
+
+
+def mirrored_on(cell: Pixels, side: int, size_px: int, rng: np.random.Generator) -> GreyLevels:
+    """Return a cell, turned at random and shrunken, that goes on beyond its edges as its mirror image.
+
+    Args:
+        cell: uint8, (height, width, 3).
+        side: cells in a row, and in a column.
+        size_px: of the surface.
+        rng: decides how the cell is turned.
+
+    Returns:
+        (size_px, size_px, 3).
+    """
+    cell_px = -(-size_px // side)
+    turned = Image.fromarray(turned_at_random(cell, rng))
+    shrunken = np.asarray(turned.resize((cell_px, cell_px), Image.Resampling.BOX), np.float32)
+    rest = (0, size_px - cell_px)
+    return np.pad(shrunken, (rest, rest, (0, 0)), mode="symmetric")
 
 
 def vary(image: GreyLevels, rng: np.random.Generator) -> Pixels:

@@ -144,6 +144,10 @@ class Probe(Section):
         default=(), description="data sets whose training images are seen in all eight orientations"
     )
     mosaics: MosaicSet | None = None
+    traced: MosaicSet | None = Field(
+        default=None,
+        description="mosaics of sound cells, across which cracks are drawn; a head of its own learns these",
+    )
     seed: int
 
 
@@ -359,7 +363,8 @@ class Params(Section):
                 )
             if isinstance(candidate, Probe):
                 self._are_trained_on(f"candidates.{name}.turn", candidate.turn)
-                self._are_trained_on(f"candidates.{name}.mosaics.of", candidate.mosaics.of if candidate.mosaics else ())
+                for kind, wanted in (("mosaics", candidate.mosaics), ("traced", candidate.traced)):
+                    self._are_trained_on(f"candidates.{name}.{kind}.of", wanted.of if wanted else ())
         return self
 
     def _are_trained_on(self, place: str, names: Sequence[str]) -> None:

@@ -20,9 +20,9 @@ from pipeline.errors import CracksError
 from pipeline.inference import Features
 from pipeline.linear import LinearHead, Scale
 from pipeline.metrics import Labels
-from pipeline.mosaics import Folds
 from pipeline.params import Probe
 from pipeline.recipes import History
+from pipeline.traces import Folds
 
 # Linear algebra on more threads takes four times the CPU seconds, most of them waiting, and rounds otherwise on another
 # number of cores.
@@ -117,9 +117,9 @@ class Fitted(NamedTuple):
 
 
 def fit_probe(rows: Mapping[str, Rows], params: Probe, history: History) -> LinearHead:
-    """Return the head that a probe has learned from `rows`, by data set.
+    """Return the head that a probe has learned from `rows`, by the name of the head.
 
-    `history` gets a row for each data set and strength of the penalty, strongest first; its phase is the data set.
+    `history` gets a row for each head and strength of the penalty, strongest first; its phase is the name.
     `loss` and `accuracy` are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
     """
     fitted = {name: fit_head(rows[name], params, history, name) for name in sorted(rows)}

@@ -24,7 +24,7 @@ from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.images import Chosen, Images, LabelledImages
 from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
 from pipeline.metrics import Probabilities, log_loss, scores
-from pipeline.mosaics import MAX_SOURCES, Folds, Mosaics, Sources, shrunk
+from pipeline.mosaics import MAX_SOURCES, MAX_TRACES, Mosaics, Sources, shrunk
 from pipeline.network import run_in_batches
 from pipeline.orientations import N_OTHERS, OtherOrientations
 from pipeline.params import Backbone, MosaicSet, Params, Probe, load_params, named
@@ -32,6 +32,7 @@ from pipeline.probe import Rows, deal_folds, fit_probe, heads_of
 from pipeline.recipes import History, fit_finetune
 from pipeline.stage import run_main, stage_parser
 from pipeline.tf import keras
+from pipeline.traces import Folds, traces_of
 from pipeline.tracking import live_run
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,14 @@ def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: s
 
 
 def mosaics_of(
-    train: LabelledImages, chosen: Positions, folds: Folds, params: MosaicSet, size_px: int, seed: int
+    train: LabelledImages,
+    chosen: Positions,
+    folds: Folds,
+    params: MosaicSet,
+    size_px: int,
+    seed: int,
+    *,
+    traced: bool = False,
 ) -> Mosaics:
     """Return the mosaics that params describe, composed of the chosen training images alone.
 
@@ -81,12 +89,17 @@ def mosaics_of(
         params: what mosaics are wanted.
         size_px: of a mosaic.
         seed: decides what each is composed of.
+        traced: whether cracks are traced and drawn across sound cells.
     """
+    rng = np.random.default_rng(seed)
     if len(chosen) > MAX_SOURCES:
-        some = np.sort(np.random.default_rng(seed).choice(len(chosen), MAX_SOURCES, replace=False))
+        some = np.sort(rng.choice(len(chosen), MAX_SOURCES, replace=False))
         chosen, folds = chosen[some], folds[some]
-    cells = shrunk(train, chosen, size_px // min(params.cells_a_side))
-    sources = Sources(cells, train.labels[chosen], folds)
+    labels, traces = train.labels[chosen], None
+    if traced:
+        few = rng.permutation(np.flatnonzero(labels))[:MAX_TRACES]
+        traces = traces_of(train, chosen[few], folds[few], size_px)
+    sources = Sources(shrunk(train, chosen, size_px // min(params.cells_a_side)), labels, folds, traces)
     return Mosaics(sources, params.cells_a_side, params.n_images, size_px, seed=seed)
 
 
@@ -103,39 +116,59 @@ def embedded(backbone: Backbone, images: Images, unfinished: Path, what: str) ->
 def rows_of(
     backbone: Backbone, params: Probe, train: LabelledImages, features: Path, unfinished: Path
 ) -> dict[str, Rows]:
-    """Return what each head of a probe learns from, by data set.
+    """Return what each head of a probe learns from, by name.
 
-    These are the training images and, where params ask for them, their other orientations, and mosaics of them.
+    There is a head for each data set (but for small ones): it learns from the training images and, where params ask for
+    them, their other orientations, and mosaics of them. Another one learns from mosaics with traced cracks instead.
     """
     datasets, groups = (train.rows[column].to_numpy(str) for column in ("dataset", "group"))
     known = features_of(train, features)
-    return {
-        name: _rows_of_head(backbone, params, train, chosen, known[chosen], unfinished / name)
-        for name, chosen in heads_of(datasets, train.labels, groups).items()
-    }
+    heads: dict[str, Rows] = {}
+    for name, chosen in heads_of(datasets, train.labels, groups).items():
+        heads |= _rows_of_heads(name, backbone, params, train, chosen, known[chosen], unfinished / name)
+    return heads
 
 
-def _rows_of_head(
-    backbone: Backbone, params: Probe, train: LabelledImages, chosen: Positions, known: Features, unfinished: Path
-) -> Rows:
+def _rows_of_heads(
+    name: str,
+    backbone: Backbone,
+    params: Probe,
+    train: LabelledImages,
+    chosen: Positions,
+    known: Features,
+    unfinished: Path,
+) -> dict[str, Rows]:
     labels, datasets = train.labels[chosen], train.rows["dataset"].to_numpy(str)[chosen]
     folds = deal_folds(labels, train.rows["group"].to_numpy(str)[chosen])
-    parts = [Rows(known, labels, folds, datasets)]
+    images = [Rows(known, labels, folds, datasets)]
 
     turned = np.flatnonzero(np.isin(datasets, params.turn))
     if len(turned):
         others = OtherOrientations(Chosen(train, chosen[turned]))
         seen = embedded(backbone, others, unfinished / "turned", "turned images")
         again = np.tile(turned, N_OTHERS)
-        parts.append(Rows(seen, labels[again], folds[again], datasets[again]))
+        images.append(Rows(seen, labels[again], folds[again], datasets[again]))
 
-    shrunken = np.flatnonzero(np.isin(datasets, params.mosaics.of if params.mosaics else ()))
-    if params.mosaics and len(shrunken):
-        size_px = backbone.image_size_px
-        mosaics = mosaics_of(train, chosen[shrunken], folds[shrunken], params.mosaics, size_px, params.seed)
-        seen = embedded(backbone, mosaics, unfinished / "mosaics", "mosaics")
-        parts.append(Rows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), "mosaics")))
-    return Rows.concatenated(parts)
+    def composed(wanted: MosaicSet | None, kind: str) -> list[Rows]:
+        shrunken = np.flatnonzero(np.isin(datasets, wanted.of if wanted else ()))
+        if wanted is None or not len(shrunken):
+            return []
+        mosaics = mosaics_of(
+            train,
+            chosen[shrunken],
+            folds[shrunken],
+            wanted,
+            backbone.image_size_px,
+            params.seed,
+            traced=kind == "traced",
+        )
+        seen = embedded(backbone, mosaics, unfinished / kind, f"mosaics ({kind})" if kind == "traced" else kind)
+        return [Rows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), kind))]
+
+    heads = {name: Rows.concatenated([*images, *composed(params.mosaics, "mosaics")])}
+    if traced := composed(params.traced, "traced"):
+        heads[f"{name}, traced"] = Rows.concatenated([*images, *traced])
+    return heads
 
 
 def fit(

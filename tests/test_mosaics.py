@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pipeline.errors import CracksError
-from pipeline.mosaics import Mosaics, Sources, compose, shrunk, vary
+from pipeline.mosaics import Mosaics, Sources, compose, mirrored_on, shrunk, vary
+from pipeline.traces import Traces
 
 DARK, GREY = 60, 130
 
@@ -36,6 +39,18 @@ def sources():
     )
 
 
+@pytest.fixture
+def traced(sources):
+    """The same, with a crack to draw for each fold."""
+    return replace(sources, traces=Traces(np.stack([line_at(24), line_at(12)]), np.array([0, 1])))
+
+
+def line_at(row):
+    line = np.zeros((48, 48), bool)
+    line[row] = True
+    return line
+
+
 def mosaics(sources, n_images=12, seed=0, sides=(2, 3)):
     return Mosaics(sources, sides, n_images, 48, seed=seed)
 
@@ -43,7 +58,13 @@ def mosaics(sources, n_images=12, seed=0, sides=(2, 3)):
 @pytest.mark.parametrize(("labels", "few"), [([False] * 16, "cracked"), ([True] * 16, "intact")])
 def test_sources_of_one_label_are_refused_in_words(sources, labels, few):
     with pytest.raises(CracksError, match=f"too few {few} ones .* under mosaics.of"):
-        mosaics(Sources(sources.cells, np.array(labels), sources.folds))
+        mosaics(replace(sources, labels=np.array(labels)))
+
+
+def test_sources_without_a_crack_that_can_be_traced_are_refused_in_words(traced):
+    one = Traces(traced.traces.lines[:1], traced.traces.folds[:1])
+    with pytest.raises(CracksError, match=r"Only 1 cracks .* under traced\.of"):
+        mosaics(replace(traced, traces=one))
 
 
 def test_images_are_shrunk_by_means_of_areas():
@@ -59,6 +80,12 @@ def test_sound_cells_of_different_colours_make_one_surface_without_seams():
     mixed = np.concatenate([cells(1, value) for value in (100, 150, 200, 50)])
     mosaic = compose(mixed, 2, 32, np.random.default_rng(0))
     np.testing.assert_allclose(mosaic, 100, atol=1e-4)
+
+
+def test_with_seams_each_cell_keeps_its_colour():
+    mixed = np.concatenate([cells(1, value) for value in (100, 150, 200, 50)])
+    mosaic = compose(mixed, 2, 32, np.random.default_rng(0), with_seams=True)
+    np.testing.assert_array_equal(mosaic[[8, 8, 24, 24], [8, 24, 8, 24], 0], [100, 150, 200, 50])
 
 
 def test_a_size_that_the_cells_do_not_divide_is_filled_to_its_edges():
@@ -86,10 +113,53 @@ def test_a_cracked_mosaic_has_a_crack_and_an_intact_one_has_none(sources, monkey
     assert has_crack == drawn.labels.tolist()
 
 
+def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(traced, monkeypatch):
+    monkeypatch.setattr("pipeline.mosaics.vary", lambda image, rng: image)
+    some = mosaics(traced)
+    for position, (cracked, fold) in enumerate(zip(some.labels, some.folds, strict=True)):
+        picture = some.pixels(position)
+        sound = DARK if fold else GREY
+        assert picture.max() == sound
+        assert (picture.min() < sound - 1) == cracked
+        assert picture.min() > 0.15 * sound  # a crack of a cell would be black
+
+
+def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(traced, monkeypatch):
+    lines = []
+    monkeypatch.setattr("pipeline.mosaics.drawn", lambda surface, line, rng: lines.append(line) or surface)
+    some = mosaics(traced)
+    for position in range(24):
+        some.pixels(position)
+    expected = [line_at(12 if fold else 24) for fold in some.folds[::2]]
+    np.testing.assert_array_equal(lines, expected)
+
+
+def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(traced, monkeypatch):
+    kinds = []
+    blank = np.zeros((48, 48, 3), np.float32)
+    monkeypatch.setattr("pipeline.mosaics.compose", lambda *_, with_seams: kinds.append(("seams", with_seams)) or blank)
+    monkeypatch.setattr("pipeline.mosaics.mirrored_on", lambda *_: kinds.append("mirrored") or blank)
+    some = mosaics(traced, n_images=100)
+    for position in range(200):
+        some.pixels(position)
+    assert set(kinds[::2]) == set(kinds[1::2]) == {("seams", True), "mirrored"}
+    assert 70 < kinds.count("mirrored") < 130
+
+
+def test_a_cell_that_is_mirrored_on_has_no_seams():
+    slope = np.repeat(np.arange(0, 240, 15, dtype=np.uint8)[None, :, None], 16, axis=0).repeat(3, axis=2)
+    for seed in range(8):
+        surface = mirrored_on(slope, 3, 47, np.random.default_rng(seed))
+        assert surface.shape == (47, 47, 3)
+        assert max(np.abs(np.diff(surface, axis=axis)).max() for axis in (0, 1)) <= 15
+        assert surface.max() == 225
+
+
 def test_all_cells_of_a_mosaic_are_of_its_fold(sources, monkeypatch):
     chosen = []
     monkeypatch.setattr(
-        "pipeline.mosaics.compose", lambda cells, side, size_px, rng: chosen.append(cells) or np.zeros((8, 8, 3))
+        "pipeline.mosaics.compose",
+        lambda cells, side, size_px, rng: chosen.append(cells) or np.zeros((8, 8, 3)),
     )
     drawn = mosaics(sources)
     for position in range(24):

@@ -20,6 +20,7 @@ PROBE = {
     "strengths": [0.1, 0.01],
     "turn": ["walls"],
     "mosaics": {"of": ["walls"], "cells_a_side": [2, 3], "n_images": 100},
+    "traced": {"of": ["walls"], "cells_a_side": [2], "n_images": 50},
     "seed": 0,
 }
 FINETUNE = {
@@ -210,7 +211,9 @@ def test_a_candidate_may_be_called_like_a_recipe(load):
 
 
 REQUIRED = [
-    place for place in PLACES if place[-1] not in {"labels", "photo_pattern", "photos", "taps", "turn", "mosaics"}
+    place
+    for place in PLACES
+    if place[-1] not in {"labels", "photo_pattern", "photos", "taps", "turn", "mosaics", "traced"}
 ]
 
 
@@ -264,6 +267,11 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
             "candidates.head-only.mosaics.of",
             ["drawn"],
             r"candidates\.head-only\.mosaics\.of names 'drawn', split\.train_on has \['walls'\]",
+        ),
+        (
+            "candidates.head-only.traced.of",
+            ["drawn"],
+            r"candidates\.head-only\.traced\.of names 'drawn', split\.train_on has \['walls'\]",
         ),
         ("candidates.all-of-it.dropout", -0.1, r"candidates\.all-of-it\.dropout: .* 0 \(received -0\.1\)"),
         ("candidates.all-of-it.head.learning_rate", 0, r"head\.learning_rate: .* \(received 0\)"),
@@ -401,7 +409,7 @@ def test_nothing_is_changed_once_it_is_read(load):
 @pytest.mark.parametrize(("train_on", "is_demo"), [(["walls"], False), (["drawn"], True), (["walls", "drawn"], True)])
 def test_params_are_the_demo_where_drawn_images_are_trained_on(train_on, is_demo):
     document = with_value(("split", "train_on"), train_on)
-    document["candidates"]["head-only"] |= {"turn": [], "mosaics": None}
+    document["candidates"]["head-only"] |= {"turn": [], "mosaics": None, "traced": None}
     assert Params.model_validate(document).is_demo is is_demo
 
 

@@ -39,7 +39,8 @@ def test_real_concrete_leads_to_a_challenger_that_is_tested_without_leaks(untouc
     def make_quick(params: dict[str, Any]) -> None:
         params["contract"]["min_images_per_label"] = 30
         params["backbones"]["efficientnet-lite0"]["image_size_px"] = 128
-        params["candidates"]["mosaics-lite0"]["mosaics"]["n_images"] = 120
+        for kind in ("mosaics", "traced"):
+            params["candidates"]["mosaics-lite0"][kind]["n_images"] = 120
 
     untouched.edit_params(make_quick)
     untouched.repro()

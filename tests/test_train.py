@@ -286,18 +286,25 @@ def test_mosaics_are_composed_of_the_chosen_training_images_alone(data, monkeypa
 
 
 @pytest.mark.slow
-def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_images_that_params_ask_for(data, tmp_path):
+def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_images_that_params_ask_for(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipeline.traces.trace", lambda pixels, size_px: np.eye(size_px, dtype=bool))
     train_side = side_of(pd.read_parquet(data.manifest), "train", data.datasets)
     settings = json.loads(json.dumps(PARAMS))
     settings["candidates"]["probe"]["turn"] = ["theirs"]
+    settings["candidates"]["probe"]["traced"] = {"of": ["ours"], "cells_a_side": [2], "n_images": 12}
     params = Params.model_validate(settings)
     backbone = params.backbones["small"]
     manifest = pd.read_parquet(data.manifest)
     embed.run(backbone, manifest, data.datasets, tmp_path / "unfinished", tmp_path / "features")
     rows = rows_of(backbone, params.candidates["probe"], train_side, tmp_path / "features", tmp_path / "more")
     sizes = train_side.rows["dataset"].value_counts()
-    ours, theirs = rows["ours"], rows["theirs"]
+    assert list(rows) == ["ours", "ours, traced", "theirs"]
+    ours, traced, theirs = rows.values()
     assert pd.Series(ours.sources).value_counts().to_dict() == {"ours": sizes["ours"], "mosaics": 24}
+    assert pd.Series(traced.sources).value_counts().to_dict() == {"ours": sizes["ours"], "traced": 12}
+    assert not np.array_equal(traced.features[-12:], ours.features[-12:])
     assert pd.Series(theirs.sources).value_counts().to_dict() == {"theirs": 8 * sizes["theirs"]}
     labels = train_side.labels[(train_side.rows["dataset"] == "theirs").to_numpy()]
     np.testing.assert_array_equal(theirs.labels, np.tile(labels, 8))
