@@ -75,17 +75,9 @@ def train(params: Path, candidate: str, backbone: str, *, embeds: bool) -> Cost:
     common = ["--params", str(params), "--datasets", "datasets"]
     if embeds:
         cost.run(
-            "pipeline.embed",
-            *common,
-            "--manifest",
-            "manifest.parquet",
-            "--backbone",
-            backbone,
-            "--checkpoints",
-            "unfinished/embed",
-            "--out",
-            "features",
-        )
+            "pipeline.embed", *common, "--backbone", backbone, "--manifest", "manifest.parquet", "--checkpoints",
+            "unfinished/embed", "--out", "features",
+        )  # fmt: skip
     cost.run(
         "pipeline.train", *common, "--candidate", candidate, "--manifest", "manifest.parquet", "--features", "features",
         "--checkpoints", "unfinished/train", "--out", f"models/{candidate}", "--scores", f"{candidate}.json",

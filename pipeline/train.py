@@ -153,16 +153,9 @@ def _rows_of_heads(
         shrunken = np.flatnonzero(np.isin(datasets, wanted.of if wanted else ()))
         if wanted is None or not len(shrunken):
             return []
-        mosaics = mosaics_of(
-            train,
-            chosen[shrunken],
-            folds[shrunken],
-            wanted,
-            backbone.image_size_px,
-            params.seed,
-            traced=kind == "traced",
-        )
-        seen = embedded(backbone, mosaics, unfinished / kind, f"mosaics ({kind})" if kind == "traced" else kind)
+        size_px, traced = backbone.image_size_px, kind == "traced"
+        mosaics = mosaics_of(train, chosen[shrunken], folds[shrunken], wanted, size_px, params.seed, traced=traced)
+        seen = embedded(backbone, mosaics, unfinished / kind, "mosaics")
         return [Rows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), kind))]
 
     heads = {name: Rows.concatenated([*images, *composed(params.mosaics, "mosaics")])}

@@ -2,21 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pictures import Pictures
 
 from pipeline.errors import CracksError
 from pipeline.mosaics import Mosaics, Sources, compose, mirrored_on, shrunk, vary
 from pipeline.traces import Traces
 
 DARK, GREY = 60, 130
-
-
-class Tiles:
-    def __init__(self, pixels):
-        self._pixels = pixels
-        self.sizes = np.array([one.shape[:2] for one in pixels])
-
-    def pixels(self, position):
-        return self._pixels[position]
 
 
 def cells(n, value=GREY):
@@ -71,7 +63,7 @@ def test_images_are_shrunk_by_means_of_areas():
     image = np.zeros((8, 8, 3), np.uint8)
     image[:4, :4] = 200
     image[0, 4:] = 80
-    small = shrunk(Tiles([image, image + 10]), np.array([1, 0]), 2)
+    small = shrunk(Pictures([image, image + 10]), np.array([1, 0]), 2)
     np.testing.assert_array_equal(small[1, :, :, 0], [[200, 20], [0, 0]])
     np.testing.assert_array_equal(small[0, :, :, 0], [[210, 30], [10, 10]])
 
@@ -158,8 +150,7 @@ def test_a_cell_that_is_mirrored_on_has_no_seams():
 def test_all_cells_of_a_mosaic_are_of_its_fold(sources, monkeypatch):
     chosen = []
     monkeypatch.setattr(
-        "pipeline.mosaics.compose",
-        lambda cells, side, size_px, rng: chosen.append(cells) or np.zeros((8, 8, 3)),
+        "pipeline.mosaics.compose", lambda cells, side, size_px, rng: chosen.append(cells) or np.zeros((8, 8, 3))
     )
     drawn = mosaics(sources)
     for position in range(24):

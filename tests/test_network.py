@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from pictures import Pictures
 
 from pipeline.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from pipeline.calibration import Calibration, Platt
@@ -17,17 +18,6 @@ from pipeline.tf import keras
 
 SIZE_PX = 32
 SLOPE, INTERCEPT = 1.5, -0.7
-
-
-class Pictures:
-    """Images in memory, as `run_in_batches` takes them."""
-
-    def __init__(self, pictures):
-        self.pictures = pictures
-        self.sizes = np.array([picture.shape[:2] for picture in pictures])
-
-    def pixels(self, position):
-        return self.pictures[position]
 
 
 def noise(*shape, seed=0):

@@ -50,6 +50,9 @@ def test_starters_are_compared_by_their_largest_difference(probe, tmp_path):
         other[kind].flat[0] += np.float32(0.1 * np.abs(moved[kind]).max())
         np.savez(tmp_path / "other.npz", **other)
         assert difference(tmp_path / "one.npz", tmp_path / "other.npz") == pytest.approx(0.1, rel=1e-3)
+        other[kind].flat[0] = np.nan
+        np.savez(tmp_path / "broken.npz", **other)
+        assert difference(tmp_path / "one.npz", tmp_path / "broken.npz") == float("inf")
     np.savez(tmp_path / "shorter.npz", **moved | {"kernel": moved["kernel"][1:]})
     assert difference(tmp_path / "one.npz", tmp_path / "shorter.npz") == float("inf")
     np.savez(tmp_path / "fewer.npz", kernel=moved["kernel"])

@@ -1,18 +1,10 @@
 import numpy as np
 import pytest
+from pictures import Pictures
 
 from pipeline.traces import Traces, drawn, trace, traces_of, turned_at_random
 
 SIZE_PX = 96
-
-
-class Tiles:
-    def __init__(self, pictures):
-        self._pictures = pictures
-        self.sizes = np.array([picture.shape[:2] for picture in pictures])
-
-    def pixels(self, position):
-        return self._pictures[position]
 
 
 def concrete(seed=0):
@@ -66,7 +58,7 @@ def test_two_pieces_with_a_small_gap_are_one_crack():
 
 
 def test_images_without_a_clear_crack_are_left_out_and_the_others_keep_their_folds():
-    tiles = Tiles([cracked(20), concrete(), cracked(60), cracked(70)])
+    tiles = Pictures([cracked(20), concrete(), cracked(60), cracked(70)])
     found = traces_of(tiles, np.array([3, 1, 0]), np.array([2, 1, 0]), SIZE_PX)
     assert found.folds.tolist() == [2, 0]
     assert [round(float(np.nonzero(line)[0].mean())) for line in found.lines] == pytest.approx([73, 23], abs=1)
@@ -74,7 +66,7 @@ def test_images_without_a_clear_crack_are_left_out_and_the_others_keep_their_fol
 
 def test_of_no_images_there_are_no_traces():
     nothing = np.empty(0, np.int64)
-    found = traces_of(Tiles([concrete()]), nothing, nothing, SIZE_PX)
+    found = traces_of(Pictures([concrete()]), nothing, nothing, SIZE_PX)
     assert isinstance(found, Traces)
     assert found.lines.shape == (0, SIZE_PX, SIZE_PX)
 
