@@ -3,10 +3,9 @@
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from conftest import Project
@@ -29,12 +28,12 @@ served.main()
 class Server:
     """What a test asks the server."""
 
-    def __init__(self, api: str) -> None:
+    def __init__(self, api: str, client: Any) -> None:
         self.api = api
+        self.client = client
 
     def ask(self, what: str, **condition: object) -> list[dict[str, Any]]:
-        found = httpx.post(f"{self.api}/{what}/filter", json={"limit": 100, **condition}, timeout=30)
-        return list(found.raise_for_status().json())
+        return list(self.client.request("POST", f"/{what}/filter", json={"limit": 100, **condition}).json())
 
     def runs(self, *states: str) -> list[dict[str, Any]]:
         """Return the runs in states of these names, by default all but those to come; the last started first."""
@@ -48,14 +47,17 @@ class Server:
 
 
 @pytest.fixture
-def server(prefect_api: str) -> Server:
-    """Return the server without the deployments of the tests before."""
-    server = Server(prefect_api)
-    for deployment in server.ask("deployments"):
-        httpx.delete(f"{prefect_api}/deployments/{deployment['id']}").raise_for_status()
-    for run in server.ask("flow_runs"):
-        httpx.delete(f"{prefect_api}/flow_runs/{run['id']}").raise_for_status()
-    return server
+def server(prefect_api: str) -> Iterator[Server]:
+    """Yield the server without the deployments and the runs of the tests before."""
+    from prefect.client.orchestration import SyncPrefectClient
+
+    with SyncPrefectClient(prefect_api) as client:  # asks again where the server's SQLite was locked (503)
+        server = Server(prefect_api, client)
+        for deployment in server.ask("deployments"):
+            client.request("DELETE", f"/deployments/{deployment['id']}")
+        for run in server.ask("flow_runs"):
+            client.request("DELETE", f"/flow_runs/{run['id']}")
+        yield server
 
 
 def wait_until(what: str, is_so: Callable[[], object], seconds: float = 120) -> None:
