@@ -3,10 +3,10 @@
     python -m benchmarks.embedding --metu metu-subset.zip
 
 Takes decoded images of the archive and runs the backbone of examples/params.metu.yaml over them, in turns: Keras
-`predict`, the same graph as a `tf.function`, and OpenVINO in single precision from a thread a core, which `embed` uses
-on CPUs. Prints images a second, CPU milliseconds an image, the share of the rate at which this machine multiplies
-matrices in single precision (NumPy, all cores), and how far the features differ from those of Keras. Resizing is in
-the graph and in the time; it is not counted as arithmetic.
+`predict`, the same graph as a `tf.function`, and OpenVINO from a thread a core, which `embed` uses on CPUs: in single
+precision and, where this CPU has it, in bfloat16. Prints images a second, CPU milliseconds an image, the share of the
+rate at which this machine multiplies matrices in single precision (NumPy, all cores), and how far the features differ
+from those of Keras. Resizing is in the graph and in the time; it is not counted as arithmetic.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from pipeline.backbones import build_backbone
 from pipeline.images import PackedImages, Pixels
-from pipeline.inference import BATCH_IMAGES, openvino_compute, tensorflow_compute
+from pipeline.inference import BATCH_IMAGES, Compute, converted, openvino_compute, tensorflow_compute
 from pipeline.network import build_embedder
-from pipeline.openvino_cpu import N_THREADS
+from pipeline.openvino_cpu import N_THREADS, supported
 from pipeline.params import Backbone, Params
 from pipeline.tf import keras
 
@@ -73,20 +73,27 @@ def operations_of(backbone: Backbone) -> int:
 def ways_of(backbone: Backbone) -> dict[str, Way]:
     """Return each way to run the backbone, from uint8 (n, height, width, 3) to float32 (n, n_features)."""
     model = build_embedder(backbone)
-    one_thread, each_thread = tensorflow_compute(model), openvino_compute(model)
+    graph = converted(model)
 
     def in_batches(images: Pixels) -> list[Pixels]:
         return np.array_split(images, range(BATCH_IMAGES, len(images), BATCH_IMAGES))
 
-    def in_threads(images: Pixels) -> Values:
-        with ThreadPoolExecutor(N_THREADS) as pool:
-            return np.concatenate(list(pool.map(each_thread, in_batches(images))))
+    def in_threads(compute: Compute) -> Way:
+        def compute_all(images: Pixels) -> Values:
+            with ThreadPoolExecutor(N_THREADS) as pool:
+                return np.concatenate(list(pool.map(compute, in_batches(images))))
 
-    return {
+        return compute_all
+
+    one_thread = tensorflow_compute(model)
+    ways: dict[str, Way] = {
         "Keras `predict`": lambda images: model.predict(images, KERAS_BATCH_IMAGES, verbose=0)["features"],
         "`tf.function`": lambda images: np.concatenate([one_thread(batch) for batch in in_batches(images)]),
-        "OpenVINO, f32": in_threads,
+        "OpenVINO, f32": in_threads(openvino_compute(graph)),
     }
+    if supported("bf16") == "bf16":
+        ways["OpenVINO, bf16"] = in_threads(openvino_compute(graph, "bf16"))
+    return ways
 
 
 def images_of(archive: Path, n: int) -> Pixels:

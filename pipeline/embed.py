@@ -14,64 +14,87 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.cluster import computed_on_cluster
-from pipeline.features import RowNumbers, features_file, rows_file, rows_learned_from
+from pipeline.features import LearnedFrom, features_file, rows_file, rows_learned_from
 from pipeline.files import replacing_folder
 from pipeline.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
 from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
 
-Task = tuple[list[bytes], Sizes]  # the files of a shard and their sizes
+Task = tuple[list[bytes], Sizes, bool]  # the files of a shard, their sizes, and whether they are of the train side
 
 
-def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, rows: RowNumbers) -> Path:
+def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, learned_from: LearnedFrom) -> Path:
     """Return the folder of unfinished work, another one for each backbone, content of a data set and choice of rows."""
     digest = hashlib.sha256(backbone.model_dump_json().encode())
     digest.update((dataset / INVENTORY_FILE).read_bytes())
-    digest.update(rows.tobytes())
+    for rows in learned_from:
+        digest.update(np.array(len(rows)).tobytes() + rows.tobytes())
     return checkpoints / digest.hexdigest()[:16]
+
+
+def shards_by_side(learned_from: LearnedFrom) -> list[range]:
+    """Return the positions of its rows in shards, none of which has images of both sides."""
+    n_train = len(learned_from.train)
+    validation = shards_of(len(learned_from.validation))
+    return [*shards_of(n_train), *(range(n_train + shard.start, n_train + shard.stop) for shard in validation)]
 
 
 def embed_files(backbone: Backbone, task: Task) -> Features:
     """Return the features of image files, float16, (n, n_features)."""
-    return embedder_of(backbone).features(EncodedImages(*task))
+    contents, sizes, for_training = task
+    return embedder_of(backbone).features(EncodedImages(contents, sizes), for_training=for_training)
 
 
 def computed_here(
-    backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[range]
+    backbone: Backbone, images: PackedImages, learned_from: LearnedFrom, shards: list[range]
 ) -> Iterator[tuple[range, Features]]:
-    """Yield each shard of `rows` with its features, computed on this machine."""
+    """Yield each shard of the rows with its features, computed on this machine."""
     for shard in shards:
-        yield shard, embedder_of(backbone).features(Chosen(images, rows[shard]))
+        chosen, for_training = Chosen(images, learned_from.rows[shard]), shard.stop <= len(learned_from.train)
+        yield shard, embedder_of(backbone).features(chosen, for_training=for_training)
 
 
 def computed_there(
-    address: str, backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[range]
+    address: str, backbone: Backbone, images: PackedImages, learned_from: LearnedFrom, shards: list[range]
 ) -> Iterator[tuple[range, Features]]:
-    """Yield each shard of `rows` with its features, computed by the Dask cluster at `address`, as they come.
+    """Yield each shard of the rows with its features, computed by the Dask cluster at `address`, as they come.
 
     The files travel with the task.
 
     Raises:
         UnavailableError: no scheduler answers at `address`, or it has no worker.
     """
-    tasks = ((shard, ([images.content(row) for row in rows[shard]], images.sizes[rows[shard]])) for shard in shards)
+
+    def task_of(shard: range) -> Task:
+        rows = learned_from.rows[shard]
+        return [images.content(row) for row in rows], images.sizes[rows], shard.stop <= len(learned_from.train)
+
+    tasks = ((shard, task_of(shard)) for shard in shards)
     yield from computed_on_cluster(
         address, embed_files, backbone, tasks, otherwise="set embed.dask_address in params.yaml to null"
     )
 
 
 def embed_dataset(
-    backbone: Backbone, dataset: Path, rows: RowNumbers, unfinished: Path, out: Path, dask_address: str | None = None
+    backbone: Backbone,
+    dataset: Path,
+    learned_from: LearnedFrom,
+    unfinished: Path,
+    out: Path,
+    dask_address: str | None = None,
 ) -> None:
-    """Write the features of some rows of a data set into the folder `out`, going on from the shards in `unfinished`."""
-    images = PackedImages(dataset)
-    shards = shards_of(len(rows))
+    """Write the features of what training reads of a data set into the folder `out`.
+
+    Goes on from the shards in `unfinished`.
+    """
+    images, rows = PackedImages(dataset), learned_from.rows
+    shards = shards_by_side(learned_from)
     missing = [shard for shard in shards if not has_shard(unfinished, shard)]
     if dask_address is None:
-        computed = computed_here(backbone, images, rows, missing)
+        computed = computed_here(backbone, images, learned_from, missing)
     else:
-        computed = computed_there(dask_address, backbone, images, rows, missing)
+        computed = computed_there(dask_address, backbone, images, learned_from, missing)
     with tqdm(total=len(rows), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
         bar.update(len(rows) - sum(map(len, missing)))
         for shard, features in computed:
@@ -96,9 +119,9 @@ def run(
 ) -> None:
     """Write the features of what a manifest trains on into the folder `out`."""
     with replacing_folder(out) as folder:
-        for name, rows in rows_learned_from(manifest).items():
-            unfinished = unfinished_folder(checkpoints, backbone, datasets / name, rows)
-            embed_dataset(backbone, datasets / name, rows, unfinished, folder, dask_address)
+        for name, learned_from in rows_learned_from(manifest).items():
+            unfinished = unfinished_folder(checkpoints, backbone, datasets / name, learned_from)
+            embed_dataset(backbone, datasets / name, learned_from, unfinished, folder, dask_address)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 

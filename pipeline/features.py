@@ -4,6 +4,7 @@ Only what training reads is embedded. The test side and outside sets are seen by
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,30 @@ import pandas as pd
 
 LEARNED_FROM = ("train", "validation")
 
-RowNumbers = npt.NDArray[np.int64]  # (n,), ascending, of an inventory
+RowNumbers = npt.NDArray[np.int64]  # (n,), of an inventory
 
 
-def rows_learned_from(manifest: pd.DataFrame) -> dict[str, RowNumbers]:
-    """Return by data set the rows of its inventory that are on the train or the validation side."""
+class LearnedFrom(NamedTuple):
+    """What training reads of a data set; both ascending."""
+
+    train: RowNumbers
+    validation: RowNumbers
+
+    @property
+    def rows(self) -> RowNumbers:
+        """Those of the train side, then those of validation."""
+        return np.concatenate(self)
+
+
+def rows_learned_from(manifest: pd.DataFrame) -> dict[str, LearnedFrom]:
+    """Return by data set the rows of its inventory that are on the train and the validation side."""
+
+    def of(images: pd.DataFrame, side: str) -> RowNumbers:
+        return np.sort(images.loc[images["split"] == side, "row"].to_numpy(np.int64))
+
     learned_from = manifest[manifest["split"].isin(LEARNED_FROM)]
-    return {str(name): np.sort(images["row"].to_numpy()) for name, images in learned_from.groupby("dataset")}
+    by_dataset = learned_from.groupby("dataset")
+    return {str(name): LearnedFrom(*(of(images, side) for side in LEARNED_FROM)) for name, images in by_dataset}
 
 
 def features_file(folder: Path, name: str) -> Path:
@@ -26,7 +44,7 @@ def features_file(folder: Path, name: str) -> Path:
 
 
 def rows_file(folder: Path, name: str) -> Path:
-    """Return the file that tells of which rows of the inventory they are, int64, (n,), ascending."""
+    """Return the file that tells of which rows of the inventory they are, int64, (n,)."""
     return folder / f"{name}.rows.npy"
 
 
@@ -41,4 +59,5 @@ def read_features(folder: Path, name: str, rows: RowNumbers) -> npt.NDArray[np.f
     if len(missing):
         raise KeyError(f"{name} has no features of row {missing[0]} in {folder}: it is on neither train nor validation")
     features = np.load(features_file(folder, name), mmap_mode="r")
-    return np.asarray(features[np.searchsorted(embedded, rows)])
+    order = np.argsort(embedded)
+    return np.asarray(features[order[np.searchsorted(embedded, rows, sorter=order)]])

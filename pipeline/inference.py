@@ -15,8 +15,8 @@ import openvino
 from pipeline.files import replacing
 from pipeline.images import Images, Pixels, batches_by_size
 from pipeline.network import build_embedder
-from pipeline.openvino_cpu import N_THREADS, CompiledGraph
-from pipeline.params import Backbone
+from pipeline.openvino_cpu import N_THREADS, CompiledGraph, supported
+from pipeline.params import Backbone, Precision
 from pipeline.tf import keras, tf
 
 Features = npt.NDArray[np.float16]  # (n, n_features); half precision rounds by 0.05 % and halves what is kept
@@ -32,11 +32,20 @@ class Embedder:
     def __init__(self, backbone: Backbone) -> None:
         model = build_embedder(backbone)
         self.n_features: int = model.output["features"].shape[-1]
-        self._compute = compute_of(model)
+        if on_gpu():
+            self._exact = self._for_training = tensorflow_compute(model)
+            return
+        graph, precision = converted(model), supported(backbone.training_precision)
+        self._exact = openvino_compute(graph)
+        self._for_training = self._exact if precision == "f32" else openvino_compute(graph, precision)
 
-    def features(self, images: Images) -> Features:
-        """Return the features of all images, float16, (n, n_features)."""
-        return computed(self._compute, images, (self.n_features,))
+    def features(self, images: Images, *, for_training: bool = False) -> Features:
+        """Return the features of all images, float16, (n, n_features).
+
+        In single precision, as a registered model computes them; `for_training`, in the backbone's training precision
+        where this CPU has it.
+        """
+        return computed(self._for_training if for_training else self._exact, images, (self.n_features,))
 
 
 def computed(compute: Compute, images: Images, shape: tuple[int, ...]) -> Features:
@@ -58,7 +67,12 @@ def computed(compute: Compute, images: Images, shape: tuple[int, ...]) -> Featur
 
 def compute_of(model: keras.Model) -> Compute:
     """Return `model` (uint8 images -> {"features"}) as a function of one batch: on the GPU, or fast on the CPU."""
-    return tensorflow_compute(model) if tf.config.list_physical_devices("GPU") else openvino_compute(model)
+    return tensorflow_compute(model) if on_gpu() else openvino_compute(converted(model))
+
+
+def on_gpu() -> bool:
+    """Return whether TensorFlow sees a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def tensorflow_compute(model: keras.Model) -> Compute:
@@ -67,12 +81,17 @@ def tensorflow_compute(model: keras.Model) -> Compute:
     return lambda batch: np.asarray(graph(batch)["features"])
 
 
-def openvino_compute(model: keras.Model) -> Compute:
-    """Return `model` (uint8 images -> {"features"}) as a function of one batch, run by OpenVINO in single precision.
+def converted(model: keras.Model) -> "openvino.Model":
+    """Return `model` (uint8 images -> {"features"}) as OpenVINO reads it."""
+    return openvino.convert_model(_graph(model).get_concrete_function())
+
+
+def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> Compute:
+    """Return a converted graph as a function of one batch, run by OpenVINO.
 
     May be called from several threads at once; there is a stream for each core.
     """
-    compiled = CompiledGraph(openvino.convert_model(_graph(model).get_concrete_function()))
+    compiled = CompiledGraph(graph, precision)
     return lambda batch: compiled(batch)["features"]
 
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 # Added to the standard deviation of a feature, typically 0.4: one that is constant in training would else count a
 # hundred-thousandfold in the image where it is not.
 STD_OFFSET = 0.1
+BLOCK_ROWS = 64
 
 FloatVector = npt.NDArray[np.float64]
 
@@ -21,8 +22,14 @@ class Scale(NamedTuple):
     @classmethod
     def of(cls, features: npt.NDArray[np.floating]) -> "Scale":
         """Return the scale of features, (n, n_features)."""
-        mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
-        return cls(mean, std + STD_OFFSET)
+        # In blocks that fit the cache, and by way of float32: NumPy's own takes five times as long on half precision.
+        total = squares = np.zeros(features.shape[1])
+        for start in range(0, len(features), BLOCK_ROWS):
+            block = features[start : start + BLOCK_ROWS].astype(np.float32).astype(np.float64)
+            total, squares = total + block.sum(axis=0), squares + np.einsum("ij,ij->j", block, block)
+        mean = total / len(features)
+        variance = np.maximum(squares / len(features) - mean**2, 0)  # rounding makes less than nothing of a constant
+        return cls(mean, np.sqrt(variance) + STD_OFFSET)
 
     def standardised(self, features: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Return features, (n, n_features), less their mean over their standard deviation."""

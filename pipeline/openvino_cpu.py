@@ -1,4 +1,4 @@
-"""Running a graph with OpenVINO on the cores of this machine, in single precision, from several threads at once."""
+"""Running a graph with OpenVINO on the cores of this machine, from several threads at once."""
 
 import os
 import threading
@@ -8,6 +8,7 @@ import numpy.typing as npt
 import openvino
 
 from pipeline.images import Pixels
+from pipeline.params import Precision
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 
@@ -15,12 +16,17 @@ N_THREADS = os.cpu_count() or 1
 WARM_UP_PX = 32
 
 
+def supported(precision: Precision) -> Precision:
+    """Return a precision where this CPU computes in it, else single precision."""
+    return precision if precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
 class CompiledGraph:
     """A graph from uint8 RGB of any size to outputs by name; there is a stream for each core."""
 
-    def __init__(self, graph: "openvino.Model") -> None:
+    def __init__(self, graph: "openvino.Model", precision: Precision = "f32") -> None:
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # newer CPUs would take bfloat16
+            "INFERENCE_PRECISION_HINT": precision,  # by itself, OpenVINO takes bfloat16 where there is any
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": str(N_THREADS),
         }

@@ -13,6 +13,7 @@ from pipeline.errors import CracksError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 Label = Literal["crack", "intact"]
+Precision = Literal["f32", "bf16"]
 Measure = Literal["brightness", "contrast", "sharpness", "dark_share", "bright_share"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Setting = TypeVar("Setting")
@@ -114,6 +115,9 @@ class Backbone(Section):
     image_size_px: int = Field(ge=32, le=1024)
     taps: tuple[str, ...] = Field(
         default=(), description="convolutions whose mean and maximum are the features; none: the mean of the last one"
+    )
+    training_precision: Precision = Field(
+        default="f32", description="of what a probe learns from; bf16: on CPUs that have it, half the time"
     )
 
 

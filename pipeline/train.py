@@ -108,7 +108,7 @@ def embedded(backbone: Backbone, images: Images, unfinished: Path, what: str) ->
     parts = []
     for shard in tqdm(shards_of(len(images.sizes)), desc=f"embedding {what}", unit=" shards", disable=None):
         if not has_shard(unfinished, shard):
-            keep_shard(unfinished, shard, embedder_of(backbone).features(Chosen(images, shard)))
+            keep_shard(unfinished, shard, embedder_of(backbone).features(Chosen(images, shard), for_training=True))
         parts.append(kept_shard(unfinished, shard))
     return np.concatenate(parts)
 

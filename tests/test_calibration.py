@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.calibration import Calibration, Platt, fit_calibration, fit_platt
 from pipeline.export import calibrated
-from pipeline.linear import STD_OFFSET, LinearHead, Scale
+from pipeline.linear import LinearHead
 from pipeline.metrics import expected_calibration_error
 from pipeline.network import build_classifier
 from pipeline.tf import keras
@@ -134,12 +134,3 @@ def test_the_exported_graph_computes_the_same_mixture():
     np.testing.assert_allclose(exported["probability"], expected, atol=1e-6)
     assert np.ptp(expected) > 0.01
     np.testing.assert_array_equal(exported["features"], plain["features"])
-
-
-def test_a_head_learned_on_standardised_features_answers_the_same_on_plain_ones():
-    features = np.random.default_rng(0).normal([5, -40], [0.1, 100], (50, 2))
-    scale = Scale.of(features)
-    np.testing.assert_allclose(scale.std, features.std(axis=0) + STD_OFFSET)
-    coefficients = np.array([0.7, -1.2])
-    head = LinearHead.on_plain_features(coefficients, 0.5, scale)
-    np.testing.assert_allclose(head.logits(features), scale.standardised(features) @ coefficients + 0.5, atol=1e-4)

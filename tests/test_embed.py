@@ -12,15 +12,17 @@ import pytest
 from pipeline import cluster, embed, inference
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
-from pipeline.features import read_features
+from pipeline.features import LearnedFrom, read_features
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE, Chosen, PackedImages
 from pipeline.params import Backbone
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32)
 N_IMAGES = 50  # every fifth of them is on the test side
-N_EMBEDDED = 40
+N_TRAIN, N_VALIDATION = 30, 10
+N_EMBEDDED = N_TRAIN + N_VALIDATION
 SHARD_IMAGES = 4
+N_SHARDS = 8 + 3  # none has images of both sides
 
 # A process that embeds as the stage does, but in small shards.
 EMBED = f"""
@@ -72,11 +74,11 @@ def test_every_image_that_training_reads_has_its_row_of_features(datasets, undis
     assert (undisturbed.shape, undisturbed.dtype) == ((N_EMBEDDED, 1280), np.float16)
     assert len(np.unique(undisturbed, axis=0)) == N_EMBEDDED
     alone = inference.Embedder(BACKBONE).features(Chosen(PackedImages(datasets / "walls"), [4, 49]))
-    np.testing.assert_allclose(undisturbed[[3, -1]], alone, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(undisturbed[[2, N_TRAIN - 1]], alone, rtol=2e-3, atol=2e-3)
 
 
 def test_features_are_read_by_the_row_of_the_inventory(datasets, manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference.Embedder, "features", lambda self, images: marks_of(images))
+    monkeypatch.setattr(inference.Embedder, "features", lambda self, images, **_: marks_of(images))
     embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
     everything = marks_of(PackedImages(datasets / "walls"))
     np.testing.assert_array_equal(
@@ -85,6 +87,19 @@ def test_features_are_read_by_the_row_of_the_inventory(datasets, manifest, tmp_p
     with pytest.raises(KeyError, match=r"row 8 in .*neither train nor validation"):
         read_features(tmp_path / "out", "walls", np.array([4, 8]))
     assert not list(tmp_path.glob("out/bridge*"))
+
+
+def test_the_train_side_alone_is_computed_as_what_is_learned_from(datasets, manifest, tmp_path, monkeypatch):
+    def side(self, images, *, for_training):
+        return np.full((len(images.sizes), 1), for_training, np.float16)
+
+    monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(inference.Embedder, "features", side)
+    embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
+    walls = manifest[manifest["dataset"] == "walls"]
+    for split, computed_for_training in (("train", 1), ("validation", 0)):
+        rows = walls.loc[walls["split"] == split, "row"].to_numpy()
+        assert set(read_features(tmp_path / "out", "walls", rows)[:, 0]) == {computed_for_training}
 
 
 def marks_of(images):
@@ -96,18 +111,18 @@ def test_what_a_failed_run_had_finished_is_not_computed_again(datasets, manifest
     monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
     real, seen = inference.Embedder.features, []
 
-    def fail_at_the_third(self, images):
+    def fail_at_the_third(self, images, *, for_training):
         seen.append(len(images.sizes))
         if len(seen) == 3:
             raise MemoryError("at the third shard")
-        return real(self, images)
+        return real(self, images, for_training=for_training)
 
     monkeypatch.setattr(inference.Embedder, "features", fail_at_the_third)
     with pytest.raises(MemoryError, match="at the third shard"):
         embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
-    assert len(seen) == 3 + N_EMBEDDED // SHARD_IMAGES - 2
+    assert len(seen) == 3 + N_SHARDS - 2
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
 
 
@@ -128,23 +143,25 @@ def test_a_killed_run_goes_on_and_ends_with_the_features_of_an_undisturbed_one(d
 
 
 def test_unfinished_work_has_another_folder_for_each_backbone_content_and_choice_of_rows(datasets, tmp_path):
-    rows = np.arange(3)
+    learned_from = LearnedFrom(np.arange(3), np.arange(3, 5))
     folders = {
-        unfinished_folder(tmp_path, backbone, datasets / "walls", rows)
+        unfinished_folder(tmp_path, backbone, datasets / "walls", learned_from)
         for backbone in (
             BACKBONE,
             BACKBONE.model_copy(update={"image_size_px": 64}),
             BACKBONE.model_copy(update={"taps": ("head_conv",)}),
+            BACKBONE.model_copy(update={"training_precision": "bf16"}),
         )
     }
     other = tmp_path / "other"
     other.mkdir()
     (other / INVENTORY_FILE).write_bytes(b"another inventory")
     folders |= {
-        unfinished_folder(tmp_path, BACKBONE, other, rows),
-        unfinished_folder(tmp_path, BACKBONE, datasets / "walls", rows + 1),
+        unfinished_folder(tmp_path, BACKBONE, other, learned_from),
+        unfinished_folder(tmp_path, BACKBONE, datasets / "walls", LearnedFrom(np.arange(3), np.arange(4, 6))),
+        unfinished_folder(tmp_path, BACKBONE, datasets / "walls", LearnedFrom(np.arange(2), np.arange(2, 5))),
     }
-    assert len(folders) == 5
+    assert len(folders) == 7
 
 
 @pytest.mark.slow

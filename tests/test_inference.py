@@ -1,4 +1,5 @@
 import numpy as np
+import openvino
 import pytest
 
 from pipeline import inference
@@ -6,6 +7,7 @@ from pipeline.errors import CracksError
 from pipeline.export import linear_classifier
 from pipeline.inference import (
     Embedder,
+    converted,
     has_shard,
     keep_shard,
     kept_shard,
@@ -15,6 +17,7 @@ from pipeline.inference import (
 )
 from pipeline.linear import LinearHead
 from pipeline.network import build_embedder
+from pipeline.openvino_cpu import supported
 from pipeline.params import Backbone
 
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64, taps=("block_11_expand", "head_conv"))
@@ -38,7 +41,7 @@ def model():
 
 
 def test_openvino_and_tensorflow_give_the_same_features_for_every_size(model, draw_tile):
-    fast, reference = openvino_compute(model), tensorflow_compute(model)
+    fast, reference = openvino_compute(converted(model)), tensorflow_compute(model)
     for size_px in (64, 50, 227):
         batch = np.stack([draw_tile(seed, cracked=True, size_px=size_px) for seed in range(3)])
         np.testing.assert_allclose(fast(batch), reference(batch), atol=1e-3)
@@ -56,6 +59,28 @@ def test_the_features_of_images_of_several_sizes_keep_their_order(model, draw_ti
 def test_features_are_the_same_to_the_bit_when_they_are_computed_again(draw_tile):
     tiles = Tiles(draw_tile, 24)
     np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles), Embedder(BACKBONE).features(tiles))
+
+
+@pytest.mark.skipif(supported("bf16") != "bf16", reason="this CPU has no bfloat16")
+def test_features_to_learn_from_are_computed_in_the_training_precision_and_no_others(draw_tile):
+    tiles = Tiles(draw_tile, 8)
+    exact = Embedder(BACKBONE).features(tiles)
+    faster = Embedder(BACKBONE.model_copy(update={"training_precision": "bf16"}))
+    np.testing.assert_array_equal(faster.features(tiles), exact)
+    learned_from = faster.features(tiles, for_training=True)
+    assert (learned_from != exact).mean() > 0.5
+    assert np.abs(learned_from - exact).mean() < 0.1 * exact.std()
+    np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles, for_training=True), exact)
+
+
+def test_a_precision_that_the_cpu_does_not_have_is_single_precision(monkeypatch):
+    class OldCore:
+        def get_property(self, device, name):
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "INT8", "BIN"]
+
+    monkeypatch.setattr(openvino, "Core", OldCore)
+    assert supported("bf16") == "f32"
 
 
 def test_what_fails_in_a_batch_is_raised(draw_tile, monkeypatch):

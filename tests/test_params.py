@@ -66,7 +66,14 @@ DOCUMENT = {
         "photos": {"validation": ["walls/deck-2", "drawn/any photo"]},
     },
     "embed": {"dask_address": None},
-    "backbones": {"lite": {"architecture": "efficientnet-lite0", "image_size_px": 128, "taps": ["head_conv"]}},
+    "backbones": {
+        "lite": {
+            "architecture": "efficientnet-lite0",
+            "image_size_px": 128,
+            "taps": ["head_conv"],
+            "training_precision": "bf16",
+        }
+    },
     "candidates": {"head-only": PROBE, "all-of-it": FINETUNE},
     "select": {"outside_weight": 0.5},
     "decide": {
@@ -213,7 +220,7 @@ def test_a_candidate_may_be_called_like_a_recipe(load):
 REQUIRED = [
     place
     for place in PLACES
-    if place[-1] not in {"labels", "photo_pattern", "photos", "taps", "turn", "mosaics", "traced"}
+    if place[-1] not in {"labels", "photo_pattern", "photos", "taps", "training_precision", "turn", "mosaics", "traced"}
 ]
 
 

@@ -140,8 +140,8 @@ def test_a_side_holds_its_own_images_with_their_labels(data, draw_tile):
 
 def test_features_are_those_of_the_images_over_several_data_sets(data, tmp_path):
     manifest = pd.read_parquet(data.manifest)
-    for name, rows in rows_learned_from(manifest).items():
-        first = {"ours": 0, "theirs": 1000}[name]
+    for name, learned_from in rows_learned_from(manifest).items():
+        first, rows = {"ours": 0, "theirs": 1000}[name], learned_from.rows
         np.save(features_file(tmp_path, name), first + rows[:, None].astype(np.float32))
         np.save(rows_file(tmp_path, name), rows)
     side = side_of(manifest, "validation", data.datasets)
