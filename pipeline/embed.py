@@ -8,13 +8,14 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from pipeline.cluster import computed_on_cluster
-from pipeline.features import LearnedFrom, features_file, rows_file, rows_learned_from
+from pipeline.features import RowNumbers, Sides, features_file, rows_file, rows_learned_from
 from pipeline.files import replacing_folder
 from pipeline.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
 from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
@@ -24,20 +25,28 @@ from pipeline.stage import run_main, stage_parser
 Task = tuple[list[bytes], Sizes, bool]  # the files of a shard, their sizes, and whether they are of the train side
 
 
-def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, learned_from: LearnedFrom) -> Path:
+def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, sides: Sides) -> Path:
     """Return the folder of unfinished work, another one for each backbone, content of a data set and choice of rows."""
     digest = hashlib.sha256(backbone.model_dump_json().encode())
     digest.update((dataset / INVENTORY_FILE).read_bytes())
-    for rows in learned_from:
+    for rows in sides:
         digest.update(np.array(len(rows)).tobytes() + rows.tobytes())
     return checkpoints / digest.hexdigest()[:16]
 
 
-def shards_by_side(learned_from: LearnedFrom) -> list[range]:
-    """Return the positions of its rows in shards, none of which has images of both sides."""
-    n_train = len(learned_from.train)
-    validation = shards_of(len(learned_from.validation))
-    return [*shards_of(n_train), *(range(n_train + shard.start, n_train + shard.stop) for shard in validation)]
+class Shard(NamedTuple):
+    """Positions of rows that are embedded together, and whether they are of the train side."""
+
+    positions: range
+    for_training: bool
+
+
+def shards_by_side(sides: Sides) -> list[Shard]:
+    """Return the positions of `sides.rows` in shards, none of which has images of both sides."""
+    n_train = len(sides.train)
+    train = [Shard(positions, for_training=True) for positions in shards_of(n_train)]
+    others = (range(n_train + shard.start, n_train + shard.stop) for shard in shards_of(len(sides.validation)))
+    return train + [Shard(positions, for_training=False) for positions in others]
 
 
 def embed_files(backbone: Backbone, task: Task) -> Features:
@@ -47,18 +56,18 @@ def embed_files(backbone: Backbone, task: Task) -> Features:
 
 
 def computed_here(
-    backbone: Backbone, images: PackedImages, learned_from: LearnedFrom, shards: list[range]
-) -> Iterator[tuple[range, Features]]:
-    """Yield each shard of the rows with its features, computed on this machine."""
+    backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[Shard]
+) -> Iterator[tuple[Shard, Features]]:
+    """Yield each shard of `rows` with its features, computed on this machine."""
     for shard in shards:
-        chosen, for_training = Chosen(images, learned_from.rows[shard]), shard.stop <= len(learned_from.train)
-        yield shard, embedder_of(backbone).features(chosen, for_training=for_training)
+        chosen = Chosen(images, rows[shard.positions])
+        yield shard, embedder_of(backbone).features(chosen, for_training=shard.for_training)
 
 
 def computed_there(
-    address: str, backbone: Backbone, images: PackedImages, learned_from: LearnedFrom, shards: list[range]
-) -> Iterator[tuple[range, Features]]:
-    """Yield each shard of the rows with its features, computed by the Dask cluster at `address`, as they come.
+    address: str, backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[Shard]
+) -> Iterator[tuple[Shard, Features]]:
+    """Yield each shard of `rows` with its features, computed by the Dask cluster at `address`, as they come.
 
     The files travel with the task.
 
@@ -66,9 +75,9 @@ def computed_there(
         UnavailableError: no scheduler answers at `address`, or it has no worker.
     """
 
-    def task_of(shard: range) -> Task:
-        rows = learned_from.rows[shard]
-        return [images.content(row) for row in rows], images.sizes[rows], shard.stop <= len(learned_from.train)
+    def task_of(shard: Shard) -> Task:
+        chosen = rows[shard.positions]
+        return [images.content(row) for row in chosen], images.sizes[chosen], shard.for_training
 
     tasks = ((shard, task_of(shard)) for shard in shards)
     yield from computed_on_cluster(
@@ -79,7 +88,7 @@ def computed_there(
 def embed_dataset(
     backbone: Backbone,
     dataset: Path,
-    learned_from: LearnedFrom,
+    sides: Sides,
     unfinished: Path,
     out: Path,
     dask_address: str | None = None,
@@ -88,23 +97,23 @@ def embed_dataset(
 
     Goes on from the shards in `unfinished`.
     """
-    images, rows = PackedImages(dataset), learned_from.rows
-    shards = shards_by_side(learned_from)
-    missing = [shard for shard in shards if not has_shard(unfinished, shard)]
+    images, rows = PackedImages(dataset), sides.rows
+    shards = shards_by_side(sides)
+    missing = [shard for shard in shards if not has_shard(unfinished, shard.positions)]
     if dask_address is None:
-        computed = computed_here(backbone, images, learned_from, missing)
+        computed = computed_here(backbone, images, rows, missing)
     else:
-        computed = computed_there(dask_address, backbone, images, learned_from, missing)
+        computed = computed_there(dask_address, backbone, images, rows, missing)
     with tqdm(total=len(rows), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
-        bar.update(len(rows) - sum(map(len, missing)))
+        bar.update(len(rows) - sum(len(shard.positions) for shard in missing))
         for shard, features in computed:
-            keep_shard(unfinished, shard, features)
-            bar.update(len(shard))
-    first = kept_shard(unfinished, shards[0])
+            keep_shard(unfinished, shard.positions, features)
+            bar.update(len(shard.positions))
+    first = kept_shard(unfinished, shards[0].positions)
     shape = len(rows), first.shape[1]
     table = np.lib.format.open_memmap(features_file(out, dataset.name), "w+", np.float16, shape)
-    for shard in shards:
-        table[shard.start : shard.stop] = kept_shard(unfinished, shard)
+    for positions, _ in shards:
+        table[positions.start : positions.stop] = kept_shard(unfinished, positions)
     table.flush()
     np.save(rows_file(out, dataset.name), rows)
 
@@ -119,9 +128,9 @@ def run(
 ) -> None:
     """Write the features of what a manifest trains on into the folder `out`."""
     with replacing_folder(out) as folder:
-        for name, learned_from in rows_learned_from(manifest).items():
-            unfinished = unfinished_folder(checkpoints, backbone, datasets / name, learned_from)
-            embed_dataset(backbone, datasets / name, learned_from, unfinished, folder, dask_address)
+        for name, sides in rows_learned_from(manifest).items():
+            unfinished = unfinished_folder(checkpoints, backbone, datasets / name, sides)
+            embed_dataset(backbone, datasets / name, sides, unfinished, folder, dask_address)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 

@@ -15,8 +15,8 @@ LEARNED_FROM = ("train", "validation")
 RowNumbers = npt.NDArray[np.int64]  # (n,), of an inventory
 
 
-class LearnedFrom(NamedTuple):
-    """What training reads of a data set; both ascending."""
+class Sides(NamedTuple):
+    """What training reads of a data set, by side; both ascending."""
 
     train: RowNumbers
     validation: RowNumbers
@@ -27,7 +27,7 @@ class LearnedFrom(NamedTuple):
         return np.concatenate(self)
 
 
-def rows_learned_from(manifest: pd.DataFrame) -> dict[str, LearnedFrom]:
+def rows_learned_from(manifest: pd.DataFrame) -> dict[str, Sides]:
     """Return by data set the rows of its inventory that are on the train and the validation side."""
 
     def of(images: pd.DataFrame, side: str) -> RowNumbers:
@@ -35,7 +35,7 @@ def rows_learned_from(manifest: pd.DataFrame) -> dict[str, LearnedFrom]:
 
     learned_from = manifest[manifest["split"].isin(LEARNED_FROM)]
     by_dataset = learned_from.groupby("dataset")
-    return {str(name): LearnedFrom(*(of(images, side) for side in LEARNED_FROM)) for name, images in by_dataset}
+    return {str(name): Sides(*(of(images, side) for side in LEARNED_FROM)) for name, images in by_dataset}
 
 
 def features_file(folder: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 Work is done in shards; a finished shard is a file, so that a killed run goes on where it was.
 """
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,6 +19,8 @@ from pipeline.network import build_embedder
 from pipeline.openvino_cpu import N_THREADS, CompiledGraph, supported
 from pipeline.params import Backbone, Precision
 from pipeline.tf import keras, tf
+
+log = logging.getLogger(__name__)
 
 Features = npt.NDArray[np.float16]  # (n, n_features); half precision rounds by 0.05 % and halves what is kept
 Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
@@ -35,7 +38,10 @@ class Embedder:
         if on_gpu():
             self._exact = self._for_training = tensorflow_compute(model)
             return
-        graph, precision = converted(model), supported(backbone.training_precision)
+        wanted = backbone.training_precision
+        graph, precision = converted(model), supported(wanted)
+        if precision != wanted:
+            log.info("This CPU has no %s: what is learned from is computed in %s too", wanted, precision)
         self._exact = openvino_compute(graph)
         self._for_training = self._exact if precision == "f32" else openvino_compute(graph, precision)
 

@@ -21,12 +21,13 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, features: npt.NDArray[np.floating]) -> "Scale":
-        """Return the scale of features, (n, n_features)."""
+        """Return the scale of features, (n, n_features), taken in single precision; sums are in double."""
         # In blocks that fit the cache, and by way of float32: NumPy's own takes five times as long on half precision.
-        total = squares = np.zeros(features.shape[1])
+        total, squares = np.zeros(features.shape[1]), np.zeros(features.shape[1])
         for start in range(0, len(features), BLOCK_ROWS):
             block = features[start : start + BLOCK_ROWS].astype(np.float32).astype(np.float64)
-            total, squares = total + block.sum(axis=0), squares + np.einsum("ij,ij->j", block, block)
+            total += block.sum(axis=0)
+            squares += np.einsum("ij,ij->j", block, block)
         mean = total / len(features)
         variance = np.maximum(squares / len(features) - mean**2, 0)  # rounding makes less than nothing of a constant
         return cls(mean, np.sqrt(variance) + STD_OFFSET)

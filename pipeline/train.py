@@ -103,12 +103,18 @@ def mosaics_of(
     return Mosaics(sources, params.cells_a_side, params.n_images, size_px, seed=seed)
 
 
-def embedded(backbone: Backbone, images: Images, unfinished: Path, what: str) -> Features:
-    """Return the features of images, float16, (n, n_features), going on from the shards in `unfinished`."""
+def embedded(
+    backbone: Backbone, images: Images, unfinished: Path, what: str, *, for_training: bool = False
+) -> Features:
+    """Return the features of images, float16, (n, n_features), going on from the shards in `unfinished`.
+
+    `for_training`: in the backbone's training precision.
+    """
     parts = []
     for shard in tqdm(shards_of(len(images.sizes)), desc=f"embedding {what}", unit=" shards", disable=None):
         if not has_shard(unfinished, shard):
-            keep_shard(unfinished, shard, embedder_of(backbone).features(Chosen(images, shard), for_training=True))
+            seen = embedder_of(backbone).features(Chosen(images, shard), for_training=for_training)
+            keep_shard(unfinished, shard, seen)
         parts.append(kept_shard(unfinished, shard))
     return np.concatenate(parts)
 
@@ -145,7 +151,7 @@ def _rows_of_heads(
     turned = np.flatnonzero(np.isin(datasets, params.turn))
     if len(turned):
         others = OtherOrientations(Chosen(train, chosen[turned]))
-        seen = embedded(backbone, others, unfinished / "turned", "turned images")
+        seen = embedded(backbone, others, unfinished / "turned", "turned images", for_training=True)
         again = np.tile(turned, N_OTHERS)
         images.append(Rows(seen, labels[again], folds[again], datasets[again]))
 
@@ -155,7 +161,7 @@ def _rows_of_heads(
             return []
         size_px, traced = backbone.image_size_px, kind == "traced"
         mosaics = mosaics_of(train, chosen[shrunken], folds[shrunken], wanted, size_px, params.seed, traced=traced)
-        seen = embedded(backbone, mosaics, unfinished / kind, "mosaics")
+        seen = embedded(backbone, mosaics, unfinished / kind, "mosaics", for_training=True)
         return [Rows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), kind))]
 
     heads = {name: Rows.concatenated([*images, *composed(params.mosaics, "mosaics")])}

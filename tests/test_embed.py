@@ -12,7 +12,7 @@ import pytest
 from pipeline import cluster, embed, inference
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
-from pipeline.features import LearnedFrom, read_features
+from pipeline.features import Sides, read_features
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE, Chosen, PackedImages
 from pipeline.params import Backbone
 
@@ -89,13 +89,18 @@ def test_features_are_read_by_the_row_of_the_inventory(datasets, manifest, tmp_p
     assert not list(tmp_path.glob("out/bridge*"))
 
 
-def test_the_train_side_alone_is_computed_as_what_is_learned_from(datasets, manifest, tmp_path, monkeypatch):
+@pytest.mark.parametrize("address", [None, "tcp://there:8786"])
+def test_the_train_side_alone_is_computed_for_training(address, datasets, manifest, tmp_path, monkeypatch):
     def side(self, images, *, for_training):
         return np.full((len(images.sizes), 1), for_training, np.float16)
 
+    def computed_at_once(address, compute, shared, tasks, *, otherwise):
+        return ((key, compute(shared, task)) for key, task in tasks)
+
+    monkeypatch.setattr(embed, "computed_on_cluster", computed_at_once)
     monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
     monkeypatch.setattr(inference.Embedder, "features", side)
-    embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
+    embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)
     walls = manifest[manifest["dataset"] == "walls"]
     for split, computed_for_training in (("train", 1), ("validation", 0)):
         rows = walls.loc[walls["split"] == split, "row"].to_numpy()
@@ -143,9 +148,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_features_of_an_undisturbed_one(d
 
 
 def test_unfinished_work_has_another_folder_for_each_backbone_content_and_choice_of_rows(datasets, tmp_path):
-    learned_from = LearnedFrom(np.arange(3), np.arange(3, 5))
+    sides = Sides(np.arange(3), np.arange(3, 5))
     folders = {
-        unfinished_folder(tmp_path, backbone, datasets / "walls", learned_from)
+        unfinished_folder(tmp_path, backbone, datasets / "walls", sides)
         for backbone in (
             BACKBONE,
             BACKBONE.model_copy(update={"image_size_px": 64}),
@@ -157,9 +162,9 @@ def test_unfinished_work_has_another_folder_for_each_backbone_content_and_choice
     other.mkdir()
     (other / INVENTORY_FILE).write_bytes(b"another inventory")
     folders |= {
-        unfinished_folder(tmp_path, BACKBONE, other, learned_from),
-        unfinished_folder(tmp_path, BACKBONE, datasets / "walls", LearnedFrom(np.arange(3), np.arange(4, 6))),
-        unfinished_folder(tmp_path, BACKBONE, datasets / "walls", LearnedFrom(np.arange(2), np.arange(2, 5))),
+        unfinished_folder(tmp_path, BACKBONE, other, sides),
+        unfinished_folder(tmp_path, BACKBONE, datasets / "walls", Sides(np.arange(3), np.arange(4, 6))),
+        unfinished_folder(tmp_path, BACKBONE, datasets / "walls", Sides(np.arange(2), np.arange(2, 5))),
     }
     assert len(folders) == 7
 

@@ -168,8 +168,8 @@ def evaluated(tmp_path_factory, encode):
     manifest = pd.concat(tables)
     manifest.to_parquet(folder / "manifest.parquet")
     (folder / "features" / "dark").mkdir(parents=True)
-    for name, learned_from in rows_learned_from(manifest).items():
-        rows = learned_from.rows
+    for name, sides in rows_learned_from(manifest).items():
+        rows = sides.rows
         np.save(features_file(folder / "features" / "dark", name), np.array(levels[name], np.float32)[rows, None])
         np.save(rows_file(folder / "features" / "dark", name), rows)
     (folder / "split.json").write_text(json.dumps(SPLIT))

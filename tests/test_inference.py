@@ -11,6 +11,7 @@ from pipeline.inference import (
     has_shard,
     keep_shard,
     kept_shard,
+    on_gpu,
     openvino_compute,
     shards_of,
     tensorflow_compute,
@@ -61,7 +62,7 @@ def test_features_are_the_same_to_the_bit_when_they_are_computed_again(draw_tile
     np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles), Embedder(BACKBONE).features(tiles))
 
 
-@pytest.mark.skipif(supported("bf16") != "bf16", reason="this CPU has no bfloat16")
+@pytest.mark.skipif(on_gpu() or supported("bf16") != "bf16", reason="computed on a GPU, or a CPU without bfloat16")
 def test_features_to_learn_from_are_computed_in_the_training_precision_and_no_others(draw_tile):
     tiles = Tiles(draw_tile, 8)
     exact = Embedder(BACKBONE).features(tiles)
@@ -73,7 +74,18 @@ def test_features_to_learn_from_are_computed_in_the_training_precision_and_no_ot
     np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles, for_training=True), exact)
 
 
-def test_a_precision_that_the_cpu_does_not_have_is_single_precision(monkeypatch):
+def test_a_cpu_without_the_training_precision_computes_all_in_single_precision_and_says_so(
+    draw_tile, monkeypatch, caplog
+):
+    monkeypatch.setattr(inference, "supported", lambda precision: "f32")
+    tiles = Tiles(draw_tile, 8)
+    with caplog.at_level("INFO"):
+        embedder = Embedder(BACKBONE.model_copy(update={"training_precision": "bf16"}))
+    np.testing.assert_array_equal(embedder.features(tiles, for_training=True), embedder.features(tiles))
+    assert "This CPU has no bf16: what is learned from is computed in f32 too" in caplog.text
+
+
+def test_a_precision_that_openvino_does_not_list_for_the_cpu_is_not_supported(monkeypatch):
     class OldCore:
         def get_property(self, device, name):
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -81,6 +93,7 @@ def test_a_precision_that_the_cpu_does_not_have_is_single_precision(monkeypatch)
 
     monkeypatch.setattr(openvino, "Core", OldCore)
     assert supported("bf16") == "f32"
+    assert supported("f32") == "f32"
 
 
 def test_what_fails_in_a_batch_is_raised(draw_tile, monkeypatch):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline import embed, train
+from pipeline import embed, inference, train
 from pipeline.classifier import Classifier
 from pipeline.decision import choose_threshold
 from pipeline.features import features_file, rows_file, rows_learned_from
@@ -140,8 +140,8 @@ def test_a_side_holds_its_own_images_with_their_labels(data, draw_tile):
 
 def test_features_are_those_of_the_images_over_several_data_sets(data, tmp_path):
     manifest = pd.read_parquet(data.manifest)
-    for name, learned_from in rows_learned_from(manifest).items():
-        first, rows = {"ours": 0, "theirs": 1000}[name], learned_from.rows
+    for name, sides in rows_learned_from(manifest).items():
+        first, rows = {"ours": 0, "theirs": 1000}[name], sides.rows
         np.save(features_file(tmp_path, name), first + rows[:, None].astype(np.float32))
         np.save(rows_file(tmp_path, name), rows)
     side = side_of(manifest, "validation", data.datasets)
@@ -298,7 +298,15 @@ def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_imag
     backbone = params.backbones["small"]
     manifest = pd.read_parquet(data.manifest)
     embed.run(backbone, manifest, data.datasets, tmp_path / "unfinished", tmp_path / "features")
+    real, precisions = inference.Embedder.features, set()
+
+    def watched(self, images, *, for_training):
+        precisions.add(for_training)
+        return real(self, images, for_training=for_training)
+
+    monkeypatch.setattr(inference.Embedder, "features", watched)
     rows = rows_of(backbone, params.candidates["probe"], train_side, tmp_path / "features", tmp_path / "more")
+    assert precisions == {True}
     sizes = train_side.rows["dataset"].value_counts()
     assert list(rows) == ["ours", "ours, traced", "theirs"]
     ours, traced, theirs = rows.values()
