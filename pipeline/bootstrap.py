@@ -140,10 +140,10 @@ def resampled_groups(n_groups: int, n_images: int) -> Iterator[Floats]:
 def scores_with_intervals(
     labels: Labels, probabilities: Probabilities, groups: npt.NDArray[Any], threshold: float
 ) -> dict[str, Any]:
-    """Return n, n_groups, prevalence, each of SCORES, and `interval`: by score, its "low" and "high".
+    """Return n, n_groups, prevalence, each of SCORES, and `interval`: by score, its "low" and "high", or None.
 
-    A score is None where it is undefined: no crack, no intact image, no call. It has no interval where there are fewer
-    than 5 groups, where it is undefined in more than 5 % of the resamples, or where it is the same in all: of a set
+    A score is None where it is undefined: no crack, no intact image, no call. Its interval is None where there are
+    fewer than 5 groups, where it is undefined in more than 5 % of the resamples, or where it is the same in all: of a set
     without a mistake, resamples have none either, which is no proof of certainty. Resampling adds noise to the bins of
     ECE, so that its interval lies a little high and can even lie above the figure.
 
@@ -158,7 +158,7 @@ def scores_with_intervals(
     result: dict[str, Any] = {"n": len(labels), "n_groups": len(names), "prevalence": float(labels.mean())}
     for name, (value,) in score(np.ones((1, len(names)))).items():
         result[name] = float(value) if np.isfinite(value) else None
-    result["interval"] = {}
+    result["interval"] = dict.fromkeys(SCORES)
     if len(names) >= MIN_GROUPS:
         resampled = [score(weights) for weights in resampled_groups(len(names), len(labels))]
         for name in SCORES:

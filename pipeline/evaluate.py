@@ -41,7 +41,7 @@ def best_candidate(candidates: dict[str, dict[str, Any]]) -> str:
 
 
 def score(predictions: pd.DataFrame, threshold: float) -> dict[str, Any]:
-    """Return the scores of the rows of `predictions`, and `interval`: by score, the ends of its 95 % interval."""
+    """Return the scores of the rows of `predictions`, and `interval`: by score, its 95 % interval or None."""
     labels, probabilities = (predictions["label"] == "crack").to_numpy(), predictions["probability"].to_numpy()
     more = scores_with_intervals(labels, probabilities, predictions["group"].to_numpy(), threshold)
     return more | scores(labels, probabilities, threshold)

@@ -59,6 +59,13 @@ def summary_lines(folder: Path) -> list[str]:
     return lines
 
 
+def score_in_words(scores: dict[str, Any], name: str) -> str:
+    """Return a score of metrics.json with its 95 % interval; there is none of few groups or of a perfect score."""
+    interval = scores["interval"][name]
+    within = f"{interval['low']:.4f} to {interval['high']:.4f}" if interval else "no interval"
+    return f"{name.upper()} {scores[name]:.4f} ({within})"
+
+
 def mlflow_addresses(run_id: str) -> dict[str, str]:
     """Return where a browser finds a candidate's run and the report of its repro; empty without a tracking server."""
     uri = tracking.tracking_uri().rstrip("/")

@@ -18,6 +18,7 @@ from pipeline.files import write_json
 from pipeline.notify import notify
 from pipeline.params import Flow, Params
 from pipeline.registry import find_version
+from pipeline.results import score_in_words
 
 log = logging.getLogger(__name__)
 
@@ -156,13 +157,12 @@ def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: 
     """Return what happened and why: what was trained on, the model, its scores, the gate's word, where to look."""
     metrics = json.loads((root / "reports" / "metrics.json").read_text(encoding="utf-8"))
     test = metrics["test"]
-    low, high = test["interval"]["f1"]["low"], test["interval"]["f1"]["high"]
     names = ", ".join(f"{batch.file} ({batch.n_images:,} images)" for batch in batches)
     drawn = ", drawn images that say nothing about real concrete" if metrics["demo"] else ""
     return [
         f"New batches of {'+'.join(sorted({batch.dataset for batch in batches}))}: {names}",
         f"Model: version {version}, {metrics['candidate']}, trained on {'+'.join(metrics['trained_on'])}{drawn}",
-        f"On test: F1 {test['f1']:.4f} ({low:.4f} to {high:.4f}), ECE {test['ece']:.4f}, {test['n']:,} images",
+        f"On test: {score_in_words(test, 'f1')}, ECE {test['ece']:.4f}, {test['n']:,} images",
         f"Gate: {decision}",
         f"Report: {root / 'reports' / 'report.html'}; model registry: {tracking.shown_uri()}",
     ]

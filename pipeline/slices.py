@@ -86,6 +86,7 @@ def _scores(rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
     if len(rows) < MIN_IMAGES or labels.all() or not labels.any():
         return {"n": len(rows), "n_groups": len(np.unique(groups)), "prevalence": labels.mean()}
     scores = scores_with_intervals(labels, rows["probability"].to_numpy(), groups, threshold)
-    for name, ends in scores.pop("interval").items():
-        scores |= {f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
+    for name, interval in scores.pop("interval").items():
+        if interval is not None:
+            scores |= {f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
     return scores

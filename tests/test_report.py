@@ -222,7 +222,7 @@ def test_each_set_has_its_row_of_scores_and_a_missing_score_is_a_dash(page):
         words = [f"{shown['n']:,}"]
         for name in ("accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold"):
             words.append("—" if shown[name] is None else f"{shown[name]:.4f}")
-            if name in shown["interval"]:
+            if shown["interval"].get(name):
                 low, high = shown["interval"][name].values()
                 words.append(f"{low:.4f}\N{EN DASH}{high:.4f}")
         assert page.row(head) == words

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from test_drift import photos
 
 from pipeline import labelling, retraining, tracking
 from pipeline.batches import RECORD, Taken, read_record, write_record
+from pipeline.bootstrap import scores_with_intervals
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.params import Flow, Params
 from pipeline.prediction_log import LOG_FOLDER, PredictionLog
@@ -325,3 +327,17 @@ def test_five_lines_say_what_happened_and_why(tmp_path, monkeypatch):
         "Gate: version 7 is refused: floors: f1 is too low",
         f"Report: {tmp_path}/reports/report.html; model registry: http://mlflow:5000",
     ]
+
+
+@pytest.mark.parametrize(("n_groups", "why"), [(40, "a perfect score"), (4, "few groups")])
+def test_a_score_without_an_interval_is_told_as_such(tmp_path, why, n_groups):
+    labels = np.arange(80) % 2 == 0
+    probabilities = np.where(labels, 0.9, 0.1)
+    if why == "few groups":
+        probabilities[:2] = 0.5
+    test = scores_with_intervals(labels, probabilities, np.arange(80) % n_groups, 0.5)
+    metrics = {"demo": False, "candidate": "probe", "trained_on": ["site"], "test": test}
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "metrics.json").write_text(json.dumps(metrics))
+    lines = in_five_lines(tmp_path, [BATCH], "7", "version 7 is promoted")
+    assert re.match(r"On test: F1 (1\.0000|0\.9\d+) \(no interval\), ECE 0\.\d+, 80 images$", lines[2])
