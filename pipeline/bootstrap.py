@@ -143,9 +143,9 @@ def scores_with_intervals(
     """Return n, n_groups, prevalence, each of SCORES, and `interval`: by score, its "low" and "high", or None.
 
     A score is None where it is undefined: no crack, no intact image, no call. Its interval is None where there are
-    fewer than 5 groups, where it is undefined in more than 5 % of the resamples, or where it is the same in all: of a set
-    without a mistake, resamples have none either, which is no proof of certainty. Resampling adds noise to the bins of
-    ECE, so that its interval lies a little high and can even lie above the figure.
+    fewer than 5 groups, where it is undefined in more than 5 % of the resamples, or where it is the same in all: of a
+    set without a mistake, resamples have none either, which is no proof of certainty. Resampling adds noise to the bins
+    of ECE, so that its interval lies a little high and can even lie above the figure.
 
     Args:
         labels: (n,), True for crack, n > 0.

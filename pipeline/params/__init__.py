@@ -1,0 +1,34 @@
+"""What a person tunes: the typed form of params.yaml. Unknown keys are errors; nothing here is changed once read."""
+
+from pipeline.params.data_sections import Contract, Copies, Dataset, Fractions, Limits, Split
+from pipeline.params.operation_sections import Flow, Map, Monitor, Promote, Serve
+from pipeline.params.params_file import Params, load_params, named
+from pipeline.params.section import Label, Precision, Section
+from pipeline.params.training_sections import Augmentation, Backbone, Decide, Finetune, MosaicSet, Phase, Probe
+
+__all__ = [
+    "Augmentation",
+    "Backbone",
+    "Contract",
+    "Copies",
+    "Dataset",
+    "Decide",
+    "Finetune",
+    "Flow",
+    "Fractions",
+    "Label",
+    "Limits",
+    "Map",
+    "Monitor",
+    "MosaicSet",
+    "Params",
+    "Phase",
+    "Precision",
+    "Probe",
+    "Promote",
+    "Section",
+    "Serve",
+    "Split",
+    "load_params",
+    "named",
+]

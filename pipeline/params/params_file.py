@@ -1,0 +1,126 @@
+"""The whole of params.yaml: reading it, and explaining what is wrong with it."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pipeline.errors import CracksError
+from pipeline.params.data_sections import Contract, Dataset, Limits, Split
+from pipeline.params.operation_sections import Flow, Map, Monitor, Promote, Register, Retention, Retrain, Serve
+from pipeline.params.section import Name, Section
+from pipeline.params.training_sections import Backbone, Candidate, Decide, Embed, Probe, Select
+
+Setting = TypeVar("Setting")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    datasets: dict[Name, Dataset] = Field(min_length=1)
+    ingest: Limits
+    contract: Contract
+    split: Split
+    embed: Embed
+    backbones: dict[Name, Backbone] = Field(min_length=1)
+    candidates: dict[Name, Candidate] = Field(min_length=1)
+    select: Select
+    decide: Decide
+    register_as: Register = Field(alias="register")
+    monitor: Monitor
+    promote: Promote
+    flow: Flow
+    retention: Retention
+    map: Map
+    retrain: Retrain
+    serve: Serve
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Params":
+        for name in self.split.train_on:
+            if name not in self.datasets:
+                raise ValueError(f"split.train_on names {name!r}, datasets has {sorted(self.datasets)}")
+        for name, candidate in self.candidates.items():
+            if candidate.backbone not in self.backbones:
+                raise ValueError(
+                    f"candidates.{name}.backbone is {candidate.backbone!r}, backbones has {sorted(self.backbones)}"
+                )
+            if isinstance(candidate, Probe):
+                self._are_trained_on(f"candidates.{name}.turn", candidate.turn)
+                for kind, wanted in (("mosaics", candidate.mosaics), ("traced", candidate.traced)):
+                    self._are_trained_on(f"candidates.{name}.{kind}.of", wanted.of if wanted else ())
+        return self
+
+    def _are_trained_on(self, place: str, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.split.train_on:
+                raise ValueError(f"{place} names {name!r}, split.train_on has {sorted(self.split.train_on)}")
+
+    @model_validator(mode="after")
+    def _batches_can_join(self) -> "Params":
+        name = self.retrain.dataset
+        if name is None:
+            return self
+        if name not in self.datasets:
+            raise ValueError(f"retrain.dataset is {name!r}, datasets has {sorted(self.datasets)}")
+        source = self.datasets[name].source
+        if source.suffix:
+            raise ValueError(
+                f"retrain.dataset is {name!r}, whose source {source} is a file. Batches join a folder of archives: put "
+                "the file into one, as 0000-first.zip, and name the folder as the source"
+            )
+        return self
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the model is trained on drawn images, so that its numbers say nothing about concrete."""
+        return any(self.datasets[name].is_drawn for name in self.split.train_on)
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        CracksError: the file is missing, is not YAML, or has an unknown, missing or impossible parameter.
+
+    """
+    try:
+        return Params.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CracksError(f"There is no {path}. Restore it with git, or copy one of examples/.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CracksError(f"{path} cannot be read as YAML: {error}. Mend it, or copy one of examples/.") from None
+    except ValidationError as error:
+        raise CracksError(_explain(path, error)) from None
+
+
+def named(settings: Mapping[str, Setting], name: str, kind: str) -> Setting:
+    """Return the data set, backbone or candidate (the `kind`) of this name. Raises CracksError where there is none."""
+    if name not in settings:
+        raise CracksError(f"There is no {kind} {name!r} in params.yaml. Known are {', '.join(settings)}.")
+    return settings[name]
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        # pydantic puts the recipe's name into the location of a candidate; params.yaml has no such level
+        parts = [str(part) for part in problem["loc"]]
+        if parts[:1] == ["candidates"]:
+            del parts[2:3]
+        line = f"{'.'.join(parts) or 'the file'}: {problem['msg']}"
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(parts[-1], _known_keys(), n=1)
+            line = f"{'.'.join(parts)}: unknown parameter" + (f", did you mean {near[0]}?" if near else "")
+        elif not isinstance(problem["input"], dict):
+            line += f" (received {problem['input']!r})"
+        lines.append(line)
+    return f"{path} cannot be used:\n  " + "\n  ".join(lines) + "\nMend it, or copy one of examples/."
+
+
+def _known_keys() -> set[str]:
+    sections: list[type[BaseModel]] = [Params, *Section.__subclasses__()]
+    return {field.alias or name for section in sections for name, field in section.model_fields.items()}

@@ -1,0 +1,107 @@
+"""The sections of params.yaml about models: backbones, candidates, how one is chosen and how it decides."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.params.section import Name, Precision, Section, Share
+
+
+class Backbone(Section):
+    """A network pre-trained on ImageNet and the size at which it sees images."""
+
+    architecture: str
+    image_size_px: int = Field(ge=32, le=1024)
+    taps: tuple[str, ...] = Field(
+        default=(), description="convolutions whose mean and maximum are the features; none: the mean of the last one"
+    )
+    training_precision: Precision = Field(
+        default="f32", description="of what a probe learns from; bf16: on CPUs that have it, half the time"
+    )
+
+
+class Embed(Section):
+    """Where the frozen backbones run."""
+
+    dask_address: str | None = Field(description="of a Dask scheduler, such as tcp://host:8786; null: this machine")
+
+
+class MosaicSet(Section):
+    """Training images that are composed of shrunken ones, so that cracks are thin and surrounded."""
+
+    of: tuple[Name, ...] = Field(min_length=1, description="data sets whose training images are shrunk to cells")
+    cells_a_side: tuple[Annotated[int, Field(ge=2, le=8)], ...] = Field(min_length=1)
+    n_images: int = Field(ge=12, description="for each of `cells_a_side`")
+
+
+class Probe(Section):
+    """Logistic regression on cached features of the frozen backbone."""
+
+    recipe: Literal["probe"]
+    backbone: Name
+    n_components: int = Field(ge=1, description="principal components of the features that it sees")
+    strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        min_length=1, description="of the L2 penalty per image; grouped cross-validation chooses one"
+    )
+    turn: tuple[Name, ...] = Field(
+        default=(), description="data sets whose training images are seen in all eight orientations"
+    )
+    mosaics: MosaicSet | None = None
+    traced: MosaicSet | None = Field(
+        default=None,
+        description="mosaics of sound cells, across which cracks are drawn; a head of its own learns these",
+    )
+    seed: int
+
+
+class Phase(Section):
+    """One phase of fine-tuning."""
+
+    optimizer: Literal["adam", "rmsprop"]
+    learning_rate: float = Field(gt=0)
+    max_epochs: int = Field(ge=1)
+    patience_epochs: int | None = Field(ge=1, description="null: all epochs, and the last weights")
+
+
+class Augmentation(Section):
+    """What training images are put through, at random, each time they are seen."""
+
+    flips: Literal["horizontal", "vertical", "horizontal_and_vertical"]
+    max_rotation_turns: float = Field(ge=0, le=0.5)
+
+
+class Finetune(Section):
+    """First the head on the frozen backbone, then the upper blocks too."""
+
+    recipe: Literal["finetune"]
+    backbone: Name
+    batch_size: int = Field(ge=1)
+    dropout: Share
+    augmentation: Augmentation
+    head: Phase
+    tuning: Phase
+    unfreeze_from: str = Field(description="first layer of the backbone that the second phase trains")
+    kept_views: int | None = Field(
+        ge=1,
+        description="augmented versions of an image that go through the frozen layers once, and are kept on disk; "
+        "null: augmented anew each epoch, all layers computed each time",
+    )
+    seed: int
+
+
+Candidate = Annotated[Probe | Finetune, Field(discriminator="recipe")]
+
+
+class Select(Section):
+    """How candidates are compared on validation."""
+
+    outside_weight: Share = Field(description="of photos lent by outside sets, against the data sets trained on")
+
+
+class Decide(Section):
+    """What mistakes cost, from which threshold and review band follow on validation."""
+
+    missed_crack_cost: float = Field(gt=0, description="relative to the cost of a false alarm")
+    false_alarm_cost: float = Field(gt=0)
+    review_share_of_cracks: Share = Field(description="of validation cracks that may be called intact for sure")
+    review_share_of_intact: Share = Field(description="of intact validation images that may be called crack for sure")
