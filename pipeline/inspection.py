@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import ingest
 from pipeline.audit import copies_within, copy_groups, facts, offenders, unreadable
 from pipeline.contract import check, dataset_rules, files_table, image_rules, in_words
 from pipeline.contract_page import Rule, render_contract
+from pipeline.dataset_reader import pack_dataset
 from pipeline.images import INVENTORY_FILE, PackedImages, read_quarantine
 from pipeline.params import Params
 from pipeline.reviews import supersede
@@ -39,7 +39,7 @@ def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: P
         CracksError: the archive cannot be read, or holds no image.
     """
     dataset = params.datasets[name].model_copy(update={"source": archive})
-    ingest.run(dataset, params.ingest, scratch)
+    pack_dataset(dataset, params.ingest, scratch)
     images, quarantine = PackedImages(scratch), read_quarantine(scratch)
     inventory = images.inventory
     copies = copies_within(inventory, params.split.copies)

@@ -22,8 +22,8 @@ from pipeline.cluster import computed_on_cluster
 from pipeline.files import replacing
 from pipeline.find_model import FoundModel, ModelFiles, model_of
 from pipeline.images import Sizes, UnreadableImageError, batches_by_size, decode, look, stored_size
-from pipeline.ingest import photo_of
 from pipeline.openvino_cpu import N_THREADS
+from pipeline.path_metadata import photo_of
 from pipeline.prediction_log import LOOKS, embeddings_of
 from pipeline.served import BATCH_IMAGES, ServedModel
 

@@ -25,6 +25,7 @@ from pipeline.files import replacing, write_json, write_text
 from pipeline.groups import EXCLUDED, Dealing, Pairs, deal
 from pipeline.images import INVENTORY_FILE, LabelledImages
 from pipeline.params import Params, Split, load_params
+from pipeline.path_metadata import qualified_photos
 from pipeline.stage import run_main, stage_parser
 from pipeline.validate import finish
 
@@ -50,15 +51,9 @@ def age(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
     return (order + 1).where(images["dataset"].isin(train_on), 0).astype(int)
 
 
-def photos_of(images: pd.DataFrame) -> "pd.Series[str]":
-    """Return the photo of each image as DATASET/PHOTO, missing where it is not known."""
-    # of a column without any photo the type would be object, which does not add to strings
-    return images["dataset"].astype("str") + "/" + images["photo"].astype("str")
-
-
 def links_between(images: pd.DataFrame, pairs: pd.DataFrame) -> Pairs:
     """Return the pairs of positions that belong together: copies, and neighbours among the tiles of a photo."""
-    photos = photos_of(images).dropna()
+    photos = qualified_photos(images).dropna()
     following = photos.index.to_series().groupby(photos).shift(-1).dropna()
     tiles = np.stack([following.index.to_numpy(), following.to_numpy()], axis=1).astype(np.int64)
     return np.concatenate([pairs[["first", "second"]].to_numpy(np.int64), tiles])
@@ -84,7 +79,7 @@ def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataF
         params: who is trained on, shares, seed, and photos that are given to a side.
     """
     outside = ~images["dataset"].isin(params.train_on)
-    photo = photos_of(images)
+    photo = qualified_photos(images)
     lent = photo.map(params.photo_sides).where(outside).dropna()
     dealt = deal(
         pd.DataFrame(
@@ -125,7 +120,7 @@ def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str
     outside = ~manifest["dataset"].isin(train_on).to_numpy()
     leaking = touched(both_used & (side[first] != side[second]))
     return manifest.assign(
-        is_leak=(on_two_sides(manifest["group"]) | on_two_sides(photos_of(manifest))).astype(int) | leaking,
+        is_leak=(on_two_sides(manifest["group"]) | on_two_sides(qualified_photos(manifest))).astype(int) | leaking,
         is_twin_across_sides=on_two_sides(manifest["sha256"]).astype(int),
         is_shared=touched(outside[first] != outside[second]),
         is_conflict=touched((label[first] != label[second]) & (dataset[first] != dataset[second])),

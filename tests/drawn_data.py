@@ -9,11 +9,14 @@ from unittest import mock
 import yaml
 from PIL import Image, ImageOps
 
-from pipeline import ingest
+from pipeline import dataset_reader
+from pipeline.dataset_reader import pack_dataset
 from pipeline.demo import Recipe, draw
 from pipeline.params import Dataset, Params
 
 ROOT = Path(__file__).parents[1]
+# In place of multiprocessing: no pool of processes, which is faster for a few images.
+IN_PROCESS = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=lambda _: dummy.Pool(1)))
 
 
 def drawn_files(n=12, seed=7, mirrored=0):
@@ -56,9 +59,8 @@ def write_files(files, folder):
 
 
 def ingest_files(files, folder, photo_pattern=None):
-    """Ingest the files into folder/dataset, in this process, which is faster for a few images; return that."""
+    """Ingest the files into folder/dataset, in this process; return that."""
     source = write_files(files, folder / "source")
-    in_process = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=lambda _: dummy.Pool(1)))
-    with mock.patch.object(ingest, "multiprocessing", in_process):
-        ingest.run(Dataset(source=source, photo_pattern=photo_pattern), params_for(["a"]).ingest, folder / "dataset")
+    with mock.patch.object(dataset_reader, "multiprocessing", IN_PROCESS):
+        pack_dataset(Dataset(source=source, photo_pattern=photo_pattern), params_for(["a"]).ingest, folder / "dataset")
     return folder / "dataset"

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from archive_writer import LIMITS, TARS, limits, rar5, write_source, write_tar, write_zip
 
-from pipeline import archives, ingest
+from pipeline import archives
 from pipeline.archives import Allowance, Entry, read_archive
+from pipeline.dataset_reader import pack_dataset
 from pipeline.errors import CracksError
 from pipeline.images import INVENTORY_FILE, read_quarantine
 from pipeline.params import Dataset
@@ -472,7 +473,9 @@ def run_ingest(tmp_path):
     """Return a function that ingests a source and returns its inventory and quarantine, both read from disk."""
 
     def run(source):
-        ingest.run(Dataset(source=source, labels={"Positive": "crack", "positive": "crack"}), LIMITS, tmp_path / "out")
+        pack_dataset(
+            Dataset(source=source, labels={"Positive": "crack", "positive": "crack"}), LIMITS, tmp_path / "out"
+        )
         return pd.read_parquet(tmp_path / "out" / INVENTORY_FILE), read_quarantine(tmp_path / "out")
 
     return run

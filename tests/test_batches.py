@@ -4,16 +4,14 @@ import io
 import json
 import os
 from datetime import UTC, datetime, timedelta
-from multiprocessing import dummy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 from archive_writer import write_zip
-from drawn_data import changed, drawn_files
+from drawn_data import IN_PROCESS, changed, drawn_files
 
-from pipeline import batches, ingest
+from pipeline import batches, dataset_reader
 from pipeline.batches import (
     INBOX,
     RECORD,
@@ -29,6 +27,7 @@ from pipeline.batches import (
     waiting,
     write_record,
 )
+from pipeline.dataset_reader import pack_dataset
 from pipeline.errors import CracksError
 from pipeline.params import Dataset, Params
 
@@ -42,8 +41,7 @@ FIRST = {path: content for path, content in FILES.items() if path not in BATCH}
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    in_process = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=lambda _: dummy.Pool(1)))
-    monkeypatch.setattr(ingest, "multiprocessing", in_process)
+    monkeypatch.setattr(dataset_reader, "multiprocessing", IN_PROCESS)
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ingested(root, params):
-    ingest.run(Dataset(source=root / SITE), params.ingest, root / "data" / "datasets" / "site")
+    pack_dataset(Dataset(source=root / SITE), params.ingest, root / "data" / "datasets" / "site")
     return root
 
 

@@ -12,8 +12,8 @@ from archive_writer import limits, rar5, write_tar, write_zip
 from PIL import ExifTags, Image
 
 from pipeline.archives import Entry
+from pipeline.dataset_reader import describe
 from pipeline.errors import CracksError
-from pipeline.ingest import describe
 from pipeline.sources import Batch, read_batch
 
 FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP"]

@@ -11,7 +11,7 @@ from archive_writer import limits
 from PIL import Image
 from tiny_model import write_tiny_model
 
-from pipeline import ingest
+from pipeline.dataset_reader import pack_dataset
 from pipeline.images import INVENTORY_FILE
 from pipeline.params import Dataset
 
@@ -119,7 +119,7 @@ def test_an_inspector_drops_a_photo_reviews_it_and_the_labels_are_trained_on(pag
     assert page.locator("#export-button").is_disabled()
     assert page.complaints == []
 
-    ingest.run(Dataset(source=batch), limits(), tmp_path / "ingested")
+    pack_dataset(Dataset(source=batch), limits(), tmp_path / "ingested")
     inventory = pd.read_parquet(tmp_path / "ingested" / INVENTORY_FILE).sort_values("brightness")
     assert inventory["label"].tolist() == ["crack", "intact"]
     assert inventory["brightness"].tolist() == pytest.approx([LEVELS["review"] + 2, LEVELS["review"] + 3])

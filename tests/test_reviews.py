@@ -1,15 +1,14 @@
 import csv
 import hashlib
 import io
-from multiprocessing import dummy
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from archive_writer import LIMITS, write_zip
-from drawn_data import drawn_files
+from drawn_data import IN_PROCESS, drawn_files
 
-from pipeline import ingest
+from pipeline import dataset_reader
+from pipeline.dataset_reader import pack_dataset
 from pipeline.errors import CracksError
 from pipeline.images import INVENTORY_FILE, PackedImages, read_quarantine
 from pipeline.params import Dataset
@@ -130,11 +129,10 @@ def test_an_image_that_came_after_its_review_keeps_its_own_label():
 @pytest.fixture
 def run_ingest(tmp_path, monkeypatch):
     """Return a function that ingests a source in this process."""
-    in_process = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=lambda _: dummy.Pool(1)))
-    monkeypatch.setattr(ingest, "multiprocessing", in_process)
+    monkeypatch.setattr(dataset_reader, "multiprocessing", IN_PROCESS)
 
     def run(source):
-        ingest.run(Dataset(source=source), LIMITS, tmp_path / "out")
+        pack_dataset(Dataset(source=source), LIMITS, tmp_path / "out")
         return pd.read_parquet(tmp_path / "out" / INVENTORY_FILE), read_quarantine(tmp_path / "out")
 
     return run

@@ -22,8 +22,8 @@ def add(commands: Commands) -> None:
 def _audit(args: argparse.Namespace) -> None:
     import tempfile
 
-    from pipeline import ingest
     from pipeline.audit import audit
+    from pipeline.dataset_reader import pack_dataset
     from pipeline.files import write_text
     from pipeline.images import PackedImages, read_quarantine
     from pipeline.params import Dataset, load_params
@@ -33,7 +33,7 @@ def _audit(args: argparse.Namespace) -> None:
     dataset = Dataset(source=args.source, photo_pattern=args.photo_pattern)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "dataset"
-        ingest.run(dataset, params.ingest, folder)
+        pack_dataset(dataset, params.ingest, folder)
         found = audit(args.source.name, dataset, params, PackedImages(folder), read_quarantine(folder))
     write_text(args.out, found.page)
     width = max(len(name) for name in found.facts)

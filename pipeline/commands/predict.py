@@ -36,14 +36,14 @@ def _predict(args: argparse.Namespace) -> None:
     from datetime import UTC, datetime
 
     from pipeline.errors import CracksError
-    from pipeline.ingest import check_photo_pattern
-    from pipeline.params import Dataset, load_params
+    from pipeline.params import load_params
+    from pipeline.path_metadata import check_photo_pattern
     from pipeline.prediction_log import LOG_FOLDER, PredictionLog
     from pipeline.sources import find_images
     from pipeline.tracking import project_root
 
     paths = find_images(args.paths)
-    check_photo_pattern(Dataset(source=paths[0], photo_pattern=args.photo_pattern))
+    check_photo_pattern(args.photo_pattern)
     params = load_params(project_root() / "params.yaml")
     from pipeline.find_model import found_model
     from pipeline.predict import log_rows, run  # last: it takes seconds, a mistake above none

@@ -1,0 +1,207 @@
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from archive_writer import LIMITS, limits, write_tar, write_zip
+
+from pipeline import dataset_reader
+from pipeline.archives import Entry
+from pipeline.dataset_reader import check_labels, describe, entries_of, pack_dataset
+from pipeline.demo import Recipe, draw
+from pipeline.errors import CracksError
+from pipeline.images import IMAGES_FILE, INVENTORY_FILE, PackedImages, read_quarantine
+from pipeline.params import Dataset
+from pipeline.path_metadata import DEFAULT_LABELS, label_of
+from pipeline.sources import batches_of
+
+
+def below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def files(draw_tile, encode):
+    """A data set with two images and a text."""
+    return {
+        "Positive/wall.jpg": encode(draw_tile(0, cracked=True)),
+        "Negative/deck.jpg": encode(draw_tile(2)),
+        "notes.txt": b"Taken in spring.\n",
+    }
+
+
+@pytest.fixture
+def bad_source(tmp_path):
+    """Return a function that writes the files into an archive and returns its path."""
+
+    def write(files):
+        path = tmp_path / "incoming" / "walls.zip"
+        path.parent.mkdir()
+        with zipfile.ZipFile(path, "w") as opened:
+            for name, content in files.items():
+                opened.writestr(name, content)
+        return path
+
+    return write
+
+
+def test_an_unknown_label_folder_is_refused_and_what_was_there_stays(bad_source, files, tmp_path):
+    source = bad_source(files | {"Rusty/one.jpg": files["Negative/deck.jpg"]})
+    out = tmp_path / "datasets" / "walls"
+    out.mkdir(parents=True)
+    (out / IMAGES_FILE).write_text("of a former run")
+    with pytest.raises(CracksError, match=r"folders without a known label: 'Rusty'\. Known are Positive, Negative"):
+        pack_dataset(Dataset(source=source), LIMITS, out)
+    assert below(out.parent) == ["walls", f"walls/{IMAGES_FILE}"]
+    assert (out / IMAGES_FILE).read_text() == "of a former run"
+
+
+def test_an_archive_without_an_image_is_refused_and_nothing_is_left(bad_source, tmp_path):
+    source = bad_source({"Positive/one.jpg": b"text", "notes.txt": b"text"})
+    with pytest.raises(CracksError, match=r"walls\.zip holds no image that can be read \(2 other files\)"):
+        pack_dataset(Dataset(source=source), LIMITS, tmp_path / "datasets" / "walls")
+    assert below(tmp_path / "datasets") == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "match"),
+    [
+        (r"photo-\d+", r"photo_pattern 'photo-\\\\d\+' has no group\. Put the part"),
+        (r"(photo-\d+", r"photo_pattern '\(photo-\\\\d\+' is no regular expression: missing \)"),
+    ],
+)
+def test_a_bad_photo_pattern_is_refused_before_anything_is_written(bad_source, files, tmp_path, pattern, match):
+    dataset = Dataset(source=bad_source(files), photo_pattern=pattern)
+    with pytest.raises(CracksError, match=match):
+        pack_dataset(dataset, LIMITS, tmp_path / "datasets" / "walls")
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_no_more_than_five_unknown_folders_are_shown():
+    paths = [f"folder {number}/{image}.jpg" for number in range(7) for image in range(3)]
+    with pytest.raises(CracksError, match=r"label: 'folder 0', 'folder 1', .*'folder 4' \.\.\.\. Known are Riss\."):
+        check_labels(paths, Dataset(source=Path("walls.zip"), labels={"Riss": "crack"}))
+
+
+def test_nothing_without_a_label_is_fine():
+    check_labels([], Dataset(source=Path("walls.zip")))
+
+
+def test_an_image_of_another_mode_is_described_by_how_it_is_stored(encode, draw_tile):
+    row = describe(("a.png", encode(draw_tile(0)[:, :40, 0], "PNG"), 10**6))
+    assert (row["mode"], row["height"], row["width"]) == ("L", 64, 40)
+
+
+def test_an_image_of_too_many_pixels_is_told_from_its_header_alone(encode):
+    content = encode(np.zeros((1000, 1001, 3), np.uint8), "PNG")
+    assert describe(("a.png", content, 1_001_000))["width"] == 1001
+    row = describe(("a.png", content[:100], 1_000_000))
+    assert row == {"path": "a.png", "reason": "1001 x 1000 px is more than 1 megapixels"}
+
+
+@pytest.fixture
+def run_ingest(tmp_path):
+    """Return a function that ingests a source and returns its inventory and quarantine, both read from disk."""
+
+    def run(source, allowed=LIMITS):
+        pack_dataset(Dataset(source=source), allowed, tmp_path / "out")
+        return pd.read_parquet(tmp_path / "out" / INVENTORY_FILE), read_quarantine(tmp_path / "out")
+
+    return run
+
+
+def test_a_folder_of_archives_is_ingested_batch_by_batch(tmp_path, run_ingest, encode, draw_tile):
+    tiles = [encode(draw_tile(seed)) for seed in range(4)]
+    incoming = tmp_path / "incoming"
+    (incoming / "Positive").mkdir(parents=True)
+    (incoming / "Positive" / "a.jpg").write_bytes(tiles[0])
+    write_tar(incoming / "2024-09.tar", {"Positive/a.jpg": tiles[1], "Negative/b.jpg": b"text"}, "w")
+    write_zip(incoming / "2024-10.zip", {"Negative/a.jpg": tiles[2], "Positive/a.jpg": tiles[3]})
+    images, quarantine = run_ingest(incoming)
+    assert list(zip(images["batch"], images["path"], strict=True)) == [
+        ("", "Positive/a.jpg"),
+        ("2024-09.tar", "Positive/a.jpg"),
+        ("2024-10.zip", "Negative/a.jpg"),
+        ("2024-10.zip", "Positive/a.jpg"),
+    ]
+    assert images["id"].is_unique
+    packed = PackedImages(tmp_path / "out")
+    assert [packed.content(row) for row in range(4)] == tiles
+    assert quarantine.to_dict("records") == [
+        {"batch": "2024-09.tar", "path": "Negative/b.jpg", "reason": "not an image", "is_image": False}
+    ]
+
+
+def test_an_id_says_batch_and_path_and_stays_when_images_are_added(tmp_path, run_ingest, encode, draw_tile):
+    tile = encode(draw_tile(0))
+    write_zip(tmp_path / "walls.zip", {"Positive/b.jpg": tile})
+    (before, _) = run_ingest(tmp_path / "walls.zip")
+    write_zip(tmp_path / "walls.zip", {"Positive/a.jpg": tile, "Positive/b.jpg": tile})
+    (after, _) = run_ingest(tmp_path / "walls.zip")
+    assert before["id"].tolist() == after["id"].tolist()[1:]
+    assert before["id"].tolist() == [hashlib.sha256(b"\0Positive/b.jpg").hexdigest()[:16]]
+
+
+def test_a_batch_whose_name_is_not_unicode_is_ingested(tmp_path, run_ingest, encode, draw_tile):
+    (tmp_path / "incoming").mkdir()
+    with open(os.fsencode(tmp_path) + b"/incoming/mai \xe9.zip", "wb") as file:  # noqa: PTH123
+        write_zip(file, {"Positive/a.jpg": encode(draw_tile(0)), "Positive/b.jpg": b"text"})
+    images, quarantine = run_ingest(tmp_path / "incoming")
+    assert images["batch"].tolist() == quarantine["batch"].tolist() == [r"mai \udce9.zip"]
+
+
+def test_entries_that_cannot_be_used_are_in_quarantine_between_the_others(
+    tmp_path, run_ingest, monkeypatch, encode, draw_tile
+):
+    monkeypatch.setattr(dataset_reader, "CHUNK_FILES", 2)
+    tile, large = encode(draw_tile(0)), encode(np.zeros((1001, 1000, 3), np.uint8))
+    named = [("../a", tile), ("Positive/1.jpg", tile), ("Positive/2.jpg", large), ("C:/b", tile), ("Positive/3", b"")]
+    write_zip(tmp_path / "walls.zip", dict([*named, ("Positive/4.jpg", tile), ("Positive/5.jpg", bytes(10**6 + 1))]))
+    images, quarantine = run_ingest(tmp_path / "walls.zip", limits(max_image_megapixels=1, max_file_mb=1))
+    assert images["path"].tolist() == ["Positive/1.jpg", "Positive/4.jpg"]
+    assert quarantine.set_index("path")["reason"].to_dict() == {
+        "../a": "its path leads out of the archive",
+        "C:/b": "its path leads out of the archive",
+        "Positive/2.jpg": "1000 x 1001 px is more than 1 megapixels",
+        "Positive/3": "not an image",
+        "Positive/5.jpg": "larger than 1 MB",
+    }
+
+
+def test_entries_come_in_chunks_that_are_small_in_number_and_in_memory(monkeypatch):
+    monkeypatch.setattr(dataset_reader, "CHUNK_FILES", 3)
+    monkeypatch.setattr(dataset_reader, "CHUNK_BYTES", 10)
+    sizes = [1, 1, 1, 4, 7, 11, 0, None, 0, 1]
+    entries = [Entry(str(number), None if size is None else bytes(size)) for number, size in enumerate(sizes)]
+    chunks = [[int(entry.path) for entry in chunk] for chunk in dataset_reader._chunks(iter(entries))]
+    assert chunks == [[0, 1, 2], [3, 4], [5], [6, 7, 8], [9]]
+
+
+def test_a_source_above_a_limit_is_refused_and_nothing_is_left(bad_source, files, run_ingest, tmp_path):
+    with pytest.raises(CracksError, match=r"walls\.zip is refused: it holds more than 2 files.* ingest\.max_files"):
+        run_ingest(bad_source(files), limits(max_files=2))
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_a_recipe_are_drawn(tmp_path):
+    recipe = Recipe(
+        seed=1,
+        size_px=32,
+        images_per_class=2,
+        mirrored_per_class=1,
+        jpeg_quality=80,
+        crack_width_px=(1, 2),
+        crack_darkness=(0.5, 0.9),
+        look_alikes_crack=0,
+        look_alikes_intact=0,
+    )
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    dataset = Dataset(source=tmp_path / "tiny.yaml")
+    (batch,) = batches_of(dataset.source)
+    entries = list(entries_of(dataset, batch, LIMITS))
+    assert [(entry.path, entry.content) for entry in entries] == list(draw(recipe))
+    assert {label_of(entry.path, DEFAULT_LABELS) for entry in entries} == {"crack", "intact"}
