@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from cycler import cycler
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -14,8 +16,6 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-
-from pipeline.images import Pixels
 
 PLOT_SIZE_INCHES = (4.0, 3.3)
 MAX_SHOWN_CHARACTERS = 200  # of a text from outside: a path of 4,000 would bury its neighbours
@@ -102,8 +102,8 @@ def _shown(text: str) -> str:
     )
 
 
-def _jpeg(pixels: Pixels, size_px: int, quality: int) -> str:
-    """Return the picture, its longer side at most `size_px`, as a data URI; quality 0..95."""
+def _jpeg(pixels: npt.NDArray[np.uint8], size_px: int, quality: int) -> str:
+    """Return RGB pixels, (height, width, 3), the longer side at most `size_px`, as a data URI; quality 0..95."""
     image = Image.fromarray(pixels)
     image.thumbnail((size_px, size_px))
     content = io.BytesIO()
