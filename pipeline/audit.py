@@ -1,16 +1,20 @@
 """What is in a data set: its copies, what breaks its contract, and what a random split would leak."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from pipeline.contract import check, dataset_rules, files_table
-from pipeline.contract_page import CopyGroup, Rule, Tile, render_contract
+from pipeline.contract import Rule, check, dataset_rules, files_table
+from pipeline.contract_page import CopyGroup, Tile, render_contract
 from pipeline.copies import connected_groups, find_copies
 from pipeline.images import PackedImages
 from pipeline.params import Copies, Dataset, Params
+
+if TYPE_CHECKING:
+    from great_expectations.expectations import Expectation
 
 N_GROUPS_SHOWN = 30
 N_TILES_SHOWN = 8  # of a group, and of the offenders of a rule
@@ -25,8 +29,17 @@ class Audit:
     page: str
 
 
-def audit(name: str, dataset: Dataset, params: Params, images: PackedImages, quarantine: pd.DataFrame) -> Audit:
-    """Audit a data set that `ingest` has read.
+def audit(
+    name: str,
+    dataset: Dataset,
+    params: Params,
+    images: PackedImages,
+    quarantine: pd.DataFrame,
+    *,
+    expectations: Callable[..., list["Expectation"]] = dataset_rules,
+    more_rules: Sequence[Rule] = (),
+) -> Audit:
+    """Audit a data set that `ingest` has read, or a batch.
 
     Args:
         name: how the page calls it.
@@ -34,11 +47,13 @@ def audit(name: str, dataset: Dataset, params: Params, images: PackedImages, qua
         params: the limits of the contract and what counts as a copy.
         images: its images with the inventory.
         quarantine: columns batch, path, reason, is_image (of `ingest`).
+        expectations: `dataset_rules`, or `image_rules` for what a batch must meet by itself.
+        more_rules: what came of other rules, to show beside them.
     """
     inventory = images.inventory
     copies = copies_within(inventory, params.split.copies)
-    files = files_table(inventory, unreadable(quarantine), copies)
-    rules = check(files, dataset_rules(params.contract, photos_are_named=dataset.photo_pattern is not None))
+    wanted = expectations(params.contract, photos_are_named=dataset.photo_pattern is not None)
+    rules = [*check(files_table(inventory, quarantine, copies), wanted), *more_rules]
     headline = facts(inventory, quarantine, copies)
     page = render_contract(
         name=name,
@@ -52,11 +67,6 @@ def audit(name: str, dataset: Dataset, params: Params, images: PackedImages, qua
         inventory=inventory,
     )
     return Audit(rules, headline, page)
-
-
-def unreadable(quarantine: pd.DataFrame) -> pd.DataFrame:
-    """Return the files in quarantine that are no image; the others are held back until people agree on them."""
-    return quarantine[~quarantine["is_image"]]
 
 
 def copies_within(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:

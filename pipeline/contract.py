@@ -1,4 +1,4 @@
-"""The data contract as Great Expectations suites: what must hold of a data set, and of the split over all of them.
+"""The data contract as a Great Expectations suite: the rules for a data set, and what came of them.
 
 Columns are computed first, then the library's own expectations hold them against the limits of params.yaml. A rule of
 severity "warning" is shown and counted, and does not turn a contract red.
@@ -6,28 +6,60 @@ severity "warning" is shown and counted, and does not turn a contract red.
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pandas as pd
 
-from pipeline.contract_page import Rule
+from pipeline.errors import RefusedError
+from pipeline.files import write_json
 from pipeline.params import Contract
 
 if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
+log = logging.getLogger(__name__)
+
 N_PATHS = 10  # of offenders that are named
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the contract and how the data set fared.
+
+    Attributes:
+        text: the rule in words, "no side is shorter than 64 px".
+        severity: whether breaking it stops the line (fail) or not (warn).
+        success: whether it is met.
+        observed: what was found, in words.
+        paths: of at most ten images that break it.
+
+    """
+
+    text: str
+    severity: Literal["fail", "warn"]
+    success: bool
+    observed: str
+    paths: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """One of broken, warning and met."""
+        if self.success:
+            return "met"
+        return "broken" if self.severity == "fail" else "warning"
 
 
 def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each file found, with the computed columns that the rules speak of.
 
-    Files in quarantine have `decodable` 0 and no other values but `path`.
+    Files that cannot be read have `decodable` 0 and no other values but `path`.
 
     Args:
         inventory: of `ingest`.
-        quarantine: of `ingest`.
+        quarantine: of `ingest`; files that can be read, and are held back until people agree on them, do not count.
         copies: columns is_copy and is_conflict, rows as in the inventory.
     """
     images = inventory.assign(
@@ -40,7 +72,8 @@ def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.Da
         is_copy=copies["is_copy"].astype(int).to_numpy(),
         is_conflict=copies["is_conflict"].astype(int).to_numpy(),
     ).drop(columns=["fingerprint"])
-    return pd.concat([images, quarantine[["path"]].assign(decodable=0)], ignore_index=True)
+    unreadable = quarantine[~quarantine["is_image"]]
+    return pd.concat([images, unreadable[["path"]].assign(decodable=0)], ignore_index=True)
 
 
 def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectation"]:
@@ -115,33 +148,6 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
     return rules
 
 
-def split_rules() -> list["Expectation"]:
-    """Return the rules for all data sets together, over the manifest with its computed columns."""
-    import great_expectations.expectations as gxe
-    from great_expectations.expectations.metadata_types import FailureSeverity
-
-    return [
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_leak", value_set=[0], notes="no group, and no photo, is on two sides of the split"
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_twin_across_sides", value_set=[0], notes="no two images of the same bytes are on two sides"
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_shared", value_set=[0], notes="no outside image has a copy in a data set trained on"
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_conflict", value_set=[0], notes="no image has a copy with the other label in another data set"
-        ),
-        gxe.ExpectColumnMeanToBeBetween(
-            column="is_excluded",
-            max_value=0.01,
-            severity=FailureSeverity.WARNING,
-            notes="at most 1.0% of the images are excluded",
-        ),
-    ]
-
-
 def check(table: pd.DataFrame, rules: list["Expectation"]) -> list[Rule]:
     """Hold `table`, which has a column path, against the rules; return what came of each."""
     import great_expectations as gx
@@ -168,6 +174,35 @@ def check(table: pd.DataFrame, rules: list["Expectation"]) -> list[Rule]:
             )
         )
     return outcomes
+
+
+def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, report: Path, page: Path) -> None:
+    """Write the report and log how it went.
+
+    Args:
+        name: of the data set, or "split".
+        rules: what came of each.
+        headline: the figures of the report, by what they count.
+        report: JSON file to write.
+        page: that shows it, for the message.
+
+    Raises:
+        RefusedError: a rule of severity "fail" is broken; the message has each with what was observed.
+    """
+    broken = [rule for rule in rules if rule.state == "broken"]
+    write_json(
+        report,
+        {"dataset": name, "success": not broken, "facts": headline, "rules": [asdict(rule) for rule in rules]},
+    )
+    for rule in rules:
+        if rule.state == "warning":
+            log.warning("%s: not so: %s. Observed: %s", name, rule.text, rule.observed)
+    if broken:
+        raise RefusedError(
+            f"{name} breaks its contract:\n{in_words(broken)}\nMend the data, or change `contract` in params.yaml. "
+            f"{page} shows it in pictures."
+        )
+    log.info("%s: contract green", name)
 
 
 def in_words(broken: Sequence[Rule]) -> str:

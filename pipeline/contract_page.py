@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
+from pipeline.contract import Rule
 from pipeline.images import Pixels
 from pipeline.page import COLOURS, svg, template
 
@@ -32,33 +33,6 @@ _AXES = {
     "contrast": "standard deviation of the grey levels",
     "sharpness": "variance of the Laplacian, logarithmic",
 }
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule of the contract and how the data set fared.
-
-    Attributes:
-        text: the rule in words, "no side is shorter than 64 px".
-        severity: whether breaking it stops the line (fail) or not (warn).
-        success: whether it is met.
-        observed: what was found, in words.
-        paths: of at most ten images that break it.
-
-    """
-
-    text: str
-    severity: Literal["fail", "warn"]
-    success: bool
-    observed: str
-    paths: tuple[str, ...] = ()
-
-    @property
-    def state(self) -> str:
-        """One of broken, warning and met."""
-        if self.success:
-            return "met"
-        return "broken" if self.severity == "fail" else "warning"
 
 
 @dataclass(frozen=True)

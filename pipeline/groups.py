@@ -14,9 +14,12 @@ import pandas as pd
 
 from pipeline.copies import connected_groups
 from pipeline.errors import CracksError
-from pipeline.params import Fractions
+from pipeline.params import Fractions, Split
+from pipeline.path_metadata import qualified_photos
 
+SIDES = ("train", "validation", "test")
 EXCLUDED = "excluded"
+MANIFEST_COLUMNS = ["path", "dataset", "row", "batch", "label", "slice", "photo", "sha256"]
 
 Pairs = npt.NDArray[np.int64]  # (n_pairs, 2), positions of images that belong together
 
@@ -28,6 +31,62 @@ class Dealing:
     fractions: Fractions
     seed: int
     photo_sides: Mapping[str, str]  # DATASET/PHOTO -> side
+
+
+def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataFrame:
+    """Return the manifest: the images with their group and split.
+
+    Args:
+        images: the inventories one below the other, with the column dataset, in the order of their age.
+        pairs: copies among them, columns first and second (positions).
+        params: who is trained on, shares, seed, and photos that are given to a side.
+    """
+    outside = ~images["dataset"].isin(params.train_on)
+    photo = qualified_photos(images)
+    lent = photo.map(params.photo_sides).where(outside).dropna()
+    dealt = deal(
+        pd.DataFrame(
+            {
+                "batch": age(images, params.train_on),
+                "sha256": images["sha256"],
+                # by the label that it came with: a review that corrects it must not deal its neighbours anew
+                "stratum": images["dataset"] + "/" + images["slice"] + "/" + images["first_label"],
+                "photo": photo,
+                "fixed_side": fixed_sides(images, params.train_on),
+            }
+        ),
+        links_between(images, pairs),
+        Dealing(params.fractions, params.seed, params.photo_sides),
+    )
+    manifest = images[MANIFEST_COLUMNS].assign(group=dealt["group"], split=dealt["side"])
+    manifest.loc[lent.index, "split"] = lent
+    manifest.loc[images["disputed"].notna(), "split"] = EXCLUDED  # dealt as before, so that no other image moves
+    return manifest
+
+
+def age(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
+    """Return when each image came, 0 the oldest: outside sets, then the first batch of each data set, and so on."""
+    order = images.groupby("dataset")["batch"].transform(lambda batches: pd.factorize(batches)[0])
+    return (order + 1).where(images["dataset"].isin(train_on), 0).astype(int)
+
+
+def links_between(images: pd.DataFrame, pairs: pd.DataFrame) -> Pairs:
+    """Return the pairs of positions that belong together: copies, and neighbours among the tiles of a photo."""
+    photos = qualified_photos(images).dropna()
+    following = photos.index.to_series().groupby(photos).shift(-1).dropna()
+    tiles = np.stack([following.index.to_numpy(), following.to_numpy()], axis=1).astype(np.int64)
+    return np.concatenate([pairs[["first", "second"]].to_numpy(np.int64), tiles])
+
+
+def fixed_sides(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
+    """Return the side of images that are not dealt, None of others: what is not trained on, and reviews.
+
+    Reviews are of images that a model was unsure of or that someone doubted: no sample that one could test on.
+    """
+    sides = pd.Series(None, index=images.index, dtype=object)
+    sides[images["is_review"].astype(bool)] = "train"
+    sides[~images["dataset"].isin(train_on)] = "outside"
+    return sides
 
 
 def deal(images: pd.DataFrame, links: Pairs, dealing: Dealing) -> pd.DataFrame:
@@ -117,7 +176,7 @@ def _deal_stratum(groups: pd.DataFrame, dealing: Dealing) -> list[str]:
     places = np.empty(len(groups))
     places[order] = (start + middles) % 1
     borders = np.cumsum([dealing.fractions.train, dealing.fractions.validation])
-    return [("train", "validation", "test")[index] for index in np.searchsorted(borders, places, side="right")]
+    return [SIDES[index] for index in np.searchsorted(borders, places, side="right")]
 
 
 def _one_side(images: pd.DataFrame, sides: "pd.Series[str]") -> str:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.audit import copies_within, copy_groups, facts, offenders, unreadable
-from pipeline.contract import check, dataset_rules, files_table, image_rules, in_words
-from pipeline.contract_page import Rule, render_contract
+from pipeline.audit import audit, copies_within
+from pipeline.contract import Rule, check, dataset_rules, files_table, image_rules, in_words
 from pipeline.dataset_reader import pack_dataset
 from pipeline.images import INVENTORY_FILE, PackedImages, read_quarantine
 from pipeline.params import Params
@@ -41,43 +40,24 @@ def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: P
     dataset = params.datasets[name].model_copy(update={"source": archive})
     pack_dataset(dataset, params.ingest, scratch)
     images, quarantine = PackedImages(scratch), read_quarantine(scratch)
-    inventory = images.inventory
-    copies = copies_within(inventory, params.split.copies)
-    named = dataset.photo_pattern is not None
-    files = files_table(inventory, unreadable(quarantine), copies)
-    rules = check(files, image_rules(params.contract, photos_are_named=named))
+    together: list[Rule] = []
     if (known / INVENTORY_FILE).exists():
-        rules += _rules_together(name, params, inventory, quarantine, known, photos_are_named=named)
-    page = render_contract(
-        name=archive.name,
-        is_drawn=False,
-        facts=facts(inventory, quarantine, copies),
-        rules=rules,
-        offenders=offenders(rules, images),
-        copy_groups=copy_groups(copies, images),
-        n_copy_groups=int((copies["group"].value_counts() > 1).sum()),
-        quarantine=quarantine,
-        inventory=inventory,
-    )
-    broken = [rule for rule in rules if not rule.success and rule.severity == "fail"]
+        together = _rules_together(name, params, images.inventory, quarantine, known)
+    found = audit(archive.name, dataset, params, images, quarantine, expectations=image_rules, more_rules=together)
+    broken = [rule for rule in found.rules if rule.state == "broken"]
     words = f"it breaks the contract:\n{in_words(broken)}" if broken else ""
-    return Inspection(len(inventory), words, page)
+    return Inspection(len(images.inventory), words, found.page)
 
 
 def _rules_together(
-    name: str,
-    params: Params,
-    inventory: pd.DataFrame,
-    quarantine: pd.DataFrame,
-    known: Path,
-    *,
-    photos_are_named: bool,
+    name: str, params: Params, inventory: pd.DataFrame, quarantine: pd.DataFrame, known: Path
 ) -> list[Rule]:
     """Return what comes of the data set's rules once the batch has joined it; older paths have its name in front."""
     older = pd.read_parquet(known / INVENTORY_FILE)
     older["path"] = name + "/" + older["batch"] + "/" + older["path"]
     images = supersede(pd.concat([older, inventory], ignore_index=True))
     not_used = pd.concat([read_quarantine(known), quarantine], ignore_index=True)
-    files = files_table(images, unreadable(not_used), copies_within(images, params.split.copies))
+    files = files_table(images, not_used, copies_within(images, params.split.copies))
+    photos_are_named = params.datasets[name].photo_pattern is not None
     rules = check(files, dataset_rules(params.contract, photos_are_named=photos_are_named))
     return [replace(rule, text=f"together with {name}: {rule.text}") for rule in rules]

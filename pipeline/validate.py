@@ -4,21 +4,14 @@ Writes --report (JSON) and --page (HTML with pictures), green or red; --receipt,
 green. Red ends with exit code 3.
 """
 
-import logging
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.audit import audit
-from pipeline.contract import in_words
-from pipeline.contract_page import Rule
-from pipeline.errors import RefusedError
+from pipeline.contract import enforce
 from pipeline.files import write_json, write_text
 from pipeline.images import PackedImages, read_quarantine
 from pipeline.params import Params, load_params, named
 from pipeline.stage import run_main, stage_parser
-
-log = logging.getLogger(__name__)
 
 
 def run(params: Params, name: str, dataset: Path, *, report: Path, page: Path, receipt: Path) -> None:
@@ -32,26 +25,8 @@ def run(params: Params, name: str, dataset: Path, *, report: Path, page: Path, r
     quarantine = read_quarantine(dataset)
     found = audit(name, settings, params, PackedImages(dataset), quarantine)
     write_text(page, found.page)
-    finish(name, found.rules, found.facts, report=report, page=page)
+    enforce(name, found.rules, found.facts, report=report, page=page)
     write_json(receipt, {"dataset": name, "success": True})
-
-
-def finish(name: str, rules: Sequence[Rule], headline: dict[str, str], *, report: Path, page: Path) -> None:
-    """Write the report and say how it went; raise RefusedError where a rule that must hold is broken."""
-    broken = [rule for rule in rules if not rule.success and rule.severity == "fail"]
-    write_json(
-        report,
-        {"dataset": name, "success": not broken, "facts": headline, "rules": [asdict(rule) for rule in rules]},
-    )
-    for rule in rules:
-        if not rule.success and rule.severity == "warn":
-            log.warning("%s: not so: %s. Observed: %s", name, rule.text, rule.observed)
-    if broken:
-        raise RefusedError(
-            f"{name} breaks its contract:\n{in_words(broken)}\nMend the data, or change `contract` in params.yaml. "
-            f"{page} shows it in pictures."
-        )
-    log.info("%s: contract green", name)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
+import pandas as pd
 import yaml
 from PIL import Image, ImageOps
 
@@ -64,3 +66,11 @@ def ingest_files(files, folder, photo_pattern=None):
     with mock.patch.object(dataset_reader, "multiprocessing", IN_PROCESS):
         pack_dataset(Dataset(source=source, photo_pattern=photo_pattern), params_for(["a"]).ingest, folder / "dataset")
     return folder / "dataset"
+
+
+def pairs_of(*pairs):
+    """Copies, as pairs of positions."""
+    return pd.DataFrame(pairs, columns=["first", "second"], dtype=np.int64)
+
+
+NO_PAIRS = pairs_of()

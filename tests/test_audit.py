@@ -8,7 +8,7 @@ from page_reader import Page
 from PIL import ImageOps
 
 from pipeline.audit import audit, copies_within, copy_groups, facts, offenders
-from pipeline.contract_page import Rule
+from pipeline.contract import Rule
 from pipeline.images import PackedImages, read_quarantine
 from pipeline.params import Copies
 

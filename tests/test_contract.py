@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -51,7 +52,8 @@ def first_is(column, value, n=1):
 
 
 def quarantine(n):
-    return pd.DataFrame({"path": [f"broken-{number}.jpg" for number in range(n)], "reason": "not an image"})
+    paths = [f"broken-{number}.jpg" for number in range(n)]
+    return pd.DataFrame({"path": paths, "reason": "not an image", "is_image": np.zeros(n, bool)})
 
 
 def copies(n=20, is_copy=0, is_conflict=0):
@@ -182,6 +184,12 @@ def test_the_table_has_a_row_for_each_file_found():
         columns=columns,
     )
     pd.testing.assert_frame_equal(table[columns], expected, check_dtype=False)
+
+
+def test_images_that_are_held_back_are_no_files_that_cannot_be_read():
+    held_back = quarantine(3).assign(is_image=[True, False, True])
+    table = files_table(inventory(2, 1), held_back, copies(3))
+    assert table["path"].tolist()[3:] == ["broken-1.jpg"]
 
 
 def test_great_expectations_prints_and_logs_nothing(capfd, caplog):

@@ -2,14 +2,16 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
+from drawn_data import NO_PAIRS, pairs_of, params_for
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CracksError
-from pipeline.groups import EXCLUDED, Dealing, deal
+from pipeline.groups import EXCLUDED, MANIFEST_COLUMNS, SIDES, Dealing, age, assign, deal, links_between
 from pipeline.params import Fractions
+from pipeline.split_contract import summarise, with_checks
 
-SIDES = ("train", "validation", "test")
+TRAIN_ON = ("walls", "decks")
 FRACTIONS = Fractions(train=0.5, validation=0.25, test=0.25)
 DEALING = Dealing(FRACTIONS, seed=0, photo_sides={})
 HALVES = Dealing(Fractions(train=0.5, validation=0, test=0.5), seed=0, photo_sides={})
@@ -258,3 +260,156 @@ def test_images_that_come_one_by_one_get_the_shares_too():
     sides = deal(images(list(range(n))), links(), DEALING)["side"]
     for side, fraction in FRACTIONS.model_dump().items():
         assert abs((sides == side).mean() - fraction) < 4 * (fraction * (1 - fraction) / n) ** 0.5
+
+
+def image(dataset="walls", *, batch="", label="crack", photo=None):
+    return {
+        "dataset": dataset,
+        "batch": batch,
+        "label": label,
+        "first_label": label,
+        "photo": photo,
+        "slice": "",
+        "is_review": False,
+        "disputed": None,
+    }
+
+
+def images_of(rows):
+    """Inventories one below the other, of images that all have other bytes; the same path in every data set."""
+    images = pd.DataFrame(rows)
+    row = images.groupby("dataset").cumcount()
+    sha256 = [f"{number:03}" for number in range(len(images))]
+    return images.assign(row=row, path=[f"{number:03}.jpg" for number in row], sha256=sha256)
+
+
+def split_params(**changes):
+    return params_for(["walls", "decks", "bridges"], train_on=list(TRAIN_ON), **changes).split
+
+
+def test_outside_sets_are_the_oldest_then_the_batches_of_each_data_set_take_turns():
+    names = ["bridges", "bridges", "decks", "decks", "walls", "walls", "walls"]
+    batches = ["", "b.zip", "", "late.zip", "1.zip", "2.zip", "3.zip"]
+    images = images_of([image(name, batch=batch) for name, batch in zip(names, batches, strict=True)])
+    assert age(images, TRAIN_ON).tolist() == [0, 0, 1, 2, 1, 2, 3]
+
+
+def test_copies_are_linked_and_the_tiles_of_a_photo_in_its_data_set_alone():
+    rows = [
+        image(photo="1"),
+        image(photo="2"),
+        image(photo="1"),
+        image("decks", photo="1"),
+        image(),
+        image(),
+        image(photo="1"),
+    ]
+    assert sorted(links_between(images_of(rows), pairs_of((4, 5))).tolist()) == [[0, 2], [2, 6], [4, 5]]
+
+
+def test_without_photos_and_copies_nothing_is_linked():
+    assert links_between(images_of([image(), image()]), NO_PAIRS).shape == (0, 2)
+
+
+def test_the_manifest_keeps_the_images_in_their_order():
+    images = images_of([image("bridges"), image("decks", label="intact"), image("walls", photo="1")])
+    manifest = assign(images, NO_PAIRS, split_params())
+    pd.testing.assert_frame_equal(manifest[MANIFEST_COLUMNS], images[MANIFEST_COLUMNS])
+    assert list(manifest) == [*MANIFEST_COLUMNS, "group", "split"]
+    assert manifest["split"][0] == "outside"
+    assert set(manifest["split"][1:]) <= set(SIDES)
+
+
+def test_copies_and_tiles_of_a_photo_share_a_group_and_a_side():
+    rows = [image(photo="1"), image(photo="1"), *[image() for _ in range(10)]]
+    manifest = assign(images_of(rows), pairs_of((1, 2)), split_params())
+    assert manifest["group"].tolist()[:4] == ["000"] * 3 + ["003"]
+    assert manifest["split"][:3].nunique() == 1
+
+
+@st.composite
+def batches_and_reviews(draw):
+    """Images of two ordinary batches and of a review batch after them; copies and photos of any kind."""
+    counts = draw(st.tuples(st.integers(1, 8), st.integers(0, 4), st.integers(1, 6)))
+    rows = [
+        image(
+            batch=f"{number}.zip",
+            label=draw(st.sampled_from(["crack", "intact"])),
+            photo=draw(st.sampled_from([None, "1", "2"])),
+        )
+        | {"is_review": number == 2}
+        for number, n in enumerate(counts)
+        for _ in range(n)
+    ]
+    item = st.integers(0, len(rows) - 1)
+    copies = {tuple(sorted(pair)) for pair in draw(st.lists(st.tuples(item, item), max_size=8)) if len({*pair}) == 2}
+    corrected = draw(st.sets(st.integers(0, sum(counts[:2]) - 1)))
+    disputed = draw(st.sets(item, max_size=3))
+    return images_of(rows), pairs_of(*sorted(copies)), sorted(corrected), sorted(disputed)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(drawn=batches_and_reviews(), seed=st.integers(0, 5), given_side=st.sampled_from(["train", "test", None]))
+def test_reviews_are_in_training_or_excluded_and_move_and_correct_no_image_onto_another_side(drawn, seed, given_side):
+    images, pairs, corrected, disputed = drawn
+    params = split_params(seed=seed, photos={given_side: ["walls/1"]} if given_side else {})
+    older = images[~images["is_review"]]
+    before = assign(older, pairs[pairs["second"] < len(older)], params)
+    other = {"crack": "intact", "intact": "crack"}
+    images.loc[corrected, "label"] = images.loc[corrected, "first_label"].map(other)
+    images.loc[disputed, "disputed"] = "ann: crack, bob: intact"
+
+    manifest = assign(images, pairs, params)
+
+    assert set(manifest.loc[disputed, "split"]) <= {"excluded"}
+    undisputed = older.index.difference(disputed)
+    assert manifest.loc[undisputed, ["group", "split"]].equals(before.loc[undisputed, ["group", "split"]])
+    assert set(manifest.loc[images["is_review"], "split"]) <= {"train", "excluded"}
+    assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
+
+
+def test_a_review_beside_an_image_that_is_tested_on_is_excluded_and_counted():
+    images = images_of(
+        [image(), image(batch="2.zip") | {"is_review": True}, image(batch="2.zip") | {"is_review": True}]
+    )
+    params = split_params(fractions={"train": 0, "validation": 0, "test": 1})
+    manifest = assign(images, pairs_of((0, 1)), params)
+    assert manifest["split"].tolist() == ["test", "excluded", "train"]
+    assert summarise(with_checks(manifest, pairs_of((0, 1)), TRAIN_ON), TRAIN_ON)["n_excluded"] == 1
+
+
+def test_a_review_in_an_outside_set_stays_outside():
+    images = images_of([image("bridges") | {"is_review": True}, image()])
+    assert assign(images, NO_PAIRS, split_params())["split"][0] == "outside"
+
+
+def test_what_an_outside_set_shares_is_excluded_from_training_and_found():
+    images = images_of([image("bridges"), image("bridges"), image(), image()])
+    pairs = pairs_of((0, 2))
+    found = with_checks(assign(images, pairs, split_params()), pairs, TRAIN_ON)
+    assert found["split"].tolist()[:3] == ["outside", "outside", "excluded"]
+    assert found["split"][3] in SIDES
+    assert found["is_shared"].tolist() == [1, 0, 1, 0]
+    assert found["is_excluded"].tolist() == [0, 0, 1, 0]
+    assert found["is_leak"].tolist() == [0] * 4  # it was kept out
+
+
+def test_a_photo_that_an_outside_set_lends_goes_to_validation_and_keeps_its_copies_out_of_training():
+    images = images_of([image("bridges", photo="1"), image("bridges", photo="1"), image("bridges", photo="2"), image()])
+    pairs = pairs_of((0, 3))
+    manifest = assign(images, pairs, split_params(photos={"validation": ["bridges/1"]}))
+    assert manifest["split"].tolist() == ["validation", "validation", "outside", "excluded"]
+    assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
+
+
+def test_a_lent_photo_with_a_copy_in_a_photo_that_is_not_lent_is_a_leak():
+    images = images_of([image("bridges", photo="1"), image("bridges", photo="2")])
+    manifest = assign(images, pairs_of((0, 1)), split_params(photos={"validation": ["bridges/1"]}))
+    assert with_checks(manifest, pairs_of((0, 1)), TRAIN_ON)["is_leak"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_photo_of_a_data_set_trained_on_goes_where_it_is_given(side):
+    rows = [image(photo="1"), image(photo="1"), image(photo="2")]
+    manifest = assign(images_of(rows), NO_PAIRS, split_params(photos={side: ["walls/1"]}))
+    assert manifest["split"].tolist()[:2] == [side, side]
