@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from pipeline import embed
 from pipeline.calibration import Values, fit_platt
+from pipeline.features import Features
 from pipeline.images import PackedImages
-from pipeline.inference import Features
 from pipeline.linear import LinearHead
 from pipeline.metrics import Labels, expected_calibration_error
 from pipeline.orientations import N_OTHERS, OtherOrientations
@@ -37,7 +37,8 @@ from pipeline.params import Params, Probe
 from pipeline.probe import N_FOLDS, Rows, deal_folds, fit_head, joined
 from pipeline.recipes import History
 from pipeline.traces import Folds
-from pipeline.train import embedded, rows_of, side_of
+from pipeline.train import embedded, rows_of
+from pipeline.training_images import side_of
 
 EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")
 

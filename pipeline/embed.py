@@ -15,12 +15,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.cluster import computed_on_cluster
-from pipeline.features import RowNumbers, Sides, features_file, rows_file, rows_learned_from
+from pipeline.features import Features, features_file, rows_file
 from pipeline.files import replacing_folder
 from pipeline.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
-from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
+from pipeline.inference import embedder_of, has_shard, keep_shard, kept_shard, shards_of
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
+from pipeline.training_images import RowNumbers, Sides, rows_learned_from
 
 Task = tuple[list[bytes], Sizes, bool]  # the files of a shard, their sizes, and whether they are of the train side
 

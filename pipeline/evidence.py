@@ -23,11 +23,11 @@ from pipeline.check_served import check_apart
 from pipeline.errors import CracksError
 from pipeline.gate import Change, Comparison, Evidence, Lineage, Operations, OwnScores, Unknown
 from pipeline.images import Images, LabelledImages
-from pipeline.learned import LEARNED_FROM_FILE, learned_groups
 from pipeline.params import Decide
 from pipeline.registry import fetch
 from pipeline.served import ServedModel, served_outputs
 from pipeline.slices import MIN_IMAGES, slices_of, with_measures
+from pipeline.training_images import LEARNED_FROM_FILE, learned_groups
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -4,38 +4,14 @@ Only what training reads is embedded. The test side and outside sets are seen by
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-LEARNED_FROM = ("train", "validation")
+from pipeline.training_images import RowNumbers
 
-RowNumbers = npt.NDArray[np.int64]  # (n,), of an inventory
-
-
-class Sides(NamedTuple):
-    """What training reads of a data set, by side; both ascending."""
-
-    train: RowNumbers
-    validation: RowNumbers
-
-    @property
-    def rows(self) -> RowNumbers:
-        """Those of the train side, then those of validation."""
-        return np.concatenate(self)
-
-
-def rows_learned_from(manifest: pd.DataFrame) -> dict[str, Sides]:
-    """Return by data set the rows of its inventory that are on the train and the validation side."""
-
-    def of(images: pd.DataFrame, side: str) -> RowNumbers:
-        return np.sort(images.loc[images["split"] == side, "row"].to_numpy(np.int64))
-
-    learned_from = manifest[manifest["split"].isin(LEARNED_FROM)]
-    by_dataset = learned_from.groupby("dataset")
-    return {str(name): Sides(*(of(images, side) for side in LEARNED_FROM)) for name, images in by_dataset}
+Features = npt.NDArray[np.float16]  # (n, n_features); half precision rounds by 0.05 % and halves what is kept
 
 
 def features_file(folder: Path, name: str) -> Path:
@@ -48,7 +24,7 @@ def rows_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.rows.npy"
 
 
-def read_features(folder: Path, name: str, rows: RowNumbers) -> npt.NDArray[np.float16]:
+def read_features(folder: Path, name: str, rows: RowNumbers) -> Features:
     """Return the features of some rows of a data set's inventory, float16, (n, n_features).
 
     Raises:
@@ -61,3 +37,17 @@ def read_features(folder: Path, name: str, rows: RowNumbers) -> npt.NDArray[np.f
     features = np.load(features_file(folder, name), mmap_mode="r")
     order = np.argsort(embedded)
     return np.asarray(features[order[np.searchsorted(embedded, rows, sorter=order)]])
+
+
+def features_of(images: pd.DataFrame, folder: Path) -> Features:
+    """Return the features of images of several data sets, float16, (n, n_features).
+
+    Args:
+        images: columns dataset and row; all images of a data set one after the other.
+        folder: of one backbone.
+
+    Raises:
+        KeyError: an image was not embedded.
+    """
+    by_dataset = images.groupby("dataset", sort=False)["row"]
+    return np.concatenate([read_features(folder, str(name), rows.to_numpy()) for name, rows in by_dataset])

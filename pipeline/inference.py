@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
+from pipeline.features import Features
 from pipeline.files import replacing
 from pipeline.images import Images, Pixels, batches_by_size
 from pipeline.network import build_embedder
@@ -22,7 +23,6 @@ from pipeline.tf import keras, tf
 
 log = logging.getLogger(__name__)
 
-Features = npt.NDArray[np.float16]  # (n, n_features); half precision rounds by 0.05 % and halves what is kept
 Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
 
 SHARD_IMAGES = 1024  # some seconds of work: little is lost by a kill, and starting a shard costs nothing against it

@@ -12,7 +12,8 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from pipeline.features import LEARNED_FROM, read_features
+from pipeline.features import features_of
+from pipeline.training_images import TRAINING_SIDES
 
 MAX_IMAGES = 20_000  # keeps both fits at seconds; whole groups are drawn, so that copies stay as frequent
 SEED = 0
@@ -82,9 +83,8 @@ def leaking(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | 
         manifest: of `split`, the rows of the data sets trained on.
         features_folder: of one backbone.
     """
-    dealt = manifest[manifest["split"].isin(LEARNED_FROM)]
+    dealt = manifest[manifest["split"].isin(TRAINING_SIDES)]
     images = drawn_groups(dealt).sort_values(["dataset", "row"])
-    by_dataset = images.groupby("dataset")["row"]
-    features = [read_features(features_folder, str(name), rows.to_numpy()) for name, rows in by_dataset]
     # sums over many rows overflow where features are kept in half precision
-    return {"n_available": len(dealt), **compare(images, np.concatenate(features).astype(np.float32))}
+    features = features_of(images, features_folder).astype(np.float32)
+    return {"n_available": len(dealt), **compare(images, features)}

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import CracksError
-from pipeline.inference import Features
+from pipeline.features import Features
 from pipeline.linear import LinearHead, Scale
 from pipeline.metrics import Labels
 from pipeline.params import Probe

@@ -24,10 +24,10 @@ from pipeline.errors import RefusedError, UnavailableError
 from pipeline.files import write_json
 from pipeline.images import LabelledImages, Pixels
 from pipeline.known_concrete import KNOWN_CONCRETE_FILE
-from pipeline.learned import LEARNED_FROM_FILE, learned_from
 from pipeline.params import Params, load_params
 from pipeline.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.stage import run_main, stage_parser
+from pipeline.training_images import LEARNED_FROM_FILE, learned_from
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

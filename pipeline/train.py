@@ -19,10 +19,10 @@ from pipeline.calibration import fit_calibration
 from pipeline.classifier import MODEL_FILE
 from pipeline.decision import DECISION_FILE, choose_decision
 from pipeline.export import calibrated, linear_classifier
-from pipeline.features import read_features
+from pipeline.features import Features, features_of
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.images import Chosen, Images, LabelledImages
-from pipeline.inference import Features, embedder_of, has_shard, keep_shard, kept_shard, shards_of
+from pipeline.inference import embedder_of, has_shard, keep_shard, kept_shard, shards_of
 from pipeline.metrics import Probabilities, log_loss, scores
 from pipeline.mosaics import MAX_SOURCES, MAX_TRACES, Mosaics, Sources, shrunk
 from pipeline.network import run_in_batches
@@ -34,22 +34,11 @@ from pipeline.stage import run_main, stage_parser
 from pipeline.tf import keras
 from pipeline.traces import Folds, traces_of
 from pipeline.tracking import live_run
+from pipeline.training_images import TRAINING_SIDES, side_of
 
 log = logging.getLogger(__name__)
 
 Positions = npt.NDArray[np.int64]  # (n,), of images among those of a side
-
-
-def side_of(manifest: pd.DataFrame, split: str, datasets: Path) -> LabelledImages:
-    """Return one side of the manifest, data sets one after the other."""
-    rows = manifest[manifest["split"] == split].sort_values(["dataset", "row"])
-    return LabelledImages(rows[["dataset", "row", "label", "group"]], datasets)
-
-
-def features_of(images: LabelledImages, folder: Path) -> Features:
-    """Return the cached features of the images, float16, (n, n_features)."""
-    by_dataset = images.rows.groupby("dataset", sort=False)["row"]
-    return np.concatenate([read_features(folder, str(name), rows.to_numpy()) for name, rows in by_dataset])
 
 
 def run_over(classifier: keras.Model, images: LabelledImages) -> tuple[npt.NDArray[np.float32], Features]:
@@ -128,7 +117,7 @@ def rows_of(
     them, their other orientations, and mosaics of them. Another one learns from mosaics with traced cracks instead.
     """
     datasets, groups = (train.rows[column].to_numpy(str) for column in ("dataset", "group"))
-    known = features_of(train, features)
+    known = features_of(train.rows, features)
     heads: dict[str, Rows] = {}
     for name, chosen in heads_of(datasets, train.labels, groups).items():
         heads |= _rows_of_heads(name, backbone, params, train, chosen, known[chosen], unfinished / name)
@@ -178,7 +167,7 @@ def fit(
     backbone = params.backbones[candidate.backbone]
     if isinstance(candidate, Probe):
         head = fit_probe(rows_of(backbone, candidate, train, features, history.path.parent), candidate, history)
-        known = features_of(validation, features)
+        known = features_of(validation.rows, features)
         return linear_classifier(backbone, head), head.logits(known), known
     classifier = fit_finetune(backbone, train, validation, candidate, history)
     return classifier, *run_over(classifier, validation)
@@ -227,7 +216,7 @@ def run(
     """Train candidate `name` and write what it has become."""
     unfinished = checkpoint_folder(checkpoints, manifest_path, params, name)
     manifest = pd.read_parquet(manifest_path)
-    train, validation = (side_of(manifest, split, datasets) for split in ("train", "validation"))
+    train, validation = (side_of(manifest, split, datasets) for split in TRAINING_SIDES)
     with live_run(params, manifest_path, name) as report_epoch:
         history = History(unfinished / "history.jsonl", report_epoch)
         classifier, logits, known = fit(params, name, train, validation, features, history)

@@ -18,8 +18,8 @@ from PIL import Image
 
 from pipeline import tracking
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE
-from pipeline.learned import LEARNED_FROM_FILE
 from pipeline.params import Params, load_params
+from pipeline.training_images import LEARNED_FROM_FILE
 
 ROOT = Path(__file__).parents[1]
 MODEL = "cracks"

@@ -12,9 +12,10 @@ import pytest
 from pipeline import cluster, embed, inference
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
-from pipeline.features import Sides, read_features
+from pipeline.features import read_features
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE, Chosen, PackedImages
 from pipeline.params import Backbone
+from pipeline.training_images import Sides
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32)

@@ -17,11 +17,12 @@ from pipeline.evaluate import (
     summarise,
 )
 from pipeline.export import calibrated
-from pipeline.features import features_file, rows_file, rows_learned_from
+from pipeline.features import features_file, rows_file
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
 from pipeline.network import build_classifier
 from pipeline.tf import keras
 from pipeline.tracking import flatten
+from pipeline.training_images import rows_learned_from
 
 SPLIT = {"n_images": 9, "n_groups": 8, "n_copies": 1, "n_excluded": 0, "leaks": 0}
 PARAMS = SimpleNamespace(is_demo=False, split=SimpleNamespace(train_on=("ours",)))

@@ -11,12 +11,13 @@ import yaml
 from pipeline import embed, inference, train
 from pipeline.classifier import Classifier
 from pipeline.decision import choose_threshold
-from pipeline.features import features_file, rows_file, rows_learned_from
+from pipeline.features import features_file, features_of, rows_file
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE
 from pipeline.metrics import log_loss, scores
 from pipeline.params import Params
 from pipeline.tracking import NO_PART_OF_A_REPRO
-from pipeline.train import checkpoint_folder, features_of, mosaics_of, rows_of, side_of, validation_scores
+from pipeline.train import checkpoint_folder, mosaics_of, rows_of, validation_scores
+from pipeline.training_images import rows_learned_from, side_of
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 PARAMS = {
@@ -145,7 +146,7 @@ def test_features_are_those_of_the_images_over_several_data_sets(data, tmp_path)
         np.save(features_file(tmp_path, name), first + rows[:, None].astype(np.float32))
         np.save(rows_file(tmp_path, name), rows)
     side = side_of(manifest, "validation", data.datasets)
-    np.testing.assert_array_equal(features_of(side, tmp_path), [[4], [5], [14], [15], [1004], [1005]])
+    np.testing.assert_array_equal(features_of(side.rows, tmp_path), [[4], [5], [14], [15], [1004], [1005]])
 
 
 def another(value):

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from pipeline.learned import learned_from, learned_groups
+from pipeline.training_images import learned_from, learned_groups
 
 MANIFEST = pd.DataFrame(
     {
