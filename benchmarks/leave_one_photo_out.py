@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from pipeline import embed
 from pipeline.calibration import Values, fit_platt
+from pipeline.checkpoints import TrainingHistory
 from pipeline.features import Features
 from pipeline.images import PackedImages
 from pipeline.linear import LinearHead
@@ -35,7 +36,6 @@ from pipeline.metrics import Labels, expected_calibration_error
 from pipeline.orientations import N_OTHERS, OtherOrientations
 from pipeline.params import Params, Probe
 from pipeline.probe import N_FOLDS, Rows, deal_folds, fit_head, joined
-from pipeline.recipes import History
 from pipeline.traces import Folds
 from pipeline.train import embedded, rows_of
 from pipeline.training_images import side_of
@@ -120,9 +120,9 @@ def chosen(rows: Rows, which: Labels) -> Rows:
     return Rows(*(getattr(rows, name)[which] for name in vars(rows)))
 
 
-def unread_history(folder: Path) -> History:
+def unread_history(folder: Path) -> TrainingHistory:
     """Return a history of a training that is not told of."""
-    return History(Path(tempfile.mkdtemp(dir=folder)) / "history.jsonl", lambda step, values: None)
+    return TrainingHistory(Path(tempfile.mkdtemp(dir=folder)) / "history.jsonl", lambda step, values: None)
 
 
 def rows_without_folds(features: Features, inventory: pd.DataFrame, n_times: int) -> Rows:

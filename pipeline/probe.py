@@ -16,12 +16,12 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
+from pipeline.checkpoints import TrainingHistory
 from pipeline.errors import CracksError
 from pipeline.features import Features
 from pipeline.linear import LinearHead, Scale
 from pipeline.metrics import Labels
 from pipeline.params import Probe
-from pipeline.recipes import History
 from pipeline.traces import Folds
 
 # Linear algebra on more threads takes four times the CPU seconds, most of them waiting, and rounds otherwise on another
@@ -116,7 +116,7 @@ class Fitted(NamedTuple):
     skill: float
 
 
-def fit_probe(rows: Mapping[str, Rows], params: Probe, history: History) -> LinearHead:
+def fit_probe(rows: Mapping[str, Rows], params: Probe, history: TrainingHistory) -> LinearHead:
     """Return the head that a probe has learned from `rows`, by the name of the head.
 
     `history` gets a row for each head and strength of the penalty, strongest first; its phase is the name.
@@ -153,7 +153,7 @@ def _say(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> f
     return max(skill, MIN_SKILL) / spread if spread > 0 else 0.0  # who says the same of all has nothing to say
 
 
-def fit_head(rows: Rows, params: Probe, history: History, phase: str) -> Fitted:
+def fit_head(rows: Rows, params: Probe, history: TrainingHistory, phase: str) -> Fitted:
     """Return the head that is learned from `rows`; `history` gets a row of `phase` for each strength of the penalty.
 
     Features are standardised and reduced to their principal components while it learns; both are folded into the

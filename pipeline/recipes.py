@@ -1,9 +1,8 @@
 """Fine-tuning: the head of a pre-trained network, then its upper blocks, on augmented images."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,44 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.backbones import build_backbone
+from pipeline.checkpoints import TrainingHistory, keep_weights, n_epochs_done, weights_file
 from pipeline.errors import CracksError
-from pipeline.files import write_text
 from pipeline.frozen import Activations, Kept, Views, keep_activations, keep_rows
 from pipeline.images import LabelledImages, Sizes, batches_by_size
 from pipeline.metrics import Labels
 from pipeline.network import build_classifier, image_input, preprocessed
 from pipeline.params import Augmentation, Backbone, Finetune, Phase
 from pipeline.tf import keras
-
-EpochReport = Callable[[int, dict[str, float]], None]  # step from 0 over all phases, values of the epoch
-
-
-@dataclass
-class History:
-    """Rows of an epoch each, written to `path` as they come, so that a killed training knows what it had done."""
-
-    path: Path
-    report: EpochReport
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.path.exists():
-            self.rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-
-    def add(self, phase: str, epoch: int, values: dict[str, float]) -> None:
-        """Keep the row of an epoch; rows of the same phase from this epoch on are of a run that was killed."""
-        kept = [row for row in self.rows if row["phase"] != phase or row["epoch"] < epoch]
-        self.rows = [*kept, {"step": len(kept), "phase": phase, "epoch": epoch, **values}]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self.report(len(kept), values)
-
-
-def _compile(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-    model.compile(
-        optimizer=optimizer,
-        loss=keras.losses.BinaryCrossentropy(from_logits=True),
-        metrics=[keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")],  # of logits
-    )
 
 
 class _Examples(Protocol):
@@ -120,7 +89,7 @@ def _always_frozen(network: keras.Model, first_layer: str) -> list[keras.Layer]:
 
 
 def fit_finetune(
-    backbone: Backbone, train: LabelledImages, validation: LabelledImages, params: Finetune, history: History
+    backbone: Backbone, train: LabelledImages, validation: LabelledImages, params: Finetune, history: TrainingHistory
 ) -> keras.Model:
     """Return the uncalibrated classifier that fine-tuning has made of the pre-trained network.
 
@@ -230,16 +199,20 @@ def _through(layers: Sequence[keras.Layer], values: keras.KerasTensor) -> keras.
     return values
 
 
-def _fit_phase(material: _Material, name: str, phase: Phase, params: Finetune, history: History) -> None:
+def _fit_phase(material: _Material, name: str, phase: Phase, params: Finetune, history: TrainingHistory) -> None:
     """Train until the phase is over, an epoch at a time; the weights end as those of the best epoch or the last one."""
     model, folder = material.model, history.path.parent
     optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[phase.optimizer]
-    _compile(model, optimizer(phase.learning_rate))  # after `trainable` has changed
+    model.compile(  # after `trainable` has changed
+        optimizer=optimizer(phase.learning_rate),
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")],  # of logits
+    )
     model.optimizer.build(model.trainable_variables)
-    n_done = _n_epochs_done(folder, name)
+    n_done = n_epochs_done(folder, name)
     losses = [row["val_loss"] for row in history.rows if row["phase"] == name][:n_done]
     if losses:
-        model.load_weights(_weights_file(folder, name, n_done - 1))
+        model.load_weights(weights_file(folder, name, n_done - 1))
     while not _is_over(losses, phase):
         epoch = len(losses)
         _reseed(model, params.seed, epoch)
@@ -254,9 +227,9 @@ def _fit_phase(material: _Material, name: str, phase: Phase, params: Finetune, h
         values = {key: float(series[0]) for key, series in fitted.history.items()}
         history.add(name, epoch, values)
         losses.append(values["val_loss"])
-        _keep_weights(model, folder, name, losses)
+        keep_weights(model, folder, name, losses)
     if phase.patience_epochs is not None:
-        model.load_weights(_weights_file(folder, name, int(np.argmin(losses))))
+        model.load_weights(weights_file(folder, name, int(np.argmin(losses))))
 
 
 def _is_over(losses: list[float], phase: Phase) -> bool:
@@ -273,24 +246,3 @@ def _reseed(model: keras.Model, seed: int, epoch: int) -> None:
         for attribute in ("seed_generator", "generator"):
             if hasattr(layer, attribute):
                 getattr(layer, attribute).state.assign([seed + number, epoch])
-
-
-def _weights_file(folder: Path, phase: str, epoch: int) -> Path:
-    return folder / f"{phase}-{epoch:04}.weights.h5"
-
-
-def _n_epochs_done(folder: Path, phase: str) -> int:
-    return max(
-        (int(path.name[len(phase) + 1 :][:4]) + 1 for path in folder.glob(f"{phase}-????.weights.h5")), default=0
-    )
-
-
-def _keep_weights(model: keras.Model, folder: Path, phase: str, losses: list[float]) -> None:
-    """Keep the weights and the optimizer's state after the last epoch, and those of the best one; others go."""
-    last, best = len(losses) - 1, int(np.argmin(losses))
-    partial = folder / f"{phase}.partial.weights.h5"  # Keras asks for the ending
-    model.save_weights(partial)
-    partial.replace(_weights_file(folder, phase, last))
-    for epoch in range(last):
-        if epoch != best:
-            _weights_file(folder, phase, epoch).unlink(missing_ok=True)

@@ -4,7 +4,6 @@ Writes into --out the exported graph model.keras and decision.json; --scores, it
 an epoch. Curves go to MLflow as they come, where a tracking server answers.
 """
 
-import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.calibration import fit_calibration
+from pipeline.checkpoints import TrainingHistory, checkpoint_folder
 from pipeline.classifier import MODEL_FILE
 from pipeline.decision import DECISION_FILE, choose_decision
 from pipeline.export import calibrated, linear_classifier
@@ -27,9 +27,9 @@ from pipeline.metrics import Probabilities, log_loss, scores
 from pipeline.mosaics import MAX_SOURCES, MAX_TRACES, Mosaics, Sources, shrunk
 from pipeline.network import run_in_batches
 from pipeline.orientations import N_OTHERS, OtherOrientations
-from pipeline.params import Backbone, MosaicSet, Params, Probe, load_params, named
+from pipeline.params import Backbone, MosaicSet, Params, Probe, load_params
 from pipeline.probe import Rows, deal_folds, fit_probe, heads_of
-from pipeline.recipes import History, fit_finetune
+from pipeline.recipes import fit_finetune
 from pipeline.stage import run_main, stage_parser
 from pipeline.tf import keras
 from pipeline.traces import Folds, traces_of
@@ -48,15 +48,6 @@ def run_over(classifier: keras.Model, images: LabelledImages) -> tuple[npt.NDArr
     for positions, outputs in run_in_batches(classifier, images, progress="validating"):
         logits[positions], features[positions] = outputs["logit"][:, 0], outputs["features"]
     return logits, features
-
-
-def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
-    """Return the folder of unfinished work, one for each setting, so that a new setting never resumes an old run."""
-    candidate = named(params.candidates, name, "candidate")
-    digest = hashlib.sha256(manifest.read_bytes())
-    digest.update(candidate.model_dump_json().encode())
-    digest.update(params.backbones[candidate.backbone].model_dump_json().encode())
-    return checkpoints / digest.hexdigest()[:16]
 
 
 def mosaics_of(
@@ -160,7 +151,12 @@ def _rows_of_heads(
 
 
 def fit(
-    params: Params, name: str, train: LabelledImages, validation: LabelledImages, features: Path, history: History
+    params: Params,
+    name: str,
+    train: LabelledImages,
+    validation: LabelledImages,
+    features: Path,
+    history: TrainingHistory,
 ) -> tuple[keras.Model, npt.NDArray[np.float32], Features]:
     """Train candidate `name`; return the uncalibrated graph, and its logits (n,) and features on validation."""
     candidate = params.candidates[name]
@@ -218,7 +214,7 @@ def run(
     manifest = pd.read_parquet(manifest_path)
     train, validation = (side_of(manifest, split, datasets) for split in TRAINING_SIDES)
     with live_run(params, manifest_path, name) as report_epoch:
-        history = History(unfinished / "history.jsonl", report_epoch)
+        history = TrainingHistory(unfinished / "history.jsonl", report_epoch)
         classifier, logits, known = fit(params, name, train, validation, features, history)
     calibration = fit_calibration(validation.labels, logits, known, validation.rows["dataset"].to_numpy(str))
     probabilities = calibration.probabilities(logits, known)

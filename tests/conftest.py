@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from two_datasets import write_two_datasets
 
 from pipeline.images import Pixels
 
@@ -69,6 +71,14 @@ def encode() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return encode
+
+
+@pytest.fixture(scope="session")
+def two_datasets(
+    tmp_path_factory: pytest.TempPathFactory, draw_tile: Callable[..., Pixels], encode: Callable[..., bytes]
+) -> SimpleNamespace:
+    """Return the folder of the data sets "ours" and "theirs", and the path of their manifest."""
+    return write_two_datasets(tmp_path_factory.mktemp("two"), draw_tile, encode)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from two_datasets import write_dataset
 
 from pipeline import cluster, embed, inference
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
 from pipeline.features import read_features
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE, Chosen, PackedImages
+from pipeline.images import INVENTORY_FILE, Chosen, PackedImages
 from pipeline.params import Backbone
 from pipeline.training_images import Sides
 
@@ -43,12 +44,7 @@ embed.run(backbone, pd.read_parquet(datasets / "manifest.parquet"), datasets, ch
 def datasets(tmp_path_factory, draw_tile, encode):
     folder = tmp_path_factory.mktemp("datasets")
     contents = [encode(draw_tile(seed, cracked=seed % 2 == 0, size_px=32 + 8 * (seed % 3))) for seed in range(N_IMAGES)]
-    (folder / "walls").mkdir()
-    (folder / "walls" / IMAGES_FILE).write_bytes(b"".join(contents))
-    lengths = [len(content) for content in contents]
-    sizes = [32 + 8 * (seed % 3) for seed in range(N_IMAGES)]
-    table = {"height": sizes, "width": sizes, "offset": np.cumsum([0, *lengths[:-1]]), "n_bytes": lengths}
-    pd.DataFrame(table).to_parquet(folder / "walls" / INVENTORY_FILE)
+    write_dataset(folder / "walls", contents, [(32 + 8 * (seed % 3),) * 2 for seed in range(N_IMAGES)])
     sides = ["train", "validation", "train", "test", "train"] * (N_IMAGES // 5)
     rows = pd.DataFrame({"dataset": "walls", "row": range(N_IMAGES), "split": sides})
     bridge = rows.assign(dataset="bridge", split="outside")  # of which there is not even a folder

@@ -3,11 +3,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_info
 
+from pipeline.checkpoints import TrainingHistory
 from pipeline.errors import CracksError
 from pipeline.linear import LinearHead
 from pipeline.params import Probe
 from pipeline.probe import N_FOLDS, Fitted, Rows, deal_folds, equal_weights, fit_probe, heads_of, joined
-from pipeline.recipes import History
 
 
 def ignore(step, values):
@@ -34,13 +34,13 @@ def logits_of(head, features):
 
 def test_a_probe_learns_separable_rows_by_heart(tmp_path):
     rows = feature_rows(30)
-    head = fit_probe({"walls": rows}, probe(strengths=[1e-4]), History(tmp_path / "h", ignore))
+    head = fit_probe({"walls": rows}, probe(strengths=[1e-4]), TrainingHistory(tmp_path / "h", ignore))
     np.testing.assert_array_equal(logits_of(head, rows.features) > 0, rows.labels)
 
 
 def test_the_head_on_plain_features_has_the_loss_that_was_learned_on_components(tmp_path):
     rows = feature_rows(40, noise=1.5)
-    history = History(tmp_path / "h", ignore)
+    history = TrainingHistory(tmp_path / "h", ignore)
     head = fit_probe({"walls": rows}, probe(strengths=[0.01]), history)
     loss = np.logaddexp(0, np.where(rows.labels, -1, 1) * logits_of(head, rows.features)).mean()
     assert loss == pytest.approx(history.rows[0]["loss"], rel=1e-3)
@@ -48,12 +48,12 @@ def test_the_head_on_plain_features_has_the_loss_that_was_learned_on_components(
 
 def test_the_strength_with_the_lowest_loss_on_folds_held_out_is_chosen(tmp_path):
     rows = feature_rows(24, noise=2.5)
-    history = History(tmp_path / "h", ignore)
+    history = TrainingHistory(tmp_path / "h", ignore)
     chosen = fit_probe({"walls": rows}, probe(strengths=[1e-6, 0.1, 10.0]), history)
     assert [row["strength"] for row in history.rows] == [10.0, 0.1, 1e-6]
     best = min(history.rows, key=lambda row: row["val_loss"])["strength"]
     assert best == 0.1  # neither end: without a penalty it learns noise, with a huge one nothing
-    alone = fit_probe({"walls": rows}, probe(strengths=[best]), History(tmp_path / "alone", ignore))
+    alone = fit_probe({"walls": rows}, probe(strengths=[best]), TrainingHistory(tmp_path / "alone", ignore))
     np.testing.assert_array_equal(chosen.kernel, alone.kernel)
 
 
@@ -63,7 +63,7 @@ def test_a_row_is_never_judged_by_a_model_that_saw_its_fold(tmp_path):
     once = rng.normal(0, 1, (18, 30))
     features = np.repeat(once, 2, axis=0).astype(np.float16)  # pairs of copies, one of each label: nothing to learn
     groups_kept = Rows(features, labels, np.arange(36) // 2 % N_FOLDS, np.full(36, "walls"))
-    history = History(tmp_path / "h", ignore)
+    history = TrainingHistory(tmp_path / "h", ignore)
     fit_probe({"walls": groups_kept}, probe(n_components=30, strengths=[1e-3]), history)
     assert history.rows[0]["val_loss"] >= np.log(2) - 1e-6
 
@@ -71,7 +71,7 @@ def test_a_row_is_never_judged_by_a_model_that_saw_its_fold(tmp_path):
 def test_a_feature_that_never_varied_in_training_does_not_run_away_with_the_answer(tmp_path):
     rows = feature_rows(30)
     rows.features[:, 4] = 0
-    head = fit_probe({"walls": rows}, probe(), History(tmp_path / "h", ignore))
+    head = fit_probe({"walls": rows}, probe(), TrainingHistory(tmp_path / "h", ignore))
     other = rows.features.copy()
     other[:, 4] = 0.2
     assert np.abs(logits_of(head, other) - logits_of(head, rows.features)).max() < 5
@@ -80,7 +80,7 @@ def test_a_feature_that_never_varied_in_training_does_not_run_away_with_the_answ
 def test_a_probe_is_the_same_to_the_bit_when_it_is_trained_again(tmp_path):
     rows = feature_rows(50, noise=2)
     heads = [
-        fit_probe({"walls": rows}, probe(n_components=3), History(tmp_path / name, ignore))
+        fit_probe({"walls": rows}, probe(n_components=3), TrainingHistory(tmp_path / name, ignore))
         for name in ("once", "again")
     ]
     np.testing.assert_array_equal(heads[0].kernel, heads[1].kernel)
@@ -93,7 +93,7 @@ def test_a_probe_computes_on_one_core_so_that_it_is_the_same_on_a_machine_with_m
     def look(step, values):
         n_threads.update(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
 
-    fit_probe({"walls": feature_rows(30)}, probe(), History(tmp_path / "h", look))
+    fit_probe({"walls": feature_rows(30)}, probe(), TrainingHistory(tmp_path / "h", look))
     assert n_threads == {1}
 
 
@@ -151,7 +151,7 @@ def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_stren
     rng = np.random.default_rng(0)
     for rows, blind in ((walls, slice(0, 3)), (decks, slice(3, 6))):  # what tells on one says nothing on the other
         rows.features[:, blind] = rng.permutation(rows.features[:, blind])
-    history = History(tmp_path / "h", ignore)
+    history = TrainingHistory(tmp_path / "h", ignore)
     both = fit_probe({"walls": walls, "decks": decks}, probe(), history)
     assert [(row["phase"], row["strength"]) for row in history.rows] == [
         ("decks", 0.1),
@@ -161,7 +161,7 @@ def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_stren
     ]
     for rows in (walls, decks):
         assert roc_auc_score(rows.labels, logits_of(both, rows.features)) > 0.75
-    alone = fit_probe({"walls": walls}, probe(), History(tmp_path / "alone", ignore))
+    alone = fit_probe({"walls": walls}, probe(), TrainingHistory(tmp_path / "alone", ignore))
     assert roc_auc_score(decks.labels, logits_of(alone, decks.features)) < 0.65
 
 

@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,10 +5,11 @@ import pytest
 
 from pipeline import frozen
 from pipeline.backbones import build_backbone
+from pipeline.checkpoints import TrainingHistory
 from pipeline.errors import CracksError
 from pipeline.inference import computed
 from pipeline.params import Backbone, Finetune
-from pipeline.recipes import History, fit_finetune
+from pipeline.recipes import fit_finetune
 
 SIZE_PX = 32
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=SIZE_PX)
@@ -58,42 +58,9 @@ def finetune(**changes):
     return Finetune(**settings | changes)
 
 
-def test_rows_of_a_killed_run_are_dropped_when_the_epoch_comes_again(tmp_path):
-    path, steps = tmp_path / "unfinished" / "history.jsonl", []
-    killed = History(path, ignore)
-    for phase, epoch in (("head", 0), ("head", 1), ("tuning", 0), ("tuning", 1)):
-        killed.add(phase, epoch, {"loss": 1.0})
-    resumed = History(path, lambda step, values: steps.append((step, values)))
-    assert resumed.rows == killed.rows
-    resumed.add("tuning", 1, {"loss": 0.5})
-    resumed.add("tuning", 2, {"loss": 0.4})
-    assert [(row["step"], row["phase"], row["epoch"], row["loss"]) for row in History(path, ignore).rows] == [
-        (0, "head", 0, 1.0),
-        (1, "head", 1, 1.0),
-        (2, "tuning", 0, 1.0),
-        (3, "tuning", 1, 0.5),
-        (4, "tuning", 2, 0.4),
-    ]
-    assert steps == [(3, {"loss": 0.5}), (4, {"loss": 0.4})]
-
-
-def test_a_history_that_is_cut_while_it_is_written_still_has_its_former_rows(tmp_path, monkeypatch):
-    history = History(tmp_path / "history.jsonl", ignore)
-    history.add("head", 0, {"loss": 1.0})
-
-    def cut(path, text, **_):
-        path.write_bytes(text[:-5].encode())
-        raise KilledError("while writing")
-
-    monkeypatch.setattr(Path, "write_text", cut)
-    with pytest.raises(KilledError, match="while writing"):
-        history.add("head", 1, {"loss": 0.5})
-    assert [row["epoch"] for row in History(history.path, ignore).rows] == [0]
-
-
 def test_an_unknown_layer_is_refused_before_anything_is_trained(tmp_path, draw_tile):
     tiles = Tiles(draw_tile, range(2))
-    history = History(tmp_path / "history", ignore)
+    history = TrainingHistory(tmp_path / "history", ignore)
     with pytest.raises(CracksError, match=r"unfreeze_from is 'block_17'.* mobilenet-v2 has no such.*block_16_expand,"):
         fit_finetune(BACKBONE, tiles, tiles, finetune(unfreeze_from="block_17"), history)
     assert history.rows == []
@@ -112,12 +79,12 @@ def tuned(tmp_path_factory, draw_tile, request):
         if step == 2:
             raise KilledError("at the third epoch")
 
-    history = History(folder / "history.jsonl", die_at_the_third)
+    history = TrainingHistory(folder / "history.jsonl", die_at_the_third)
     with pytest.raises(KilledError, match="at the third epoch"):
         fit_finetune(BACKBONE, train, validation, settings, history)
-    history = History(folder / "history.jsonl", lambda step, values: resumed_steps.append(step))
+    history = TrainingHistory(folder / "history.jsonl", lambda step, values: resumed_steps.append(step))
     classifier = fit_finetune(BACKBONE, train, validation, settings, history)
-    undisturbed = History(tmp_path_factory.mktemp("undisturbed") / "history.jsonl", ignore)
+    undisturbed = TrainingHistory(tmp_path_factory.mktemp("undisturbed") / "history.jsonl", ignore)
     return SimpleNamespace(
         undisturbed=fit_finetune(BACKBONE, train, validation, settings, undisturbed),
         undisturbed_history=undisturbed,
@@ -167,8 +134,12 @@ def test_what_is_frozen_is_computed_once_for_each_view_and_not_again_after_a_kil
 
     monkeypatch.setattr(frozen, "computed", counting)
     with pytest.raises(KilledError, match="at the first epoch"):
-        fit_finetune(BACKBONE, train, validation, finetune(kept_views=3), History(tmp_path / "history.jsonl", die))
-    fit_finetune(BACKBONE, train, validation, finetune(kept_views=3), History(tmp_path / "history.jsonl", ignore))
+        fit_finetune(
+            BACKBONE, train, validation, finetune(kept_views=3), TrainingHistory(tmp_path / "history.jsonl", die)
+        )
+    fit_finetune(
+        BACKBONE, train, validation, finetune(kept_views=3), TrainingHistory(tmp_path / "history.jsonl", ignore)
+    )
     assert n_computed == [3 * 8, 4]
 
 

@@ -1,6 +1,7 @@
+import numpy as np
 import pandas as pd
 
-from pipeline.training_images import learned_from, learned_groups
+from pipeline.training_images import learned_from, learned_groups, side_of
 
 MANIFEST = pd.DataFrame(
     {
@@ -35,3 +36,18 @@ def test_a_group_counts_as_seen_by_another_tile_of_a_photo_that_was_learned_from
 def test_images_without_a_photo_have_none_in_common():
     today = pd.DataFrame({"dataset": "walls", "sha256": ["x"], "photo": [None], "group": ["g1"], "split": "test"})
     assert learned_groups(today, learned_from(MANIFEST)) == set()
+
+
+def test_a_side_holds_its_own_images_with_their_labels(two_datasets, draw_tile):
+    side = side_of(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
+    assert list(zip(side.rows["dataset"], side.rows["row"], strict=True)) == [
+        ("ours", 4),
+        ("ours", 5),
+        ("ours", 14),
+        ("ours", 15),
+        ("theirs", 4),
+        ("theirs", 5),
+    ]
+    assert side.labels.tolist() == [True, False] * 3
+    difference = side.pixels(5).astype(int) - draw_tile(1005, size_px=40)
+    assert np.abs(difference).mean() < 3  # of JPEG
