@@ -24,10 +24,10 @@ from tqdm import tqdm
 from benchmarks.leave_one_photo_out import prepared
 from pipeline.drift import alpha_of, compare
 from pipeline.images import INVENTORY_FILE, PackedImages, decode, look
+from pipeline.inference import embedded
 from pipeline.params import Backbone, Monitor
 from pipeline.path_metadata import photo_of
 from pipeline.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
-from pipeline.train import embedded
 
 Pair = tuple[pd.DataFrame, pd.DataFrame]  # what was trained on, and a window
 

@@ -31,13 +31,14 @@ from pipeline.calibration import Values, fit_platt
 from pipeline.checkpoints import TrainingHistory
 from pipeline.features import Features
 from pipeline.images import PackedImages
+from pipeline.inference import embedded
 from pipeline.linear import LinearHead
 from pipeline.metrics import Labels, expected_calibration_error
 from pipeline.orientations import N_OTHERS, OtherOrientations
 from pipeline.params import Params, Probe
-from pipeline.probe import N_FOLDS, Rows, deal_folds, fit_head, joined
+from pipeline.probe import Rows, fit_head, joined
+from pipeline.probe_rows import N_FOLDS, deal_folds, rows_of
 from pipeline.traces import Folds
-from pipeline.train import embedded, rows_of
 from pipeline.training_images import side_of
 
 EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")

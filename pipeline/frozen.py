@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from pipeline.images import Chosen, Images, Pixels, Sizes
-from pipeline.inference import SHARD_IMAGES, compute_of, computed, has_shard, keep_shard, shard_path, shards_of
+from pipeline.inference import SHARD_IMAGES, complete_shards, compute_of, computed, shard_path, shards_of
 from pipeline.params import Augmentation
 from pipeline.tf import keras
 
@@ -82,16 +81,17 @@ def keep_activations(lower: keras.Model, images: Images, folder: Path) -> Kept:
     """
     shape = lower.output["features"].shape[1:]
     compute = compute_of(lower)
-    for shard in tqdm(shards_of(len(images.sizes)), desc="frozen layers", unit=" shards", disable=None):
-        if not has_shard(folder, shard):
-            keep_shard(folder, shard, computed(compute, Chosen(images, shard), shape))
-    return Kept(folder, len(images.sizes))
+    n_images = len(images.sizes)
+    complete_shards(folder, n_images, lambda shard: computed(compute, Chosen(images, shard), shape), "frozen layers")
+    return Kept(folder, n_images)
 
 
 def keep_rows(upper: keras.Model, kept: Kept, folder: Path) -> Kept:
     """Run what is kept through more frozen layers, once: (batch, …) -> (batch, n_features)."""
-    for shard in shards_of(kept.n_rows):
-        if not has_shard(folder, shard):
-            batch = np.stack([kept.row(position) for position in shard])
-            keep_shard(folder, shard, upper.predict(batch, verbose=0).astype(np.float16))
+
+    def activations(shard: range) -> Activations:
+        batch = np.stack([kept.row(position) for position in shard])
+        return np.asarray(upper.predict(batch, verbose=0), np.float16)
+
+    complete_shards(folder, kept.n_rows, activations, "frozen upper layers")
     return Kept(folder, kept.n_rows)

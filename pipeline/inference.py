@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import openvino
+from tqdm import tqdm
 
 from pipeline.features import Features
 from pipeline.files import replacing
-from pipeline.images import Images, Pixels, batches_by_size
+from pipeline.images import Chosen, Images, Pixels, batches_by_size
 from pipeline.network import build_embedder
 from pipeline.openvino_cpu import N_THREADS, CompiledGraph, supported
 from pipeline.params import Backbone, Precision
@@ -114,6 +115,21 @@ def embedder_of(backbone: Backbone) -> Embedder:
     return Embedder(backbone)
 
 
+def embedded(
+    backbone: Backbone, images: Images, unfinished: Path, what: str, *, for_training: bool = False
+) -> Features:
+    """Return the features of images, float16, (n, n_features), going on from the shards in `unfinished`.
+
+    `for_training`: in the backbone's training precision.
+    """
+
+    def features(shard: range) -> Features:
+        return embedder_of(backbone).features(Chosen(images, shard), for_training=for_training)
+
+    shards = complete_shards(unfinished, len(images.sizes), features, f"embedding {what}")
+    return np.concatenate([kept_shard(unfinished, shard) for shard in shards])
+
+
 def shards_of(n_images: int) -> list[range]:
     """Return the positions 0..n_images-1 in shards."""
     return [range(start, min(n_images, start + SHARD_IMAGES)) for start in range(0, n_images, SHARD_IMAGES)]
@@ -139,3 +155,12 @@ def keep_shard(folder: Path, shard: range, features: Features) -> None:
 def shard_path(folder: Path, shard: range) -> Path:
     """Return the file of a shard."""
     return folder / f"{shard.start:09}.npy"
+
+
+def complete_shards(folder: Path, n_rows: int, compute: Callable[[range], Features], progress: str) -> list[range]:
+    """Compute and keep each shard that `folder` lacks; return all shards of 0..n_rows-1."""
+    shards = shards_of(n_rows)
+    for shard in tqdm(shards, desc=progress, unit=" shards", disable=None):
+        if not has_shard(folder, shard):
+            keep_shard(folder, shard, compute(shard))
+    return shards

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from pipeline.errors import CracksError
-from pipeline.images import Images, Pixels, Sizes
+from pipeline.images import Images, LabelledImages, Pixels, Sizes
 from pipeline.metrics import Labels
-from pipeline.traces import Folds, GreyLevels, Traces, drawn, turned_at_random
+from pipeline.params import MosaicSet
+from pipeline.traces import Folds, GreyLevels, Traces, drawn, traces_of, turned_at_random
 
 MAX_SOURCES = 6000  # close-ups kept shrunken in memory, 40 kB each at 112 px
 MAX_TRACES = 1000  # 50 kB each at 224 px; more help no more
@@ -121,6 +122,39 @@ class Mosaics:
 
     def _with_crack(self, surface: GreyLevels, traces: Traces, fold: int, rng: np.random.Generator) -> GreyLevels:
         return drawn(surface, traces.lines[rng.choice(np.flatnonzero(traces.folds == fold))], rng)
+
+
+def mosaics_of(
+    train: LabelledImages,
+    chosen: npt.NDArray[np.int64],
+    folds: Folds,
+    params: MosaicSet,
+    size_px: int,
+    seed: int,
+    *,
+    traced: bool = False,
+) -> Mosaics:
+    """Return the mosaics that params describe, composed of the chosen training images alone.
+
+    Args:
+        train: all training images.
+        chosen: positions of some, (n,).
+        folds: of the chosen ones, (n,).
+        params: what mosaics are wanted.
+        size_px: of a mosaic.
+        seed: decides what each is composed of.
+        traced: whether cracks are traced and drawn across sound cells.
+    """
+    rng = np.random.default_rng(seed)
+    if len(chosen) > MAX_SOURCES:
+        some = np.sort(rng.choice(len(chosen), MAX_SOURCES, replace=False))
+        chosen, folds = chosen[some], folds[some]
+    labels, traces = train.labels[chosen], None
+    if traced:
+        few = rng.permutation(np.flatnonzero(labels))[:MAX_TRACES]
+        traces = traces_of(train, chosen[few], folds[few], size_px)
+    sources = Sources(shrunk(train, chosen, size_px // min(params.cells_a_side)), labels, folds, traces)
+    return Mosaics(sources, params.cells_a_side, params.n_images, size_px, seed=seed)
 
 
 def compose(

@@ -80,3 +80,15 @@ def run_in_batches(
             batch = np.stack([images.pixels(int(position)) for position in positions])
             yield positions, {name: output.numpy() for name, output in compute(batch).items()}
             bar.update(len(positions))
+
+
+def logits_and_features(
+    classifier: keras.Model, images: Images, *, progress: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]:
+    """Return the logits, (n,), and the features, (n, n_features), of all images by an uncalibrated classifier."""
+    n_images = len(images.sizes)
+    logits = np.empty(n_images, np.float32)
+    features = np.empty((n_images, classifier.output["features"].shape[-1]), np.float16)
+    for positions, outputs in run_in_batches(classifier, images, progress=progress):
+        logits[positions], features[positions] = outputs["logit"][:, 0], outputs["features"]
+    return logits, features

@@ -13,11 +13,9 @@ import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from pipeline.checkpoints import TrainingHistory
-from pipeline.errors import CracksError
 from pipeline.features import Features
 from pipeline.linear import LinearHead, Scale
 from pipeline.metrics import Labels
@@ -27,7 +25,6 @@ from pipeline.traces import Folds
 # Linear algebra on more threads takes four times the CPU seconds, most of them waiting, and rounds otherwise on another
 # number of cores.
 N_THREADS = 1
-N_FOLDS = 3  # each fit costs as much as the last one: three tell strengths that are tenfold apart well enough
 MAX_ITERATIONS = 1000
 MIN_SKILL = 0.01  # so that a logit is left where no head has learned anything
 
@@ -54,48 +51,6 @@ class Rows:
     def concatenated(cls, parts: "Sequence[Rows]") -> "Rows":
         """Return the rows of all parts."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
-
-
-def heads_of(
-    datasets: npt.NDArray[np.str_], labels: Labels, groups: npt.NDArray[np.str_]
-) -> dict[str, npt.NDArray[np.int64]]:
-    """Return by data set the positions, (n,), of the images that its head learns from.
-
-    A data set with too few groups for a head of its own is learned from with the largest one that has enough. Where
-    none has, all are learned from together.
-    """
-    names, sizes = np.unique(datasets, return_counts=True)
-    has_head = np.array([_has_enough_groups(labels[datasets == name], groups[datasets == name]) for name in names])
-    home = names[np.argmax(np.where(has_head, sizes, 0) if has_head.any() else sizes)]
-    learned_with = np.where(np.isin(datasets, names[has_head]), datasets, home)
-    return {str(name): np.flatnonzero(learned_with == name) for name in np.unique(learned_with)}
-
-
-def _has_enough_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> bool:
-    return min(_n_groups(labels, groups).values()) >= N_FOLDS
-
-
-def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
-    return {name: len(np.unique(groups[chosen])) for name, chosen in (("crack", labels), ("intact", ~labels))}
-
-
-def deal_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
-    """Return a fold for each image, groups kept together, both labels spread over the folds; (n,).
-
-    Raises:
-        CracksError: too few groups of a label.
-    """
-    for name, n_groups in _n_groups(labels, groups).items():
-        if n_groups < N_FOLDS:
-            raise CracksError(
-                f"The train side has {n_groups} groups of {name}, a probe needs {N_FOLDS} for its cross-validation. "
-                "Add images, or use a candidate with recipe finetune."
-            )
-    folds = np.empty(len(labels), np.int64)
-    splitter = StratifiedGroupKFold(N_FOLDS)
-    for fold, (_, held_out) in enumerate(splitter.split(np.empty(len(labels)), labels, groups)):
-        folds[held_out] = fold
-    return folds
 
 
 def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:

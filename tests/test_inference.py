@@ -7,6 +7,7 @@ from pipeline.errors import CracksError
 from pipeline.export import linear_classifier
 from pipeline.inference import (
     Embedder,
+    complete_shards,
     converted,
     has_shard,
     keep_shard,
@@ -144,3 +145,18 @@ def test_a_shard_is_found_again_once_it_is_kept(tmp_path):
     np.testing.assert_array_equal(kept_shard(tmp_path / "new", shard), features)
     assert has_shard(tmp_path / "new", shard)
     assert not has_shard(tmp_path / "new", range(7))
+
+
+def test_a_shard_that_is_kept_is_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "SHARD_IMAGES", 4)
+    keep_shard(tmp_path, range(4, 8), np.full((4, 1), 7, np.float16))
+    computed = []
+
+    def compute(shard):
+        computed.append(shard)
+        return np.array(shard, np.float16)[:, None]
+
+    assert complete_shards(tmp_path, 10, compute, "computing") == shards_of(10)
+    assert computed == [range(4), range(8, 10)]
+    found = [kept_shard(tmp_path, shard)[:, 0].tolist() for shard in shards_of(10)]
+    assert found == [[0, 1, 2, 3], [7, 7, 7, 7], [8, 9]]

@@ -1,12 +1,16 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from pictures import Pictures
+from two_datasets import PARAMS
 
 from pipeline.errors import CracksError
-from pipeline.mosaics import Mosaics, Sources, compose, mirrored_on, shrunk, vary
+from pipeline.mosaics import Mosaics, Sources, compose, mirrored_on, mosaics_of, shrunk, vary
+from pipeline.params import Params
 from pipeline.traces import Traces
+from pipeline.training_images import side_of
 
 DARK, GREY = 60, 130
 
@@ -175,3 +179,14 @@ def test_varied_images_stay_within_grey_levels_and_differ_by_camera_and_light():
     assert all(one.dtype == np.uint8 and one.shape == image.shape for one in varied)
     assert len({float(one.mean()) for one in varied}) == 8
     assert len({float(one.std()) for one in varied}) == 8
+
+
+def test_mosaics_are_composed_of_the_chosen_training_images_alone(two_datasets, monkeypatch):
+    train_side = side_of(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
+    seen = []
+    monkeypatch.setattr(train_side, "pixels", lambda position: seen.append(position) or np.zeros((40, 40, 3), np.uint8))
+    chosen = np.arange(1, len(train_side) - 1)
+    wanted = Params.model_validate(PARAMS).candidates["probe"].mosaics
+    mosaics = mosaics_of(train_side, chosen, chosen // 2 % 3, wanted, 32, seed=0)
+    assert len(mosaics.labels) == 2 * 12
+    assert seen == chosen.tolist()

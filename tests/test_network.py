@@ -10,6 +10,7 @@ from pipeline.network import (
     build_classifier,
     build_embedder,
     image_input,
+    logits_and_features,
     preprocessed,
     run_in_batches,
 )
@@ -143,3 +144,12 @@ def test_a_saved_graph_loads_safely_and_gives_the_same_answers(tmp_path):
     batch = noise(2, 50, 40)
     for name, output in exported(batch).items():
         np.testing.assert_array_equal(loaded(batch)[name], output)
+
+
+def test_logits_and_features_of_images_of_mixed_sizes_come_in_the_order_of_the_images(uncalibrated):
+    pictures = [noise(*size, seed=seed) for seed, size in enumerate([(20, 30), (30, 20), (20, 30)])]
+    logits, features = logits_and_features(uncalibrated, Pictures(pictures), progress="validating")
+    alone = [uncalibrated(picture[None]) for picture in pictures]
+    np.testing.assert_allclose(logits, [outputs["logit"][0, 0] for outputs in alone], atol=1e-6)
+    np.testing.assert_allclose(features, [outputs["features"][0] for outputs in alone], atol=1e-3)
+    assert features.dtype == np.float16

@@ -4,10 +4,10 @@ from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_info
 
 from pipeline.checkpoints import TrainingHistory
-from pipeline.errors import CracksError
 from pipeline.linear import LinearHead
 from pipeline.params import Probe
-from pipeline.probe import N_FOLDS, Fitted, Rows, deal_folds, equal_weights, fit_probe, heads_of, joined
+from pipeline.probe import Fitted, Rows, equal_weights, fit_probe, joined
+from pipeline.probe_rows import N_FOLDS
 
 
 def ignore(step, values):
@@ -163,39 +163,3 @@ def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_stren
         assert roc_auc_score(rows.labels, logits_of(both, rows.features)) > 0.75
     alone = fit_probe({"walls": walls}, probe(), TrainingHistory(tmp_path / "alone", ignore))
     assert roc_auc_score(decks.labels, logits_of(alone, decks.features)) < 0.65
-
-
-def positions_by_head(names, labels, groups):
-    found = heads_of(np.array(names), np.array(labels), np.array(groups))
-    return {name: positions.tolist() for name, positions in found.items()}
-
-
-def test_a_data_set_with_too_few_groups_is_learned_from_with_the_largest_that_has_enough():
-    names = ["large"] * 12 + ["medium"] * 8 + ["few"] * 4 + ["cracks"] * 20
-    labels = [row % 2 == 0 for row in range(24)] + [True] * 20
-    groups = [f"{name}-{row // (8 if name == 'few' else 1)}" for row, name in enumerate(names)]
-    assert positions_by_head(names, labels, groups) == {
-        "large": [*range(12), *range(20, 44)],
-        "medium": list(range(12, 20)),
-    }
-
-
-def test_data_sets_of_one_label_each_are_learned_from_together():
-    names, groups = ["cracks"] * 5 + ["intact"] * 6, [str(row) for row in range(11)]
-    labels = [name == "cracks" for name in names]
-    assert positions_by_head(names, labels, groups) == {"intact": list(range(11))}
-
-
-def test_groups_stay_together_in_a_fold_and_each_fold_has_both_labels():
-    labels = np.arange(60) % 2 == 0
-    groups = np.array([f"{'c' if label else 'i'}{number // 6}" for number, label in enumerate(labels.tolist())])
-    folds = deal_folds(labels, groups)
-    assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
-    assert all(len(set(labels[folds == fold])) == 2 for fold in range(N_FOLDS))
-
-
-def test_too_few_groups_of_a_label_are_refused():
-    labels = np.array([True, True, False, False, False, False])
-    groups = np.array(["a", "b", "c", "d", "e", "f"])
-    with pytest.raises(CracksError, match=r"train side has 2 groups of crack, a probe needs 3 .* recipe finetune"):
-        deal_folds(labels, groups)
