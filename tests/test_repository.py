@@ -41,7 +41,8 @@ def modules_behind(stage: str) -> set[str]:
         module = waiting.pop()
         seen.add(module)
         imported = imported_modules(ROOT / "pipeline" / f"{module}.py")
-        waiting |= {name.removeprefix("pipeline.") for name in imported if name.startswith("pipeline.")} - seen
+        found = {name.removeprefix("pipeline.") for name in imported if name.startswith("pipeline.")}
+        waiting |= found - seen - NOT_FOLLOWED
     return seen
 
 
