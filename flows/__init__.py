@@ -3,7 +3,7 @@
 import os
 
 from flows.services import local_prefect
-from pipeline.tracking import project_root
+from pipeline.project import project_root
 
 # Prefect reads these when it is imported, so they stand here. Nothing of a local run leaves the project's folder or
 # reports home, and an embedded server on a busy machine has more than 20 s to start.

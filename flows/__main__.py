@@ -31,8 +31,8 @@ from pipeline.errors import CracksError, UnavailableError
 from pipeline.heartbeat import INTERVAL_S, beat, end_heartbeat
 from pipeline.heartbeat_watch import follow
 from pipeline.params import Params, load_params
+from pipeline.project import project_root
 from pipeline.stage import run_main
-from pipeline.tracking import project_root
 
 log = logging.getLogger(__name__)
 

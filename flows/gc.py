@@ -19,9 +19,9 @@ from prefect.client.schemas.objects import TERMINAL_STATES
 
 from pipeline.errors import CracksError
 from pipeline.params import load_params
+from pipeline.project import project_root
 from pipeline.retention import clean_registry
 from pipeline.stage import run_main
-from pipeline.tracking import project_root
 
 log = logging.getLogger(__name__)
 

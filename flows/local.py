@@ -24,8 +24,9 @@ from flows.services import PREFECT, Started, answers, services_started, write_st
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
 from pipeline.processes import holder_of, is_alive
+from pipeline.project import project_root
 from pipeline.stage import run_main
-from pipeline.tracking import project_root, tracking_uri
+from pipeline.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
 

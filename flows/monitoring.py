@@ -12,8 +12,8 @@ from pipeline import monitoring as watch
 from pipeline.drift_page import as_markdown
 from pipeline.errors import CracksError
 from pipeline.params import load_params
+from pipeline.project import project_root
 from pipeline.stage import run_main
-from pipeline.tracking import project_root
 
 
 @flow(name="monitoring", on_running=[runs.record_holder])

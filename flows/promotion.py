@@ -15,9 +15,9 @@ from flows import runs
 from pipeline import promote
 from pipeline.errors import CracksError, RefusedError
 from pipeline.params import load_params
+from pipeline.project import project_root
 from pipeline.promote import Decided
 from pipeline.stage import run_main
-from pipeline.tracking import project_root
 
 NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending approval", "rolled back": "Rolled back"}
 

@@ -15,8 +15,8 @@ from pipeline import retraining as steps
 from pipeline.batches import Refused, describe, read_record, take_all, untrained
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.params import Params, load_params
+from pipeline.project import project_root
 from pipeline.stage import run_main
-from pipeline.tracking import project_root
 
 NOTHING_TO_DO = "Nothing to do"
 TITLE = "Concrete cracks: "

@@ -7,7 +7,7 @@ import httpx
 
 from pipeline.files import write_json
 from pipeline.processes import Holder, is_alive
-from pipeline.tracking import project_root
+from pipeline.project import project_root
 
 PREFECT = "prefect"
 

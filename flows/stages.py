@@ -20,7 +20,7 @@ from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.files import write_text
 from pipeline.params import Flow
 from pipeline.processes import is_gone, this_process
-from pipeline.tracking import project_root
+from pipeline.project import project_root
 
 UNCHANGED = "didn't change, skipping"
 FROM_CACHE = "is cached - skipping run"

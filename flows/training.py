@@ -14,8 +14,8 @@ from prefect.states import Cancelled, Completed, Failed
 from flows import artifacts, runs, stages
 from pipeline.errors import CracksError
 from pipeline.params import Params, load_params
+from pipeline.project import REPORTS, project_root
 from pipeline.stage import run_main
-from pipeline.tracking import project_root
 
 Futures = dict[str, PrefectFuture[State]]
 
@@ -72,7 +72,7 @@ def training() -> State:
     stages.end_orphans(log.warning)
     stages.clear_locks(log.warning)
     try:
-        params, reports = load_params(project_root() / "params.yaml"), project_root() / "reports"
+        params, reports = load_params(project_root() / "params.yaml"), project_root() / REPORTS
         outcome = reproduce_all(params)
         artifacts.publish_contracts(params, reports)
         if outcome.is_completed():

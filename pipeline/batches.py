@@ -25,10 +25,10 @@ from pipeline.archives import is_archive, is_junk
 from pipeline.errors import CracksError
 from pipeline.files import replacing, write_json, write_text
 from pipeline.params import Params
+from pipeline.project import DATASETS, INBOX
 
 log = logging.getLogger(__name__)
 
-INBOX = Path("data/inbox")
 RECORD = Path("data/batches.json")
 SCRATCH = Path("data/checkpoints/inbox")
 DONE_SUFFIX = ".done"
@@ -126,7 +126,7 @@ def take(root: Path, params: Params, archive: Path, *, now: datetime, by: str) -
     scratch = root / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
     try:
-        found = inspect(archive, name, params, known=root / "data" / "datasets" / name, scratch=scratch)
+        found = inspect(archive, name, params, known=root / DATASETS / name, scratch=scratch)
     except CracksError as error:
         return _set_aside(root, archive, sha256, str(error))
     finally:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from pipeline.files import write_json
-from pipeline.tracking import project_root
+from pipeline.project import project_root
 
 INTERVAL_S = 30
 LATE_S = 4 * INTERVAL_S  # without a sign for so long, the schedules are taken for dead

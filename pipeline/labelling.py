@@ -10,7 +10,8 @@ import pandas as pd
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
 from pipeline.params import Params
-from pipeline.prediction_log import LOG_FOLDER, Embeddings, PredictionLog
+from pipeline.prediction_log import Embeddings, PredictionLog
+from pipeline.project import LOG_FOLDER
 from pipeline.watched import Watched, watched_model
 
 COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"]

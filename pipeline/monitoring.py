@@ -21,7 +21,8 @@ from pipeline.files import write_json, write_text
 from pipeline.labelling import export_worth
 from pipeline.notify import notify
 from pipeline.params import Monitor, Params
-from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+from pipeline.prediction_log import PredictionLog
+from pipeline.project import LOG_FOLDER, MONITORING_STATE, REPORTS, TO_LABEL
 from pipeline.watched import Watched, watched_model
 
 log = logging.getLogger(__name__)
@@ -30,33 +31,7 @@ Verdict = Literal["drift", "no drift", "too few photos", "too early"]
 
 MONTH = timedelta(days=30)
 MAX_WINDOWS_KEPT = 200
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where monitoring reads and writes, below the project's folder."""
-
-    root: Path
-
-    @property
-    def log(self) -> Path:
-        """The prediction log."""
-        return self.root / LOG_FOLDER
-
-    @property
-    def state(self) -> Path:
-        """JSON: the windows so far, and whether the present drift has been told."""
-        return self.root / "data" / "monitoring" / "state.json"
-
-    @property
-    def to_label(self) -> Path:
-        """The images most worth labelling when drift was found, or the model was found old."""
-        return self.root / "data" / "monitoring" / "to-label"
-
-    @property
-    def page(self) -> Path:
-        """The report of the last window."""
-        return self.root / "reports" / "drift.html"
+PAGE = REPORTS / "drift.html"  # the report of the last window
 
 
 @dataclass(frozen=True)
@@ -78,7 +53,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def picture(root: Path) -> str | None:
     """Return the windows so far as a picture, a data URI; None where there is none yet."""
-    windows = read_state(Places(root).state)["windows"]
+    windows = read_state(root / MONITORING_STATE)["windows"]
     return windows_image(windows) if windows else None
 
 
@@ -146,10 +121,10 @@ def record(finding: Finding, version: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def tell(finding: Finding, rows: pd.DataFrame, watched: Watched, monitor: Monitor, places: Places) -> bool:
+def tell(finding: Finding, rows: pd.DataFrame, watched: Watched, monitor: Monitor, root: Path) -> bool:
     """Export the images most worth labelling and tell someone of the drift; return whether the message arrived."""
-    to_label = export_worth(rows, watched, monitor.worth_labelling, places.to_label)
-    lines = [*finding.lines, to_label, f"Pictures: {places.page}"]
+    to_label = export_worth(rows, watched, monitor.worth_labelling, root / TO_LABEL)
+    lines = [*finding.lines, to_label, f"Pictures: {root / PAGE}"]
     return notify("Drift: production sees images unlike those it was trained on", lines)
 
 
@@ -165,15 +140,14 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
         CracksError: nothing is registered, or without what it was trained on.
         UnavailableError: the tracking server does not answer.
     """
-    places, monitor = Places(root), params.monitor
-    state = read_state(places.state)
+    monitor, state = params.monitor, read_state(root / MONITORING_STATE)
     watched = watched_model(params.register_as.name)
     since, closes = next_window(state["windows"], watched.version, monitor)
     if closes is not None and now < closes:
         return Finding(
             "too early", [f"The last window closed on {since or closes:%d %B}, the next one on {closes:%d %B}."]
         )
-    rows = PredictionLog(places.log, monitor.log_max_mb).read(since, now, watched.version)
+    rows = PredictionLog(root / LOG_FOLDER, monitor.log_max_mb).read(since, now, watched.version)
     finding = look(rows, watched, monitor)
     log.info("%s: %s", finding.verdict, " ".join(finding.lines))
     if finding.comparison is None:
@@ -181,8 +155,8 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
     windows = [*state["windows"], record(finding, watched.version, now)][-MAX_WINDOWS_KEPT:]
     known = watched.reference[watched.reference["dataset"] == finding.dataset]
     page = render_drift(finding.comparison, known, rows, windows, finding.lines, is_drawn=params.is_demo)
-    write_text(places.page, page)
+    write_text(root / PAGE, page)
     # Told before it is noted as told: a crash in between tells twice, not never.
-    told = finding.verdict == "drift" and (bool(state["told"]) or tell(finding, rows, watched, monitor, places))
-    write_json(places.state, {"told": told, "windows": windows})
+    told = finding.verdict == "drift" and (bool(state["told"]) or tell(finding, rows, watched, monitor, root))
+    write_json(root / MONITORING_STATE, {"told": told, "windows": windows})
     return finding

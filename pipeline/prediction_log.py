@@ -37,7 +37,6 @@ SCHEMA = pa.schema(
         pa.field("embedding", pa.list_(pa.float32(), N_DIMENSIONS), nullable=False),
     ]
 )
-LOG_FOLDER = Path("data/predictions")  # below the project's folder
 MAX_MB = 1000
 TIME_IN_NAME = "%Y%m%dT%H%M%S%fZ"
 

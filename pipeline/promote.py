@@ -14,6 +14,7 @@ from pipeline.evidence import TestSet, collect, lineage_of, operations_of, read_
 from pipeline.gate import Comparison, Evidence, Judgement, RuleResult, Unknown, decide, operations
 from pipeline.history import PRODUCTION, History, Outcome, Record, best_of, opened, rolled_back, stack_of
 from pipeline.params import Params
+from pipeline.project import DATASETS, MANIFEST, project_root
 from pipeline.register import ALIAS as CHALLENGER
 from pipeline.registry import fetch, find_version
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
-
-MANIFEST = Path("data/manifest.parquet")  # as dvc.yaml has them
-DATASETS = Path("data/datasets")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def run(
         RefusedError: it is in production already.
         UnavailableError: the registry does not answer, or another promotion is under way.
     """
-    root = tracking.project_root()
+    root = project_root()
     with opened(params.register_as.name) as history:
         if not dry_run:
             history.settle()
@@ -127,7 +125,7 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
         CracksError: there is no such version to go back to.
         UnavailableError: the registry does not answer, or a promotion is under way.
     """
-    root = tracking.project_root()
+    root = project_root()
     with opened(params.register_as.name) as history, tempfile.TemporaryDirectory() as scratch:
         history.settle()
         production = history.production()

@@ -25,6 +25,7 @@ from pipeline.files import write_json
 from pipeline.images import LabelledImages, Pixels
 from pipeline.known_concrete import KNOWN_CONCRETE_FILE
 from pipeline.params import Params, load_params
+from pipeline.project import in_experiment
 from pipeline.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.stage import run_main, stage_parser
 from pipeline.training_images import LEARNED_FROM_FILE, learned_from
@@ -273,7 +274,7 @@ def run(params: Params, results: Results, out: Path) -> None:
 
     """
     name = params.register_as.name
-    if tracking.in_experiment():
+    if in_experiment():
         log.info("This is an experiment: nothing is registered. `dvc exp apply`, then `make run`, registers it.")
         write_json(out, {"name": name, "version": None, "run_id": None})
         return

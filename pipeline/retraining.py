@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline import tracking
-from pipeline.batches import INBOX, RECORD, Taken, trained
+from pipeline.batches import RECORD, Taken, trained
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.files import write_json
 from pipeline.notify import notify
 from pipeline.params import Flow, Params
+from pipeline.project import INBOX, REPORTS, TO_LABEL
 from pipeline.registry import find_version
 from pipeline.results import score_in_words
 
@@ -119,7 +120,7 @@ def commit(root: Path, paths: Sequence[Path], message: str) -> None:
 
 def registered_version(root: Path) -> str:
     """Return the version that the last training registered."""
-    return str(json.loads((root / "reports" / "registered.json").read_text(encoding="utf-8"))["version"])
+    return str(json.loads((root / REPORTS / "registered.json").read_text(encoding="utf-8"))["version"])
 
 
 def promote(params: Params, version: str) -> str:
@@ -155,7 +156,7 @@ def overdue(params: Params, now: datetime) -> str | None:
 
 def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: str) -> list[str]:
     """Return what happened and why: what was trained on, the model, its scores, the gate's word, where to look."""
-    metrics = json.loads((root / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((root / REPORTS / "metrics.json").read_text(encoding="utf-8"))
     test = metrics["test"]
     names = ", ".join(f"{batch.file} ({batch.n_images:,} images)" for batch in batches)
     drawn = ", drawn images that say nothing about real concrete" if metrics["demo"] else ""
@@ -175,10 +176,9 @@ def images_to_label(root: Path, params: Params) -> str:
         UnavailableError: the registry does not answer.
     """
     from pipeline.labelling import export_from_log
-    from pipeline.monitoring import Places
 
     try:
-        return export_from_log(params, root, Places(root).to_label)
+        return export_from_log(params, root, root / TO_LABEL)
     except UnavailableError:
         raise
     except CracksError as error:

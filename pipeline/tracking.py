@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UnavailableError
 from pipeline.params import Params
+from pipeline.project import REPORTS, project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,24 +38,11 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over single files
 }
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
-WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", "reports")
+WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", str(REPORTS))
 # sections of params.yaml that decide no result of a repro
 NO_PART_OF_A_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
 METRICS_IN_A_REQUEST, PARAMS_IN_A_REQUEST = 1000, 100  # MLflow refuses more
-
-
-def project_root() -> Path:
-    """Return the project's folder: DVC's root, which inside an experiment is still the repository it came from."""
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root)
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
-
-
-def in_experiment() -> bool:
-    """Return whether this process is part of `dvc exp run`."""
-    return "DVC_EXP_BASELINE_REV" in os.environ
 
 
 def tracking_uri() -> str:

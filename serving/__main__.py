@@ -16,9 +16,9 @@ import uvicorn
 
 from pipeline.errors import CracksError
 from pipeline.params import load_params
-from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+from pipeline.prediction_log import PredictionLog
+from pipeline.project import LOG_FOLDER, project_root
 from pipeline.stage import run_main, stage_parser
-from pipeline.tracking import project_root
 from serving.app import create_app
 from serving.holder import ModelHolder
 from serving.registry import Registry

@@ -18,7 +18,8 @@ from PIL import ExifTags, Image
 from tiny_model import DECISION, probability_of, write_tiny_model
 
 from pipeline.labelling import export
-from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+from pipeline.prediction_log import PredictionLog
+from pipeline.project import LOG_FOLDER
 from pipeline.sources import find_images
 
 PROBLEM = "application/problem+json"

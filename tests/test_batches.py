@@ -13,7 +13,6 @@ from drawn_data import IN_PROCESS, changed, drawn_files
 
 from pipeline import batches, dataset_reader
 from pipeline.batches import (
-    INBOX,
     RECORD,
     Refused,
     Taken,
@@ -30,6 +29,7 @@ from pipeline.batches import (
 from pipeline.dataset_reader import pack_dataset
 from pipeline.errors import CracksError
 from pipeline.params import Dataset, Params
+from pipeline.project import INBOX
 
 ROOT = Path(__file__).parents[1]
 SITE = Path("data/incoming/site")

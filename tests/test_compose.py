@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.batches import INBOX
-from pipeline.prediction_log import LOG_FOLDER
+from pipeline.project import INBOX, LOG_FOLDER
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "mlflow" / "compose.yaml").read_text(encoding="utf-8")

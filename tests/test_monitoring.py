@@ -14,7 +14,8 @@ from pipeline.drift_page import as_markdown
 from pipeline.errors import CracksError
 from pipeline.labelling import export, worth_labelling
 from pipeline.params import load_params
-from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+from pipeline.prediction_log import PredictionLog
+from pipeline.project import LOG_FOLDER
 from pipeline.reference import choose_images
 from pipeline.watched import Watched
 

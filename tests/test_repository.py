@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # What these do decides no result; the values of params are followed by DVC itself.
-NOT_FOLLOWED = {"errors", "files", "params", "stage", "tracking"}
+NOT_FOLLOWED = {"errors", "files", "params", "project", "stage", "tracking"}
 
 
 def imported_modules(path: Path) -> set[str]:

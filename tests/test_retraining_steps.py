@@ -19,7 +19,8 @@ from pipeline.batches import RECORD, Taken, read_record, write_record
 from pipeline.bootstrap import scores_with_intervals
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.params import Flow, Params
-from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+from pipeline.prediction_log import PredictionLog
+from pipeline.project import LOG_FOLDER
 from pipeline.retraining import (
     alone,
     commit,

@@ -66,24 +66,9 @@ def test_the_store_is_in_the_folder_of_dvc_wherever_the_stage_runs(project, tmp_
     assert tracking.tracking_uri() == f"sqlite:///{project}/mlflow/mlflow.db"
 
 
-def test_without_dvc_the_store_is_in_the_nearest_folder_above_that_is_a_project(project, monkeypatch):
-    (project / "deep" / "down").mkdir(parents=True)
-    monkeypatch.chdir(project / "deep" / "down")
-    monkeypatch.delenv("DVC_ROOT")
-    assert tracking.project_root() == project
-    (project / ".dvc").rmdir()
-    assert tracking.project_root() == project / "deep" / "down"
-
-
 def test_the_address_of_a_server_wins_over_the_project(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
     assert tracking.tracking_uri() == "http://tracking.example:5000"
-
-
-def test_an_experiment_is_known_by_its_baseline(project, monkeypatch):
-    assert not tracking.in_experiment()
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
-    assert tracking.in_experiment()
 
 
 def test_the_experiment_is_made_once_and_keeps_its_artifacts_in_the_project(store, project):

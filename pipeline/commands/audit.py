@@ -27,7 +27,7 @@ def _audit(args: argparse.Namespace) -> None:
     from pipeline.files import write_text
     from pipeline.images import PackedImages, read_quarantine
     from pipeline.params import Dataset, load_params
-    from pipeline.tracking import project_root
+    from pipeline.project import project_root
 
     params = load_params(project_root() / "params.yaml")
     dataset = Dataset(source=args.source, photo_pattern=args.photo_pattern)

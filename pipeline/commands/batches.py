@@ -28,8 +28,8 @@ def add(commands: Commands) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from pipeline.batches import INBOX, read_record
-    from pipeline.tracking import project_root
+    from pipeline.batches import read_record
+    from pipeline.project import INBOX, project_root
 
     root = project_root()
     record = read_record(root)
@@ -61,8 +61,8 @@ def _take(args: argparse.Namespace) -> None:
     from pipeline.batches import Refused, describe, take_all
     from pipeline.errors import RefusedError
     from pipeline.params import load_params
+    from pipeline.project import project_root
     from pipeline.retraining import alone
-    from pipeline.tracking import project_root
 
     root = project_root()
     params = load_params(root / "params.yaml")
@@ -81,8 +81,8 @@ def _remove(args: argparse.Namespace) -> None:
 
     from pipeline.batches import remove
     from pipeline.params import load_params
+    from pipeline.project import project_root
     from pipeline.retraining import alone
-    from pipeline.tracking import project_root
 
     root = project_root()
     params = load_params(root / "params.yaml")

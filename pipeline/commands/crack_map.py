@@ -30,8 +30,8 @@ def add(commands: Commands) -> None:
 def _map(args: argparse.Namespace) -> None:
     from pipeline.errors import CracksError
     from pipeline.params import load_params
+    from pipeline.project import project_root
     from pipeline.sources import find_images
-    from pipeline.tracking import project_root
 
     if args.mm_per_px is not None and args.mm_per_px <= 0:
         raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0.")

@@ -24,7 +24,7 @@ def _worth_labelling(args: argparse.Namespace) -> None:
     from pipeline.errors import CracksError
     from pipeline.labelling import export_from_log
     from pipeline.params import load_params
-    from pipeline.tracking import project_root
+    from pipeline.project import project_root
 
     if args.out.exists():
         raise CracksError(f"{args.out} exists already. Give a folder that does not, so that nothing is overwritten.")

@@ -38,9 +38,9 @@ def _predict(args: argparse.Namespace) -> None:
     from pipeline.errors import CracksError
     from pipeline.params import load_params
     from pipeline.path_metadata import check_photo_pattern
-    from pipeline.prediction_log import LOG_FOLDER, PredictionLog
+    from pipeline.prediction_log import PredictionLog
+    from pipeline.project import LOG_FOLDER, project_root
     from pipeline.sources import find_images
-    from pipeline.tracking import project_root
 
     paths = find_images(args.paths)
     check_photo_pattern(args.photo_pattern)

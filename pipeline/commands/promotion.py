@@ -2,7 +2,6 @@
 
 import argparse
 import getpass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands import Commands
@@ -86,9 +85,9 @@ def _history(args: argparse.Namespace) -> None:
 
 def _params() -> "Params":
     from pipeline.params import load_params
-    from pipeline.tracking import project_root
+    from pipeline.project import project_root
 
-    return load_params(Path(project_root()) / "params.yaml")
+    return load_params(project_root() / "params.yaml")
 
 
 def _finish(decided: "Decided", more: str = "") -> None:
