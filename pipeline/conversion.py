@@ -7,8 +7,9 @@ import numpy as np
 import openvino
 
 from pipeline.images import Pixels
+from pipeline.network import traced
 from pipeline.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
-from pipeline.tf import keras, tf
+from pipeline.tf import keras
 
 
 def write_served(model: keras.Model, golden: list[Pixels], folder: Path) -> None:
@@ -19,11 +20,7 @@ def write_served(model: keras.Model, golden: list[Pixels], folder: Path) -> None
         golden: images whose probabilities by `model` are kept, so that whoever loads the form can check it.
         folder: where the files go; it exists.
     """
-    graph = tf.function(
-        lambda image: model(image, training=False),
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")],
-    )
-    converted = openvino.convert_model(graph.get_concrete_function())
+    converted = openvino.convert_model(traced(model).get_concrete_function())
     converted.set_rt_info(model.get_layer("resize").height, IMAGE_SIZE_KEY)
     openvino.save_model(converted, folder / GRAPH_FILE, compress_to_fp16=False)
     answers = [model(image[None], training=False)["probability"].numpy()[0] for image in golden]

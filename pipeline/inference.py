@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipeline.features import Features
 from pipeline.files import replacing
 from pipeline.images import Chosen, Images, Pixels, batches_by_size
-from pipeline.network import build_embedder
+from pipeline.network import build_embedder, traced
 from pipeline.openvino_cpu import N_THREADS, CompiledGraph, supported
 from pipeline.params import Backbone, Precision
 from pipeline.tf import keras, tf
@@ -84,13 +84,13 @@ def on_gpu() -> bool:
 
 def tensorflow_compute(model: keras.Model) -> Compute:
     """Return `model` (uint8 images -> {"features"}) as a function of one batch, run by TensorFlow."""
-    graph = _graph(model)
+    graph = traced(model)
     return lambda batch: np.asarray(graph(batch)["features"])
 
 
 def converted(model: keras.Model) -> "openvino.Model":
     """Return `model` (uint8 images -> {"features"}) as OpenVINO reads it."""
-    return openvino.convert_model(_graph(model).get_concrete_function())
+    return openvino.convert_model(traced(model).get_concrete_function())
 
 
 def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> Compute:
@@ -100,13 +100,6 @@ def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> C
     """
     compiled = CompiledGraph(graph, precision)
     return lambda batch: compiled(batch)["features"]
-
-
-def _graph(model: keras.Model) -> "tf.types.experimental.GenericFunction":
-    return tf.function(
-        lambda image: {"features": model(image, training=False)["features"]},
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
-    )
 
 
 @lru_cache(maxsize=1)

@@ -59,6 +59,17 @@ def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[ke
     return keras.Model(image, {"logit": logit, "features": features}, name="classifier")
 
 
+def traced(model: keras.Model) -> "tf.types.experimental.GenericFunction":
+    """Return `model` as one graph: uint8 RGB (batch, height, width, 3), of any size -> its outputs by name.
+
+    One trace serves every size: a trace a size would cost seconds each on a folder of odd photos.
+    """
+    return tf.function(
+        lambda image: model(image, training=False),
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")],
+    )
+
+
 def run_in_batches(
     model: keras.Model, images: Images, *, progress: str
 ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]]:
@@ -70,11 +81,7 @@ def run_in_batches(
         progress: what the progress bar says.
 
     """
-    # One trace serves every size: a trace a size would cost seconds each on a folder of odd photos.
-    compute = tf.function(
-        lambda batch: model(batch, training=False),
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
-    )
+    compute = traced(model)
     with tqdm(total=len(images.sizes), desc=progress, unit=" images", disable=None) as bar:
         for positions in batches_by_size(images.sizes, BATCH_IMAGES):
             batch = np.stack([images.pixels(int(position)) for position in positions])

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.tf import keras, tf
+from pipeline.network import traced
+from pipeline.tf import keras
 
 Batch = npt.NDArray[np.uint8]  # (n, height, width, 3), RGB
 Scorer = Callable[[Batch], npt.NDArray[np.float32]]
@@ -16,13 +17,10 @@ def scorer(model: keras.Model) -> Scorer:
 
     `model` is an exported graph. It is traced once, for all sizes, as `Classifier` runs it.
     """
-    compute = tf.function(
-        lambda batch: model(batch, training=False)["probability"],
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
-    )
+    compute = traced(model)
 
     def score(batch: Batch) -> npt.NDArray[np.float32]:
-        probabilities: npt.NDArray[np.float32] = compute(batch).numpy()
+        probabilities: npt.NDArray[np.float32] = compute(batch)["probability"].numpy()
         return probabilities
 
     return score
