@@ -58,7 +58,7 @@ API_PORT ?= 8000
 STARTER := data/serving/starter
 $(STARTER)/decision.json: pipeline/starter.npz | .venv/installed
 	@echo "Preparing the starter model, which answers until another is registered ..."
-	@python -m pipeline.served_starter --recipe data/demo.yaml --out $(STARTER)
+	@python -m pipeline.build_starter served --recipe data/demo.yaml --out $(STARTER)
 
 up: .venv/installed $(STARTER)/decision.json  ## start Prefect, MLflow, the schedules and the API on this machine (PREFECT_PORT=, MLFLOW_PORT=, API_PORT=)
 	@python -m flows.local up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT) --api-port $(API_PORT) \

@@ -67,14 +67,13 @@ def register_model(uri: str, images: list[bytes]) -> None:
 
     from pipeline.calibration import Calibration, Platt
     from pipeline.classifier import Classifier
-    from pipeline.decision import DECISION_FILE, Decision
+    from pipeline.decision import Decision
     from pipeline.export import calibrated, linear_classifier
-    from pipeline.files import write_json
     from pipeline.known_concrete import KNOWN_CONCRETE_FILE, learn, sketches
     from pipeline.linear import LinearHead
     from pipeline.network import build_embedder
     from pipeline.params import Backbone
-    from pipeline.register import log_model, write_checked_served
+    from pipeline.registration import log_model, write_checked_served
     from pipeline.served import ServedModel
 
     taps = ("block_11_expand", "block_14_expand", "head_conv")
@@ -82,15 +81,13 @@ def register_model(uri: str, images: list[bytes]) -> None:
     n_features = build_embedder(backbone).output["features"].shape[-1]
     kernel = np.random.default_rng(0).normal(0, 0.05, n_features).astype(np.float32)
     model = calibrated(linear_classifier(backbone, LinearHead(kernel, 0.0)), Calibration((Platt(1.0, 0.0),)))
-    decision = Decision(0.5, 0.4, 0.6)
+    classifier = Classifier(model, Decision(0.5, 0.4, 0.6))
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     run = mlflow.MlflowClient().create_run("0")
-    with tempfile.TemporaryDirectory() as trained, tempfile.TemporaryDirectory() as served:
-        write_json(Path(trained) / DECISION_FILE, decision.as_dict())
-        classifier = Classifier(model, decision)
+    with tempfile.TemporaryDirectory() as served:
         pixels = [decode(content) for content in images]
-        write_checked_served(classifier, Path(trained), pixels[:4], Path(served))
+        write_checked_served(classifier, pixels[:4], Path(served))
         seen = sketches(ServedModel.load(Path(served)).outputs(np.stack(pixels))["features"])
         learn(seen, seen, 0.05, {}).save(Path(served) / KNOWN_CONCRETE_FILE)
         mlflow.register_model(log_model(classifier, Path(served), run.info.run_id, NAME), NAME)

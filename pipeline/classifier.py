@@ -11,10 +11,9 @@ import numpy.typing as npt
 from pipeline.decision import DECISION_FILE, Decision, load_decision
 from pipeline.errors import CracksError
 from pipeline.images import Images
+from pipeline.model_files import MODEL_FILE, extra_files, keras_file
 from pipeline.network import run_in_batches
 from pipeline.tf import keras
-
-MODEL_FILE = "model.keras"
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,9 @@ class Classifier:
         Raises:
             CracksError: a file is missing or is no model.
         """
-        in_registry = (folder / "MLmodel").exists()  # MLflow lays the same files out its own way
-        model_file = folder / "data" / MODEL_FILE if in_registry else folder / MODEL_FILE
         try:
-            decision = load_decision(folder / "extra_files" if in_registry else folder)
-            return cls(keras.models.load_model(model_file, compile=False, safe_mode=True), decision)
+            decision = load_decision(extra_files(folder))
+            return cls(keras.models.load_model(keras_file(folder), compile=False, safe_mode=True), decision)
         except (OSError, ValueError, TypeError) as error:
             raise CracksError(
                 f"{folder} holds no model that can be loaded: {error}. It needs {MODEL_FILE} and {DECISION_FILE}, "

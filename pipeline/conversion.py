@@ -6,20 +6,23 @@ from typing import Any
 import numpy as np
 import openvino
 
+from pipeline.classifier import Classifier
+from pipeline.decision import DECISION_FILE
+from pipeline.files import write_json
 from pipeline.images import Pixels
 from pipeline.network import traced
 from pipeline.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
-from pipeline.tf import keras
 
 
-def write_served(model: keras.Model, golden: list[Pixels], folder: Path) -> None:
-    """Write the exported graph in the form in which it is served, all but its decision rule.
+def write_served(classifier: Classifier, golden: list[Pixels], folder: Path) -> None:
+    """Write a model in the form in which it is served: SERVED_FILES.
 
     Args:
-        model: uint8 RGB (batch, height, width, 3) -> {"probability", "features"}.
-        golden: images whose probabilities by `model` are kept, so that whoever loads the form can check it.
+        classifier: the model.
+        golden: images whose probabilities by it are kept, so that whoever loads the form can check it.
         folder: where the files go; it exists.
     """
+    model = classifier.model
     converted = openvino.convert_model(traced(model).get_concrete_function())
     converted.set_rt_info(model.get_layer("resize").height, IMAGE_SIZE_KEY)
     openvino.save_model(converted, folder / GRAPH_FILE, compress_to_fp16=False)
@@ -27,3 +30,4 @@ def write_served(model: keras.Model, golden: list[Pixels], folder: Path) -> None
     images = {f"image_{number}": image for number, image in enumerate(golden)}
     arrays: dict[str, Any] = {"probabilities": np.array(answers, np.float32), **images}
     np.savez_compressed(folder / GOLDEN_FILE, **arrays)
+    write_json(folder / DECISION_FILE, classifier.decision.as_dict())

@@ -23,6 +23,7 @@ from pipeline.check_served import check_apart
 from pipeline.errors import CracksError
 from pipeline.gate import Change, Comparison, Evidence, Lineage, Operations, OwnScores, Unknown
 from pipeline.images import Images, LabelledImages
+from pipeline.model_files import EXTRA_FILES
 from pipeline.params import Decide
 from pipeline.registry import fetch
 from pipeline.served import ServedModel, served_outputs
@@ -288,7 +289,7 @@ def collect(
 
 def _fetched(name: str, version: str, folder: Path) -> Path | Unknown:
     try:
-        return fetch(name, version, folder, "extra_files")
+        return fetch(name, version, folder, EXTRA_FILES)
     except CracksError as error:
         return Unknown(str(error))
 

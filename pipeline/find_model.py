@@ -1,29 +1,24 @@
 """Finding the model that a person asks for, in the form in which it is served."""
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import tracking
 from pipeline.decision import DECISION_FILE
 from pipeline.errors import CracksError
-from pipeline.files import write_json
-from pipeline.known_concrete import KNOWN_CONCRETE_FILE, KnownConcrete
-from pipeline.registry import fetch, find_version
+from pipeline.known_concrete import KNOWN_CONCRETE_FILE, KnownConcrete, load_known_concrete
+from pipeline.model_files import extra_files
+from pipeline.registry import CHALLENGER, PRODUCTION, fetch, find_version
 from pipeline.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, ServedModel
 
-if TYPE_CHECKING:
-    from pipeline.classifier import Classifier
-
-DEFAULT_ALIASES = ("production", "challenger")
 STARTER = "starter"
 STARTER_DESCRIPTION = "the starter model, trained on METU and SDNET2018"
-STARTER_CONCRETE = Path(__file__).with_name("starter_concrete.npz")
 
 
 @dataclass(frozen=True)
@@ -31,16 +26,14 @@ class FoundModel:
     """A model in its served form.
 
     Attributes:
-        folder: that has the files of the served form at its top.
+        folder: that has the files of the served form at its top and, where it is recorded, what concrete it knows.
         description: which model it is, in words.
         version: by which the prediction log names it: a number, "starter", or the folder.
-        concrete: the file that says what concrete it knows, None where it has none.
     """
 
     folder: Path
     description: str
     version: str
-    concrete: Path | None
 
     def load(self) -> ServedModel:
         """Return the model, ready to score. Raises CracksError."""
@@ -48,16 +41,12 @@ class FoundModel:
 
     def known_concrete(self) -> KnownConcrete | None:
         """Return what concrete it knows, None where that was not recorded."""
-        return None if self.concrete is None else KnownConcrete.load(self.concrete)
+        return load_known_concrete(self.folder)
 
     def identity(self) -> str:
         """Return a hash of all that decides an answer."""
-        digest = hashlib.sha256()
-        for name in (GRAPH_FILE, WEIGHTS_FILE, DECISION_FILE):
-            digest.update((self.folder / name).read_bytes())
-        if self.concrete is not None:
-            digest.update(self.concrete.read_bytes())
-        return digest.hexdigest()
+        paths = [self.folder / name for name in (GRAPH_FILE, WEIGHTS_FILE, DECISION_FILE, KNOWN_CONCRETE_FILE)]
+        return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.exists())).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -73,10 +62,8 @@ class ModelFiles:
     @classmethod
     def read(cls, found: FoundModel) -> "ModelFiles":
         """Read the files of a model."""
-        paths = {name: found.folder / name for name in SERVED_FILES}
-        if found.concrete is not None:
-            paths[KNOWN_CONCRETE_FILE] = found.concrete
-        return cls(tuple((name, path.read_bytes()) for name, path in paths.items()))
+        paths = [found.folder / name for name in (*SERVED_FILES, KNOWN_CONCRETE_FILE)]
+        return cls(tuple((path.name, path.read_bytes()) for path in paths if path.exists()))
 
 
 @lru_cache(maxsize=1)
@@ -85,8 +72,7 @@ def model_of(files: ModelFiles) -> tuple[ServedModel, KnownConcrete | None]:
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         for name, content in files.contents:
             (Path(scratch) / name).write_bytes(content)
-        concrete = Path(scratch) / KNOWN_CONCRETE_FILE
-        return ServedModel.load(Path(scratch)), KnownConcrete.load(concrete) if concrete.exists() else None
+        return ServedModel.load(Path(scratch)), load_known_concrete(Path(scratch))
 
 
 @contextmanager
@@ -104,19 +90,12 @@ def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
     """
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         folder, description, version = locate(name, wanted, Path(scratch) / "fetched")
-        converted = Path(scratch) / "converted"
-        converted.mkdir()
-        if folder is None:
-            _convert_starter(converted)
-            concrete = STARTER_CONCRETE
-            files = converted
-        else:
-            files = folder / "extra_files" if (folder / "MLmodel").exists() else folder
-            concrete = files / KNOWN_CONCRETE_FILE
-            if not all((files / file).exists() for file in SERVED_FILES):
-                _convert(folder, converted)
-                files = converted
-        yield FoundModel(files, description, version, concrete if concrete.exists() else None)
+        files = None if folder is None else extra_files(folder)
+        if files is None or not all((files / file).exists() for file in SERVED_FILES):
+            files = Path(scratch) / "converted"
+            files.mkdir()
+            _write_served_form(folder, files)
+        yield FoundModel(files, description, version)
 
 
 def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, str, str]:
@@ -129,38 +108,34 @@ def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, s
     if wanted is not None and Path(wanted).is_dir():
         return Path(wanted), f"the model in {wanted}", wanted
     client, _ = tracking.connect()
-    for reference in (wanted,) if wanted is not None else DEFAULT_ALIASES:
-        found = find_version(client, name, reference)
-        is_demo = found is not None and found.tags.get("demo") == "true"
-        if found is None or (wanted is None and reference == "challenger" and is_demo):
-            continue
-        demo = ", trained on drawn images (demo)" if is_demo else ""
-        alias = "" if reference.isdecimal() else f" ({reference})"
-        version = str(found.version)
-        return fetch(name, version, scratch), f"{name} version {version}{alias}{demo}", version
-    if wanted is None:
+    found = find_version(client, name, wanted)
+    if found is None and wanted is not None:
+        raise CracksError(
+            f"There is no model {wanted!r} of {name} in {tracking.shown_uri()}. Run `make run` first, or give --model "
+            f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
+        )
+    is_demo = found is not None and found.tags.get("demo") == "true"
+    reference = wanted or (PRODUCTION if found is not None and PRODUCTION in found.aliases else CHALLENGER)
+    if found is None or (wanted is None and reference == CHALLENGER and is_demo):
         reason = f"because no model of {name} trained on real concrete is registered yet"
         return None, f"{STARTER_DESCRIPTION}, {reason}", STARTER
-    raise CracksError(
-        f"There is no model {wanted!r} of {name} in {tracking.shown_uri()}. Run `make run` first, or give --model "
-        f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
-    )
+    demo = ", trained on drawn images (demo)" if is_demo else ""
+    alias = "" if reference.isdecimal() else f" ({reference})"
+    version = str(found.version)
+    return fetch(name, version, scratch), f"{name} version {version}{alias}{demo}", version
 
 
-def _convert_starter(scratch: Path) -> None:
-    from pipeline.starter import load_starter  # only here: it takes TensorFlow, which takes seconds
-
-    _write(load_starter(), scratch)
-
-
-def _convert(folder: Path, scratch: Path) -> None:
+def _write_served_form(folder: Path | None, out: Path) -> None:
+    """Write the served form of the model in `folder`, of the starter where that is None, without golden images."""
+    # Only here: they take TensorFlow, which takes seconds.
     from pipeline.classifier import Classifier
-
-    _write(Classifier.load(folder), scratch)
-
-
-def _write(classifier: "Classifier", scratch: Path) -> None:
     from pipeline.conversion import write_served
+    from pipeline.starter import write_served_starter
 
-    write_served(classifier.model, [], scratch)
-    write_json(scratch / DECISION_FILE, classifier.decision.as_dict())
+    if folder is None:
+        write_served_starter([], out)
+        return
+    write_served(Classifier.load(folder), [], out)
+    known = extra_files(folder) / KNOWN_CONCRETE_FILE
+    if known.exists():
+        shutil.copyfile(known, out / KNOWN_CONCRETE_FILE)

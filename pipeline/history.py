@@ -21,7 +21,7 @@ from pipeline import tracking
 from pipeline.errors import UnavailableError
 from pipeline.files import write_json
 from pipeline.processes import Holder, is_gone, this_process
-from pipeline.registry import find_version
+from pipeline.registry import PRODUCTION, find_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRODUCTION = "production"
 DETAILS_FILE = "decision.json"
 LEASE_S = 120  # an open record that is older was left by a process that died, on this machine or another
 POLL_S = 0.1

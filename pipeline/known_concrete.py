@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.files import replacing
+from pipeline.model_files import extra_files
 from pipeline.projection import project
 
 KNOWN_CONCRETE_FILE = "known_concrete.npz"
@@ -102,6 +103,16 @@ class KnownConcrete:
                 surfaces=tuple(Surface(**surface) for surface in json.loads(str(arrays["surfaces"]))),
                 centres=arrays["centres"].astype(np.float64),
             )
+
+
+def load_known_concrete(folder: Path) -> KnownConcrete | None:
+    """Return what concrete the model in `folder` knows, None where that was not recorded.
+
+    Raises:
+        OSError, ValueError or KeyError: it is recorded, and the file is broken.
+    """
+    file = extra_files(folder) / KNOWN_CONCRETE_FILE
+    return KnownConcrete.load(file) if file.exists() else None
 
 
 def learn(

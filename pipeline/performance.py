@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline.classifier import MODEL_FILE, Classifier
+from pipeline.classifier import Classifier
+from pipeline.model_files import MODEL_FILE
 from pipeline.scoring import scorer
 from pipeline.timing import times_s
 

@@ -12,11 +12,11 @@ from pipeline import tracking
 from pipeline.errors import CracksError, RefusedError
 from pipeline.evidence import TestSet, collect, lineage_of, operations_of, read_test_set
 from pipeline.gate import Comparison, Evidence, Judgement, RuleResult, Unknown, decide, operations
-from pipeline.history import PRODUCTION, History, Outcome, Record, best_of, opened, rolled_back, stack_of
+from pipeline.history import History, Outcome, Record, best_of, opened, rolled_back, stack_of
+from pipeline.model_files import EXTRA_FILES
 from pipeline.params import Params
 from pipeline.project import DATASETS, MANIFEST, project_root
-from pipeline.register import ALIAS as CHALLENGER
-from pipeline.registry import fetch, find_version
+from pipeline.registry import CHALLENGER, PRODUCTION, fetch, find_version
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -132,7 +132,7 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
         target = rollback_target(history.moves(), production, to)
         test_set = read_test_set(root / MANIFEST, root / DATASETS)
         try:
-            found = operations_of(fetch(history.model, target, Path(scratch), "extra_files"), test_set)
+            found = operations_of(fetch(history.model, target, Path(scratch), EXTRA_FILES), test_set)
         except CracksError as error:
             found = Unknown(str(error))
         result = operations(found, params.promote)

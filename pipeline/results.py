@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline import tracking
 from pipeline.errors import CracksError
+from pipeline.registry import CHALLENGER
 
 Rows = list[dict[str, str]]
 
@@ -54,7 +55,7 @@ def summary_lines(folder: Path) -> list[str]:
     if registered["version"] is None:
         lines.append("Registered: nothing, this was an experiment")
     else:
-        lines.append(f"Registered: {registered['name']} version {registered['version']}, alias challenger")
+        lines.append(f"Registered: {registered['name']} version {registered['version']}, alias {CHALLENGER}")
     lines.append(f"Report: {folder / 'report.html'}")
     return lines
 

@@ -146,12 +146,11 @@ def overdue(params: Params, now: datetime) -> str | None:
         UnavailableError: the registry does not answer.
     """
     client, _ = tracking.connect()
-    for alias in ("production", "challenger"):
-        version = find_version(client, params.register_as.name, alias)
-        if version is not None:
-            age = now - datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC)
-            return str(version.version) if age.days > params.retrain.max_age_days else None
-    return None
+    version = find_version(client, params.register_as.name)
+    if version is None:
+        return None
+    age = now - datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC)
+    return str(version.version) if age.days > params.retrain.max_age_days else None
 
 
 def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: str) -> list[str]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from pipeline.decision import DECISION_FILE, Decision, load_decision
 from pipeline.errors import CracksError
 from pipeline.images import Images, Pixels, batches_by_size
+from pipeline.model_files import extra_files
 from pipeline.openvino_cpu import N_THREADS, CompiledGraph, Outputs
 
 GRAPH_FILE = "openvino.xml"
@@ -50,7 +51,7 @@ class ServedModel:
         Raises:
             CracksError: a file is missing or is no such model.
         """
-        files = folder / "extra_files" if (folder / "MLmodel").exists() else folder
+        files = extra_files(folder)
         missing = [name for name in SERVED_FILES if not (files / name).is_file()]
         if missing:
             raise CracksError(

@@ -65,6 +65,20 @@ def store_lock() -> Iterator[None]:
         yield
 
 
+def open_client() -> "MlflowClient":
+    """Return a client of the store, which becomes that of this process too: what fetches files asks there."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor", "mlflow.store.db.utils"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient()
+
+
 def connect() -> tuple["MlflowClient", str]:
     """Return a client of the store and the id of the experiment, created if need be.
 
@@ -72,19 +86,11 @@ def connect() -> tuple["MlflowClient", str]:
         UnavailableError: the tracking server does not answer, or refuses.
 
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
     from mlflow.exceptions import MlflowException
 
-    uri = tracking_uri()
-    for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor", "mlflow.store.db.utils"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         with store_lock():
-            mlflow.set_tracking_uri(uri)
-            mlflow.set_registry_uri(uri)
-            client = mlflow.MlflowClient()
+            client = open_client()
             return client, experiment_id(client, EXPERIMENT)
     except (MlflowException, OSError) as error:
         if "error code 401" in str(error):

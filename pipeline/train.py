@@ -15,13 +15,13 @@ import pandas as pd
 
 from pipeline.calibration import fit_calibration
 from pipeline.checkpoints import TrainingHistory, checkpoint_folder
-from pipeline.classifier import MODEL_FILE
 from pipeline.decision import DECISION_FILE, choose_decision
 from pipeline.export import calibrated, linear_classifier
 from pipeline.features import Features, features_of
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.images import LabelledImages
 from pipeline.metrics import Probabilities, log_loss, scores
+from pipeline.model_files import MODEL_FILE
 from pipeline.network import logits_and_features
 from pipeline.params import Params, Probe, load_params
 from pipeline.probe import fit_probe

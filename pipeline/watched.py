@@ -9,9 +9,9 @@ import pandas as pd
 from pipeline import tracking
 from pipeline.decision import load_decision
 from pipeline.errors import CracksError
+from pipeline.model_files import EXTRA_FILES
 from pipeline.registry import fetch, find_version
 
-ALIASES = ("production", "challenger")
 REFERENCE_FILE = "reference.parquet"  # as the stage of this name writes it, beside the registered model
 
 
@@ -32,12 +32,12 @@ def watched_model(name: str) -> Watched:
         UnavailableError: the tracking server does not answer.
     """
     client, _ = tracking.connect()
-    found = next((found for alias in ALIASES if (found := find_version(client, name, alias)) is not None), None)
+    found = find_version(client, name)
     if found is None:
         raise CracksError(f"No model of {name} is registered in {tracking.shown_uri()}. Run `make run` first.")
     version = str(found.version)
     with tempfile.TemporaryDirectory() as scratch:
-        files = fetch(name, version, Path(scratch), "extra_files")
+        files = fetch(name, version, Path(scratch), EXTRA_FILES)
         if not (files / REFERENCE_FILE).is_file():
             raise CracksError(
                 f"{name} version {version} was registered without {REFERENCE_FILE}, which says what it was trained on. "

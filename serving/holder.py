@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.crack_map import CrackMapper
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.files import replacing_folder, write_json
-from pipeline.known_concrete import KNOWN_CONCRETE_FILE, KnownConcrete
+from pipeline.known_concrete import KnownConcrete, load_known_concrete
 from pipeline.params import Map
 from pipeline.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from serving.registry import Registry, Version
@@ -47,12 +47,10 @@ def proven(folder: Path) -> tuple[ServedModel, KnownConcrete | None]:
     Raises:
         NotServableError: it cannot be loaded, or its answers differ.
     """
-    files = folder / "extra_files" if (folder / "MLmodel").exists() else folder
-    concrete = files / KNOWN_CONCRETE_FILE
     try:
         model = ServedModel.load(folder)
         difference = model.golden_difference()
-        known = KnownConcrete.load(concrete) if concrete.exists() else None
+        known = load_known_concrete(folder)
     except Exception as error:  # on damaged files, libraries raise whatever they come upon
         raise NotServableError(str(error)) from error
     if not difference <= MAX_GOLDEN_DIFFERENCE:  # NaN differs too

@@ -3,24 +3,20 @@
 Only MLflow's client is used (it is in mlflow-skinny); a store that does not exist is not created.
 """
 
-import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UnavailableError
-from pipeline.registry import fetch, find_version
-from pipeline.tracking import SETTINGS, first_line, shown_uri, tracking_uri
+from pipeline.model_files import EXTRA_FILES, MLMODEL_FILE
+from pipeline.registry import PRODUCTION, fetch, find_version
+from pipeline.tracking import first_line, open_client, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-log = logging.getLogger(__name__)
-
-ALIAS = "production"
-PARTS = ("MLmodel", "extra_files")  # of a registered model: all that serving needs, without the Keras model
+PARTS = (MLMODEL_FILE, EXTRA_FILES)  # of a registered model: all that serving needs, without the Keras model
 SQLITE = "sqlite:///"
 
 
@@ -43,7 +39,7 @@ class Version:
         """Return it in words."""
         if not self.run_id:
             return "the starter model, because no other is registered yet"
-        state = f" ({ALIAS})" if self.is_production else ", the newest: none is in production yet"
+        state = f" ({PRODUCTION})" if self.is_production else ", the newest: none is in production yet"
         return f"{self.name} version {self.number}{state}" + (", trained on drawn images (demo)" * self.is_demo)
 
 
@@ -62,10 +58,10 @@ class Registry:
         uri = tracking_uri()
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
             return None
-        client = _client(uri)
+        client = open_client()
         from mlflow.exceptions import MlflowException
 
-        found = find_version(client, self._name, ALIAS)
+        found = find_version(client, self._name, PRODUCTION)
         if found is not None:
             return _version(found, is_production=True)
         try:
@@ -86,19 +82,6 @@ class Registry:
         found = client.search_model_versions(f"name = '{self._name}'")
         newest = max(found, key=lambda version: int(version.version), default=None)
         return None if newest is None else _version(newest, is_production=False)
-
-
-def _client(uri: str) -> "MlflowClient":
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-
-    for chatty in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    # Not the client's arguments alone: what fetches a model asks the process' own store for it as well.
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    return mlflow.MlflowClient()
 
 
 def _version(found: "ModelVersion", *, is_production: bool) -> Version:

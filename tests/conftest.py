@@ -284,7 +284,9 @@ def dark_is_crack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its probability is 0.5 at the mean of ImageNet, less the lighter an image is; from 0.2 on, below 0.8, it is unsure.
     """
     from pipeline.calibration import Calibration, Platt
+    from pipeline.classifier import Classifier
     from pipeline.conversion import write_served
+    from pipeline.decision import Decision
     from pipeline.export import calibrated
     from pipeline.network import build_classifier
     from pipeline.tf import keras
@@ -296,6 +298,5 @@ def dark_is_crack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = calibrated(graph, Calibration((Platt(1.0, 0.0),)))
     folder = tmp_path_factory.mktemp("dark-is-crack")
     model.save(folder / "model.keras")
-    (folder / "decision.json").write_text('{"threshold": 0.5, "review_from": 0.2, "review_to": 0.8}')
-    write_served(model, [np.full((8, 8, 3), 90, np.uint8)], folder)
+    write_served(Classifier(model, Decision(0.5, 0.2, 0.8)), [np.full((8, 8, 3), 90, np.uint8)], folder)
     return folder

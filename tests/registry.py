@@ -89,7 +89,9 @@ def write_params(root: Path, *, model: str = MODEL, **promote: object) -> Params
 def write_graph(folder: Path) -> None:
     """Write the served form of the one graph: sigmoid((130 - mean grey level) / 10)."""
     from pipeline.calibration import Calibration, Platt
+    from pipeline.classifier import Classifier
     from pipeline.conversion import write_served
+    from pipeline.decision import Decision
     from pipeline.export import calibrated
     from pipeline.network import build_classifier
     from pipeline.tf import keras
@@ -104,7 +106,8 @@ def write_graph(folder: Path) -> None:
     weights = np.array([[0.0], [-255 * std / 10], [0.0]])
     head.set_weights([weights, np.array([(130 - 255 * mean) / 10])])
     golden = [np.full((32, 32, 3), level, np.uint8) for level in (60, 200)]
-    write_served(calibrated(classifier, Calibration((Platt(1.0, 0.0),))), golden, folder)
+    model = calibrated(classifier, Calibration((Platt(1.0, 0.0),)))
+    write_served(Classifier(model, Decision(0.5, 0.5, 0.5)), golden, folder)
 
 
 @dataclass

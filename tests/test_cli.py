@@ -14,7 +14,7 @@ from drawn_data import changed, drawn_files, write_files
 from page_reader import Page
 from PIL import Image
 
-from pipeline import cli, register
+from pipeline import cli, registry
 from pipeline.errors import UnavailableError
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +143,7 @@ def test_a_source_that_is_missing_is_found_before_a_stage_runs(cracks, capsys):
 
 def test_whether_the_store_has_the_model_is_the_exit_code(cracks, monkeypatch):
     asked = []
-    monkeypatch.setattr(register, "is_registered", lambda path: asked.append(path) or len(asked) == 1)
+    monkeypatch.setattr(registry, "is_registered", lambda path: asked.append(path) or len(asked) == 1)
     assert cracks("registered") == 0
     assert cracks("registered", "--reports", "elsewhere") == 1
     assert asked == [Path("reports/registered.json"), Path("elsewhere/registered.json")]
@@ -153,7 +153,7 @@ def test_a_store_that_is_away_has_an_exit_code_of_its_own(cracks, monkeypatch, c
     def fail(path):
         raise UnavailableError("The store is away.")
 
-    monkeypatch.setattr(register, "is_registered", fail)
+    monkeypatch.setattr(registry, "is_registered", fail)
     assert cracks("registered") == 4
     assert capsys.readouterr().err == "error: The store is away.\n"
 

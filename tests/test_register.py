@@ -21,7 +21,9 @@ from pipeline.export import calibrated
 from pipeline.images import INVENTORY_FILE
 from pipeline.network import build_classifier
 from pipeline.params import load_params
-from pipeline.register import Results, data_hashes, is_registered, main, run
+from pipeline.register import main, run
+from pipeline.registry import is_registered
+from pipeline.repro_runs import Results, data_hashes
 from pipeline.served import SERVED_FILES, ServedModel
 from pipeline.stage import run_main
 from pipeline.tf import keras
@@ -375,8 +377,8 @@ def test_the_registered_model_can_be_served_and_answers_as_the_keras_model_does(
 
 
 def test_a_model_whose_served_form_answers_otherwise_is_not_registered(project, monkeypatch):
-    def write_another(model, golden, folder):
-        write_served(model, [255 - image for image in golden], folder)
+    def write_another(classifier, golden, folder):
+        write_served(classifier, [255 - image for image in golden], folder)
         with np.load(folder / "golden.npz") as arrays:
             images = {f"image_{number}": image for number, image in enumerate(golden)}
             np.savez(folder / "golden.npz", probabilities=arrays["probabilities"], **images)

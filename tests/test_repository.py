@@ -141,5 +141,5 @@ def test_an_api_that_make_starts_has_the_starter_model_to_begin_with(target: str
     command = ["make", "--dry-run", "--what-if=pipeline/starter.npz", target]
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     written, _, started = planned.partition("--out data/serving/starter")
-    assert "pipeline.served_starter" in written
+    assert "pipeline.build_starter served" in written
     assert "--starter data/serving/starter" in started

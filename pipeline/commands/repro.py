@@ -40,7 +40,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _registered(args: argparse.Namespace) -> None:
-    from pipeline.register import is_registered
+    from pipeline.registry import is_registered
 
     if not is_registered(args.reports / "registered.json"):
         log.info("The best model is not in the tracking store that is set now.")
