@@ -12,10 +12,11 @@ from pipeline import tracking
 from pipeline.errors import CracksError, RefusedError
 from pipeline.evidence import TestSet, collect, lineage_of, operations_of, read_test_set
 from pipeline.gate import Comparison, Evidence, Judgement, RuleResult, Unknown, decide, operations
-from pipeline.history import History, Outcome, Record, best_of, opened, rolled_back, stack_of
+from pipeline.history import History, opened
 from pipeline.model_files import EXTRA_FILES
 from pipeline.params import Params
 from pipeline.project import DATASETS, MANIFEST, project_root
+from pipeline.promotion_records import Outcome, Record, best_of, rolled_back, stack_of
 from pipeline.registry import CHALLENGER, PRODUCTION, fetch, find_version
 
 if TYPE_CHECKING:

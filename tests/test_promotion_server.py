@@ -13,8 +13,9 @@ import pytest
 from registry import make_registry, write_graph
 
 from pipeline import promote
-from pipeline.history import Record, opened
+from pipeline.history import opened
 from pipeline.params import load_params
+from pipeline.promotion_records import Record
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,8 @@ cli.main()
 MANY = """
 import random, sys
 from pipeline.errors import UnavailableError
-from pipeline.history import Record, opened
+from pipeline.history import opened
+from pipeline.promotion_records import Record
 
 for _ in range(5):
     with opened(sys.argv[1]) as history:

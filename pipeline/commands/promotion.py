@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from pipeline.commands import Commands
 
 if TYPE_CHECKING:
-    from pipeline.history import Record
     from pipeline.params import Params
     from pipeline.promote import Decided
+    from pipeline.promotion_records import Record
 
 
 def add(commands: Commands) -> None:
