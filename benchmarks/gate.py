@@ -31,11 +31,12 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from pipeline.bootstrap import weighted_accuracy
-from pipeline.evidence import Scored, TestSet, compare
-from pipeline.gate import Unknown, no_part_falls, not_worse
+from pipeline.evidence import Unknown
+from pipeline.gate import no_part_falls, not_worse
 from pipeline.images import LabelledImages
 from pipeline.inference import embedder_of
 from pipeline.params import Params, load_params
+from pipeline.score_versions import Scored, TestSet, compare
 from pipeline.slices import with_measures
 
 N_PROBES = 12

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 
 from pipeline.errors import CracksError
-from pipeline.gate import Operations
+from pipeline.evidence import Operations
 from pipeline.served import SERVED_FILES, ServedModel
 from pipeline.stage import run_main
 from pipeline.timing import times_s

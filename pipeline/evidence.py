@@ -1,321 +1,117 @@
-"""What the gate looks at: models scored afresh on today's test images, in the form in which they are served.
+"""What the gate looks at. What could not be found out is `Unknown`, and a figure may be None or NaN."""
 
-A score that was stored with an old version was measured on other images and says nothing beside a new one. So every
-model is scored again, on the test side and the outside sets of today's manifest, without the groups from which one of
-the two has learned.
-"""
-
-import hashlib
-import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-
-from pipeline import tracking
-from pipeline.bootstrap import SCORES, paired_difference, scores_with_intervals, weighted_accuracy
-from pipeline.check_served import check_apart
-from pipeline.errors import CracksError
-from pipeline.gate import Change, Comparison, Evidence, Lineage, Operations, OwnScores, Unknown
-from pipeline.images import Images, LabelledImages
-from pipeline.model_files import EXTRA_FILES
-from pipeline.params import Decide
-from pipeline.registry import fetch
-from pipeline.served import ServedModel, served_outputs
-from pipeline.slices import MIN_IMAGES, slices_of, with_measures
-from pipeline.training_images import LEARNED_FROM_FILE, learned_groups
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
-
-log = logging.getLogger(__name__)
-
-MIN_OF_A_LABEL = 20  # in a slice; of fewer, one image moves recall or specificity by more than 0.05
+Figure = float | None
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """The images on which the gate compares, today's.
+class Unknown:
+    """What could not be found out, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class OwnScores:
+    """A model alone, on today's test images that it has not learned from.
 
     Attributes:
-        rows: a row an image: of the manifest, with brightness, sharpness and size.
-        images: their pixels, in the same order.
-        manifest: all rows, of all sides.
+        n_images, n_groups: what it was scored on.
+        n_groups_left_out: groups of the test side from which it has learned.
+        scores: by name (f1, recall, auroc, ece, ...), 0..1.
+        slice_recalls: recall by slice, of the slices with enough cracks.
     """
 
-    __test__ = False  # no test class of pytest
-
-    rows: pd.DataFrame
-    images: LabelledImages
-    manifest: pd.DataFrame
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the sorted hashes of its images: another set has another one."""
-        return hashlib.sha256("\n".join(sorted(self.rows["sha256"])).encode()).hexdigest()
+    n_images: int
+    n_groups: int
+    n_groups_left_out: int
+    scores: Mapping[str, Figure]
+    slice_recalls: Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A version's answers on the test set.
+class Change:
+    """The weighted accuracies, 0..1, of challenger and incumbent on the same images."""
+
+    n_images: int
+    challenger: Figure
+    incumbent: Figure
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The challenger against a model that is or was in production, both scored afresh on the same images.
 
     Attributes:
-        version: its number.
-        probabilities: float32, (n,), of a crack.
-        threshold: from which it calls an image a crack.
-        learned: groups of today's manifest of which it has learned an image.
+        version: of the incumbent.
+        n_images, n_groups: of the test side, without those that either has learned from.
+        n_groups_left_out: groups that were left out for that.
+        test: both weighted accuracies there.
+        low: lower end of the one-sided 97.5 % interval of challenger less incumbent.
+        confidence: 0..1, with which the challenger is the better one.
+        slices, outside: both weighted accuracies on parts of the test side, and on whole outside sets.
     """
 
     version: str
-    probabilities: npt.NDArray[np.float32]
-    threshold: float
-    learned: frozenset[str]
+    n_images: int
+    n_groups: int
+    n_groups_left_out: int
+    test: Change
+    low: Figure
+    confidence: Figure
+    slices: Mapping[str, Change]
+    outside: Mapping[str, Change]
 
 
 @dataclass(frozen=True)
-class Collected:
-    """The evidence, and the images with the answers of each model from which it follows."""
+class Operations:
+    """The registered model as it is served, measured in a fresh process.
 
-    evidence: Evidence
-    predictions: pd.DataFrame
-
-
-def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
-    """Return today's test side and outside sets.
-
-    Raises:
-        CracksError: the stages that make them have not run here.
+    Attributes:
+        golden_difference: largest difference to the probabilities that it gave golden images at training.
+        p95_ms: 95th percentile of the time for one decoded image.
+        resident_mb: memory of the process once it has answered.
+        size_mb: of the files that serving loads.
     """
-    try:
-        manifest = pd.read_parquet(manifest_path)
-        rows = manifest[manifest["split"].isin(("test", "outside"))].reset_index(drop=True)
-        return TestSet(with_measures(rows, datasets), LabelledImages(rows, datasets), manifest)
-    except OSError as error:
-        raise CracksError(
-            f"Today's test images are not here: {error}. Run `dvc repro split`, or `dvc pull` what another made."
-        ) from None
+
+    golden_difference: Figure
+    p95_ms: Figure
+    resident_mb: Figure
+    size_mb: Figure
 
 
-def score_images(model: ServedModel, images: Images, *, progress: str) -> npt.NDArray[np.float32]:
-    """Return the probability of a crack of each image, float32, (n,); `progress` is what the bar says."""
-    probabilities = np.empty(len(images.sizes), np.float32)
-    for positions, outputs in served_outputs(model, images, progress=progress):
-        probabilities[positions] = outputs["probability"]
-    return probabilities
+@dataclass(frozen=True)
+class Lineage:
+    """Where a model comes from.
 
-
-def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
-    """Return the answers of the fetched version in `folder` on the test set.
-
-    Raises:
-        CracksError: it cannot be loaded, or nobody knows what it has learned from.
+    Attributes:
+        data_hashes: by path, of the data that it was trained on.
+        contract: "green" if each of its data sets kept the data contract.
+        commit: of the code, or "unknown".
+        is_dirty: whether the code differed from the commit; None where that is not known.
+        dirty_is_allowed: whether a person takes that upon them.
+        is_demo: whether it was trained on drawn images; None where that is not known.
+        replaces_real: whether a model of real concrete is in production; None where that is not known.
+        was_rolled_back: whether production was taken back from this very model.
     """
-    model = ServedModel.load(folder)
-    try:
-        learned = pd.read_parquet(folder / LEARNED_FROM_FILE)
-    except OSError:
-        raise CracksError(f"version {version} does not say from which images it has learned") from None
-    return Scored(
-        version,
-        score_images(model, test_set.images, progress=f"scoring version {version}"),
-        model.decision.threshold,
-        learned_groups(test_set.manifest, learned),
-    )
+
+    data_hashes: Mapping[str, str]
+    contract: str
+    commit: str
+    is_dirty: bool | None
+    dirty_is_allowed: bool
+    is_demo: bool | None
+    replaces_real: bool | None
+    was_rolled_back: bool
 
 
-def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
-    """Return the scores of a model on the test side, without the groups from which it has learned."""
-    on_test = test_set.rows["split"] == "test"
-    kept = on_test & ~test_set.rows["group"].isin(scored.learned)
-    rows, probabilities = test_set.rows[kept], scored.probabilities[kept]
-    labels = (rows["label"] == "crack").to_numpy()
-    if labels.all() or not labels.any():
-        return Unknown(f"of the test images that version {scored.version} has not learned from, none or all are cracks")
-    found = scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), scored.threshold)
-    recalls = {}
-    for name, part in parts_of(rows).items():
-        cracks = rows.index.isin(part.index) & labels
-        if cracks.sum() >= MIN_OF_A_LABEL:
-            recalls[name] = float(np.mean(probabilities[cracks] >= scored.threshold))
-    return OwnScores(
-        n_images=found["n"],
-        n_groups=found["n_groups"],
-        n_groups_left_out=test_set.rows.loc[on_test, "group"].nunique() - found["n_groups"],
-        scores={name: found[name] for name in SCORES},
-        slice_recalls=recalls,
-    )
+@dataclass(frozen=True)
+class Evidence:
+    """All that the gate looks at. `comparisons` has "production" and "best"; it is empty for the first model."""
 
-
-def parts_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the slices of test images by name: data sets, surfaces, photos, and quarters of how they look."""
-    parts = {f"{kind} {value}": part for kind, value, part in slices_of(rows) if kind != "all"}
-    if rows["dataset"].nunique() > 1:
-        parts |= {f"data set {name!s}": part for name, part in rows.groupby("dataset")}
-    return {name: part for name, part in parts.items() if len(part) >= MIN_IMAGES}
-
-
-def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Decide) -> Comparison | Unknown:
-    """Return how the two do on the images from which neither has learned; mistakes weigh what params say."""
-    crack_weight = costs.missed_crack_cost / (costs.missed_crack_cost + costs.false_alarm_cost)
-    is_crack = (test_set.rows["label"] == "crack").to_numpy()
-    right = {
-        scored.version: (scored.probabilities >= scored.threshold) == is_crack for scored in (challenger, incumbent)
-    }
-    is_clean = ~test_set.rows["group"].isin(challenger.learned | incumbent.learned)
-    on_test = test_set.rows["split"] == "test"
-    rows = test_set.rows[is_clean & on_test]
-
-    def change(part: pd.DataFrame) -> Change:
-        at = part.index.to_numpy()
-        ours, theirs = (
-            weighted_accuracy(is_crack[at], right[scored.version][at], crack_weight) if len(at) >= MIN_IMAGES else None
-            for scored in (challenger, incumbent)
-        )
-        return Change(len(at), ours, theirs)
-
-    at = rows.index.to_numpy()
-    if len(set(is_crack[at].tolist())) < 2:
-        return Unknown(f"of the test images that neither version {incumbent.version} nor the challenger has learned "
-                       "from, none or all are cracks")  # fmt: skip
-    outside = {name: part.index for name, part in test_set.rows[~on_test].groupby("dataset")}
-    groups = rows["group"].to_numpy()
-    difference = paired_difference(
-        is_crack[at], right[challenger.version][at], right[incumbent.version][at], groups, crack_weight
-    )
-    n_groups = len(np.unique(groups))
-    return Comparison(
-        version=incumbent.version,
-        n_images=len(rows),
-        n_groups=n_groups,
-        n_groups_left_out=test_set.rows.loc[on_test, "group"].nunique() - n_groups,
-        test=change(rows),
-        low=difference.low,
-        confidence=difference.confidence,
-        slices={name: change(part) for name, part in parts_of(rows).items() if _has_enough(part)},
-        outside={
-            f"outside set {name!s}": change(test_set.rows.loc[index][is_clean.loc[index]])
-            for name, index in outside.items()
-        },
-    )
-
-
-def _has_enough(part: pd.DataFrame) -> bool:
-    counts = part["label"].value_counts()
-    return len(counts) == 2 and bool(counts.min() >= MIN_OF_A_LABEL)
-
-
-def lineage_of(
-    client: "MlflowClient",
-    version: "ModelVersion",
-    production: "ModelVersion | None",
-    *,
-    dirty_is_allowed: bool,
-    was_rolled_back: bool,
-) -> Lineage:
-    """Return where a version comes from, by its tags and those of the run that trained it."""
-    tags, run_tags = version.tags, client.get_run(str(version.run_id)).data.tags
-    commit = tags.get(tracking.COMMIT_TAG, "unknown")
-    # an image is built of a commit, and has no git that could say more
-    as_committed = None if commit == "unknown" else False
-    states = {
-        {"true": True, "false": False}.get(known.get(tracking.DIRTY_TAG, "missing"), as_committed)
-        for known in (tags, run_tags)
-    }
-    is_demo = {"true": True, "false": False}
-    return Lineage(
-        data_hashes={name: value for name, value in tags.items() if name.startswith("dvc.")},
-        contract=tags.get("contract", "unknown"),
-        commit=commit,
-        is_dirty=True if True in states else None if None in states else False,
-        dirty_is_allowed=dirty_is_allowed,
-        is_demo=is_demo.get(tags.get("demo", "")),
-        replaces_real=_replaces_real(production),
-        was_rolled_back=was_rolled_back,
-    )
-
-
-def _replaces_real(production: "ModelVersion | None") -> bool | None:
-    if production is None:
-        return False
-    return {"true": False, "false": True}.get(production.tags.get("demo", ""))
-
-
-def operations_of(folder: Path | Unknown, test_set: TestSet) -> Operations | Unknown:
-    """Return what a fresh process says of the fetched model in `folder`, on images of the usual size."""
-    if isinstance(folder, Unknown):
-        return folder
-    height_px, width_px = np.median(test_set.images.sizes, axis=0).astype(int)
-    try:
-        return check_apart(folder, int(height_px), int(width_px))
-    except CracksError as error:
-        return Unknown(str(error))
-
-
-def collect(
-    name: str, version: str, incumbents: Mapping[str, str], lineage: Lineage, test_set: TestSet, costs: Decide
-) -> Collected:
-    """Return all evidence for and against a version; what cannot be found out is Unknown, with the reason.
-
-    Args:
-        name: of the registered model.
-        version: that wants to go to production.
-        incumbents: role ("production", "best") -> the version that it is compared with.
-        lineage: where `version` comes from.
-        test_set: today's.
-        costs: of mistakes.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        numbers = dict.fromkeys((version, *incumbents.values()))
-        folders = {number: _fetched(name, number, Path(scratch) / number) for number in numbers}
-        scored = {number: _scored(number, folder, test_set) for number, folder in folders.items()}
-        operations = operations_of(folders[version], test_set)
-    challenger = scored[version]
-    evidence = Evidence(
-        own=challenger if isinstance(challenger, Unknown) else own_scores(test_set, challenger),
-        comparisons={
-            role: _compared(test_set, challenger, scored[number], costs) for role, number in incumbents.items()
-        },
-        operations=operations,
-        lineage=lineage,
-    )
-    return Collected(evidence, with_answers(test_set, scored))
-
-
-def _fetched(name: str, version: str, folder: Path) -> Path | Unknown:
-    try:
-        return fetch(name, version, folder, EXTRA_FILES)
-    except CracksError as error:
-        return Unknown(str(error))
-
-
-def _scored(version: str, folder: Path | Unknown, test_set: TestSet) -> Scored | Unknown:
-    if isinstance(folder, Unknown):
-        return folder
-    try:
-        return score_version(version, folder, test_set)
-    except CracksError as error:
-        return Unknown(str(error))
-
-
-def _compared(
-    test_set: TestSet, challenger: Scored | Unknown, incumbent: Scored | Unknown, costs: Decide
-) -> Comparison | Unknown:
-    if isinstance(challenger, Unknown):
-        return challenger
-    return incumbent if isinstance(incumbent, Unknown) else compare(test_set, challenger, incumbent, costs)
-
-
-def with_answers(test_set: TestSet, scored: Mapping[str, Scored | Unknown]) -> pd.DataFrame:
-    """Return a row an image of the test set with each version's probability, and whether it has learned of it."""
-    table = test_set.rows[["path", "dataset", "split", "label", "group", "sha256"]].copy()
-    for version, found in scored.items():
-        if isinstance(found, Scored):
-            table[f"probability_{version}"] = found.probabilities
-            table[f"learned_{version}"] = table["group"].isin(found.learned)
-    return table
+    own: OwnScores | Unknown
+    comparisons: Mapping[str, Comparison | Unknown]
+    operations: Operations | Unknown
+    lineage: Lineage | Unknown

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipeline import tracking
+from pipeline.collect_evidence import collect, lineage_of, operations_of
 from pipeline.errors import CracksError, RefusedError
-from pipeline.evidence import TestSet, collect, lineage_of, operations_of, read_test_set
-from pipeline.gate import Comparison, Evidence, Judgement, RuleResult, Unknown, decide, operations
+from pipeline.evidence import Comparison, Evidence, Unknown
+from pipeline.gate import Judgement, RuleResult, decide, operations
 from pipeline.history import History, opened
 from pipeline.model_files import EXTRA_FILES
 from pipeline.params import Params
 from pipeline.project import DATASETS, MANIFEST, project_root
 from pipeline.promotion_records import Outcome, Record, best_of, rolled_back, stack_of
 from pipeline.registry import CHALLENGER, PRODUCTION, fetch, find_version
+from pipeline.score_versions import TestSet, read_test_set
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -7,19 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.gate import (
-    MAX_GOLDEN_DIFFERENCE,
-    SKIPPED,
-    Change,
-    Comparison,
-    Evidence,
-    Lineage,
-    Operations,
-    OwnScores,
-    Unknown,
-    decide,
-)
+from pipeline.evidence import Change, Comparison, Evidence, Lineage, Operations, OwnScores, Unknown
+from pipeline.gate import SKIPPED, decide
 from pipeline.params import Promote
+from pipeline.served import MAX_GOLDEN_DIFFERENCE
 
 RULES = Promote.model_validate(
     {
