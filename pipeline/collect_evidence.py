@@ -93,7 +93,7 @@ def collect(
     """
     with tempfile.TemporaryDirectory() as scratch:
         numbers = dict.fromkeys((version, *incumbents.values()))
-        folders = {number: _fetched(name, number, Path(scratch) / number) for number in numbers}
+        folders = {number: fetched(name, number, Path(scratch) / number) for number in numbers}
         scored = {number: _scored(number, folder, test_set) for number, folder in folders.items()}
         operations = operations_of(folders[version], test_set)
     challenger = scored[version]
@@ -108,7 +108,8 @@ def collect(
     return Collected(evidence, with_answers(test_set, scored))
 
 
-def _fetched(name: str, version: str, folder: Path) -> Path | Unknown:
+def fetched(name: str, version: str, folder: Path) -> Path | Unknown:
+    """Fetch the files of a version by which it is served and scored into `folder`; return where they are."""
     try:
         return fetch(name, version, folder, EXTRA_FILES)
     except CracksError as error:

@@ -1,6 +1,5 @@
 """Promote a version to production if the gate says yes, or go back to what was there before; each decision is kept."""
 
-import logging
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,22 +8,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipeline import tracking
-from pipeline.collect_evidence import collect, lineage_of, operations_of
+from pipeline.collect_evidence import collect, fetched, lineage_of, operations_of
 from pipeline.errors import CracksError, RefusedError
-from pipeline.evidence import Comparison, Evidence, Unknown
+from pipeline.evidence import Comparison, Evidence
 from pipeline.gate import Judgement, RuleResult, decide, operations
 from pipeline.history import History, opened
-from pipeline.model_files import EXTRA_FILES
 from pipeline.params import Params
 from pipeline.project import DATASETS, MANIFEST, project_root
 from pipeline.promotion_records import Outcome, Record, best_of, rolled_back, stack_of
-from pipeline.registry import CHALLENGER, PRODUCTION, fetch, find_version
+from pipeline.registry import CHALLENGER, PRODUCTION, find_version
 from pipeline.score_versions import TestSet, read_test_set
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,11 +130,8 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
         production = history.production()
         target = rollback_target(history.moves(), production, to)
         test_set = read_test_set(root / MANIFEST, root / DATASETS)
-        try:
-            found = operations_of(fetch(history.model, target, Path(scratch), EXTRA_FILES), test_set)
-        except CracksError as error:
-            found = Unknown(str(error))
-        result = operations(found, params.promote)
+        served = fetched(history.model, target, Path(scratch))
+        result = operations(operations_of(served, test_set), params.promote)
         record = Record("rollback", "rolled back" if result.passed else "refused", target, production, by, reason)
         record = keep(history, record, details_of(record, (result,), params))
         return Decided(record, (result,))
