@@ -136,15 +136,11 @@ class Registry:
         )
         if without:
             (folder / "extra_files" / without).unlink()
-        return self.add_folder(folder, TAGS | tags)
-
-    def add_folder(self, folder: Path, tags: dict[str, str]) -> str:
-        """Register the files of a model as a version; return its number."""
         experiment_id = tracking.experiment_id(self.client, tracking.EXPERIMENT)
         run = self.client.create_run(experiment_id, tags={tracking.DIRTY_TAG: "false"})
         self.client.log_artifacts(run.info.run_id, str(folder), "model")
         version = self.client.create_model_version(
-            self.name, f"{run.info.artifact_uri}/model", run.info.run_id, tags=tags
+            self.name, f"{run.info.artifact_uri}/model", run.info.run_id, tags=TAGS | tags
         )
         return str(version.version)
 

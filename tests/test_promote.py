@@ -6,7 +6,6 @@ import re
 import shutil
 import socket
 import sys
-import zipfile
 from pathlib import Path
 
 import mlflow
@@ -15,17 +14,13 @@ import pytest
 from registry import RULES, make_registry, write_graph, write_params
 
 from pipeline import cli, promote, tracking
-from pipeline.classifier import Classifier
 from pipeline.errors import CracksError, RefusedError
-from pipeline.find_model import found_model
 from pipeline.gate import SKIPPED
 from pipeline.history import opened
 from pipeline.params import load_params
-from pipeline.watched import watched_model
 
 pytestmark = pytest.mark.slow
 
-MODEL_0_1_0 = Path(__file__).parent / "data" / "model-0.1.0.zip"  # as MLflow kept what that version registered
 GOOD = 0.49  # cracks to level 130 are found, intact images below it are taken for cracks: nine tenths are right
 BETTER = 0.6225  # to level 125: 0.86 + 0.95
 BAD = 0.9933  # to level 80: 0.41
@@ -268,31 +263,6 @@ def test_rollback_goes_back_step_by_step_and_what_was_taken_back_stays_out(model
     promote.rollback(params, third, "it was the camera", "Ada")
     assert models.production() == third
     assert records(models)[0].text == "it was the camera"
-
-
-def test_a_model_of_version_0_1_0_is_found_promoted_scored_and_rolled_back_to(models, tmp_path):
-    with zipfile.ZipFile(MODEL_0_1_0) as archive:
-        archive.extractall(tmp_path / "old")
-    tags = json.loads((tmp_path / "old" / "tags.json").read_text())
-    old = models.add_folder(tmp_path / "old", tags)
-    assert decide(models, old).outcome == "promoted"
-    with found_model("cracks", "production") as found:
-        assert found.load().golden_difference() < 1e-6
-        assert found.known_concrete().surfaces[0].n_missed == 12
-    assert watched_model("cracks").reference["photo"].nunique() == 20
-    newer = models.add(BETTER)
-    decided = decide(models, newer)
-    assert decided.outcome == "promoted"
-    assert decided.record.previous == old
-    promote.rollback(load_params(models.root / "params.yaml"), None, "the new one is worse", "Ada")
-    assert models.production() == old
-
-
-def test_the_keras_model_of_version_0_1_0_is_loaded_with_the_same_hash_as_then(tmp_path):
-    with zipfile.ZipFile(MODEL_0_1_0) as archive:
-        archive.extractall(tmp_path)
-    tags = json.loads((tmp_path / "tags.json").read_text())
-    assert Classifier.load(tmp_path).content_hash() == tags["cracks.model_hash"]
 
 
 def test_rollback_goes_to_no_version_that_was_never_in_production(models):
