@@ -25,7 +25,7 @@ from pipeline.metrics import scores
 from pipeline.params import Params, load_params
 from pipeline.performance import measure_apart
 from pipeline.pictures import random_predictions, worst_mistakes
-from pipeline.report import Material, named_sets, render
+from pipeline.report_page import Material, named_sets, render
 from pipeline.scoring import scorer
 from pipeline.slices import slice_table, with_measures
 from pipeline.stage import run_main, stage_parser

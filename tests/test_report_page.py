@@ -17,7 +17,7 @@ from pipeline.card import SIDES, DatasetFacts
 from pipeline.metrics import log_loss, scores
 from pipeline.pictures import Picture
 from pipeline.plots import wilson_interval
-from pipeline.report import Material, render
+from pipeline.report_page import Material, render
 from pipeline.slices import slice_table
 
 DECISION = {"threshold": 0.31, "review_from": 0.12, "review_to": 0.74}
