@@ -3,7 +3,7 @@
     python -m benchmarks.faults --kills 20
 
 Runs the fault test of tests/test_retraining.py on a copy of the project with small drawn images: kill -9 of the flow's
-process group at moments drawn with a fixed seed, then a second run, whose registered model, metrics (timings aside),
+process group at moments drawn with a fixed seed, then a second run, whose registered model, scores,
 record of batches and archives must be those of an undisturbed run. Prints each moment, and the verdict of pytest.
 """
 

@@ -21,7 +21,7 @@ def publish_contracts(params: Params, folder: Path) -> None:
 
 def publish_results(params: Params, folder: Path) -> None:
     """Show the candidates, what the chosen one scores, and where its run and the report are."""
-    chosen = results.read_report(folder, "metrics.json")["candidate"]
+    chosen = results.read_report(folder, "scores.json")["candidate"]
     rows = results.candidate_rows(folder, list(params.candidates), chosen)
     create_table_artifact(rows, "candidates", "Scores on validation; the lowest selection loss is chosen")
     create_markdown_artifact("\n\n".join(results.summary_lines(folder)), "result", "What the run came to")

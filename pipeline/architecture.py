@@ -1,21 +1,14 @@
-"""A picture of a Keras model, drawn from its graph: layers from top to bottom, nested models stage by stage."""
+"""The layers of a Keras model from input to output, nested models stage by stage, as JSON can hold them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from math import log2
-
-from markupsafe import Markup
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 from pipeline.tf import keras
 
-Shape = tuple[int | None, ...]  # without the batch
-
-WIDTH, ROW_HEIGHT = 500, 58  # units of the drawing, about pixels
-CENTRE, TEXT_FROM, MAX_BLOCK = 65, 145, 120
+Shape = Sequence[int | None]  # without the batch
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(TypedDict):
     """A layer, or consecutive layers of a nested model whose outputs have one height and width.
 
     Attributes:
@@ -31,7 +24,7 @@ class Block:
     detail: str
     shape: Shape
     n_weights: int
-    is_nested: bool = False
+    is_nested: bool
 
 
 def _feeder(model: keras.Model, nested: keras.Model) -> str:
@@ -53,13 +46,17 @@ def _stages(network: keras.Model, input_shape: Shape) -> Iterator[Block]:
         shape = layer.output.shape[1:]
         if previous is not None and shape[:-1] != previous[:-1] and n_weights:
             number += 1
-            yield Block(f"{network.name}, stage {number}", _names(stage), previous, n_weights, True)
+            yield _block(f"{network.name}, stage {number}", _names(stage), previous, n_weights, is_nested=True)
             stage, n_weights = [], 0
         stage.append(layer)
         n_weights, previous = n_weights + layer.count_params(), shape
     if previous is not None:
         title = f"{network.name}, stage {number + 1}" if n_weights else f"{network.name}, end"
-        yield Block(title, _names(stage), previous, n_weights, True)
+        yield _block(title, _names(stage), previous, n_weights, is_nested=True)
+
+
+def _block(title: str, detail: str, shape: Shape, n_weights: int, *, is_nested: bool) -> Block:
+    return Block(title=title, detail=detail, shape=shape or (1,), n_weights=n_weights, is_nested=is_nested)
 
 
 def _names(layers: list[keras.Layer]) -> str:
@@ -79,37 +76,6 @@ def blocks(model: keras.Model) -> list[Block]:
         if isinstance(layer, keras.Model) and len(layer.inputs) == 1:
             result += _stages(layer, shapes[_feeder(model, layer)])
         else:
-            result.append(Block(layer.name, type(layer).__name__, shapes[layer.name], layer.count_params()))
-    return [replace(block, shape=block.shape or (1,)) for block in result]
-
-
-def _numbers(block: Block) -> str:
-    shape = " x ".join("any" if size is None else str(size) for size in block.shape)
-    return f"{shape}; {block.n_weights:,} weights" if block.n_weights else shape
-
-
-def _drawn(block: Block, row: int, largest: int) -> Markup:
-    """Return a block: the wider, the larger its images; the higher, the more channels."""
-    size = max((side or largest for side in block.shape[:-1]), default=0)
-    width = max(14.0, MAX_BLOCK * log2(1 + size) / log2(1 + largest))
-    height = 4 + 4 * log2(block.shape[-1] or 1)
-    top, middle = row * ROW_HEIGHT, row * ROW_HEIGHT + ROW_HEIGHT / 2
-    colour = f"var(--series-{0 if block.is_nested else 1})" if block.n_weights else "var(--line)"
-    arrow = Markup('<path d="M{0} {1}v{2}" stroke="var(--muted)"/>').format(CENTRE, top - 8, 12) if row else ""
-    return Markup(
-        '{}<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="4" fill="{}"/>'
-        '<text x="{}" y="{:.0f}" font-size="13" font-weight="600" fill="var(--text)">{}'
-        '<tspan x="{}" dy="16" font-weight="400" fill="var(--text)">{}</tspan>'
-        '<tspan x="{}" dy="14" font-size="11" font-weight="400" fill="var(--muted)">{}</tspan></text>'
-    ).format(
-        arrow, CENTRE - width / 2, middle - height / 2, width, height, colour,
-        TEXT_FROM, top + 18, block.title, TEXT_FROM, _numbers(block), TEXT_FROM, block.detail,
-    )  # fmt: skip
-
-
-def draw(model: keras.Model) -> Markup:
-    """Return the picture of a functional Keras model as inline SVG in the colours of the page."""
-    drawn = blocks(model)
-    largest = max((side or 1 for block in drawn for side in block.shape[:-1]), default=1)
-    rows = Markup("").join(_drawn(block, row, max(2, largest)) for row, block in enumerate(drawn))
-    return Markup('<svg viewBox="0 0 {} {}">{}</svg>').format(WIDTH, len(drawn) * ROW_HEIGHT, rows)
+            detail, n_weights = type(layer).__name__, layer.count_params()
+            result.append(_block(layer.name, detail, shapes[layer.name], n_weights, is_nested=False))
+    return result

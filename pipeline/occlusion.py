@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pipeline.images import Pixels
 
@@ -19,8 +18,6 @@ Heat = npt.NDArray[np.float64]  # (rows, columns), in logits
 
 N_CELLS_A_SIDE = 7
 LOGIT_LIMIT = 1e-6  # a probability nearer to 0 or 1 counts as this near: float32 tells no more apart
-FOR_CRACK, AGAINST_CRACK = (230, 60, 20), (30, 110, 230)  # RGB
-MAX_OPACITY = 0.75
 
 
 def occlusion_map(score: "Scorer", pixels: Pixels) -> Heat:
@@ -45,15 +42,3 @@ def _with_one_cell_hidden(pixels: Pixels) -> "Batch":
         row, column = divmod(cell, N_CELLS_A_SIDE)
         batch[1 + cell, tops[row] : tops[row + 1], lefts[column] : lefts[column + 1]] = colour
     return batch
-
-
-def heat_picture(pixels: Pixels, heat: Heat) -> Pixels:
-    """Return the picture in grey under its map: red for a crack, blue against, the strongest cell the least clear."""
-    height, width, _ = pixels.shape
-    strength = heat / max(float(np.abs(heat).max()), np.finfo(float).tiny)  # -1..1
-    drawn = Image.fromarray(strength.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    opacity = np.asarray(drawn)[..., None] * MAX_OPACITY  # (height, width, 1)
-    colour = np.where(opacity > 0, np.array(FOR_CRACK), np.array(AGAINST_CRACK))
-    grey = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    blended: Pixels = (grey * (1 - np.abs(opacity)) + colour * np.abs(opacity)).round().astype(np.uint8)
-    return blended

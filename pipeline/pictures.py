@@ -1,16 +1,17 @@
 """Pictures for the report: the worst mistakes with where the model looked, and random predictions."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pipeline.images import LabelledImages, Pixels
-from pipeline.occlusion import heat_picture, occlusion_map
-from pipeline.scoring import Scorer
+from pipeline.occlusion_overlay import occlusion_overlay
 
-N_A_KIND = 6  # of missed cracks and of false alarms, of right and of wrong predictions
+N_A_KIND = 6  # of right and of wrong predictions
 SEED = 0
 
 
@@ -36,24 +37,19 @@ class Picture:
     heat: Pixels | None = None
 
 
-def _pictures(rows: pd.DataFrame, datasets: Path, score: Scorer | None = None) -> Iterator[Picture]:
+def pictures_of(rows: pd.DataFrame, datasets: Path) -> Iterator[Picture]:
+    """Yield the picture of each row, with `heat` where the rows have an `occlusion_map`: a square, row by row."""
     images = LabelledImages(rows, datasets)
     for position, row in enumerate(images.rows.to_dict(orient="records")):
         pixels = images.pixels(position)
-        heat = None if score is None else heat_picture(pixels, occlusion_map(score, pixels))
+        heat = None
+        if "occlusion_map" in row:
+            occlusion_map = np.reshape(row["occlusion_map"], (math.isqrt(len(row["occlusion_map"])), -1))
+            heat = occlusion_overlay(pixels, occlusion_map)
         yield Picture(row["path"], row["dataset"], row["label"], row["probability"], pixels, heat)
 
 
-def worst_mistakes(rows: pd.DataFrame, threshold: float, datasets: Path, score: Scorer) -> list[Picture]:
-    """Return the most confident mistakes among `rows`, six of each kind: missed cracks, then false alarms."""
-    crack, called = rows["label"] == "crack", rows["probability"] >= threshold
-    missed = rows[crack & ~called].sort_values("probability").head(N_A_KIND)
-    false = rows[~crack & called].sort_values("probability", ascending=False).head(N_A_KIND)
-    return list(_pictures(pd.concat([missed, false]), datasets, score))
-
-
-def random_predictions(rows: pd.DataFrame, threshold: float, datasets: Path) -> list[Picture]:
-    """Return random images of `rows`: six called right, then six called wrong, or all that there are."""
+def random_predictions(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Return random ones of `rows`: six called right, then six called wrong, or all that there are."""
     right = (rows["label"] == "crack") == (rows["probability"] >= threshold)
-    drawn = [part.sample(min(N_A_KIND, len(part)), random_state=SEED) for part in (rows[right], rows[~right])]
-    return list(_pictures(pd.concat(drawn), datasets))
+    return pd.concat([part.sample(min(N_A_KIND, len(part)), random_state=SEED) for part in (rows[right], rows[~right])])

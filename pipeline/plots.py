@@ -135,14 +135,24 @@ def reliability_plot(scored_sets: Sequence[ScoredSet]) -> Markup:
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], **_DIAGONAL)
         for scored, colour in zip(scored_sets, cycle(DASHES), strict=False):
-            bins = np.minimum((scored.probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
-            groups = pd.DataFrame({"stated": scored.probabilities, "crack": scored.labels}).groupby(bins)
-            stated, n_crack, n = groups["stated"].mean(), groups["crack"].sum(), groups.size()
-            axes.scatter(stated, n_crack / n, 14, color=COLOURS[colour])
-            axes.vlines(stated, *wilson_interval(n_crack, n), color=COLOURS[colour], linewidth=1)
+            table = reliability_table(scored)
+            axes.scatter(table["stated"], table["observed"], 14, color=COLOURS[colour])
+            axes.vlines(table["stated"], table["low"], table["high"], color=COLOURS[colour], linewidth=1)
         axes.set(xlabel="stated probability of a crack", ylabel="observed share of cracks")
 
     return svg("reliability", draw)
+
+
+def reliability_table(scored: ScoredSet) -> pd.DataFrame:
+    """Return a row for each bin of equal width that has images.
+
+    Columns: stated, the mean probability; observed, the share of cracks; low and high, its 95% interval; n images.
+    """
+    bins = np.minimum((scored.probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
+    groups = pd.DataFrame({"stated": scored.probabilities, "crack": scored.labels}).groupby(bins)
+    n_crack, n = groups["crack"].sum(), groups.size()
+    low, high = wilson_interval(n_crack, n)
+    return pd.DataFrame({"stated": groups["stated"].mean(), "observed": n_crack / n, "low": low, "high": high, "n": n})
 
 
 def wilson_interval(n_found: "pd.Series[int]", n: "pd.Series[int]") -> tuple["pd.Series[float]", "pd.Series[float]"]:

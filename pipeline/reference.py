@@ -47,9 +47,9 @@ def _spread(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
     return shuffled[shuffled["photo"].isin(photos)].groupby("photo").head(n_each)
 
 
-def run(params: Params, manifest: Path, datasets: Path, models: Path, metrics: Path, out: Path) -> None:
+def run(params: Params, manifest: Path, datasets: Path, models: Path, scores: Path, out: Path) -> None:
     """Write the reference of the best model."""
-    best = json.loads(metrics.read_text(encoding="utf-8"))["candidate"]
+    best = json.loads(scores.read_text(encoding="utf-8"))["candidate"]
     rows = choose_images(pd.read_parquet(manifest), params.split.train_on, params.monitor.reference_images)
     observed = observe(Classifier.load(models / best), LabelledImages(rows, datasets), progress="noting the reference")
     table = pd.concat([rows[["dataset", "photo", "path"]], observed], axis=1)
@@ -63,11 +63,11 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
     parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
     parser.add_argument("--models", type=Path, required=True, help="folder with a folder per candidate")
-    parser.add_argument("--metrics", type=Path, required=True, help="metrics.json of evaluate")
+    parser.add_argument("--scores", type=Path, required=True, help="scores.json of evaluate")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
     args = parser.parse_args()
     params = load_params(args.params)
-    run(params, args.manifest, args.datasets, args.models, args.metrics, args.out)
+    run(params, args.manifest, args.datasets, args.models, args.scores, args.out)
 
 
 if __name__ == "__main__":

@@ -38,13 +38,13 @@ def run(params: Params, results: Results, out: Path) -> None:
 
     from pipeline.classifier import Classifier
 
-    metrics = json.loads(results.metrics.read_text())
-    best = metrics["candidate"]
+    scores = json.loads(results.scores.read_text())
+    best = scores["candidate"]
     try:
         parent_id = tracking.parent_run(client, experiment_id, params, results.manifest)
         run_ids = complete_candidates(client, experiment_id, parent_id, params, results)
-        complete_parent(client, parent_id, params, results, metrics)
-        tags = version_tags(params, results, metrics)
+        complete_parent(client, parent_id, params, results, scores)
+        tags = version_tags(params, results, scores)
         made = register(client, Classifier.load(results.models / best), results, run_ids[best], name, tags)
         client.set_registered_model_alias(name, CHALLENGER, made.version)
     except (MlflowException, OSError) as error:
@@ -66,10 +66,10 @@ def main() -> None:
         "--candidates": "folder of the candidates' validation scores",
         "--histories": "folder of the candidates' histories",
         "--manifest": "Parquet file of split",
-        "--metrics": "metrics.json of evaluate",
+        "--scores": "scores.json of evaluate",
         "--predictions": "Parquet file of evaluate",
-        "--plots": "folder of evaluate's curves",
-        "--report": "HTML file of evaluate",
+        "--plots": "folder of report's tables",
+        "--report": "HTML file of report",
         "--reference": "Parquet file of what the best model was trained on",
         "--dvc-lock": "dvc.lock, for the hashes of the data",
         "--out": "JSON file to write",

@@ -1,4 +1,4 @@
-"""The report that a person reads: one HTML file without scripts that opens offline."""
+"""The page of the report: one HTML file without scripts that opens offline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,23 +51,22 @@ def render(
     candidates: Mapping[str, Mapping[str, Any]],
     histories: Mapping[str, pd.DataFrame],
     predictions: pd.DataFrame,
-    decision: Mapping[str, float],
     material: Material,
 ) -> str:
     """Return the page: HTML with styles, plots and pictures inside; equal inputs give equal pages.
 
     Args:
-        metrics: the content of metrics.json.
+        metrics: the content of scores.json.
         candidates: by name, scores on validation: selection_loss, n, accuracy, f1, auroc, balanced_accuracy, ece,
             threshold.
         histories: by candidate, a row an epoch: step (from 0, over both phases), phase (head or tuning), loss,
             val_loss, accuracy, val_accuracy; of a probe, a row for each data set, which is its phase, and strength of
             the penalty, and `strength`.
         predictions: a row an image: dataset, split (test or outside), label (crack or intact), probability (0..1).
-        decision: review_from <= threshold <= review_to, 0..1.
         material: all else.
 
     """
+    decision = metrics["decision"]  # review_from <= threshold <= review_to
     threshold = decision["threshold"]
     scored_sets = scored_sets_of(predictions)
     curve_sets = [scored for scored in scored_sets if scored.n_crack and scored.n_intact]

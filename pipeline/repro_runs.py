@@ -25,7 +25,7 @@ class Results:
     candidates: Path
     histories: Path
     manifest: Path
-    metrics: Path
+    scores: Path
     predictions: Path
     plots: Path
     report: Path
@@ -80,7 +80,7 @@ def _log_scores(client: "MlflowClient", run_id: str, scores: dict[str, Any]) -> 
 
 
 def complete_parent(
-    client: "MlflowClient", parent_id: str, params: Params, results: Results, metrics: dict[str, Any]
+    client: "MlflowClient", parent_id: str, params: Params, results: Results, scores: dict[str, Any]
 ) -> None:
     """Log to the parent run what concerns the repro as a whole: data, params, test scores, plots and the report."""
     import mlflow
@@ -90,10 +90,10 @@ def complete_parent(
     left_out = {"candidates", *tracking.NO_PART_OF_A_REPRO}
     tracking.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude=left_out))
     hashes = data_hashes(results.dvc_lock)
-    for name, value in {**hashes, "cracks.candidate": metrics["candidate"]}.items():
+    for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():
         client.set_tag(parent_id, name, value)
-    _log_scores(client, parent_id, {name: metrics[name] for name in ("split", "test", "tests", "outside")})
-    for path in (results.report, results.metrics, results.manifest, results.dvc_lock):
+    _log_scores(client, parent_id, {name: scores[name] for name in ("split", "test", "tests", "outside")})
+    for path in (results.report, results.scores, results.manifest, results.dvc_lock):
         if path.exists():
             client.log_artifact(parent_id, str(path))
     client.log_dict(parent_id, params.model_dump(mode="json", by_alias=True), "params.yaml")
@@ -107,14 +107,14 @@ def complete_parent(
             mlflow.log_input(dataset, context=str(split))
 
 
-def version_tags(params: Params, results: Results, metrics: dict[str, Any]) -> dict[str, str]:
+def version_tags(params: Params, results: Results, scores: dict[str, Any]) -> dict[str, str]:
     """Return the tags of the version that a repro registers: its scores, and its lineage, which the gate reads."""
     return {
-        "candidate": metrics["candidate"],
-        "trained_on": "+".join(metrics["trained_on"]),
-        "demo": str(metrics["demo"]).lower(),
+        "candidate": scores["candidate"],
+        "trained_on": "+".join(scores["trained_on"]),
+        "demo": str(scores["demo"]).lower(),
         "contract": contract_state(results.validated, params),
-        **{f"test_{score}": _rounded(metrics["test"][score]) for score in ("f1", "auroc", "ece")},
+        **{f"test_{score}": _rounded(scores["test"][score]) for score in ("f1", "auroc", "ece")},
         **tracking.code_version(),
         **data_hashes(results.dvc_lock),
     }

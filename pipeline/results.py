@@ -46,7 +46,7 @@ def _written(scores: dict[str, float | None]) -> dict[str, str]:
 
 def summary_lines(folder: Path) -> list[str]:
     """Return what the last run came to in a few lines, where its numbers are of drawn images saying so first."""
-    metrics, registered = read_report(folder, "metrics.json"), read_report(folder, "registered.json")
+    metrics, registered = read_report(folder, "scores.json"), read_report(folder, "registered.json")
     lines = ["Demo: drawn images. These numbers say nothing about real concrete."] if metrics["demo"] else []
     lines.append(f"Best candidate, chosen on validation: {metrics['candidate']}")
     for name, scores in {"test": metrics["test"], **metrics["outside"]}.items():
@@ -61,7 +61,7 @@ def summary_lines(folder: Path) -> list[str]:
 
 
 def score_in_words(scores: dict[str, Any], name: str) -> str:
-    """Return a score of metrics.json with its 95 % interval; there is none of few groups or of a perfect score."""
+    """Return a score of scores.json with its 95 % interval; there is none of few groups or of a perfect score."""
     interval = scores["interval"][name]
     within = f"{interval['low']:.4f} to {interval['high']:.4f}" if interval else "no interval"
     return f"{name.upper()} {scores[name]:.4f} ({within})"

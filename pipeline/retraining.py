@@ -155,7 +155,7 @@ def overdue(params: Params, now: datetime) -> str | None:
 
 def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: str) -> list[str]:
     """Return what happened and why: what was trained on, the model, its scores, the gate's word, where to look."""
-    metrics = json.loads((root / REPORTS / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((root / REPORTS / "scores.json").read_text(encoding="utf-8"))
     test = metrics["test"]
     names = ", ".join(f"{batch.file} ({batch.n_images:,} images)" for batch in batches)
     drawn = ", drawn images that say nothing about real concrete" if metrics["demo"] else ""

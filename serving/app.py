@@ -26,7 +26,8 @@ from pipeline.crack_map import CrackMap
 from pipeline.errors import CracksError
 from pipeline.images import Pixels
 from pipeline.map_notes import warnings_of
-from pipeline.occlusion import heat_picture, occlusion_map
+from pipeline.occlusion import occlusion_map
+from pipeline.occlusion_overlay import occlusion_overlay
 from pipeline.openvino_cpu import Outputs
 from pipeline.params import Serve
 from pipeline.prediction_log import PredictionLog
@@ -190,7 +191,7 @@ def _explain(held: Held, pixels: Pixels) -> Heat:
     picture.thumbnail((MAX_EXPLAINED_PX, MAX_EXPLAINED_PX))
     small: Pixels = np.asarray(picture)
     heat = occlusion_map(lambda batch: held.model.outputs(batch)["probability"], small)
-    return Heat(logits=heat.tolist(), image=_data_url(Image.fromarray(heat_picture(small, heat)), "PNG"))
+    return Heat(logits=heat.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, heat)), "PNG"))
 
 
 def _data_url(picture: Image.Image, file_format: Literal["JPEG", "PNG"]) -> str:

@@ -56,7 +56,7 @@ def cracks(tmp_path, monkeypatch):
 
 def write_reports(folder, version="3"):
     folder.mkdir()
-    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "scores.json").write_text(json.dumps(METRICS))
     registered = {"name": "cracks", "version": version, "run_id": version and "a"}
     (folder / "registered.json").write_text(json.dumps(registered))
 
@@ -123,7 +123,7 @@ def test_the_summary_of_an_experiment_says_that_nothing_was_registered(cracks, c
     assert "challenger" not in out
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "registered.json"])
+@pytest.mark.parametrize("name", ["scores.json", "registered.json"])
 def test_a_summary_before_the_first_run_says_what_to_do(cracks, capsys, name):
     write_reports(Path("reports"))
     (Path("reports") / name).unlink()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_one_command_leads_from_drawings_to_a_registered_model(trained: Project) -> None:
-    metrics = trained.json("reports/metrics.json")
+    metrics = trained.json("reports/scores.json")
     assert metrics["demo"] is True
     assert metrics["trained_on"] == ["demo"]
     assert metrics["split"]["leaks"] == 0
@@ -50,7 +50,7 @@ def test_the_flow_shows_every_stage_as_cached(project: Project) -> None:
     printed = finished.stdout + finished.stderr
     assert finished.returncode == 0, printed
     stages = project.run("dvc", "stage", "list", "--name-only").stdout.split()
-    assert len(stages) == 9
+    assert len(stages) == 10
     assert [stage for stage in stages if f"Task run '{stage}' - Finished in state Cached" not in printed] == []
 
 
@@ -101,7 +101,7 @@ def test_a_removed_candidate_and_a_removed_data_set_no_longer_count(project: Pro
     (project.root / "data" / "other.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     project.edit_params(replace)
     project.repro()
-    metrics = project.json("reports/metrics.json")
+    metrics = project.json("reports/scores.json")
     assert (metrics["candidate"], metrics["trained_on"], list(metrics["tests"])) == ("probe", ["other"], ["other"])
     assert set(pd.read_parquet(project.root / "data" / "manifest.parquet")["dataset"]) == {"other"}
     assert "finetune" not in (project.root / "reports" / "report.html").read_text(encoding="utf-8")

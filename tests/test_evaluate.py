@@ -9,13 +9,7 @@ from pipeline.bootstrap import SCORES as BOOTSTRAPPED
 from pipeline.calibration import Calibration, Platt
 from pipeline.classifier import Classifier
 from pipeline.decision import Decision
-from pipeline.evaluate import (
-    MAX_CURVE_POINTS,
-    best_candidate,
-    curves,
-    run,
-    summarise,
-)
+from pipeline.evaluate import best_candidate, run, summarise
 from pipeline.export import calibrated
 from pipeline.features import features_file, rows_file
 from pipeline.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
@@ -122,37 +116,6 @@ def test_groups_and_not_images_are_resampled():
     assert not any(of_one_photo["test"]["interval"].values())
 
 
-def test_curves_are_those_of_test_alone_worked_by_hand():
-    rows = [
-        ("ours", "test", "crack", 0.9),
-        ("ours", "test", "intact", 0.7),
-        ("ours", "test", "crack", 0.5),
-        ("ours", "test", "intact", 0.1),
-        ("bridge", "outside", "crack", 0.0),
-    ]
-    drawn = curves(predictions(*rows), 0.5)
-    assert drawn.roc.to_numpy().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
-    assert drawn.precision_recall.to_numpy().tolist() == [[1, 0.5], [1, 2 / 3], [0.5, 0.5], [0.5, 1], [0, 1]]
-    assert drawn.confusion.to_numpy().tolist() == [
-        ["crack", "crack"],
-        ["intact", "crack"],
-        ["crack", "crack"],
-        ["intact", "intact"],
-    ]
-
-
-def test_long_curves_are_thinned_but_keep_their_ends(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = [("ours", "test", "crack" if rng.random() < 0.5 else "intact", rng.random()) for _ in range(3000)]
-    drawn = curves(predictions(*rows), 0.5)
-    drawn.write(tmp_path)
-    roc = pd.read_csv(tmp_path / "roc.csv")
-    assert list(roc) == ["fpr", "tpr"]
-    assert len(roc) == len(drawn.precision_recall) == MAX_CURVE_POINTS
-    assert (roc.iloc[0].tolist(), roc.iloc[-1].tolist()) == ([0, 0], [1, 1])
-    assert len(pd.read_csv(tmp_path / "confusion.csv")) == 3000
-
-
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, encode):
     """The stage run on twelve drawn greys; the better candidate, whose model alone exists, takes dark for cracked."""
@@ -179,16 +142,11 @@ def evaluated(tmp_path_factory, encode):
         scores = {"selection_loss": log_loss, **dict.fromkeys(SCORES, 0.5), "n": 4}
         (folder / "candidates").mkdir(exist_ok=True)
         (folder / "candidates" / f"{name}.json").write_text(json.dumps(scores))
-        (folder / "histories").mkdir(exist_ok=True)
-        history = {"step": 0, "phase": "head", "epoch": 0, "loss": 1, "val_loss": 1, "accuracy": 1, "val_accuracy": 1}
-        pd.DataFrame([history]).to_csv(folder / "histories" / f"{name}.csv", index=False)
     save_classifier(folder / "models" / "better")
     run(
         SimpleNamespace(
             **vars(PARAMS),
             candidates={name: SimpleNamespace(backbone="dark") for name in ("worse", "better")},
-            backbones={"dark": SimpleNamespace(architecture="mobilenet-v2")},
-            datasets={name: SimpleNamespace(is_drawn=False) for name in levels},
         ),
         datasets=folder / "datasets",
         manifest_path=folder / "manifest.parquet",
@@ -196,22 +154,23 @@ def evaluated(tmp_path_factory, encode):
         features=folder / "features",
         models=folder / "models",
         candidates_folder=folder / "candidates",
-        histories_folder=folder / "histories",
+        scores_path=folder / "scores.json",
         metrics_path=folder / "metrics.json",
+        external=folder / "external",
         slices_path=folder / "slices.csv",
         predictions_path=folder / "predictions.parquet",
-        plots=folder / "plots",
-        report_path=folder / "report.html",
+        mistakes_path=folder / "mistakes.parquet",
+        architecture_path=folder / "architecture.json",
     )
     return folder
 
 
 def test_the_best_candidate_is_scored_on_test_and_outside(evaluated):
-    metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert metrics["candidate"] == "better"
-    assert (metrics["test"]["n"], metrics["test"]["accuracy"]) == (4, 1)
-    assert metrics["outside"]["bridge"]["accuracy"] == pytest.approx(2 / 3)
-    assert metrics["test"]["threshold"] == 0.5
+    scores = json.loads((evaluated / "scores.json").read_text())
+    assert scores["candidate"] == "better"
+    assert (scores["test"]["n"], scores["test"]["accuracy"]) == (4, 1)
+    assert scores["outside"]["bridge"]["accuracy"] == pytest.approx(2 / 3)
+    assert scores["test"]["threshold"] == 0.5
 
 
 def test_predictions_have_the_probability_of_every_image_of_test_and_outside(evaluated):
@@ -222,13 +181,15 @@ def test_predictions_have_the_probability_of_every_image_of_test_and_outside(eva
     np.testing.assert_allclose(table["probability"], [model(batch)["probability"][0] for batch in batches], atol=1e-6)
 
 
-def test_the_stage_leaves_curves_and_a_report_that_names_the_candidate(evaluated):
-    assert sorted(path.name for path in (evaluated / "plots").iterdir()) == [
-        "confusion.csv",
-        "precision_recall.csv",
-        "roc.csv",
-    ]
-    assert "better" in (evaluated / "report.html").read_text()
+def test_dvc_gets_the_headline_of_test_and_of_each_outside_set_and_nothing_else(evaluated):
+    scores = json.loads((evaluated / "scores.json").read_text())
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    names = ["n", "f1", "auroc", "balanced_accuracy", "ece", "threshold"]
+    assert metrics == {**{name: scores["test"][name] for name in names}, "leaks": 0}
+    (bridge,) = (evaluated / "external").iterdir()
+    assert bridge.name == "bridge.json"
+    outside = scores["outside"]["bridge"]
+    assert json.loads(bridge.read_text()) == {name: outside[name] for name in ("auroc", "balanced_accuracy")}
 
 
 def test_slices_are_a_tidy_table_that_begins_with_the_whole_of_test(evaluated):
@@ -249,16 +210,17 @@ def test_slices_are_a_tidy_table_that_begins_with_the_whole_of_test(evaluated):
     assert not table.duplicated(["set", "kind", "slice"]).any()
 
 
-def test_leaking_and_performance_are_measured_on_what_was_trained_on(evaluated):
-    metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert (metrics["leaking"]["n_available"], metrics["leaking"]["n_scored"]) == (4, 2)
-    assert metrics["leaking"]["leak_free_f1"] == 1
-    assert (metrics["performance"]["height_px"], metrics["performance"]["width_px"]) == (8, 8)
+def test_leaking_is_measured_on_what_was_trained_on(evaluated):
+    leaking = json.loads((evaluated / "scores.json").read_text())["leaking"]
+    assert (leaking["n_available"], leaking["n_scored"]) == (4, 2)
+    assert leaking["leak_free_f1"] == 1
 
 
-def test_the_report_shows_the_mistakes_and_the_random_predictions_of_each_set(evaluated):
-    text = (evaluated / "report.html").read_text()
-    assert 'alt="Missed crack: 210.png of bridge"' in text
-    assert 'alt="Where the model looked in 210.png of bridge"' in text
-    assert all(f'alt="Right: {level}.png of ours"' in text for level in (0, 50, 200, 230))
-    assert "10.png of ours" not in text.replace("210.png", "")
+def test_the_report_needs_no_model_to_show_its_decision_its_layers_and_where_it_looked(evaluated):
+    decision = json.loads((evaluated / "scores.json").read_text())["decision"]
+    assert decision == {"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}
+    layers = json.loads((evaluated / "architecture.json").read_text())
+    assert [layer["title"] for layer in layers[-2:]] == ["calibration", "probability"]
+    mistakes = pd.read_parquet(evaluated / "mistakes.parquet")
+    assert mistakes[["dataset", "path", "split"]].to_numpy().tolist() == [["bridge", "210.png", "outside"]]
+    assert mistakes["occlusion_map"].map(len).tolist() == [49]

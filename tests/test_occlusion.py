@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline.occlusion import N_CELLS_A_SIDE, heat_picture, occlusion_map
+from pipeline.occlusion import N_CELLS_A_SIDE, occlusion_map
+from pipeline.occlusion_overlay import occlusion_overlay
 
 
 def tile(dark_cell=None, size=(70, 140)):
@@ -57,7 +58,7 @@ def test_a_certain_answer_has_a_map_without_holes(probability):
 def test_heat_is_red_for_a_crack_blue_against_it_and_absent_where_nothing_depends():
     heat = np.zeros((7, 7))
     heat[1, 1], heat[5, 5] = 2.0, -2.0
-    drawn = heat_picture(tile(), heat).astype(int)
+    drawn = occlusion_overlay(tile(), heat).astype(int)
     assert drawn.shape == (70, 140, 3)
     red, blue = drawn[15, 30], drawn[55, 110]
     assert red[0] > red[2] + 50
@@ -67,5 +68,5 @@ def test_heat_is_red_for_a_crack_blue_against_it_and_absent_where_nothing_depend
 
 def test_the_strongest_cell_is_as_clear_whatever_the_scale():
     heat = np.random.default_rng(0).normal(size=(7, 7))
-    np.testing.assert_array_equal(heat_picture(tile(), heat), heat_picture(tile(), 100 * heat))
-    np.testing.assert_array_equal(heat_picture(tile(), 0 * heat), tile())
+    np.testing.assert_array_equal(occlusion_overlay(tile(), heat), occlusion_overlay(tile(), 100 * heat))
+    np.testing.assert_array_equal(occlusion_overlay(tile(), 0 * heat), tile())

@@ -44,7 +44,7 @@ def test_real_concrete_leads_to_a_challenger_that_is_tested_without_leaks(untouc
 
     untouched.edit_params(make_quick)
     untouched.repro()
-    metrics = untouched.json("reports/metrics.json")
+    metrics = untouched.json("reports/scores.json")
     assert metrics["demo"] is False
     assert metrics["split"]["leaks"] == 0
     assert metrics["split"]["n_copies"] > 30

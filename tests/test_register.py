@@ -96,7 +96,7 @@ def write_results(root):
         candidates=root / "candidates",
         histories=root / "histories",
         manifest=root / "manifest.parquet",
-        metrics=root / "metrics.json",
+        scores=root / "scores.json",
         predictions=root / "predictions.parquet",
         plots=root / "plots",
         report=root / "report.html",
@@ -124,7 +124,7 @@ def write_results(root):
     manifest = manifest.assign(slice="")
     manifest.to_parquet(results.manifest)
     manifest[manifest["split"] == "test"].assign(probability=0.25).to_parquet(results.predictions)
-    results.metrics.write_text(json.dumps(METRICS))
+    results.scores.write_text(json.dumps(METRICS))
     results.report.write_text("<html>")
     results.reference.write_bytes(b"what it was trained on")
     (results.plots / "roc.csv").write_text("fpr,tpr\n0,0\n")
@@ -219,7 +219,7 @@ def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_writ
         "candidates",
         "histories",
         "manifest",
-        "metrics",
+        "scores",
         "predictions",
         "plots",
         "report",
@@ -319,7 +319,7 @@ def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
     names = {item.path for folder in (None, "plots") for item in project.client.list_artifacts(parent_id, folder)}
     assert names == {
         "report.html",
-        "metrics.json",
+        "scores.json",
         "manifest.parquet",
         "dvc.lock",
         "params.yaml",

@@ -81,16 +81,6 @@ LEAKING = {
     "n_scored_with_copy_in_train": 73,
     "share_of_scored_with_copy_in_train": 0.365,
 }
-PERFORMANCE = {
-    "p50_ms": 15.96,
-    "p95_ms": 21.0,
-    "images_per_s": 111.6,
-    "size_mb": 9.64,
-    "resident_mb": 848.0,
-    "n_cores": 2,
-    "height_px": 200,
-    "width_px": 300,
-}
 
 
 def facts(name, *, is_trained_on, **sides):
@@ -145,7 +135,7 @@ def drawn_inputs():
             "tests": {name: score(rows) for name, rows in test.groupby("dataset")},
             "outside": {name: score(rows) for name, rows in outside.groupby("dataset")},
             "leaking": dict(LEAKING),
-            "performance": PERFORMANCE,
+            "decision": DECISION,
         },
         "candidates": candidates,
         "histories": {
@@ -154,7 +144,6 @@ def drawn_inputs():
             "finetune-mobilenet": drawn_history(rng, 5, 9),
         },
         "predictions": predictions,
-        "decision": DECISION,
         "material": material(rng, predictions),
     }
 
@@ -474,13 +463,6 @@ def test_both_splits_are_side_by_side_and_images_left_out_are_told(page, few):
     text = page_of(few).text
     assert "Of 1,000 images, 900 in randomly drawn whole groups were used" in text
     assert "Nothing leaks here even at random" in text
-
-
-def test_speed_and_size_have_their_units_and_the_number_of_cores(page):
-    assert "300 x 200 px" in page.text
-    assert "on 2 cores" in page.text
-    for words in ("One image 16.0 ms", "In batches of 32 112 / s", "On disk 9.6 MB", "In memory 848 MB"):
-        assert words in page.text
 
 
 def test_the_card_names_what_was_trained_on_and_what_the_model_must_not_do(page, warning_page):

@@ -56,12 +56,12 @@ def test_a_stage_depends_on_every_module_that_it_runs(name: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "template"),
     [
-        ("evaluate", "report.html.j2"),
-        ("evaluate", "report_card.html.j2"),
-        ("evaluate", "report_data.html.j2"),
-        ("evaluate", "report_model.html.j2"),
-        ("evaluate", "report_slices.html.j2"),
-        ("evaluate", "page.html.j2"),
+        ("report", "report.html.j2"),
+        ("report", "report_card.html.j2"),
+        ("report", "report_data.html.j2"),
+        ("report", "report_model.html.j2"),
+        ("report", "report_slices.html.j2"),
+        ("report", "page.html.j2"),
         ("validate", "contract.html.j2"),
         ("validate", "page.html.j2"),
         ("split", "contract.html.j2"),

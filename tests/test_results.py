@@ -53,7 +53,7 @@ def test_the_summary_says_first_that_it_is_a_demo(reports):
 
 def test_a_report_that_is_not_there_names_the_command_that_writes_it(tmp_path):
     with pytest.raises(CracksError, match="make run"):
-        results.read_report(tmp_path, "metrics.json")
+        results.read_report(tmp_path, "scores.json")
 
 
 class OneRun(BaseHTTPRequestHandler):

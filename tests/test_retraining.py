@@ -88,10 +88,6 @@ def runs_of_retraining(api: str) -> list[dict[str, Any]]:
     return [run for run in found if run["auto_scheduled"] and run["end_time"]]
 
 
-def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name != "performance"}
-
-
 def outcome_of(project: Project) -> dict[str, Any]:
     """What must be the same however often a retraining was interrupted."""
     registered = project.json("reports/registered.json")
@@ -99,7 +95,7 @@ def outcome_of(project: Project) -> dict[str, Any]:
         hashes = store.execute("select value from model_version_tags where key = 'cracks.model_hash'").fetchall()
     manifest = pd.read_parquet(project.root / "data" / "manifest.parquet")
     return {
-        "metrics": without_times(project.json("reports/metrics.json")),
+        "scores": project.json("reports/scores.json"),
         "version": registered["version"],
         "models": sorted(hashes),
         "aliases": project.model_versions(),

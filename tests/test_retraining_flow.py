@@ -47,9 +47,9 @@ N_KILLS, SEED = int(os.environ.get("CRACKS_KILLS", "2")), 20260501
 def make_project(root: Path) -> Project:
     project = toy_project(root, STAGES)
     scores = {"f1": 0.9, "ece": 0.1, "n": 18, "interval": {"f1": {"low": 0.8, "high": 0.95}}}
-    metrics = project.json("reports/metrics.json")
+    metrics = project.json("reports/scores.json")
     metrics |= {"trained_on": ["site"], "test": metrics["test"] | scores}
-    (root / "reports" / "metrics.json").write_text(json.dumps(metrics))
+    (root / "reports" / "scores.json").write_text(json.dumps(metrics))
 
     def change(params: dict[str, Any]) -> None:
         params["datasets"]["site"] = {"source": SITE}

@@ -320,7 +320,7 @@ def test_five_lines_say_what_happened_and_why(tmp_path, monkeypatch):
     test = {"n": 400, "f1": 0.98765, "ece": 0.0123, "interval": {"f1": {"low": 0.97, "high": 0.999}}}
     metrics = {"demo": False, "candidate": "probe", "trained_on": ["metu", "site"], "test": test}
     (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "reports" / "scores.json").write_text(json.dumps(metrics))
     assert in_five_lines(tmp_path, [BATCH], "7", "version 7 is refused: floors: f1 is too low") == [
         "New batches of site: 0001-b.zip (1,200 images)",
         "Model: version 7, probe, trained on metu+site",
@@ -339,6 +339,6 @@ def test_a_score_without_an_interval_is_told_as_such(tmp_path, why, n_groups):
     test = scores_with_intervals(labels, probabilities, np.arange(80) % n_groups, 0.5)
     metrics = {"demo": False, "candidate": "probe", "trained_on": ["site"], "test": test}
     (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "reports" / "scores.json").write_text(json.dumps(metrics))
     lines = in_five_lines(tmp_path, [BATCH], "7", "version 7 is promoted")
     assert re.match(r"On test: F1 (1\.0000|0\.9\d+) \(no interval\), ECE 0\.\d+, 80 images$", lines[2])

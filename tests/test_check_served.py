@@ -1,0 +1,35 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_model import write_tiny_model
+
+from pipeline.check_served import check, check_apart
+from pipeline.served import SERVED_FILES, ServedModel
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_tiny_model(tmp_path / "model", golden_error=0.25)
+    return tmp_path / "model"
+
+
+def test_a_fresh_process_tells_the_difference_time_size_and_memory_of_the_served_form(folder):
+    measured = check_apart(folder, 48, 64)
+    assert measured.golden_difference == pytest.approx(0.25, abs=1e-4)
+    assert measured.p95_ms > 0
+    assert measured.size_mb == pytest.approx(sum((folder / name).stat().st_size for name in SERVED_FILES) / 1e6)
+    assert 20 < measured.resident_mb < 10_000  # Python and NumPy alone take more than 20
+
+
+def test_times_are_those_of_one_image(folder, monkeypatch):
+    clock = iter(np.arange(10_000))
+    sizes = []
+    monkeypatch.setattr(ServedModel, "outputs", lambda model, batch: sizes.append(batch.shape) or golden(batch))
+    monkeypatch.setattr("pipeline.check_served.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    assert check(folder, 48, 64)["p95_ms"] == 1000
+    assert sizes.count((1, 48, 64, 3)) >= 100
+
+
+def golden(batch):
+    return {"probability": np.full(len(batch), 0.5, np.float32)}
