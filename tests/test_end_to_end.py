@@ -1,5 +1,6 @@
 """The whole road, with the real DVC, MLflow and Prefect, on a few small drawn images."""
 
+import re
 import shutil
 import sqlite3
 import sys
@@ -43,6 +44,26 @@ def test_the_packed_images_are_not_kept_twice_on_disk(trained: Project) -> None:
 
 def test_a_second_repro_does_nothing(project: Project) -> None:
     assert "Running stage" not in project.repro()
+
+
+def test_a_change_of_the_report_runs_report_and_register_alone(project: Project) -> None:
+    template = project.root / "pipeline" / "report.html.j2"
+    template.write_text(template.read_text(encoding="utf-8").replace("All scores", "Every score"), encoding="utf-8")
+    assert re.findall(r"^(\S+):", project.run("dvc", "status").stdout, re.MULTILINE) == ["report"]
+    assert re.findall(r"Running stage '(.*)'", project.repro()) == ["report", "register"]
+    assert "Every score" in (project.root / "reports" / "report.html").read_text(encoding="utf-8")
+    assert project.model_versions() == [("1", "challenger")]
+
+
+def test_the_metrics_of_a_run_fit_a_terminal_and_its_plots_are_drawn(project: Project) -> None:
+    printed = project.run("dvc", "metrics", "show").stdout.splitlines()
+    assert [line.split()[0] for line in printed] == ["Path", "reports/metrics.json"]
+    assert max(map(len, printed)) <= 120
+    assert project.run("dvc", "plots", "show").returncode == 0
+    drawn = (project.root / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+    for title in ("ROC on test", "Calibration on test", "Validation loss of all candidates"):
+        assert drawn.count(f'"{title}"') == 1
+    assert {'"candidate": "probe"', '"candidate": "finetune"'} <= set(re.findall(r'"candidate": "\w+"', drawn))
 
 
 def test_the_flow_shows_every_stage_as_cached(project: Project) -> None:

@@ -72,6 +72,18 @@ def test_a_stage_that_writes_a_page_depends_on_its_templates(stage: str, templat
     assert f"pipeline/{template}" in STAGES[stage].get("do", STAGES[stage])["deps"]
 
 
+def test_what_makes_the_report_reruns_report_and_what_logs_it_alone() -> None:
+    stages = {name: stage.get("do", stage) for name, stage in STAGES.items()}
+    makes_it = modules_behind("report") - modules_behind("evaluate") - NOT_FOLLOWED
+    shared = {"page"}  # with the pages of the contract, which validate and split leave also where they refuse
+    files = {f"pipeline/{module}.py" for module in makes_it - shared}
+    files |= {dep for dep in stages["report"]["deps"] if Path(dep).name.startswith("report") and dep.endswith(".j2")}
+    assert {"pipeline/report_page.py", "pipeline/plots.py", "pipeline/report.html.j2"} <= files
+    assert [name for name, stage in stages.items() if files & set(stage["deps"])] == ["report"]
+    shown = set(stages["report"]["outs"])
+    assert [name for name, stage in stages.items() if shown & set(stage["deps"])] == ["register"]
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_every_path_of_a_command_is_a_dependency_or_an_output(name: str) -> None:
     stage = STAGES[name].get("do", STAGES[name])
