@@ -11,9 +11,9 @@ def unsure(batch):
     return np.full(len(batch), 0.5, np.float32)
 
 
-def likes_corners(batch):
-    """More likely a crack, the darker the first pixel."""
-    return 0.9 - batch[:, 0, 0, 0].astype(np.float32) / 300
+def by_cell(batch):
+    """The later a cell is hidden, and the lighter the picture, the more likely a crack."""
+    return (0.1 + np.arange(len(batch)) * batch[:, 0, 0, 0] / 10_000).astype(np.float32)
 
 
 def test_the_worst_mistakes_come_first():
@@ -47,11 +47,11 @@ def test_of_many_mistakes_a_few_of_each_kind_are_kept():
 def test_each_mistake_has_the_map_of_its_own_picture_also_after_a_way_through_a_file(tmp_path, encode):
     write_greys(tmp_path / "ours", [30, 60], encode)
     table = worst_mistakes(greys_scored(("crack", 0.1), ("intact", 0.9)), 0.5).iloc[::-1]
-    with_occlusion_maps(table, tmp_path, likes_corners).to_parquet(tmp_path / "mistakes.parquet", index=False)
+    with_occlusion_maps(table, tmp_path, by_cell).to_parquet(tmp_path / "mistakes.parquet", index=False)
     found = pd.read_parquet(tmp_path / "mistakes.parquet")
     assert found["path"].tolist() == ["1.png", "0.png"]
     for level, values in zip([60, 30], found["occlusion_map"], strict=True):
-        expected = occlusion_map(likes_corners, np.full((14, 14, 3), level, np.uint8))
+        expected = occlusion_map(by_cell, np.full((14, 14, 3), level, np.uint8))
         np.testing.assert_array_equal(values, expected.ravel())
 
 
