@@ -62,9 +62,9 @@ MLFLOW_PORT ?= 5000
 API_PORT ?= 8000
 
 STARTER := data/serving/starter
-$(STARTER)/decision.json: pipeline/starter.npz | .venv/installed
+$(STARTER)/decision.json: pipeline/inference/starter.npz | .venv/installed
 	@echo "Preparing the starter model, which answers until another is registered ..."
-	@python -m pipeline.build_starter served --recipe data/demo.yaml --out $(STARTER)
+	@python -m pipeline.inference.build_starter served --recipe data/demo.yaml --out $(STARTER)
 
 up: .venv/installed $(STARTER)/decision.json  ## start Prefect, MLflow, the schedules and the API on this machine (PREFECT_PORT=, MLFLOW_PORT=, API_PORT=)
 	@python -m flows.local up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT) --api-port $(API_PORT) \
@@ -89,7 +89,7 @@ test-fast: .venv/installed-dev  ## the tests that take seconds
 	@pytest -m "not slow and not soak"
 
 lint: .venv/installed-dev  ## ruff, mypy, hadolint
-	@ruff check . && ruff format --check . && mypy && hadolint Dockerfile mlflow/Dockerfile
+	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo && hadolint Dockerfile mlflow/Dockerfile
 
 gc: .venv/installed  ## show what is older than `retention` in params.yaml; CONFIRM=yes deletes it
 	@python -m flows.gc $(if $(filter yes,$(CONFIRM)),--delete)

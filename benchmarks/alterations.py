@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from pipeline.fingerprints import Fingerprints, fingerprint
-from pipeline.images import decode, thumbnail
+from pipeline.data.fingerprints import Fingerprints, fingerprint
+from pipeline.data.images import decode, thumbnail
 from pipeline.params import Copies
 
 LIMITS = Copies(min_correlation=0.55)

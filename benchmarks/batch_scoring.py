@@ -80,7 +80,7 @@ class Watch:
 
 def predict_command(images: Path, scratch: Path, model: str) -> Command:
     """Return `cracks predict` on a folder."""
-    from pipeline.predict import PART_IMAGES
+    from pipeline.crack_maps.batch_prediction import PART_IMAGES
 
     out = scratch / "scores.csv"
 

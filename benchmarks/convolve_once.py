@@ -17,12 +17,12 @@ import openvino
 from openvino import opset8 as ops
 from sklearn.metrics import roc_auc_score
 
-from pipeline.crack_map import CrackMapper
-from pipeline.find_model import STARTER, found_model
-from pipeline.images import Pixels
+from pipeline.crack_maps.crack_map import CrackMapper
+from pipeline.data.images import Pixels
+from pipeline.data.photos import read_photo
+from pipeline.inference.served import GRAPH_FILE, ServedModel
 from pipeline.params import Map
-from pipeline.photos import read_photo
-from pipeline.served import GRAPH_FILE, ServedModel
+from pipeline.registry.resolve import STARTER, found_model
 
 TILE_PX = 256
 

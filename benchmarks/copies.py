@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from benchmarks.alterations import ALTERATIONS, LIMITS, fingerprint_of, read_images
 from benchmarks.growth import print_growth
 from benchmarks.phash import phash_recalls
-from pipeline.copies import KINDS, connected_groups, copy_pairs
-from pipeline.fingerprints import Fingerprints, compare, fingerprint
-from pipeline.images import decode, thumbnail
+from pipeline.data.fingerprints import Fingerprints, compare, fingerprint
+from pipeline.data.images import decode, thumbnail
+from pipeline.data.near_duplicates import KINDS, connected_groups, copy_pairs
 
 THRESHOLDS = np.linspace(0, 1, 101)
 Array = npt.NDArray[np.float64]

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.classifier import Classifier
-from pipeline.crack_map import CrackMapper
-from pipeline.find_model import STARTER, found_model
-from pipeline.images import Pixels
-from pipeline.map_files import Job, PhotoFiles, mapped, write_photo
+from pipeline.crack_maps.batch_prediction import read
+from pipeline.crack_maps.crack_map import CrackMapper
+from pipeline.crack_maps.map_files import Job, PhotoFiles, mapped, write_photo
+from pipeline.data.images import Pixels
+from pipeline.data.photos import read_photo
+from pipeline.inference.starter import load_starter
+from pipeline.models.classifier import Classifier
 from pipeline.params import Map
-from pipeline.photos import read_photo
-from pipeline.predict import read
-from pipeline.starter import load_starter
+from pipeline.registry.resolve import STARTER, found_model
 
 KERAS_BATCH = 32
 OVERLAPS = (0.0, 0.5)

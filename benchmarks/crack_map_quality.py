@@ -18,11 +18,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from pipeline.crack_map import CrackMapper
+from pipeline.crack_maps.crack_map import CrackMapper
+from pipeline.data.photos import read_photo
 from pipeline.files import replacing
-from pipeline.find_model import found_model
 from pipeline.params import Map
-from pipeline.photos import read_photo
+from pipeline.registry.resolve import found_model
 
 SHARES = (0.05, 0.1, 0.2, 0.5)  # of the tiles that are looked at
 

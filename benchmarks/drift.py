@@ -22,12 +22,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.leave_one_photo_out import prepared
-from pipeline.drift import alpha_of, compare
-from pipeline.images import INVENTORY_FILE, PackedImages, decode, look
-from pipeline.inference import embedded
+from pipeline.data.images import INVENTORY_FILE, PackedImages, decode, look
+from pipeline.data.path_metadata import photo_of
+from pipeline.monitoring.drift import alpha_of, compare
+from pipeline.monitoring.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
 from pipeline.params import Backbone, Monitor
-from pipeline.path_metadata import photo_of
-from pipeline.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
+from pipeline.training.embedder import embedded
 
 Pair = tuple[pd.DataFrame, pd.DataFrame]  # what was trained on, and a window
 

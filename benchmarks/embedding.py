@@ -24,13 +24,13 @@ import numpy.typing as npt
 import yaml
 from tqdm import tqdm
 
-from pipeline.backbones import build_backbone
-from pipeline.images import PackedImages, Pixels
-from pipeline.inference import BATCH_IMAGES, Compute, converted, openvino_compute, tensorflow_compute
-from pipeline.network import build_embedder
-from pipeline.openvino_cpu import N_THREADS, supported
+from pipeline.data.images import PackedImages, Pixels
+from pipeline.inference.openvino_cpu import N_THREADS, supported
+from pipeline.models.backbones import build_backbone
+from pipeline.models.network import build_embedder
+from pipeline.models.tf import keras
 from pipeline.params import Backbone, Params
-from pipeline.tf import keras
+from pipeline.training.embedder import BATCH_IMAGES, Compute, converted, openvino_compute, tensorflow_compute
 
 Values = npt.NDArray[np.float32]
 Way = Callable[[Pixels], Values]

@@ -30,14 +30,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from pipeline.bootstrap import weighted_accuracy
-from pipeline.evidence import Unknown
-from pipeline.gate import no_part_falls, not_worse
-from pipeline.images import LabelledImages
-from pipeline.inference import embedder_of
+from pipeline.data.images import LabelledImages
+from pipeline.evaluation.bootstrap import weighted_accuracy
+from pipeline.evaluation.slices import with_measures
 from pipeline.params import Params, load_params
-from pipeline.score_versions import Scored, TestSet, compare
-from pipeline.slices import with_measures
+from pipeline.registry.evidence import Unknown
+from pipeline.registry.gate import no_part_falls, not_worse
+from pipeline.registry.score_versions import Scored, TestSet, compare
+from pipeline.training.embedder import embedder_of
 
 N_PROBES = 12
 N_POOR = 4

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.alterations import ALTERATIONS, LIMITS, fingerprint_of, new_piece
-from pipeline.copies import connected_groups, copy_pairs
-from pipeline.fingerprints import Fingerprints, fingerprint
-from pipeline.images import thumbnail
+from pipeline.data.fingerprints import Fingerprints, fingerprint
+from pipeline.data.images import thumbnail
+from pipeline.data.near_duplicates import connected_groups, copy_pairs
 
 SEED = 0
 COPIES_SHARE = 0.1  # of the images that a data set is grown by

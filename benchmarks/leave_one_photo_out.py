@@ -27,19 +27,19 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from pipeline import embed
-from pipeline.calibration import Values, fit_platt
-from pipeline.checkpoints import TrainingHistory
-from pipeline.features import Features
-from pipeline.images import PackedImages
-from pipeline.inference import embedded
-from pipeline.linear import LinearHead
-from pipeline.metrics import Labels, expected_calibration_error
-from pipeline.orientations import N_OTHERS, OtherOrientations
+from pipeline.data.images import PackedImages
+from pipeline.data.training_images import side_of
+from pipeline.models.calibration import Values, fit_platt
+from pipeline.models.linear_head import LinearHead
+from pipeline.models.metrics import Labels, expected_calibration_error
 from pipeline.params import Params, Probe
-from pipeline.probe import Rows, fit_head, joined
-from pipeline.probe_rows import N_FOLDS, deal_folds, rows_of
-from pipeline.traces import Folds
-from pipeline.training_images import side_of
+from pipeline.training.checkpoints import TrainingHistory
+from pipeline.training.embedder import embedded
+from pipeline.training.features import Features
+from pipeline.training.hairline_cracks import Folds
+from pipeline.training.orientations import N_OTHERS, OtherOrientations
+from pipeline.training.probe import Rows, fit_head, joined
+from pipeline.training.probe_rows import N_FOLDS, deal_folds, rows_of
 
 EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")
 

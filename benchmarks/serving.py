@@ -30,8 +30,8 @@ import numpy as np
 import psutil
 import yaml
 
-from pipeline.images import decode
-from pipeline.tracking import SETTINGS
+from pipeline.data.images import decode
+from pipeline.registry.tracking import SETTINGS
 
 CLIENTS = (1, 8, 32)
 N_IMAGES = 64
@@ -65,16 +65,16 @@ def register_model(uri: str, images: list[bytes]) -> None:
     """Register a classifier with random weights in its head, as `make run` would register a probe."""
     import mlflow
 
-    from pipeline.calibration import Calibration, Platt
-    from pipeline.classifier import Classifier
-    from pipeline.decision import Decision
-    from pipeline.export import calibrated, linear_classifier
-    from pipeline.known_concrete import KNOWN_CONCRETE_FILE, learn, sketches
-    from pipeline.linear import LinearHead
-    from pipeline.network import build_embedder
+    from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE, learn, sketches
+    from pipeline.inference.served import ServedModel
+    from pipeline.models.calibration import Calibration, Platt
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.decision import Decision
+    from pipeline.models.export import calibrated, linear_classifier
+    from pipeline.models.linear_head import LinearHead
+    from pipeline.models.network import build_embedder
     from pipeline.params import Backbone
-    from pipeline.registration import log_model, write_checked_served
-    from pipeline.served import ServedModel
+    from pipeline.registry.registration import log_model, write_checked_served
 
     taps = ("block_11_expand", "block_14_expand", "head_conv")
     backbone = Backbone(architecture="efficientnet-lite0", image_size_px=128, taps=taps)

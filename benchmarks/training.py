@@ -85,7 +85,9 @@ def prepare_once(params: Path) -> None:
         "pipeline.split", *common, "--datasets", "datasets", "--validated", "validated", "--manifest",
         "manifest.parquet", "--summary", "s.json", "--report", "vs.json", "--page", "vs.html",
     )  # fmt: skip
-    subprocess.run([sys.executable, "-c", "from pipeline.tracking import connect; connect()"], env=env(), check=True)
+    subprocess.run(
+        [sys.executable, "-c", "from pipeline.registry.tracking import connect; connect()"], env=env(), check=True
+    )
 
 
 def train(params: Path, candidate: str, backbone: str, *, embeds: bool) -> Cost:
@@ -107,8 +109,8 @@ def train(params: Path, candidate: str, backbone: str, *, embeds: bool) -> Cost:
 
 def called_cracks(candidate: str) -> pd.DataFrame:
     """Return the images of validation and test, with the column `called`: whether the candidate calls it a crack."""
-    from pipeline.classifier import Classifier
-    from pipeline.images import LabelledImages
+    from pipeline.data.images import LabelledImages
+    from pipeline.models.classifier import Classifier
 
     manifest = pd.read_parquet("manifest.parquet")
     images = LabelledImages(manifest[manifest["split"].isin(("validation", "test"))], Path("datasets"))

@@ -28,8 +28,8 @@ from flows.retraining import retraining
 from flows.services import answers
 from flows.training import training
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.heartbeat import INTERVAL_S, beat, end_heartbeat
-from pipeline.heartbeat_watch import follow
+from pipeline.monitoring.heartbeat import INTERVAL_S, beat, end_heartbeat
+from pipeline.monitoring.heartbeat_watch import follow
 from pipeline.params import Params, load_params
 from pipeline.project import project_root
 from pipeline.stage import run_main

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from pipeline import results
 from pipeline.params import Params
+from pipeline.registry import results
 
 
 def publish_contracts(params: Params, folder: Path) -> None:

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES
 from pipeline.errors import CracksError
 from pipeline.params import load_params
 from pipeline.project import project_root
-from pipeline.retention import clean_registry
+from pipeline.registry.retention import clean_registry
 from pipeline.stage import run_main
 
 log = logging.getLogger(__name__)

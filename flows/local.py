@@ -22,11 +22,11 @@ import psutil
 from flows import processes
 from flows.services import PREFECT, Started, answers, services_started, write_started
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
-from pipeline.processes import holder_of, is_alive
+from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
+from pipeline.process_identity import holder_of, is_alive
 from pipeline.project import project_root
+from pipeline.registry.tracking import tracking_uri
 from pipeline.stage import run_main
-from pipeline.tracking import tracking_uri
 
 log = logging.getLogger(__name__)
 

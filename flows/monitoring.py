@@ -8,9 +8,9 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.states import Completed, Failed
 
 from flows import runs
-from pipeline import monitoring as watch
-from pipeline.drift_page import as_markdown
 from pipeline.errors import CracksError
+from pipeline.monitoring import windows as watch
+from pipeline.monitoring.drift_page import as_markdown
 from pipeline.params import load_params
 from pipeline.project import project_root
 from pipeline.stage import run_main

@@ -12,11 +12,11 @@ from prefect import State, flow, get_run_logger
 from prefect.states import Completed, Failed
 
 from flows import runs
-from pipeline import promote
 from pipeline.errors import CracksError, RefusedError
 from pipeline.params import load_params
 from pipeline.project import project_root
-from pipeline.promote import Decided
+from pipeline.registry import promote
+from pipeline.registry.promote import Decided
 from pipeline.stage import run_main
 
 NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending approval", "rolled back": "Rolled back"}

@@ -11,9 +11,9 @@ from prefect.states import Completed, Failed
 
 from flows import runs, stages
 from flows.training import training
-from pipeline import retraining as steps
-from pipeline.batches import Refused, describe, read_record, take_all, untrained
 from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.inbox import retraining as steps
+from pipeline.inbox.batches import Refused, describe, read_record, take_all, untrained
 from pipeline.params import Params, load_params
 from pipeline.project import project_root
 from pipeline.stage import run_main

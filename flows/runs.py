@@ -18,7 +18,7 @@ from prefect.states import Cancelled, Crashed
 
 from flows.stages import LogLine
 from pipeline.files import write_json
-from pipeline.processes import Holder, is_gone, this_process
+from pipeline.process_identity import Holder, is_gone, this_process
 
 MOST_RUNS = 200  # the server's limit of one answer; more than any schedule has due
 

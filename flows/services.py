@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 
 from pipeline.files import write_json
-from pipeline.processes import Holder, is_alive
+from pipeline.process_identity import Holder, is_alive
 from pipeline.project import project_root
 
 PREFECT = "prefect"

@@ -19,7 +19,7 @@ from flows import processes
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.files import write_text
 from pipeline.params import Flow
-from pipeline.processes import is_gone, this_process
+from pipeline.process_identity import is_gone, this_process
 from pipeline.project import project_root
 
 UNCHANGED = "didn't change, skipping"

@@ -1,7 +1,8 @@
-"""Send every image that training reads once through a frozen backbone and keep its features (pipeline/features.py).
+"""Send every image that training reads once through a frozen backbone and keep its features.
 
-These are the train and the validation side of --manifest. Runs on this machine, or over the Dask cluster at
-`embed.dask_address`; finished shards are kept in --checkpoints until the end.
+The images are the train and the validation side of --manifest, the features as pipeline/training/features.py has them.
+Runs on this machine, or over the Dask cluster at `embed.dask_address`; finished shards are kept in --checkpoints until
+the end.
 """
 
 import hashlib
@@ -14,14 +15,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.cluster import computed_on_cluster
-from pipeline.features import Features, features_file, rows_file
+from pipeline.data.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
+from pipeline.data.training_images import RowNumbers, Sides, rows_learned_from
 from pipeline.files import replacing_folder
-from pipeline.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
-from pipeline.inference import embedder_of, has_shard, keep_shard, kept_shard, shards_of
+from pipeline.inference.cluster import computed_on_cluster
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
-from pipeline.training_images import RowNumbers, Sides, rows_learned_from
+from pipeline.training.embedder import embedder_of, has_shard, keep_shard, kept_shard, shards_of
+from pipeline.training.features import Features, features_file, rows_file
 
 Task = tuple[list[bytes], Sizes, bool]  # the files of a shard, their sizes, and whether they are of the train side
 

@@ -12,18 +12,18 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.architecture import blocks
-from pipeline.bootstrap import scores_with_intervals
-from pipeline.classifier import Classifier
+from pipeline.data.images import LabelledImages
+from pipeline.evaluation.bootstrap import scores_with_intervals
+from pipeline.evaluation.leakage import leaking
+from pipeline.evaluation.model_architecture import blocks
+from pipeline.evaluation.scoring import scorer
+from pipeline.evaluation.slices import slice_table, with_measures
+from pipeline.evaluation.worst_mistakes import with_occlusion_maps, worst_mistakes
 from pipeline.files import replacing, replacing_folder, write_json
-from pipeline.images import LabelledImages
-from pipeline.leaking import leaking
-from pipeline.metrics import scores
+from pipeline.models.classifier import Classifier
+from pipeline.models.metrics import scores
 from pipeline.params import Params, load_params
-from pipeline.scoring import scorer
-from pipeline.slices import slice_table, with_measures
 from pipeline.stage import run_main, stage_parser
-from pipeline.worst_mistakes import with_occlusion_maps, worst_mistakes
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ and quarantine.csv (batch, path, reason, is_image: held back though it can be re
 
 from pathlib import Path
 
-from pipeline.dataset_reader import pack_dataset
+from pipeline.data.dataset_reader import pack_dataset
 from pipeline.params import load_params, named
 from pipeline.stage import run_main, stage_parser
 

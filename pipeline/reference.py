@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.classifier import Classifier
+from pipeline.data.images import LabelledImages
 from pipeline.files import replacing
-from pipeline.images import LabelledImages
-from pipeline.observation import observe
+from pipeline.models.classifier import Classifier
+from pipeline.monitoring.observation import observe
 from pipeline.params import Params, load_params
 from pipeline.stage import run_main, stage_parser
 

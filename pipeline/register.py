@@ -8,14 +8,14 @@ import json
 import logging
 from pathlib import Path
 
-from pipeline import tracking
 from pipeline.errors import UnavailableError
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.project import in_experiment
-from pipeline.registration import register
-from pipeline.registry import CHALLENGER
-from pipeline.repro_runs import Results, complete_candidates, complete_parent, version_tags
+from pipeline.registry import tracking
+from pipeline.registry.registration import register
+from pipeline.registry.repro_runs import Results, complete_candidates, complete_parent, version_tags
+from pipeline.registry.versions import CHALLENGER
 from pipeline.stage import run_main, stage_parser
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def run(params: Params, results: Results, out: Path) -> None:
     client, experiment_id = tracking.connect()
     from mlflow.exceptions import MlflowException
 
-    from pipeline.classifier import Classifier
+    from pipeline.models.classifier import Classifier
 
     scores = json.loads(results.scores.read_text())
     best = scores["candidate"]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.architecture_diagram import architecture_diagram
-from pipeline.card import dataset_facts, weights_of
+from pipeline.evaluation.architecture_diagram import architecture_diagram
+from pipeline.evaluation.examples import pictures_of, random_predictions
+from pipeline.evaluation.model_card import dataset_facts, weights_of
+from pipeline.evaluation.plot_tables import plot_tables
+from pipeline.evaluation.report_page import Material, named_sets, render, scored_sets_of
 from pipeline.files import replacing_folder, write_text
 from pipeline.params import Params, load_params
-from pipeline.pictures import pictures_of, random_predictions
-from pipeline.plot_tables import plot_tables
-from pipeline.report_page import Material, named_sets, render, scored_sets_of
 from pipeline.stage import run_main, stage_parser
 
 

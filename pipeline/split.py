@@ -1,7 +1,7 @@
 """Deal all images to train, validation and test so that no copy and no photo is on two sides.
 
 Images that are copies of each other, or tiles of one photo, form a group, which is dealt as a whole; what an earlier
-batch decided stands (pipeline/groups.py). Data sets that are not trained on are outside sets, tested on as a whole, but
+batch decided stands (group_split.py). Data sets that are not trained on are outside sets, tested on as a whole, but
 for photos that params lend to validation. Images of review batches go to training, or are excluded where their group is
 on another side; so is an image on whose label reviewers disagree. Writes --manifest, a row an image: path, dataset, row
 (in the data set's inventory), batch, label, slice, photo, sha256, group, split (train, validation, test, outside or
@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.contract import Rule, check, enforce
-from pipeline.contract_page import Tile, render_contract
-from pipeline.copies import find_copies
+from pipeline.data.contract import Rule, check, enforce
+from pipeline.data.contract_page import Tile, render_contract
+from pipeline.data.group_split import age, assign
+from pipeline.data.images import INVENTORY_FILE, LabelledImages
+from pipeline.data.near_duplicates import find_copies
+from pipeline.data.split_contract import check_sides, split_rules, summarise, with_checks
 from pipeline.errors import RefusedError
 from pipeline.files import replacing, write_json, write_text
-from pipeline.groups import age, assign
-from pipeline.images import INVENTORY_FILE, LabelledImages
 from pipeline.params import Params, load_params
-from pipeline.split_contract import check_sides, split_rules, summarise, with_checks
 from pipeline.stage import run_main, stage_parser
 
 log = logging.getLogger(__name__)

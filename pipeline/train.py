@@ -13,24 +13,24 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.calibration import fit_calibration
-from pipeline.checkpoints import TrainingHistory, checkpoint_folder
-from pipeline.decision import DECISION_FILE, choose_decision
-from pipeline.export import calibrated, linear_classifier
-from pipeline.features import Features, features_of
+from pipeline.data.images import LabelledImages
+from pipeline.data.training_images import TRAINING_SIDES, side_of
 from pipeline.files import replacing, replacing_folder, write_json
-from pipeline.images import LabelledImages
-from pipeline.metrics import Probabilities, log_loss, scores
-from pipeline.model_files import MODEL_FILE
-from pipeline.network import logits_and_features
+from pipeline.models.calibration import fit_calibration
+from pipeline.models.decision import DECISION_FILE, choose_decision
+from pipeline.models.export import calibrated, linear_classifier
+from pipeline.models.metrics import Probabilities, log_loss, scores
+from pipeline.models.model_files import MODEL_FILE
+from pipeline.models.network import logits_and_features
+from pipeline.models.tf import keras
 from pipeline.params import Params, Probe, load_params
-from pipeline.probe import fit_probe
-from pipeline.probe_rows import rows_of
-from pipeline.recipes import fit_finetune
+from pipeline.registry.tracking import live_run
 from pipeline.stage import run_main, stage_parser
-from pipeline.tf import keras
-from pipeline.tracking import live_run
-from pipeline.training_images import TRAINING_SIDES, side_of
+from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
+from pipeline.training.features import Features, features_of
+from pipeline.training.finetune import fit_finetune
+from pipeline.training.probe import fit_probe
+from pipeline.training.probe_rows import rows_of
 
 log = logging.getLogger(__name__)
 

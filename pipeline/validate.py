@@ -6,10 +6,10 @@ green. Red ends with exit code 3.
 
 from pathlib import Path
 
-from pipeline.audit import audit
-from pipeline.contract import enforce
+from pipeline.data.audit import audit
+from pipeline.data.contract import enforce
+from pipeline.data.images import PackedImages, read_quarantine
 from pipeline.files import write_json, write_text
-from pipeline.images import PackedImages, read_quarantine
 from pipeline.params import Params, load_params, named
 from pipeline.stage import run_main, stage_parser
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import uvicorn
 
 from pipeline.errors import CracksError
+from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import load_params
-from pipeline.prediction_log import PredictionLog
 from pipeline.project import LOG_FOLDER, project_root
 from pipeline.stage import run_main, stage_parser
 from serving.app import create_app
 from serving.holder import ModelHolder
-from serving.registry import Registry
+from serving.wanted_version import Registry
 
 API_KEY = "CRACKS_API_KEY"
 IDLE_S = 30  # that a connection without a request is kept

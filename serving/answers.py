@@ -4,10 +4,10 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from pipeline.decision import Verdict
+from pipeline.models.decision import Verdict
 from pipeline.params import Serve
 from serving.holder import Held
-from serving.registry import Version
+from serving.wanted_version import Version
 
 
 class ModelAnswer(BaseModel):

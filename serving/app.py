@@ -21,26 +21,26 @@ from PIL import Image
 from pydantic import Json
 
 import pipeline
-from pipeline import heartbeat_watch
-from pipeline.crack_map import CrackMap
+from pipeline.crack_maps.crack_map import CrackMap
+from pipeline.crack_maps.map_notes import warnings_of
+from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
-from pipeline.images import Pixels
-from pipeline.map_notes import warnings_of
-from pipeline.occlusion import occlusion_map
-from pipeline.occlusion_overlay import occlusion_overlay
-from pipeline.openvino_cpu import Outputs
+from pipeline.evaluation.occlusion import occlusion_map
+from pipeline.evaluation.occlusion_overlay import occlusion_overlay
+from pipeline.inference.openvino_cpu import Outputs
+from pipeline.monitoring import heartbeat_watch
+from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
-from pipeline.prediction_log import PredictionLog
 from serving import problems
 from serving.answers import Heat, MapAnswer, ModelAnswer, PredictAnswer, Prediction, Tile, model_answer
 from serving.batching import Batcher
 from serving.holder import Held, ModelHolder
 from serving.kept_images import FOLDER, KeptImages
 from serving.limits import RETRY_AFTER_S, Gate, GivenUpError, PixelBudget, SecurityHeaders, in_thread
-from serving.metrics import Measured, Metrics
 from serving.problems import Problem, documented
+from serving.prometheus_metrics import Measured, Metrics
 from serving.recording import Recorder, Seen
-from serving.reviews import (
+from serving.review_batches import (
     LabelledTile,
     ReviewedTile,
     Reviews,

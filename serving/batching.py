@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.images import Pixels
-from pipeline.openvino_cpu import N_THREADS
-from pipeline.served import ServedModel
+from pipeline.data.images import Pixels
+from pipeline.inference.openvino_cpu import N_THREADS
+from pipeline.inference.served import ServedModel
 
 Features = npt.NDArray[np.float32]  # (n_features,)
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pipeline.crack_map import CrackMapper
+from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.files import replacing_folder, write_json
-from pipeline.known_concrete import KnownConcrete, load_known_concrete
+from pipeline.inference.out_of_distribution import KnownConcrete, load_known_concrete
+from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.params import Map
-from pipeline.served import MAX_GOLDEN_DIFFERENCE, ServedModel
-from serving.registry import Registry, Version
+from serving.wanted_version import Registry, Version
 
 log = logging.getLogger(__name__)
 

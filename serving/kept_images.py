@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from pipeline.data.images import FORMATS
 from pipeline.files import replacing
-from pipeline.images import FORMATS
 
 FOLDER = Path("images")  # below the log's
 DROPPED_SHARE = 0.05  # of the limit, at once: looking through the folder for each image would be slow

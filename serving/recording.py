@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.images import Pixels, encode_png, look
-from pipeline.prediction_log import PredictionLog, embeddings_of
+from pipeline.data.images import Pixels, encode_png, look
+from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of
 from serving.kept_images import KeptImages
 
 log = logging.getLogger(__name__)

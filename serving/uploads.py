@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 
 from fastapi import UploadFile
 
-from pipeline.images import Pixels, UnreadableImageError, decode, stored_size
-from pipeline.openvino_cpu import N_THREADS
+from pipeline.data.images import Pixels, UnreadableImageError, decode, stored_size
+from pipeline.inference.openvino_cpu import N_THREADS
 from serving.limits import PixelBudget, in_thread
 from serving.problems import Problem
 

@@ -23,7 +23,7 @@ import yaml
 from PIL import Image
 from two_datasets import write_two_datasets
 
-from pipeline.images import Pixels
+from pipeline.data.images import Pixels
 
 ROOT = Path(__file__).parent.parent
 
@@ -283,13 +283,13 @@ def dark_is_crack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its probability is 0.5 at the mean of ImageNet, less the lighter an image is; from 0.2 on, below 0.8, it is unsure.
     """
-    from pipeline.calibration import Calibration, Platt
-    from pipeline.classifier import Classifier
-    from pipeline.conversion import write_served
-    from pipeline.decision import Decision
-    from pipeline.export import calibrated
-    from pipeline.network import build_classifier
-    from pipeline.tf import keras
+    from pipeline.inference.conversion import write_served
+    from pipeline.models.calibration import Calibration, Platt
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.decision import Decision
+    from pipeline.models.export import calibrated
+    from pipeline.models.network import build_classifier
+    from pipeline.models.tf import keras
 
     network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
     head = keras.layers.Dense(1, name="head")

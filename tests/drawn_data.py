@@ -11,9 +11,9 @@ import pandas as pd
 import yaml
 from PIL import Image, ImageOps
 
-from pipeline import dataset_reader
-from pipeline.dataset_reader import pack_dataset
-from pipeline.demo import Recipe, draw
+from pipeline.data import dataset_reader
+from pipeline.data.dataset_reader import pack_dataset
+from pipeline.data.demo import Recipe, draw
 from pipeline.params import Dataset, Params
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE
+from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE
 
 
 def write_greys(folder, levels, encode):

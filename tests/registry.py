@@ -16,10 +16,10 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from pipeline import tracking
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE
+from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE
+from pipeline.data.training_images import LEARNED_FROM_FILE
 from pipeline.params import Params, load_params
-from pipeline.training_images import LEARNED_FROM_FILE
+from pipeline.registry import tracking
 
 ROOT = Path(__file__).parents[1]
 MODEL = "cracks"
@@ -88,13 +88,13 @@ def write_params(root: Path, *, model: str = MODEL, **promote: object) -> Params
 
 def write_graph(folder: Path) -> None:
     """Write the served form of the one graph: sigmoid((130 - mean grey level) / 10)."""
-    from pipeline.calibration import Calibration, Platt
-    from pipeline.classifier import Classifier
-    from pipeline.conversion import write_served
-    from pipeline.decision import Decision
-    from pipeline.export import calibrated
-    from pipeline.network import build_classifier
-    from pipeline.tf import keras
+    from pipeline.inference.conversion import write_served
+    from pipeline.models.calibration import Calibration, Platt
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.decision import Decision
+    from pipeline.models.export import calibrated
+    from pipeline.models.network import build_classifier
+    from pipeline.models.tf import keras
 
     network = keras.Sequential(
         [keras.Input((None, None, 3), name="normalised"), keras.layers.GlobalAveragePooling2D(name="mean")], name="net"

@@ -17,10 +17,10 @@ from api_server import ROOT, Server
 from PIL import ExifTags, Image
 from tiny_model import DECISION, probability_of, write_tiny_model
 
-from pipeline.labelling import export
-from pipeline.prediction_log import PredictionLog
+from pipeline.data.sources import find_images
+from pipeline.monitoring.labelling import export
+from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.project import LOG_FOLDER
-from pipeline.sources import find_images
 
 PROBLEM = "application/problem+json"
 # Training libraries, and what only they need: the image of the API has none of them.

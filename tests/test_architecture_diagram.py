@@ -2,7 +2,7 @@ import re
 
 from page_reader import Page
 
-from pipeline.architecture_diagram import architecture_diagram
+from pipeline.evaluation.architecture_diagram import architecture_diagram
 
 
 def block(title="a layer", shape=(8, 8, 4), n_weights=0, *, is_nested=False):

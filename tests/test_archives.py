@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 from archive_writer import LIMITS, TARS, limits, rar5, write_source, write_tar, write_zip
 
-from pipeline import archives
-from pipeline.archives import Allowance, Entry, read_archive
-from pipeline.dataset_reader import pack_dataset
+from pipeline.data import archives
+from pipeline.data.archives import Allowance, Entry, read_archive
+from pipeline.data.dataset_reader import pack_dataset
+from pipeline.data.images import INVENTORY_FILE, read_quarantine
 from pipeline.errors import CracksError
-from pipeline.images import INVENTORY_FILE, read_quarantine
 from pipeline.params import Dataset
 
 needs_bsdtar = pytest.mark.skipif(shutil.which("bsdtar") is None, reason="bsdtar is not installed: no .rar is read")

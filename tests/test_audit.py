@@ -7,9 +7,9 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 from PIL import ImageOps
 
-from pipeline.audit import audit, copies_within, copy_groups, facts, offenders
-from pipeline.contract import Rule
-from pipeline.images import PackedImages, read_quarantine
+from pipeline.data.audit import audit, copies_within, copy_groups, facts, offenders
+from pipeline.data.contract import Rule
+from pipeline.data.images import PackedImages, read_quarantine
 from pipeline.params import Copies
 
 LIMITS = Copies(min_correlation=0.55)
@@ -69,7 +69,7 @@ def test_all_members_of_a_group_with_two_labels_are_a_conflict(images, copies):
 
 def test_a_copy_that_only_a_later_one_links_is_not_called_the_first(monkeypatch):
     pairs = pd.DataFrame({"first": [0, 1], "second": [2, 2], "kind": ["saved again", "identical"]})
-    monkeypatch.setattr("pipeline.audit.find_copies", lambda inventory, limits: pairs)
+    monkeypatch.setattr("pipeline.data.audit.find_copies", lambda inventory, limits: pairs)
     found = copies_within(pd.DataFrame({"label": ["crack"] * 4}), LIMITS)
     assert found["group"].tolist() == [0, 0, 0, 3]
     assert found["kind"].tolist() == ["the first", "by a later copy", "saved again", "the first"]

@@ -7,10 +7,10 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from pipeline import backbones
-from pipeline.backbones import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from pipeline.errors import CracksError
-from pipeline.weights import read_torch_file, weights_path
+from pipeline.models import backbones
+from pipeline.models.backbones import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from pipeline.models.weights import read_torch_file, weights_path
 
 LITE = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
 EGYPTIAN_CAT = 285

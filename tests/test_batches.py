@@ -11,8 +11,11 @@ import yaml
 from archive_writer import write_zip
 from drawn_data import IN_PROCESS, changed, drawn_files
 
-from pipeline import batches, dataset_reader
-from pipeline.batches import (
+from pipeline.data import dataset_reader
+from pipeline.data.dataset_reader import pack_dataset
+from pipeline.errors import CracksError
+from pipeline.inbox import batches
+from pipeline.inbox.batches import (
     RECORD,
     Refused,
     Taken,
@@ -26,8 +29,6 @@ from pipeline.batches import (
     waiting,
     write_record,
 )
-from pipeline.dataset_reader import pack_dataset
-from pipeline.errors import CracksError
 from pipeline.params import Dataset, Params
 from pipeline.project import INBOX
 

@@ -8,7 +8,7 @@ import yaml
 from test_batches import BATCH, FIRST, INBOX, SITE, drop, write_zip
 
 from pipeline import cli
-from pipeline.batches import trained
+from pipeline.inbox.batches import trained
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_model import probability_of, write_tiny_model
 
-from pipeline.served import ServedModel
+from pipeline.inference.served import ServedModel
 from serving.batching import Batcher
 
 LEVELS = range(60, 200, 10)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pipeline.bootstrap import (
+from pipeline.evaluation.bootstrap import (
     N_RESAMPLES,
     SCORES,
     paired_difference,
@@ -15,7 +15,7 @@ from pipeline.bootstrap import (
     weighted_accuracy,
     weighted_scorer,
 )
-from pipeline.metrics import scores
+from pipeline.models.metrics import scores
 
 LABELS = np.array([True, True, True, False, False])
 PROBABILITIES = np.array([0.9, 0.5, 0.2, 0.5, 0.1])

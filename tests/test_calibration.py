@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.calibration import Calibration, Platt, fit_calibration, fit_platt
-from pipeline.export import calibrated
-from pipeline.linear import LinearHead
-from pipeline.metrics import expected_calibration_error
-from pipeline.network import build_classifier
-from pipeline.tf import keras
+from pipeline.models.calibration import Calibration, Platt, fit_calibration, fit_platt
+from pipeline.models.export import calibrated
+from pipeline.models.linear_head import LinearHead
+from pipeline.models.metrics import expected_calibration_error
+from pipeline.models.network import build_classifier
+from pipeline.models.tf import keras
 
 N = 20_000  # so that the error of calibration is not that of counting
 

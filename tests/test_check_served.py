@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_model import write_tiny_model
 
-from pipeline.check_served import check, check_apart
-from pipeline.served import SERVED_FILES, ServedModel
+from pipeline.inference.served import SERVED_FILES, ServedModel
+from pipeline.registry.check_served import check, check_apart
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_times_are_those_of_one_image(folder, monkeypatch):
     clock = iter(np.arange(10_000))
     sizes = []
     monkeypatch.setattr(ServedModel, "outputs", lambda model, batch: sizes.append(batch.shape) or golden(batch))
-    monkeypatch.setattr("pipeline.check_served.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr("pipeline.registry.check_served.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     assert check(folder, 48, 64)["p95_ms"] == 1000
     assert sizes.count((1, 48, 64, 3)) >= 100
 

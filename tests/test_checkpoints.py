@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from two_datasets import PARAMS
 
-from pipeline.checkpoints import TrainingHistory, checkpoint_folder
 from pipeline.params import Params
+from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
 
 ANOTHER = {
     "small": "other",

@@ -4,13 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.calibration import Calibration, Platt
-from pipeline.classifier import Classifier
-from pipeline.decision import Decision
 from pipeline.errors import CracksError
-from pipeline.export import calibrated
-from pipeline.network import build_classifier
-from pipeline.tf import keras
+from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.classifier import Classifier
+from pipeline.models.decision import Decision
+from pipeline.models.export import calibrated
+from pipeline.models.network import build_classifier
+from pipeline.models.tf import keras
 
 DECISION = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
 

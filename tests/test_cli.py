@@ -14,8 +14,9 @@ from drawn_data import changed, drawn_files, write_files
 from page_reader import Page
 from PIL import Image
 
-from pipeline import cli, registry
+from pipeline import cli
 from pipeline.errors import UnavailableError
+from pipeline.registry import versions
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ["great_expectations", "keras", "mlflow", "numpy", "pandas", "prefect", "sklearn", "tensorflow"]
@@ -143,7 +144,7 @@ def test_a_source_that_is_missing_is_found_before_a_stage_runs(cracks, capsys):
 
 def test_whether_the_store_has_the_model_is_the_exit_code(cracks, monkeypatch):
     asked = []
-    monkeypatch.setattr(registry, "is_registered", lambda path: asked.append(path) or len(asked) == 1)
+    monkeypatch.setattr(versions, "is_registered", lambda path: asked.append(path) or len(asked) == 1)
     assert cracks("registered") == 0
     assert cracks("registered", "--reports", "elsewhere") == 1
     assert asked == [Path("reports/registered.json"), Path("elsewhere/registered.json")]
@@ -153,7 +154,7 @@ def test_a_store_that_is_away_has_an_exit_code_of_its_own(cracks, monkeypatch, c
     def fail(path):
         raise UnavailableError("The store is away.")
 
-    monkeypatch.setattr(registry, "is_registered", fail)
+    monkeypatch.setattr(versions, "is_registered", fail)
     assert cracks("registered") == 4
     assert capsys.readouterr().err == "error: The store is away.\n"
 

@@ -3,10 +3,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import cluster, map_files, predict
+from pipeline.crack_maps import batch_prediction, map_files
 from pipeline.errors import UnavailableError
-from pipeline.find_model import found_model
+from pipeline.inference import cluster
 from pipeline.params import Map
+from pipeline.registry.resolve import found_model
 
 PARAMS = Map(tile_px=40, overlap=0, model_mm_per_px=None)
 
@@ -37,9 +38,9 @@ def photos(tmp_path):
 
 @pytest.mark.slow
 def test_images_scored_on_a_cluster_get_the_same_table(address, found, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "PART_IMAGES", 2)
+    monkeypatch.setattr(batch_prediction, "PART_IMAGES", 2)
     here, there = tmp_path / "here.csv", tmp_path / "there.csv"
-    assert predict.run(found, photos, here) == predict.run(found, photos, there, address)
+    assert batch_prediction.run(found, photos, here) == batch_prediction.run(found, photos, there, address)
     assert here.read_text() == there.read_text()
 
 
@@ -57,5 +58,5 @@ def test_photos_mapped_on_a_cluster_get_the_same_files(address, found, photos, t
 def test_a_cluster_that_does_not_answer_says_how_to_go_on_without(found, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1)
     with pytest.raises(UnavailableError, match=r"No Dask scheduler answers at .* or leave --dask out"):
-        predict.run(found, photos, tmp_path / "scores.csv", "tcp://127.0.0.1:9")
+        batch_prediction.run(found, photos, tmp_path / "scores.csv", "tcp://127.0.0.1:9")
     assert not (tmp_path / "scores.csv").exists()

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.contract import check, dataset_rules, files_table
+from pipeline.data.contract import check, dataset_rules, files_table
 from pipeline.params import Contract
 
 CONTRACT = Contract(

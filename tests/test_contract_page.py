@@ -8,8 +8,8 @@ import pytest
 from page_reader import Page
 from PIL import Image
 
-from pipeline.contract import Rule
-from pipeline.contract_page import CopyGroup, Tile, _histogram, render_contract
+from pipeline.data.contract import Rule
+from pipeline.data.contract_page import CopyGroup, Tile, _histogram, render_contract
 
 BROKEN = Rule(
     "no side is shorter than 64 px", "fail", False, "12 images", tuple(f"Positive/{n}.jpg" for n in range(10))

@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.crack_map import CrackMapper
+from pipeline.crack_maps.crack_map import CrackMapper
+from pipeline.crack_maps.overlay import colours, heat_picture
 from pipeline.errors import CracksError
-from pipeline.heat import colours, heat_picture
-from pipeline.known_concrete import KnownConcrete, Surface, learn, sketches
+from pipeline.inference.out_of_distribution import KnownConcrete, Surface, learn, sketches
+from pipeline.inference.served import ServedModel
 from pipeline.params import Map
-from pipeline.served import ServedModel
 
 PARAMS = Map(tile_px=48, overlap=0, model_mm_per_px=None)
 DARK, LIGHT = 0, 255

@@ -9,15 +9,15 @@ import pytest
 import yaml
 from archive_writer import LIMITS, limits, write_tar, write_zip
 
-from pipeline import dataset_reader
-from pipeline.archives import Entry
-from pipeline.dataset_reader import check_labels, describe, entries_of, pack_dataset
-from pipeline.demo import Recipe, draw
+from pipeline.data import dataset_reader
+from pipeline.data.archives import Entry
+from pipeline.data.dataset_reader import check_labels, describe, entries_of, pack_dataset
+from pipeline.data.demo import Recipe, draw
+from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE, PackedImages, read_quarantine
+from pipeline.data.path_metadata import DEFAULT_LABELS, label_of
+from pipeline.data.sources import batches_of
 from pipeline.errors import CracksError
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE, PackedImages, read_quarantine
 from pipeline.params import Dataset
-from pipeline.path_metadata import DEFAULT_LABELS, label_of
-from pipeline.sources import batches_of
 
 
 def below(folder):

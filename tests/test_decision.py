@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision import MARGIN, Decision, choose_decision, choose_threshold
+from pipeline.models.decision import MARGIN, Decision, choose_decision, choose_threshold
 from pipeline.params import Decide
 
 costs = st.floats(0.1, 10)

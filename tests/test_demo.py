@@ -7,7 +7,7 @@ import yaml
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from pipeline.demo import Recipe, draw, read_recipe
+from pipeline.data.demo import Recipe, draw, read_recipe
 from pipeline.errors import CracksError
 
 SHIPPED = Path(__file__).parents[1] / "data" / "demo.yaml"

@@ -39,7 +39,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Locked
 assert {"tensorflow", "keras", "sklearn", "dvc", "prefect", "great_expectations"} <= hidden
 import serving
 modules = [module.name for module in pkgutil.walk_packages(serving.__path__, "serving.")]
-for name in ["pipeline.served", "pipeline.tracking", "mlflow.artifacts", "apprise", *modules]:
+for name in ["pipeline.inference.served", "pipeline.registry.tracking", "mlflow.artifacts", "apprise", *modules]:
     importlib.import_module(name)
 """
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.drift import looks_of, same_kind, tiles_as_photos
-from pipeline.drift import (
+from pipeline.monitoring.drift import (
     ALL_LOOKS,
     alpha_of,
     can_alarm,
@@ -21,8 +21,8 @@ from pipeline.drift import (
     thinned,
     whitened,
 )
+from pipeline.monitoring.prediction_log import LOOKS, N_DIMENSIONS
 from pipeline.params import Monitor
-from pipeline.prediction_log import LOOKS, N_DIMENSIONS
 
 MONITOR = Monitor(
     log_max_mb=1,

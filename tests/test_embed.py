@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 from two_datasets import write_dataset
 
-from pipeline import cluster, embed, inference
+from pipeline import embed
+from pipeline.data.images import INVENTORY_FILE, Chosen, PackedImages
+from pipeline.data.training_images import Sides
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
-from pipeline.features import read_features
-from pipeline.images import INVENTORY_FILE, Chosen, PackedImages
+from pipeline.inference import cluster
 from pipeline.params import Backbone
-from pipeline.training_images import Sides
+from pipeline.training import embedder
+from pipeline.training.features import read_features
 
 ROOT = Path(__file__).parents[1]
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32)
@@ -31,9 +33,10 @@ EMBED = f"""
 import sys
 from pathlib import Path
 import pandas as pd
-from pipeline import embed, inference
+from pipeline import embed
+from pipeline.training import embedder
 from pipeline.params import Backbone
-inference.SHARD_IMAGES = {SHARD_IMAGES}
+embedder.SHARD_IMAGES = {SHARD_IMAGES}
 datasets, checkpoints, out = map(Path, sys.argv[1:])
 backbone = Backbone.model_validate_json({BACKBONE.model_dump_json()!r})
 embed.run(backbone, pd.read_parquet(datasets / "manifest.parquet"), datasets, checkpoints, out)
@@ -61,7 +64,7 @@ def manifest(datasets):
 def undisturbed(datasets, manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
+        patch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
         embed.run(BACKBONE, manifest, datasets, folder / "unfinished", folder / "out")
     assert not (folder / "unfinished").exists()
     return np.load(folder / "out" / "walls.npy")
@@ -70,12 +73,12 @@ def undisturbed(datasets, manifest, tmp_path_factory):
 def test_every_image_that_training_reads_has_its_row_of_features(datasets, undisturbed):
     assert (undisturbed.shape, undisturbed.dtype) == ((N_EMBEDDED, 1280), np.float16)
     assert len(np.unique(undisturbed, axis=0)) == N_EMBEDDED
-    alone = inference.Embedder(BACKBONE).features(Chosen(PackedImages(datasets / "walls"), [4, 49]))
+    alone = embedder.Embedder(BACKBONE).features(Chosen(PackedImages(datasets / "walls"), [4, 49]))
     np.testing.assert_allclose(undisturbed[[2, N_TRAIN - 1]], alone, rtol=2e-3, atol=2e-3)
 
 
 def test_features_are_read_by_the_row_of_the_inventory(datasets, manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference.Embedder, "features", lambda self, images, **_: marks_of(images))
+    monkeypatch.setattr(embedder.Embedder, "features", lambda self, images, **_: marks_of(images))
     embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
     everything = marks_of(PackedImages(datasets / "walls"))
     np.testing.assert_array_equal(
@@ -95,8 +98,8 @@ def test_the_train_side_alone_is_computed_for_training(address, datasets, manife
         return ((key, compute(shared, task)) for key, task in tasks)
 
     monkeypatch.setattr(embed, "computed_on_cluster", computed_at_once)
-    monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
-    monkeypatch.setattr(inference.Embedder, "features", side)
+    monkeypatch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(embedder.Embedder, "features", side)
     embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)
     walls = manifest[manifest["dataset"] == "walls"]
     for split, computed_for_training in (("train", 1), ("validation", 0)):
@@ -110,8 +113,8 @@ def marks_of(images):
 
 
 def test_what_a_failed_run_had_finished_is_not_computed_again(datasets, manifest, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
-    real, seen = inference.Embedder.features, []
+    monkeypatch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
+    real, seen = embedder.Embedder.features, []
 
     def fail_at_the_third(self, images, *, for_training):
         seen.append(len(images.sizes))
@@ -119,7 +122,7 @@ def test_what_a_failed_run_had_finished_is_not_computed_again(datasets, manifest
             raise MemoryError("at the third shard")
         return real(self, images, for_training=for_training)
 
-    monkeypatch.setattr(inference.Embedder, "features", fail_at_the_third)
+    monkeypatch.setattr(embedder.Embedder, "features", fail_at_the_third)
     with pytest.raises(MemoryError, match="at the third shard"):
         embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -172,7 +175,7 @@ def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(
 ):
     from distributed import LocalCluster
 
-    monkeypatch.setattr(inference, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as started:
         address = started.scheduler_address
         embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)

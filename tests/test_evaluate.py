@@ -5,18 +5,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.bootstrap import SCORES as BOOTSTRAPPED
-from pipeline.calibration import Calibration, Platt
-from pipeline.classifier import Classifier
-from pipeline.decision import Decision
+from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
+from pipeline.data.training_images import rows_learned_from
 from pipeline.evaluate import best_candidate, run, summarise
-from pipeline.export import calibrated
-from pipeline.features import features_file, rows_file
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
-from pipeline.network import build_classifier
-from pipeline.tf import keras
-from pipeline.tracking import flatten
-from pipeline.training_images import rows_learned_from
+from pipeline.evaluation.bootstrap import SCORES as BOOTSTRAPPED
+from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.classifier import Classifier
+from pipeline.models.decision import Decision
+from pipeline.models.export import calibrated
+from pipeline.models.network import build_classifier
+from pipeline.models.tf import keras
+from pipeline.registry.tracking import flatten
+from pipeline.training.features import features_file, rows_file
 
 SPLIT = {"n_images": 9, "n_groups": 8, "n_copies": 1, "n_excluded": 0, "leaks": 0}
 PARAMS = SimpleNamespace(is_demo=False, split=SimpleNamespace(train_on=("ours",)))

@@ -1,8 +1,8 @@
 import numpy as np
 import pandas as pd
 
-from pipeline.features import features_file, features_of, rows_file
-from pipeline.training_images import rows_learned_from, side_of
+from pipeline.data.training_images import rows_learned_from, side_of
+from pipeline.training.features import features_file, features_of, rows_file
 
 
 def test_features_are_those_of_the_images_over_several_data_sets(two_datasets, tmp_path):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageFilter
 
-from pipeline.demo import Recipe, draw
-from pipeline.fingerprints import SYMMETRIES, compare, fingerprint, invariants
-from pipeline.images import decode, thumbnail
+from pipeline.data.demo import Recipe, draw
+from pipeline.data.fingerprints import SYMMETRIES, compare, fingerprint, invariants
+from pipeline.data.images import decode, thumbnail
 
 RECIPE = Recipe(
     seed=3,
@@ -168,6 +168,6 @@ def test_comparing_in_blocks_changes_nothing(monkeypatch):
     fingerprints = np.random.default_rng(0).integers(-127, 128, (40, 32, 32)).astype(np.int8)
     pairs = np.stack(np.triu_indices(40, 1), axis=1)  # 780
     whole = compare(fingerprints, pairs)
-    monkeypatch.setattr("pipeline.fingerprints.BLOCK_PAIRS", 7)
+    monkeypatch.setattr("pipeline.data.fingerprints.BLOCK_PAIRS", 7)
     for values, expected in zip(compare(fingerprints, pairs), whole, strict=True):
         np.testing.assert_array_equal(values, expected)

@@ -11,10 +11,10 @@ import pytest
 from archive_writer import limits, rar5, write_tar, write_zip
 from PIL import ExifTags, Image
 
-from pipeline.archives import Entry
-from pipeline.dataset_reader import describe
+from pipeline.data.archives import Entry
+from pipeline.data.dataset_reader import describe
+from pipeline.data.sources import Batch, read_batch
 from pipeline.errors import CracksError
-from pipeline.sources import Batch, read_batch
 
 FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP"]
 N_IMAGES = 250  # of each format

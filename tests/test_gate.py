@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evidence import Change, Comparison, Evidence, Lineage, Operations, OwnScores, Unknown
-from pipeline.gate import SKIPPED, decide
+from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE
 from pipeline.params import Promote
-from pipeline.served import MAX_GOLDEN_DIFFERENCE
+from pipeline.registry.evidence import Change, Comparison, Evidence, Lineage, Operations, OwnScores, Unknown
+from pipeline.registry.gate import SKIPPED, decide
 
 RULES = Promote.model_validate(
     {

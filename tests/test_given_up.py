@@ -12,13 +12,13 @@ import httpx
 import numpy as np
 from tiny_model import DECISION
 
-from pipeline.crack_map import CrackMapper
-from pipeline.openvino_cpu import N_THREADS
+from pipeline.crack_maps.crack_map import CrackMapper
+from pipeline.inference.openvino_cpu import N_THREADS
+from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Map, load_params
-from pipeline.prediction_log import PredictionLog
 from serving.app import create_app
 from serving.holder import STARTER, Held
-from serving.reviews import cut_tile
+from serving.review_batches import cut_tile
 
 SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve
 BATCH_S = 0.02

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.heartbeat import beat, heartbeat_age_s
+from pipeline.monitoring.heartbeat import beat, heartbeat_age_s
 
 
 @pytest.fixture(autouse=True)

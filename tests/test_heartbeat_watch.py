@@ -16,15 +16,15 @@ from conftest import wait_until
 from tiny_model import write_tiny_model
 from webhook import webhook
 
-from pipeline import heartbeat_watch
-from pipeline.heartbeat import LATE_S, beat, end_heartbeat, heartbeat_file
-from pipeline.heartbeat_watch import HeartbeatWatch
+from pipeline.monitoring import heartbeat_watch
+from pipeline.monitoring.heartbeat import LATE_S, beat, end_heartbeat, heartbeat_file
+from pipeline.monitoring.heartbeat_watch import HeartbeatWatch
 
 DEAD, BACK = "Concrete cracks: the schedules have died", "Concrete cracks: the schedules are back"
 LONG_AGO_S = 1_000_000_000.0  # 2001-09-09 01:46:40 UTC
 # The server, whose watch looks so often that a test need not wait for two minutes.
 HASTY = """
-from pipeline import heartbeat_watch
+from pipeline.monitoring import heartbeat_watch
 heartbeat_watch.INTERVAL_S, heartbeat_watch.LATE_S = 0.05, 0.5
 from pipeline.stage import run_main
 from serving.__main__ import main

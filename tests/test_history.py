@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 from test_promotion_records import dead_process, promoted, went_back
 
-from pipeline import history as history_module
-from pipeline import tracking
 from pipeline.errors import UnavailableError
-from pipeline.history import History
-from pipeline.promotion_records import LEASE_S
+from pipeline.registry import history as history_module
+from pipeline.registry import tracking
+from pipeline.registry.history import History
+from pipeline.registry.promotion_records import LEASE_S
 
 MODEL = "cracks"
 

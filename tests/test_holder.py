@@ -9,11 +9,11 @@ import pytest
 from tiny_model import write_tiny_model
 
 from pipeline.errors import UnavailableError
-from pipeline.known_concrete import KNOWN_CONCRETE_FILE
+from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE
+from pipeline.inference.served import GOLDEN_FILE, WEIGHTS_FILE
 from pipeline.params import Map
-from pipeline.served import GOLDEN_FILE, WEIGHTS_FILE
 from serving.holder import LAST_GOOD_FILE, ModelHolder
-from serving.registry import Version
+from serving.wanted_version import Version
 
 CUT = Map(tile_px=64, overlap=0, model_mm_per_px=None)
 NOW = datetime(2026, 11, 1, tzinfo=UTC)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFilter, ImageOps
 
-from pipeline.images import (
+from pipeline.data.images import (
     IMAGES_FILE,
     INVENTORY_FILE,
     QUARANTINE_FILE,

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from pipeline import ingest
-from pipeline.fingerprints import fingerprint
-from pipeline.images import (
+from pipeline.data.fingerprints import fingerprint
+from pipeline.data.images import (
     IMAGES_FILE,
     INVENTORY_FILE,
     QUARANTINE_FILE,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.sources import find_images
+from pipeline.data.sources import find_images
 from serving.kept_images import KeptImages
 
 

@@ -15,7 +15,7 @@ from tiny_model import write_tiny_model
 from toy_project import diamond, toy_project
 from webhook import webhook
 
-from pipeline.heartbeat import INTERVAL_S, LATE_S
+from pipeline.monitoring.heartbeat import INTERVAL_S, LATE_S
 
 pytestmark = pytest.mark.slow
 

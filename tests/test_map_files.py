@@ -7,11 +7,11 @@ import pytest
 from page_reader import Page
 from PIL import ExifTags, Image
 
-from pipeline import map_files
-from pipeline.find_model import found_model
-from pipeline.map_files import names_of, run
-from pipeline.map_notes import warnings_of
+from pipeline.crack_maps import map_files
+from pipeline.crack_maps.map_files import names_of, run
+from pipeline.crack_maps.map_notes import warnings_of
 from pipeline.params import Map
+from pipeline.registry.resolve import found_model
 
 PARAMS = Map(tile_px=40, overlap=0, model_mm_per_px=None)
 
@@ -207,7 +207,7 @@ def test_the_page_is_escaped_and_links_only_to_files_beside_it(tmp_path, found, 
 
 
 def test_the_page_shows_the_most_cracked_photos_of_many(tmp_path, found, photos, monkeypatch):
-    monkeypatch.setattr("pipeline.map_page.MAX_CARDS", 2)
+    monkeypatch.setattr("pipeline.crack_maps.map_page.MAX_CARDS", 2)
     run(found, photos, tmp_path, PARAMS)
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
     assert "The first 2 of 3" in page.text

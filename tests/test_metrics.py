@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics import expected_calibration_error, log_loss, scores
+from pipeline.models.metrics import expected_calibration_error, log_loss, scores
 
 LABELS = np.array([True, True, True, False, False])
 PROBABILITIES = np.array([0.9, 0.5, 0.2, 0.5, 0.1])

@@ -6,11 +6,11 @@ import pytest
 from pictures import Pictures
 from two_datasets import PARAMS
 
+from pipeline.data.training_images import side_of
 from pipeline.errors import CracksError
-from pipeline.mosaics import Mosaics, Sources, compose, mirrored_on, mosaics_of, shrunk, vary
 from pipeline.params import Params
-from pipeline.traces import Traces
-from pipeline.training_images import side_of
+from pipeline.training.hairline_cracks import Traces
+from pipeline.training.mosaics import Mosaics, Sources, compose, mirrored_on, mosaics_of, shrunk, vary
 
 DARK, GREY = 60, 130
 
@@ -103,14 +103,14 @@ def test_cracked_and_intact_mosaics_come_in_turn_for_each_number_of_cells(source
 
 
 def test_a_cracked_mosaic_has_a_crack_and_an_intact_one_has_none(sources, monkeypatch):
-    monkeypatch.setattr("pipeline.mosaics.vary", lambda image, rng: image)
+    monkeypatch.setattr("pipeline.training.mosaics.vary", lambda image, rng: image)
     drawn = mosaics(sources, n_images=24)
     has_crack = [drawn.pixels(position).std() > 5 for position in range(48)]
     assert has_crack == drawn.labels.tolist()
 
 
 def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(traced, monkeypatch):
-    monkeypatch.setattr("pipeline.mosaics.vary", lambda image, rng: image)
+    monkeypatch.setattr("pipeline.training.mosaics.vary", lambda image, rng: image)
     some = mosaics(traced)
     for position, (cracked, fold) in enumerate(zip(some.labels, some.folds, strict=True)):
         picture = some.pixels(position)
@@ -122,7 +122,7 @@ def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(traced, monkeypa
 
 def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(traced, monkeypatch):
     lines = []
-    monkeypatch.setattr("pipeline.mosaics.drawn", lambda surface, line, rng: lines.append(line) or surface)
+    monkeypatch.setattr("pipeline.training.mosaics.drawn", lambda surface, line, rng: lines.append(line) or surface)
     some = mosaics(traced)
     for position in range(24):
         some.pixels(position)
@@ -133,8 +133,10 @@ def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(traced, monkeypatc
 def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(traced, monkeypatch):
     kinds = []
     blank = np.zeros((48, 48, 3), np.float32)
-    monkeypatch.setattr("pipeline.mosaics.compose", lambda *_, with_seams: kinds.append(("seams", with_seams)) or blank)
-    monkeypatch.setattr("pipeline.mosaics.mirrored_on", lambda *_: kinds.append("mirrored") or blank)
+    monkeypatch.setattr(
+        "pipeline.training.mosaics.compose", lambda *_, with_seams: kinds.append(("seams", with_seams)) or blank
+    )
+    monkeypatch.setattr("pipeline.training.mosaics.mirrored_on", lambda *_: kinds.append("mirrored") or blank)
     some = mosaics(traced, n_images=100)
     for position in range(200):
         some.pixels(position)
@@ -154,7 +156,8 @@ def test_a_cell_that_is_mirrored_on_has_no_seams():
 def test_all_cells_of_a_mosaic_are_of_its_fold(sources, monkeypatch):
     chosen = []
     monkeypatch.setattr(
-        "pipeline.mosaics.compose", lambda cells, side, size_px, rng: chosen.append(cells) or np.zeros((8, 8, 3))
+        "pipeline.training.mosaics.compose",
+        lambda cells, side, size_px, rng: chosen.append(cells) or np.zeros((8, 8, 3)),
     )
     drawn = mosaics(sources)
     for position in range(24):

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from pictures import Pictures
 
-from pipeline.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
-from pipeline.calibration import Calibration, Platt
-from pipeline.export import calibrated
-from pipeline.network import (
+from pipeline.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.export import calibrated
+from pipeline.models.network import (
     BATCH_IMAGES,
     build_classifier,
     build_embedder,
@@ -14,8 +14,8 @@ from pipeline.network import (
     preprocessed,
     run_in_batches,
 )
+from pipeline.models.tf import keras
 from pipeline.params import Backbone
-from pipeline.tf import keras
 
 SIZE_PX = 32
 SLOPE, INTERCEPT = 1.5, -0.7

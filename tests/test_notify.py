@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from pipeline.notify import notify
+from pipeline.monitoring.notify import notify
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_an_address_that_fails_keeps_no_other_from_being_told_and_shows_no_secre
     monkeypatch.setenv("CRACKS_NOTIFY_URL", f"nonsense://me:secret@there {address}/away {address}/here")
     assert notify("Drift", ["a line"]) is True
     assert len(received) == 2
-    ours = [record.getMessage() for record in caplog.records if record.name == "pipeline.notify"]
+    ours = [record.getMessage() for record in caplog.records if record.name == "pipeline.monitoring.notify"]
     assert [message[:30] for message in ours[1:]] == [
         f"Address {position} of CRACKS_NOTIFY_URL"[:30] for position in (1, 2)
     ]

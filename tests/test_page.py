@@ -11,8 +11,8 @@ from archive_writer import limits
 from PIL import Image
 from tiny_model import write_tiny_model
 
-from pipeline.dataset_reader import pack_dataset
-from pipeline.images import INVENTORY_FILE
+from pipeline.data.dataset_reader import pack_dataset
+from pipeline.data.images import INVENTORY_FILE
 from pipeline.params import Dataset
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.path_metadata import DEFAULT_LABELS, check_photo_pattern, label_of, photo_of, slice_of
+from pipeline.data.path_metadata import DEFAULT_LABELS, check_photo_pattern, label_of, photo_of, slice_of
 
 
 @pytest.mark.parametrize("pattern", [None, "(a)", "a(b)(c)", "(?P<photo>.*)_"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from pipeline.photos import read_photo
+from pipeline.data.photos import read_photo
 
 WALL = np.full((20, 40, 3), 200, np.uint8)
 

@@ -10,8 +10,8 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from PIL import Image, ImageOps
 
 from pipeline import split, validate
+from pipeline.data.images import read_quarantine
 from pipeline.errors import RefusedError
-from pipeline.images import read_quarantine
 
 N = 20  # images of each label
 PARAMS = params_for(["walls"])

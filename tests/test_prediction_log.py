@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CracksError
-from pipeline.prediction_log import LOOKS, N_DIMENSIONS, SCHEMA, PredictionLog, embeddings_of
+from pipeline.monitoring.prediction_log import LOOKS, N_DIMENSIONS, SCHEMA, PredictionLog, embeddings_of
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -146,7 +146,10 @@ def test_what_a_killed_writer_left_behind_is_not_read(tmp_path):
 
 
 def test_the_log_needs_no_tensorflow():
-    code = "import sys, pipeline.prediction_log; print(sorted({'tensorflow', 'keras', 'mlflow'} & set(sys.modules)))"
+    code = (
+        "import sys, pipeline.monitoring.prediction_log; "
+        "print(sorted({'tensorflow', 'keras', 'mlflow'} & set(sys.modules)))"
+    )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                               env=os.environ, cwd=Path(__file__).parent.parent)  # fmt: skip
     assert finished.stdout == "[]\n"

@@ -3,11 +3,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_info
 
-from pipeline.checkpoints import TrainingHistory
-from pipeline.linear import LinearHead
+from pipeline.models.linear_head import LinearHead
 from pipeline.params import Probe
-from pipeline.probe import Fitted, Rows, equal_weights, fit_probe, joined
-from pipeline.probe_rows import N_FOLDS
+from pipeline.training.checkpoints import TrainingHistory
+from pipeline.training.probe import Fitted, Rows, equal_weights, fit_probe, joined
+from pipeline.training.probe_rows import N_FOLDS
 
 
 def ignore(step, values):

@@ -5,18 +5,19 @@ import pandas as pd
 import pytest
 from two_datasets import PARAMS
 
-from pipeline import embed, inference
+from pipeline import embed
+from pipeline.data.training_images import side_of
 from pipeline.errors import CracksError
 from pipeline.params import Params
-from pipeline.probe_rows import N_FOLDS, deal_folds, heads_of, rows_of
-from pipeline.training_images import side_of
+from pipeline.training import embedder
+from pipeline.training.probe_rows import N_FOLDS, deal_folds, heads_of, rows_of
 
 
 @pytest.mark.slow
 def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_images_that_params_ask_for(
     two_datasets, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.traces.trace", lambda pixels, size_px: np.eye(size_px, dtype=bool))
+    monkeypatch.setattr("pipeline.training.hairline_cracks.trace", lambda pixels, size_px: np.eye(size_px, dtype=bool))
     train_side = side_of(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
     settings = json.loads(json.dumps(PARAMS))
     settings["candidates"]["probe"]["turn"] = ["theirs"]
@@ -25,13 +26,13 @@ def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_imag
     backbone = params.backbones["small"]
     manifest = pd.read_parquet(two_datasets.manifest)
     embed.run(backbone, manifest, two_datasets.datasets, tmp_path / "unfinished", tmp_path / "features")
-    real, precisions = inference.Embedder.features, set()
+    real, precisions = embedder.Embedder.features, set()
 
     def watched(self, images, *, for_training):
         precisions.add(for_training)
         return real(self, images, for_training=for_training)
 
-    monkeypatch.setattr(inference.Embedder, "features", watched)
+    monkeypatch.setattr(embedder.Embedder, "features", watched)
     rows = rows_of(backbone, params.candidates["probe"], train_side, tmp_path / "features", tmp_path / "more")
     assert precisions == {True}
     sizes = train_side.rows["dataset"].value_counts()

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from registry import RULES, make_registry, write_graph, write_params
 
-from pipeline import cli, promote, tracking
+from pipeline import cli
 from pipeline.errors import CracksError, RefusedError
-from pipeline.gate import SKIPPED
-from pipeline.history import opened
 from pipeline.params import load_params
+from pipeline.registry import promote, tracking
+from pipeline.registry.gate import SKIPPED
+from pipeline.registry.history import opened
 
 pytestmark = pytest.mark.slow
 

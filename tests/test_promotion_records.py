@@ -10,8 +10,8 @@ import psutil
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.processes import this_process
-from pipeline.promotion_records import LEASE_S, Record, best_of, may_go_on, rolled_back, stack_of
+from pipeline.process_identity import this_process
+from pipeline.registry.promotion_records import LEASE_S, Record, best_of, may_go_on, rolled_back, stack_of
 
 PROMOTION = Record("promotion", "promoted", "2", "1", "Ada", "", best="2")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from registry import make_registry, write_graph
 
-from pipeline import promote
-from pipeline.history import opened
 from pipeline.params import load_params
-from pipeline.promotion_records import Record
+from pipeline.registry import promote
+from pipeline.registry.history import opened
+from pipeline.registry.promotion_records import Record
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PAUSED = """
 import sys
 from pipeline import cli
-from pipeline.history import History
+from pipeline.registry.history import History
 
 def paused(name):
     method = getattr(History, name)
@@ -43,8 +43,8 @@ cli.main()
 MANY = """
 import random, sys
 from pipeline.errors import UnavailableError
-from pipeline.history import opened
-from pipeline.promotion_records import Record
+from pipeline.registry.history import opened
+from pipeline.registry.promotion_records import Record
 
 for _ in range(5):
     with opened(sys.argv[1]) as history:

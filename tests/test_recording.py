@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import look
-from pipeline.prediction_log import PredictionLog, embeddings_of
+from pipeline.data.images import look
+from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of
 from serving import recording
 from serving.kept_images import KeptImages
 from serving.recording import Recorder, Seen

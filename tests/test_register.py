@@ -12,21 +12,22 @@ import pandas as pd
 import pytest
 from drawn_data import drawn_files, ingest_files
 
-from pipeline import conversion, tracking
-from pipeline.calibration import Calibration, Platt
-from pipeline.classifier import Classifier
-from pipeline.decision import Decision
+from pipeline.data.images import INVENTORY_FILE
 from pipeline.errors import CracksError, RefusedError, UnavailableError
-from pipeline.export import calibrated
-from pipeline.images import INVENTORY_FILE
-from pipeline.network import build_classifier
+from pipeline.inference import conversion
+from pipeline.inference.served import SERVED_FILES, ServedModel
+from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.classifier import Classifier
+from pipeline.models.decision import Decision
+from pipeline.models.export import calibrated
+from pipeline.models.network import build_classifier
+from pipeline.models.tf import keras
 from pipeline.params import load_params
 from pipeline.register import main, run
-from pipeline.registry import is_registered
-from pipeline.repro_runs import Results, data_hashes
-from pipeline.served import SERVED_FILES, ServedModel
+from pipeline.registry import tracking
+from pipeline.registry.repro_runs import Results, data_hashes
+from pipeline.registry.versions import is_registered
 from pipeline.stage import run_main
-from pipeline.tf import keras
 
 pytestmark = [
     # MLflow's digest of a table calls pandas in a way that ends with pandas 4.

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from registry import MODEL, TAGS, make_registry
 
-from pipeline import promote, tracking
-from pipeline.classifier import Classifier
-from pipeline.find_model import found_model
-from pipeline.history import opened
+from pipeline.models.classifier import Classifier
+from pipeline.monitoring.monitored_model import watched_model
 from pipeline.params import load_params
-from pipeline.registry import fetch
-from pipeline.watched import watched_model
+from pipeline.registry import promote, tracking
+from pipeline.registry.history import opened
+from pipeline.registry.resolve import found_model
+from pipeline.registry.versions import fetch
 from serving.holder import proven
-from serving.registry import Registry
+from serving.wanted_version import Registry
 
 DARK, LIGHT = np.full((1, 40, 40, 3), 120, np.uint8), np.full((1, 40, 40, 3), 140, np.uint8)
 PROBABILITIES = [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from packed_greys import write_greys
 
-from pipeline.bootstrap import scores_with_intervals
-from pipeline.images import INVENTORY_FILE, QUARANTINE_FILE
-from pipeline.metrics import scores
+from pipeline.data.images import INVENTORY_FILE, QUARANTINE_FILE
+from pipeline.evaluation.bootstrap import scores_with_intervals
+from pipeline.evaluation.slices import slice_table
+from pipeline.models.metrics import scores
 from pipeline.report import read_slices, run
-from pipeline.slices import slice_table
 
 LEVELS = {"ours": [0, 50, 200, 230], "bridge": [60, 190, 210]}
 PREDICTIONS = pd.DataFrame(

@@ -12,13 +12,13 @@ from markupsafe import Markup
 from page_reader import Page
 from PIL import Image
 
-from pipeline.bootstrap import scores_with_intervals
-from pipeline.card import SIDES, DatasetFacts
-from pipeline.metrics import log_loss, scores
-from pipeline.pictures import Picture
-from pipeline.plots import wilson_interval
-from pipeline.report_page import Material, render
-from pipeline.slices import slice_table
+from pipeline.evaluation.bootstrap import scores_with_intervals
+from pipeline.evaluation.examples import Picture
+from pipeline.evaluation.model_card import SIDES, DatasetFacts
+from pipeline.evaluation.plots import wilson_interval
+from pipeline.evaluation.report_page import Material, render
+from pipeline.evaluation.slices import slice_table
+from pipeline.models.metrics import log_loss, scores
 
 DECISION = {"threshold": 0.31, "review_from": 0.12, "review_to": 0.74}
 

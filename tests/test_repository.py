@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,75 +14,84 @@ import yaml
 ROOT = Path(__file__).parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # What these do decides no result; the values of params are followed by DVC itself.
-NOT_FOLLOWED = {"errors", "files", "params", "project", "stage", "tracking"}
+NOT_FOLLOWED = re.compile(r"pipeline/(errors|files|project|stage|params/\w+|registry/tracking)\.py")
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Return the modules of the project's packages that a file imports, but not for types alone."""
-    names: set[str] = set()
+def file_of(module: str, root: Path) -> Path | None:
+    """Return the file of a module by its dotted name, None where it is no module of the project."""
+    path = root.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def imported_files(path: Path, root: Path) -> set[Path]:
+    """Return the files of the project that a file imports, but not for types alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for block in ast.walk(tree):
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
             block.body = []
+    names: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module in ("pipeline", "flows", "serving"):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # of `from package import name`, the name may be a module or something in the package's own file
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    return names
+    return {file for name in names if (file := file_of(name, root))}
 
 
-def modules_behind(stage: str) -> set[str]:
-    """Return the pipeline modules that a stage runs, itself included."""
-    seen: set[str] = set()
-    waiting = {stage}
+def files_behind(stage: str, root: Path = ROOT) -> set[str]:
+    """Return the modules of the pipeline that a stage runs, itself included, as paths from the root."""
+    seen: set[Path] = set()
+    waiting = {root / "pipeline" / f"{stage}.py"}
     while waiting:
-        module = waiting.pop()
-        seen.add(module)
-        imported = imported_modules(ROOT / "pipeline" / f"{module}.py")
-        found = {name.removeprefix("pipeline.") for name in imported if name.startswith("pipeline.")}
-        waiting |= found - seen - NOT_FOLLOWED
-    return seen
+        path = waiting.pop()
+        seen.add(path)
+        waiting |= imported_files(path, root) - seen
+    paths = {path.relative_to(root).as_posix() for path in seen if path.read_text(encoding="utf-8").strip()}
+    return {path for path in paths if path.startswith("pipeline/") and not is_docstring_alone(root / path)}
+
+
+def is_docstring_alone(path: Path) -> bool:
+    """Return whether a file, such as one of a package, has no code that could decide a result."""
+    return len(ast.parse(path.read_text(encoding="utf-8")).body) == 1 and path.name == "__init__.py"
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_every_module_that_it_runs(name: str) -> None:
     stage = STAGES[name].get("do", STAGES[name])
-    listed = {Path(dep).stem for dep in stage["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")}
-    assert listed == modules_behind(name) - (NOT_FOLLOWED - {name})
+    listed = {dep for dep in stage["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")}
+    assert listed == {path for path in files_behind(name) if not NOT_FOLLOWED.fullmatch(path)}
 
 
-@pytest.mark.parametrize(
-    ("stage", "template"),
-    [
-        ("report", "report.html.j2"),
-        ("report", "report_card.html.j2"),
-        ("report", "report_data.html.j2"),
-        ("report", "report_model.html.j2"),
-        ("report", "report_slices.html.j2"),
-        ("report", "page.html.j2"),
-        ("validate", "contract.html.j2"),
-        ("validate", "page.html.j2"),
-        ("split", "contract.html.j2"),
-        ("split", "page.html.j2"),
-    ],
-)
-def test_a_stage_that_writes_a_page_depends_on_its_templates(stage: str, template: str) -> None:
-    assert f"pipeline/{template}" in STAGES[stage].get("do", STAGES[stage])["deps"]
+def test_modules_behind_a_stage_are_found_in_packages_and_through_others(tmp_path: Path) -> None:
+    (tmp_path / "pipeline" / "data").mkdir(parents=True)
+    (tmp_path / "pipeline" / "data" / "__init__.py").write_text('"""Data."""\n')
+    (tmp_path / "pipeline" / "train.py").write_text("from pipeline.data import images\n")
+    (tmp_path / "pipeline" / "data" / "images.py").write_text("from pipeline.data.sources import read\n")
+    (tmp_path / "pipeline" / "data" / "sources.py").write_text("def read():\n    import numpy\n")
+    (tmp_path / "pipeline" / "data" / "demo.py").write_text("")
+    assert files_behind("train", tmp_path) == {
+        f"pipeline/{name}.py" for name in ("train", "data/images", "data/sources")
+    }
 
 
-def test_what_makes_the_report_reruns_report_and_what_logs_it_alone() -> None:
-    stages = {name: stage.get("do", stage) for name, stage in STAGES.items()}
-    makes_it = modules_behind("report") - modules_behind("evaluate") - NOT_FOLLOWED
-    shared = {"page"}  # with the pages of the contract, which validate and split leave also where they refuse
-    files = {f"pipeline/{module}.py" for module in makes_it - shared}
-    files |= {dep for dep in stages["report"]["deps"] if Path(dep).name.startswith("report") and dep.endswith(".j2")}
-    assert {"pipeline/report_page.py", "pipeline/plots.py", "pipeline/report.html.j2"} <= files
-    assert [name for name, stage in stages.items() if files & set(stage["deps"])] == ["report"]
-    shown = set(stages["report"]["outs"])
-    assert [name for name, stage in stages.items() if shown & set(stage["deps"])] == ["register"]
+def templates_behind(stage: str) -> set[str]:
+    """Return the templates that the modules of a stage render, and those that these extend or include."""
+    waiting, seen = set(), set()
+    for path in files_behind(stage):
+        waiting |= set(re.findall(r'template\("([^"]+)"\)', (ROOT / path).read_text(encoding="utf-8")))
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        text = (ROOT / "pipeline" / name).read_text(encoding="utf-8")
+        waiting |= set(re.findall(r'{% (?:extends|include) "([^"]+)"', text)) - seen
+    return {f"pipeline/{name}" for name in seen}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_writes_a_page_depends_on_its_templates(name: str) -> None:
+    deps = STAGES[name].get("do", STAGES[name])["deps"]
+    assert {dep for dep in deps if dep.endswith(".j2")} == templates_behind(name)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -97,9 +107,26 @@ def test_every_path_of_a_command_is_a_dependency_or_an_output(name: str) -> None
     assert paths - unfinished_work <= declared
 
 
-def test_the_pipeline_imports_nothing_of_flows_or_serving() -> None:
-    for path in (ROOT / "pipeline").glob("*.py"):
-        assert not {name for name in imported_modules(path) if name.split(".")[0] in ("flows", "serving")}, path
+@pytest.mark.slow
+def test_an_import_against_the_layers_is_found(tmp_path: Path) -> None:
+    for name in ("pipeline", "flows", "serving", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    lint = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    assert subprocess.run(lint, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    with (tmp_path / "pipeline" / "data" / "images.py").open("a") as file:
+        file.write("from pipeline.training import probe  # noqa\n")
+    found = subprocess.run(lint, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "pipeline.data is not allowed to import pipeline.training" in " ".join(found.stdout.split())
+
+
+def test_a_module_has_a_name_of_its_own() -> None:
+    files = [path for package in ("pipeline", "serving") for path in (ROOT / package).rglob("*.py")]
+    names = [
+        path.stem for path in files if path.parent.name != "commands" and path.stem not in ("__init__", "__main__")
+    ]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_no_python_file_under_mlflow_shadows_the_library() -> None:
@@ -150,8 +177,8 @@ def test_every_direct_dependency_is_in_the_lock() -> None:
 
 @pytest.mark.parametrize("target", ["serve", "up"])
 def test_an_api_that_make_starts_has_the_starter_model_to_begin_with(target: str) -> None:
-    command = ["make", "--dry-run", "--what-if=pipeline/starter.npz", target]
+    command = ["make", "--dry-run", "--what-if=pipeline/inference/starter.npz", target]
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     written, _, started = planned.partition("--out data/serving/starter")
-    assert "pipeline.build_starter served" in written
+    assert "pipeline.inference.build_starter served" in written
     assert "--starter data/serving/starter" in started

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from toy_project import CANDIDATES, diamond, toy_project
 
-from pipeline import results
 from pipeline.errors import CracksError
+from pipeline.registry import results
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from conftest import Project
 from toy_project import diamond, toy_project
 
-from pipeline.retention import delete, refused_models
+from pipeline.registry.retention import delete, refused_models
 
 pytestmark = pytest.mark.slow
 NOW = datetime.now(UTC)

@@ -24,7 +24,7 @@ from drawn_data import drawn_files
 from PIL import Image
 from webhook import webhook
 
-from pipeline.images import Pixels
+from pipeline.data.images import Pixels
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)

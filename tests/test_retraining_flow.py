@@ -33,7 +33,7 @@ STAGES = {
 }
 FLOW = """
 import sys
-from pipeline import retraining as steps
+from pipeline.inbox import retraining as steps
 steps.promote = lambda params, version: f"version {version} is promoted"
 steps.overdue = lambda params, now: None
 from flows.retraining import retraining

@@ -14,14 +14,11 @@ import pytest
 import yaml
 from test_drift import photos
 
-from pipeline import labelling, retraining, tracking
-from pipeline.batches import RECORD, Taken, read_record, write_record
-from pipeline.bootstrap import scores_with_intervals
 from pipeline.errors import CracksError, RefusedError, UnavailableError
-from pipeline.params import Flow, Params
-from pipeline.prediction_log import PredictionLog
-from pipeline.project import LOG_FOLDER
-from pipeline.retraining import (
+from pipeline.evaluation.bootstrap import scores_with_intervals
+from pipeline.inbox import retraining
+from pipeline.inbox.batches import RECORD, Taken, read_record, write_record
+from pipeline.inbox.retraining import (
     alone,
     commit,
     has_passed,
@@ -34,7 +31,12 @@ from pipeline.retraining import (
     push_results,
     tell_once,
 )
-from pipeline.watched import Watched
+from pipeline.monitoring import labelling
+from pipeline.monitoring.monitored_model import Watched
+from pipeline.monitoring.prediction_log import PredictionLog
+from pipeline.params import Flow, Params
+from pipeline.project import LOG_FOLDER
+from pipeline.registry import tracking
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = Flow(max_parallel_stages=1, stage_timeout_minutes=1, max_retries=2, retry_pause_s=5)

@@ -7,12 +7,12 @@ import pytest
 from archive_writer import LIMITS, write_zip
 from drawn_data import IN_PROCESS, drawn_files
 
-from pipeline import dataset_reader
-from pipeline.dataset_reader import pack_dataset
+from pipeline.data import dataset_reader
+from pipeline.data.dataset_reader import pack_dataset
+from pipeline.data.images import INVENTORY_FILE, PackedImages, read_quarantine
+from pipeline.data.reviews import COLUMNS, read_reviews, supersede
 from pipeline.errors import CracksError
-from pipeline.images import INVENTORY_FILE, PackedImages, read_quarantine
 from pipeline.params import Dataset
-from pipeline.reviews import COLUMNS, read_reviews, supersede
 
 NOON, EVENING = "2026-05-01T12:00:00Z", "2026-05-01T20:00:00+02:00"  # an evening of 18:00 UTC
 A, B = "a" * 64, "b" * 64

@@ -8,7 +8,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 
 from flows.runs import superseded
-from pipeline import processes
+from pipeline import process_identity
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -44,15 +44,15 @@ def test_a_run_that_a_person_asked_for_is_never_cancelled():
 
 
 def test_a_process_is_known_again_and_another_with_its_id_is_not():
-    this = json.loads(json.dumps(processes.this_process()))
-    assert processes.is_alive(this)
-    assert not processes.is_gone(this)
-    assert processes.is_gone(this | {"started_s": this["started_s"] - 3600})
-    assert processes.is_gone(this | {"pid": 2**22 + 1})
+    this = json.loads(json.dumps(process_identity.this_process()))
+    assert process_identity.is_alive(this)
+    assert not process_identity.is_gone(this)
+    assert process_identity.is_gone(this | {"started_s": this["started_s"] - 3600})
+    assert process_identity.is_gone(this | {"pid": 2**22 + 1})
 
 
 @pytest.mark.parametrize("pid", [1, 2**22 + 1])
 def test_of_another_machines_process_nothing_is_said(pid):
-    elsewhere: processes.Holder = {"pid": pid, "started_s": 0, "host": "another"}
-    assert not processes.is_gone(elsewhere)
-    assert not processes.is_alive(elsewhere)
+    elsewhere: process_identity.Holder = {"pid": pid, "started_s": 0, "host": "another"}
+    assert not process_identity.is_gone(elsewhere)
+    assert not process_identity.is_alive(elsewhere)

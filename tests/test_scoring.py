@@ -1,10 +1,10 @@
 import numpy as np
 
-from pipeline.calibration import Calibration, Platt
-from pipeline.export import calibrated
-from pipeline.network import build_classifier
-from pipeline.scoring import scorer
-from pipeline.tf import keras
+from pipeline.evaluation.scoring import scorer
+from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.export import calibrated
+from pipeline.models.network import build_classifier
+from pipeline.models.tf import keras
 
 
 def test_a_scorer_gives_the_probabilities_of_the_graph_for_any_size():

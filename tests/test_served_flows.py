@@ -23,7 +23,7 @@ from pipeline.params import load_params
 HASTY = """
 from datetime import timedelta
 from prefect.schedules import Schedule
-from pipeline import heartbeat_watch
+from pipeline.monitoring import heartbeat_watch
 import flows.__main__ as served
 served.INTERVAL_S, served.POLL_S = 1, 0.5
 heartbeat_watch.INTERVAL_S, heartbeat_watch.LATE_S = 1, 15

@@ -27,7 +27,7 @@ import requests
 import yaml
 from conftest import ROOT, Project, copy_of, unused_port
 
-from pipeline.served import MAX_GOLDEN_DIFFERENCE, ServedModel
+from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 
 pytestmark = pytest.mark.slow
 
@@ -255,7 +255,7 @@ def test_nobody_gets_in_without_a_password_or_under_another_name(shared: Shared)
 @pytest.mark.parametrize("account", ["worker", "api"])
 def test_nobody_is_refused_for_asking_after_a_model_that_is_not_registered_yet(shared: Shared, account: str) -> None:
     code = (
-        "from mlflow import MlflowClient; from pipeline.registry import find_version as find; "
+        "from mlflow import MlflowClient; from pipeline.registry.versions import find_version as find; "
         "print([find(MlflowClient(), 'not yet', wanted) for wanted in ('production', '1')])"
     )
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **shared.client(account)}

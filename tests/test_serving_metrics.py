@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import heartbeat
-from serving.metrics import Metrics
+from pipeline.monitoring import heartbeat
+from serving.prometheus_metrics import Metrics
 
 
 @pytest.fixture

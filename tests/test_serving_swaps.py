@@ -10,8 +10,8 @@ import pytest
 from api_server import Server
 from tiny_model import write_tiny_model
 
-from pipeline.images import PackedImages
-from serving.registry import Registry
+from pipeline.data.images import PackedImages
+from serving.wanted_version import Registry
 
 NAME = "cracks"
 POLL_S = 2

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.images import INVENTORY_FILE
-from pipeline.metrics import scores
-from pipeline.slices import MIN_IMAGES, sets_of, slice_table, slices_of, with_measures
+from pipeline.data.images import INVENTORY_FILE
+from pipeline.evaluation.slices import MIN_IMAGES, sets_of, slice_table, slices_of, with_measures
+from pipeline.models.metrics import scores
 
 
 def rows_of(n, *, dataset="ours", split="test", surface="Walls", photo=None, seed=0):

@@ -3,9 +3,9 @@ import os
 import pytest
 from archive_writer import LIMITS, TARS, limits, write_folder, write_source, write_tar, write_zip
 
-from pipeline.archives import Entry
+from pipeline.data.archives import Entry
+from pipeline.data.sources import Batch, batches_of, find_images, read_batch
 from pipeline.errors import CracksError
-from pipeline.sources import Batch, batches_of, find_images, read_batch
 
 FILES = {
     "Negative/00001.jpg": b"intact one",

@@ -9,9 +9,9 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 
 from pipeline import split
+from pipeline.data.group_split import SIDES, assign
+from pipeline.data.images import INVENTORY_FILE
 from pipeline.errors import CracksError, RefusedError
-from pipeline.groups import SIDES, assign
-from pipeline.images import INVENTORY_FILE
 from pipeline.split import read_inventories
 from pipeline.stage import run_main
 

@@ -3,10 +3,10 @@ import pandas as pd
 import pytest
 from drawn_data import NO_PAIRS, pairs_of
 
-from pipeline.contract import check
+from pipeline.data.contract import check
+from pipeline.data.group_split import SIDES
+from pipeline.data.split_contract import check_sides, split_rules, summarise, with_checks
 from pipeline.errors import CracksError
-from pipeline.groups import SIDES
-from pipeline.split_contract import check_sides, split_rules, summarise, with_checks
 
 TRAIN_ON = ("walls", "decks")
 

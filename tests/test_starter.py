@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from pipeline.build_starter import difference, write_starter
-from pipeline.calibration import Calibration, Platt
-from pipeline.classifier import Classifier
-from pipeline.decision import Decision
-from pipeline.export import calibrated, linear_classifier
-from pipeline.linear import LinearHead
+from pipeline.inference.build_starter import difference, write_starter
+from pipeline.inference.starter import STARTER_FILE, load_starter
+from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.classifier import Classifier
+from pipeline.models.decision import Decision
+from pipeline.models.export import calibrated, linear_classifier
+from pipeline.models.linear_head import LinearHead
 from pipeline.params import Backbone
-from pipeline.starter import STARTER_FILE, load_starter
 
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32, taps=("head_conv",))
 DECISION = Decision(threshold=0.4, review_from=0.2, review_to=0.8)

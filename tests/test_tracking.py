@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import tracking
 from pipeline.errors import UnavailableError
 from pipeline.params import load_params
+from pipeline.registry import tracking
 
 GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
 PARAMS = load_params(Path(__file__).parent.parent / "params.yaml")
@@ -147,7 +147,7 @@ def test_more_values_than_a_request_may_have_are_sent_in_several(store):
 def test_training_goes_on_without_a_server(project, monkeypatch, unused_address, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address)
     with (
-        caplog.at_level(logging.WARNING, "pipeline.tracking"),
+        caplog.at_level(logging.WARNING, "pipeline.registry.tracking"),
         tracking.live_run(PARAMS, project / "manifest.parquet", CANDIDATE) as report,
     ):
         report(0, {"loss": 1.0})
@@ -194,7 +194,7 @@ def test_training_goes_on_when_the_server_dies_and_does_not_wait_for_it_at_every
         report(1, {"loss": 2.0})
         report(2, {"loss": 1.0})
     assert tried == [0, 1]
-    warnings = [record.message for record in caplog.records if record.name == "pipeline.tracking"]
+    warnings = [record.message for record in caplog.records if record.name == "pipeline.registry.tracking"]
     assert len(warnings) == 2  # of the second epoch, and of the end of the run
     assert all(f"has not got all of {CANDIDATE} yet" in warning for warning in warnings)
 

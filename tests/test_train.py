@@ -8,12 +8,12 @@ import pytest
 from two_datasets import PARAMS
 
 from pipeline import embed, train
-from pipeline.classifier import Classifier
-from pipeline.decision import choose_threshold
-from pipeline.metrics import log_loss, scores
+from pipeline.data.training_images import side_of
+from pipeline.models.classifier import Classifier
+from pipeline.models.decision import choose_threshold
+from pipeline.models.metrics import log_loss, scores
 from pipeline.params import Params
 from pipeline.train import validation_scores
-from pipeline.training_images import side_of
 
 
 @pytest.fixture(scope="module")

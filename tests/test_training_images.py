@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from pipeline.training_images import learned_from, learned_groups, side_of
+from pipeline.data.training_images import learned_from, learned_groups, side_of
 
 MANIFEST = pd.DataFrame(
     {

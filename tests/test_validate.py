@@ -9,8 +9,8 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 
 from pipeline import validate
+from pipeline.data.images import INVENTORY_FILE
 from pipeline.errors import RefusedError
-from pipeline.images import INVENTORY_FILE
 from pipeline.stage import run_main
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from pipeline import weights
 from pipeline.errors import CracksError
-from pipeline.weights import read_torch_file, weights_path
+from pipeline.models import weights
+from pipeline.models.weights import read_torch_file, weights_path
 
 PRETRAINED = ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "mobilenet-v2"]
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -206,7 +206,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones():
 
 def test_reading_weights_imports_neither_tensorflow_nor_the_packages():
     code = (
-        "import sys; from pipeline.weights import read_torch_file, weights_path; "
+        "import sys; from pipeline.models.weights import read_torch_file, weights_path; "
         "[read_torch_file(weights_path(name)) for name in sys.argv[1:]]; print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code, *PRETRAINED], check=True, capture_output=True, text=True)

@@ -6,8 +6,8 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from pipeline.decision import DECISION_FILE, Decision
-from pipeline.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
+from pipeline.inference.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
+from pipeline.models.decision import DECISION_FILE, Decision
 
 DECISION = Decision(threshold=0.5, review_from=0.2, review_to=0.8)
 MIDDLE = 128.0  # grey level of probability 0.5

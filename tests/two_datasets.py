@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pipeline.images import IMAGES_FILE, INVENTORY_FILE
-from pipeline.tracking import NO_PART_OF_A_REPRO
+from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE
+from pipeline.registry.tracking import NO_PART_OF_A_REPRO
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 PARAMS = {

@@ -22,10 +22,10 @@ def add(commands: Commands) -> None:
 def _audit(args: argparse.Namespace) -> None:
     import tempfile
 
-    from pipeline.audit import audit
-    from pipeline.dataset_reader import pack_dataset
+    from pipeline.data.audit import audit
+    from pipeline.data.dataset_reader import pack_dataset
+    from pipeline.data.images import PackedImages, read_quarantine
     from pipeline.files import write_text
-    from pipeline.images import PackedImages, read_quarantine
     from pipeline.params import Dataset, load_params
     from pipeline.project import project_root
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.commands import Commands
 
 if TYPE_CHECKING:
-    from pipeline.batches import Taken
+    from pipeline.inbox.batches import Taken
 
 
 def add(commands: Commands) -> None:
@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from pipeline.batches import read_record
+    from pipeline.inbox.batches import read_record
     from pipeline.project import INBOX, project_root
 
     root = project_root()
@@ -49,7 +49,7 @@ def _fate(batch: "Taken") -> str:
 
 
 def _archives(folder: Path) -> list[Path]:
-    from pipeline.archives import is_archive
+    from pipeline.data.archives import is_archive
 
     return sorted(path for path in folder.iterdir() if is_archive(path.name)) if folder.is_dir() else []
 
@@ -58,11 +58,11 @@ def _take(args: argparse.Namespace) -> None:
     import getpass
     from datetime import UTC, datetime
 
-    from pipeline.batches import Refused, describe, take_all
     from pipeline.errors import RefusedError
+    from pipeline.inbox.batches import Refused, describe, take_all
+    from pipeline.inbox.retraining import alone
     from pipeline.params import load_params
     from pipeline.project import project_root
-    from pipeline.retraining import alone
 
     root = project_root()
     params = load_params(root / "params.yaml")
@@ -79,10 +79,10 @@ def _remove(args: argparse.Namespace) -> None:
     import getpass
     from datetime import UTC, datetime
 
-    from pipeline.batches import remove
+    from pipeline.inbox.batches import remove
+    from pipeline.inbox.retraining import alone
     from pipeline.params import load_params
     from pipeline.project import project_root
-    from pipeline.retraining import alone
 
     root = project_root()
     params = load_params(root / "params.yaml")

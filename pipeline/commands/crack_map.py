@@ -28,18 +28,18 @@ def add(commands: Commands) -> None:
 
 
 def _map(args: argparse.Namespace) -> None:
+    from pipeline.data.sources import find_images
     from pipeline.errors import CracksError
     from pipeline.params import load_params
     from pipeline.project import project_root
-    from pipeline.sources import find_images
 
     if args.mm_per_px is not None and args.mm_per_px <= 0:
         raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0.")
     out = args.out.resolve()
     paths = [path for path in find_images(args.paths) if not path.resolve().is_relative_to(out)]  # no maps of maps
     params = load_params(project_root() / "params.yaml")
-    from pipeline.find_model import found_model
-    from pipeline.map_files import run  # last: it takes seconds, a mistake above none
+    from pipeline.crack_maps.map_files import run  # last: it takes seconds, a mistake above none
+    from pipeline.registry.resolve import found_model
 
     with found_model(params.register_as.name, args.model) as found:
         log.info("Mapping %d photos with %s", len(paths), found.description)

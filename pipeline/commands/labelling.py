@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
 
 def _worth_labelling(args: argparse.Namespace) -> None:
     from pipeline.errors import CracksError
-    from pipeline.labelling import export_from_log
+    from pipeline.monitoring.labelling import export_from_log
     from pipeline.params import load_params
     from pipeline.project import project_root
 

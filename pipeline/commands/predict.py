@@ -35,18 +35,18 @@ def add(commands: Commands) -> None:
 def _predict(args: argparse.Namespace) -> None:
     from datetime import UTC, datetime
 
+    from pipeline.data.path_metadata import check_photo_pattern
+    from pipeline.data.sources import find_images
     from pipeline.errors import CracksError
+    from pipeline.monitoring.prediction_log import PredictionLog
     from pipeline.params import load_params
-    from pipeline.path_metadata import check_photo_pattern
-    from pipeline.prediction_log import PredictionLog
     from pipeline.project import LOG_FOLDER, project_root
-    from pipeline.sources import find_images
 
     paths = find_images(args.paths)
     check_photo_pattern(args.photo_pattern)
     params = load_params(project_root() / "params.yaml")
-    from pipeline.find_model import found_model
-    from pipeline.predict import log_rows, run  # last: it takes seconds, a mistake above none
+    from pipeline.crack_maps.batch_prediction import log_rows, run  # last: it takes seconds, a mistake above none
+    from pipeline.registry.resolve import found_model
 
     with found_model(params.register_as.name, args.model) as found:
         log.info("Scoring %d images with %s", len(paths), found.description)

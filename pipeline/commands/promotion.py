@@ -8,8 +8,8 @@ from pipeline.commands import Commands
 
 if TYPE_CHECKING:
     from pipeline.params import Params
-    from pipeline.promote import Decided
-    from pipeline.promotion_records import Record
+    from pipeline.registry.promote import Decided
+    from pipeline.registry.promotion_records import Record
 
 
 def add(commands: Commands) -> None:
@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
 
 
 def _promote(args: argparse.Namespace) -> None:
-    from pipeline import promote
+    from pipeline.registry import promote
 
     by = args.by or getpass.getuser()
     decided = promote.run(_params(), args.version, dry_run=args.dry_run, allow_dirty=args.allow_dirty, by=by)
@@ -53,13 +53,13 @@ def _promote(args: argparse.Namespace) -> None:
 
 
 def _approve(args: argparse.Namespace) -> None:
-    from pipeline import promote
+    from pipeline.registry import promote
 
     _finish(promote.approve(_params(), args.version, allow_dirty=args.allow_dirty, by=args.by))
 
 
 def _rollback(args: argparse.Namespace) -> None:
-    from pipeline import promote
+    from pipeline.registry import promote
 
     _finish(promote.rollback(_params(), args.to, args.reason, args.by or getpass.getuser()))
 
@@ -67,7 +67,7 @@ def _rollback(args: argparse.Namespace) -> None:
 def _history(args: argparse.Namespace) -> None:
     import json
 
-    from pipeline.history import opened
+    from pipeline.registry.history import opened
 
     with opened(_params().register_as.name) as history:
         records, production = history.records(), history.production()

@@ -40,7 +40,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _registered(args: argparse.Namespace) -> None:
-    from pipeline.registry import is_registered
+    from pipeline.registry.versions import is_registered
 
     if not is_registered(args.reports / "registered.json"):
         log.info("The best model is not in the tracking store that is set now.")
@@ -48,6 +48,6 @@ def _registered(args: argparse.Namespace) -> None:
 
 
 def _summary(args: argparse.Namespace) -> None:
-    from pipeline.results import summary_lines
+    from pipeline.registry.results import summary_lines
 
     print("\n".join(summary_lines(args.reports)))

@@ -1,0 +1,1 @@
+"""From images and whole photos to where the cracks are."""

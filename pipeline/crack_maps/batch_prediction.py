@@ -1,0 +1,237 @@
+"""Score many images: parts of a few dozen, each kept until the table is whole, so that a killed run goes on.
+
+An image that cannot be read is a row with its error. What is in memory at once does not grow with the images: a part is
+bounded in files and bytes, a batch in images and pixels.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial as bound
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from pipeline.data.images import Sizes, UnreadableImageError, batches_by_size, decode, look, stored_size
+from pipeline.data.path_metadata import photo_of
+from pipeline.files import replacing
+from pipeline.inference.cluster import computed_on_cluster
+from pipeline.inference.openvino_cpu import N_THREADS
+from pipeline.inference.served import BATCH_IMAGES, ServedModel
+from pipeline.monitoring.prediction_log import LOOKS, embeddings_of
+from pipeline.registry.resolve import FoundModel, ModelFiles, model_of
+
+PART_IMAGES = 64
+MAX_PART_BYTES = 10_000_000  # more would be a lot to lose by a kill, and to send to a worker at once
+MAX_BATCH_PIXELS = 8_000_000  # 100 MB as the network takes them
+MAX_FILE_MB = 600  # an image of 89 megapixels, the most that is decoded, has no more even at 16 bits a colour
+NOTED_IMAGES = 1000  # of one file of the prediction log, which slows down with many files
+COLUMNS = ["path", "probability", "label", "error"]
+
+Content = bytes | str  # of a file, or why it cannot be read
+
+
+def read(path: Path) -> Content:
+    """Return the bytes of a file, or why it cannot be read."""
+    try:
+        if path.stat().st_size > MAX_FILE_MB * 1_000_000:
+            return f"larger than {MAX_FILE_MB} MB"
+        return path.read_bytes()
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = False) -> pd.DataFrame:
+    """Return a row for each file: probability (missing where it cannot be read), label and error (empty where it can).
+
+    Each thread decodes a batch and then scores it, so that no core waits.
+
+    Args:
+        model: that scores.
+        contents: of the files.
+        observes: add what the prediction log keeps: how the image looks, and its embedding.
+    """
+    observed: dict[int, dict[str, object]] = {}
+    sizes, errors = _sizes_and_errors(contents)
+    probabilities = np.full(len(contents), np.nan, np.float32)
+
+    def fill(batch: npt.NDArray[np.int64]) -> None:
+        decoded = {}
+        for position in batch.tolist():
+            try:
+                decoded[position] = decode(contents[position])
+            except UnreadableImageError as error:
+                errors[position] = str(error)
+        if decoded:
+            outputs = model.outputs(np.stack(list(decoded.values())))
+            probabilities[list(decoded)] = outputs["probability"]
+            if observes:
+                embeddings = embeddings_of(outputs["features"])
+                for (position, pixels), embedding in zip(decoded.items(), embeddings, strict=True):
+                    observed[position] = {**look(pixels), "embedding": embedding}
+
+    readable = np.array(list(sizes), np.int64)
+    batches = _batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for _ in pool.map(fill, [readable[batch] for batch in batches]):
+            pass  # raises what a batch raised
+    labels = ["" if error else model.decision.verdict(float(p)) for p, error in zip(probabilities, errors, strict=True)]
+    table = pd.DataFrame({"probability": probabilities, "label": labels, "error": errors})
+    if not observes:
+        return table
+    return table.join(pd.DataFrame.from_dict(observed, orient="index", columns=[*LOOKS, "embedding"]))
+
+
+def _batches(sizes: Sizes) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the positions of images of one size, so many that they fit into memory."""
+    for batch in batches_by_size(sizes, BATCH_IMAGES):
+        n_pixels = int(sizes[batch[0]].prod())
+        n_images = max(1, MAX_BATCH_PIXELS // max(1, n_pixels))
+        yield from (batch[start : start + n_images] for start in range(0, len(batch), n_images))
+
+
+def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:
+    """Return height and width by position, of what seems readable, and for every file why it is not, else ""."""
+    errors = [content if isinstance(content, str) else "" for content in contents]
+    sizes: dict[int, tuple[int, int]] = {}
+    for position, content in enumerate(contents):
+        try:
+            if isinstance(content, bytes):
+                sizes[position] = stored_size(content)
+        except UnreadableImageError as error:
+            errors[position] = str(error)
+    return sizes, errors
+
+
+def score_there(files: ModelFiles, contents: Sequence[Content], *, observes: bool = False) -> pd.DataFrame:
+    """Return `score` with the model of `files`, on a worker of a cluster."""
+    model, _ = model_of(files)
+    return score(model, contents, observes=observes)
+
+
+def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
+    """Return the rows of the prediction log for the images of a scored table that could be read.
+
+    Args:
+        table: with what was observed of each image.
+        model_version: which model scored them.
+        photo_pattern: regular expression whose first group names the photo of a tile; without one, and where it does
+            not match, each image is a photo of its own.
+        time: when, with a time zone.
+    """
+    readable = table[table["error"] == ""]
+    paths = [str(Path(path).absolute()) for path in readable["path"]]
+    return readable[["probability", *LOOKS, "embedding"]].assign(
+        time=pd.Timestamp(time),
+        model_version=model_version,
+        source="predict",
+        photo=[photo_of(path, photo_pattern) or path for path in paths],
+        path=paths,
+    )
+
+
+def unfinished_folder(found: FoundModel, paths: Sequence[Path], out: Path) -> Path:
+    """Return the folder of unfinished work beside `out`, another one for each model and set of files."""
+    digest = hashlib.sha256(found.identity().encode())
+    for path in paths:
+        stat = path.stat() if path.exists() else None
+        digest.update(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode(errors="surrogateescape"))
+    return out.with_name(f".{out.name}.{digest.hexdigest()[:16]}.unfinished")
+
+
+@contextmanager
+def _gathering(note: Callable[[pd.DataFrame], None] | None) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Yield a function that gathers tables and gives `note` a thousand rows at a time, the last when the block ends."""
+    gathered: list[pd.DataFrame] = []
+
+    def hand_over(at_least: int) -> None:
+        if note is not None and sum(map(len, gathered)) >= at_least:
+            note(pd.concat(gathered, ignore_index=True))
+            gathered.clear()
+
+    def gather(table: pd.DataFrame) -> None:
+        if note is not None:
+            gathered.append(table)
+            hand_over(NOTED_IMAGES)
+
+    try:
+        yield gather
+    finally:
+        hand_over(1)
+
+
+def parts_of(paths: Sequence[Path]) -> list[Sequence[Path]]:
+    """Return files in parts, in their order: of 64 files and 10 MB at most, or of one file that is larger."""
+    starts, n_bytes = [0], 0
+    for position, path in enumerate(paths):
+        size = path.stat().st_size if path.exists() else 0
+        n_bytes += size
+        if position - starts[-1] == PART_IMAGES or (n_bytes > MAX_PART_BYTES and position > starts[-1]):
+            starts.append(position)
+            n_bytes = size
+    return [paths[start:stop] for start, stop in zip(starts, [*starts[1:], len(paths)], strict=True)]
+
+
+def run(
+    found: FoundModel,
+    paths: Sequence[Path],
+    out: Path,
+    dask_address: str | None = None,
+    note: Callable[[pd.DataFrame], None] | None = None,
+) -> dict[str, int]:
+    """Write a CSV file, a row an image in the order of `paths`: path, probability, label, error.
+
+    Args:
+        found: the model.
+        paths: of the images.
+        out: the file.
+        dask_address: of a cluster that does the work.
+        note: gets what was scored, some thousand images at a time, with what the prediction log keeps; of the last
+            ones it learns nothing if the process is killed.
+
+    Returns:
+        How many images have each label; unreadable ones count under "".
+    """
+    unfinished = unfinished_folder(found, paths, out)
+    parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}
+    missing = [part for part in parts if not part.exists()]
+    tables: Iterator[tuple[Path, pd.DataFrame]]
+    observes = note is not None
+    if dask_address is None:
+        model = found.load()
+        tables = ((part, score(model, [read(path) for path in parts[part]], observes=observes)) for part in missing)
+    else:
+        tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
+        tables = computed_on_cluster(
+            dask_address,
+            bound(score_there, observes=observes),
+            ModelFiles.read(found),
+            tasks,
+            otherwise="leave --dask out",
+        )
+    with (
+        _gathering(note) as gather,
+        tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar,
+    ):
+        bar.update(len(paths) - sum(len(parts[part]) for part in missing))
+        for part, table in tables:
+            table = table.assign(path=[str(path) for path in parts[part]])
+            with replacing(part) as partial:
+                table[COLUMNS].to_csv(partial, index=False)
+            gather(table)
+            bar.update(len(table))
+    counts: dict[str, int] = {}
+    with replacing(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for number, part in enumerate(parts):
+            table = pd.read_csv(part, keep_default_na=False, encoding_errors="surrogateescape")
+            for label, n in table["label"].value_counts().items():
+                counts[str(label)] = counts.get(str(label), 0) + int(n)
+            table.to_csv(file, index=False, header=number == 0)
+    shutil.rmtree(unfinished)
+    return counts

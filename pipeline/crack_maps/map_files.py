@@ -1,0 +1,254 @@
+"""The files of crack maps: what is written for a photo, and for all photos of a run together.
+
+A photo whose NAME.json is there and was made of the same file, by the same model, in the same way is not mapped again,
+so that a killed run goes on where it was.
+"""
+
+import hashlib
+import io
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from pipeline.crack_maps.batch_prediction import Content, read
+from pipeline.crack_maps.crack_map import CrackMap, CrackMapper
+from pipeline.crack_maps.map_notes import warnings_of
+from pipeline.crack_maps.map_page import render_maps
+from pipeline.crack_maps.overlay import heat_picture
+from pipeline.data.images import UnreadableImageError
+from pipeline.data.photos import Photo, read_photo
+from pipeline.errors import CracksError
+from pipeline.files import replacing, write_json, write_text
+from pipeline.inference.cluster import computed_on_cluster
+from pipeline.params import Map
+from pipeline.registry.resolve import FoundModel, ModelFiles, model_of
+
+JPEG_QUALITY = 85
+MAX_NAME_BYTES = 180  # file systems allow 255, and endings are added
+PHOTOS_AT_ONCE = 2  # one is decoded or written while the tiles of the other are scored
+TILE_COLUMNS = ["photo", "row", "col", "x", "y", "size", "probability", "label"]
+SUMMARY_COLUMNS = [
+    "photo", "name", "share_cracked", "share_review", "max_probability", "n_tiles", "n_crack", "n_review", "width",
+    "height", "time", "latitude", "longitude", "error",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """How photos are mapped.
+
+    Attributes:
+        model: which one, in words.
+        identity: a hash of all that decides its answers.
+        params: how photos are cut.
+        mm_per_px: ground resolution of the photos, None where unknown.
+        strip_location: whether time and place are left out.
+    """
+
+    model: str
+    identity: str
+    params: Map
+    mm_per_px: float | None
+    strip_location: bool
+
+    def key(self, path: Path) -> str:
+        """Return a hash of all that decides the map of the photo at `path`."""
+        stat = path.stat()
+        return hashlib.sha256(f"{self!r}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PhotoFiles:
+    """What is written for a photo."""
+
+    picture: bytes
+    tiles: str
+    report: dict[str, Any]
+
+
+def names_of(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return a name for the files of each photo: the photo's own, with a hash of its path where two would share one."""
+    stems = pd.Series([path.stem.casefold() for path in paths])
+    is_shared = stems.duplicated(keep=False)
+    names = {}
+    for path, shared in zip(paths, is_shared, strict=True):
+        stem = path.stem
+        if shared or len(stem.encode(errors="surrogateescape")) > MAX_NAME_BYTES:
+            digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:8]
+            stem = f"{stem.encode(errors='surrogateescape')[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
+        names[path] = stem
+    return names
+
+
+def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[str, Any]:
+    """Return the content of NAME.json."""
+    tiles = crack_map.tiles
+    review = tiles[tiles["label"] == "review"].sort_values("probability", ascending=False)
+    keep = not job.strip_location
+    return {
+        "photo": str(path),
+        "width": crack_map.width_px,
+        "height": crack_map.height_px,
+        "time": photo.time if keep else None,
+        "place": {"latitude": photo.place[0], "longitude": photo.place[1]} if keep and photo.place else None,
+        "model": job.model,
+        "model_hash": job.identity,
+        "tile_px": job.params.tile_px,
+        "overlap": crack_map.overlap,
+        "share_cracked": round(crack_map.share_of_area("crack"), 4),
+        "share_review": round(crack_map.share_of_area("review"), 4),
+        "max_probability": round(float(tiles["probability"].max()), 4),
+        "n_tiles": len(tiles),
+        "n_crack": int((tiles["label"] == "crack").sum()),
+        "n_review": len(review),
+        "n_unfamiliar": None if tiles["familiar"].isna().any() else int((~tiles["familiar"].astype(bool)).sum()),
+        "notes": warnings_of(crack_map),
+        "review": review[["row", "col", "x", "y", "size", "probability"]].round(4).to_dict(orient="records"),
+    }
+
+
+def files_of(mapper: CrackMapper, job: Job, path: Path, content: bytes) -> PhotoFiles:
+    """Return what is written for a photo.
+
+    Raises:
+        UnreadableImageError: it cannot be decoded.
+        CracksError: it cannot be mapped.
+    """
+    photo = read_photo(content)
+    crack_map = mapper.map(photo.pixels, job.mm_per_px)
+    words = " ".join(warnings_of(crack_map)[:2])
+    picture = io.BytesIO()
+    heat_picture(photo.pixels, crack_map, words).save(picture, "JPEG", quality=JPEG_QUALITY)
+    tiles = crack_map.tiles.assign(photo=str(path), probability=crack_map.tiles["probability"].round(4))
+    return PhotoFiles(
+        picture.getvalue(), tiles[TILE_COLUMNS].to_csv(index=False), report_of(path, photo, crack_map, job)
+    )
+
+
+def mapped(mapper: CrackMapper, job: Job, path: Path, content: Content) -> PhotoFiles | str:
+    """Return what is written for a photo, or why it cannot be mapped."""
+    if isinstance(content, str):
+        return content
+    try:
+        return files_of(mapper, job, path, content)
+    except (UnreadableImageError, CracksError) as error:
+        return str(error)
+
+
+def _read_and_mapped(mapper: CrackMapper, job: Job, path: Path) -> PhotoFiles | str:
+    return mapped(mapper, job, path, read(path))
+
+
+def mapped_there(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) -> PhotoFiles | str:
+    """Return `mapped` on a worker of a cluster."""
+    files, job = shared
+    return mapped(_mapper_there(files, job.params), job, *task)
+
+
+@lru_cache(maxsize=1)
+def _mapper_there(files: ModelFiles, params: Map) -> CrackMapper:
+    model, known = model_of(files)
+    return CrackMapper(model, params, known)
+
+
+def _mapped_here(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator[tuple[Path, PhotoFiles | str]]:
+    """Yield each photo with its files; while the tiles of one are scored, the next is decoded."""
+    mapper = CrackMapper(found.load(), job.params, found.known_concrete())
+    with ThreadPoolExecutor(PHOTOS_AT_ONCE) as pool:
+        running: deque[tuple[Path, Future[PhotoFiles | str]]] = deque()
+        for path in paths:
+            running.append((path, pool.submit(_read_and_mapped, mapper, job, path)))
+            if len(running) > PHOTOS_AT_ONCE:
+                done, files = running.popleft()
+                yield done, files.result()
+        for path, files in running:
+            yield path, files.result()
+
+
+def _mapped_on(
+    address: str, found: FoundModel, job: Job, paths: Sequence[Path]
+) -> Iterator[tuple[Path, PhotoFiles | str]]:
+    shared = (ModelFiles.read(found), job)
+    tasks = ((path, (path, read(path))) for path in paths)
+    yield from computed_on_cluster(address, mapped_there, shared, tasks, otherwise="leave --dask out")
+
+
+def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
+    """Write the files of a photo; the report, which says that it is done, last."""
+    with replacing(out / f"{name}.cracks.jpg") as partial:
+        partial.write_bytes(files.picture)
+    write_text(out / f"{name}.tiles.csv", files.tiles)
+    write_json(out / f"{name}.json", {**files.report, "key": key})
+
+
+def finished_report(out: Path, name: str, key: str | None = None) -> dict[str, Any] | None:
+    """Return the report of a photo that is done, by this key where one is given; None where there is none."""
+    try:
+        report: dict[str, Any] = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if key is None or report.get("key") == key else None
+
+
+def summary_of(out: Path, names: dict[Path, str], errors: dict[Path, str]) -> pd.DataFrame:
+    """Return a row a photo, the most cracked one first, those that could not be mapped last."""
+    rows = []
+    for path, name in names.items():
+        report = None if path in errors else finished_report(out, name)
+        row = {column: (report or {}).get(column) for column in SUMMARY_COLUMNS}
+        place = (report or {}).get("place") or {}
+        rows.append({**row, **place, "photo": str(path), "name": name, "error": errors.get(path, "")})
+    table = pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+    order = ["share_cracked", "share_review", "max_probability"]
+    return table.sort_values(order, ascending=False, na_position="last", kind="stable", ignore_index=True)
+
+
+def run(
+    found: FoundModel,
+    paths: Sequence[Path],
+    out: Path,
+    params: Map,
+    *,
+    mm_per_px: float | None = None,
+    strip_location: bool = False,
+    dask_address: str | None = None,
+) -> pd.DataFrame:
+    """Map photos into the folder `out`; return the summary, which is also written, with a page, into it.
+
+    Raises:
+        CracksError: the model cannot be loaded.
+        UnavailableError: the Dask cluster does not answer.
+    """
+    job = Job(found.description, found.identity(), params, mm_per_px, strip_location)
+    names = names_of(paths)
+    keys, errors = {}, {}
+    for path in paths:
+        try:
+            keys[path] = job.key(path)
+        except OSError as error:
+            errors[path] = error.strerror or str(error)
+    missing = [path for path, key in keys.items() if finished_report(out, names[path], key) is None]
+    results = (
+        _mapped_here(found, job, missing) if dask_address is None else _mapped_on(dask_address, found, job, missing)
+    )
+    with tqdm(total=len(paths), desc="mapping", unit=" photos", disable=None) as bar:
+        bar.update(len(paths) - len(missing))
+        for path, files in results:
+            if isinstance(files, str):
+                errors[path] = files
+            else:
+                write_photo(out, names[path], keys[path], files)
+            bar.update(1)
+    summary = summary_of(out, names, errors)
+    with replacing(out / "summary.csv") as partial:
+        summary.to_csv(partial, index=False, errors="surrogateescape")
+    write_text(out / "index.html", render_maps(out, summary, found.description))
+    return summary

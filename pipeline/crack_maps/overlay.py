@@ -1,0 +1,100 @@
+"""The picture of a crack map: the photo, the heat over it, frames around what needs a person, and a legend below."""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.crack_maps.crack_map import CELL_PX, CrackMap
+from pipeline.data.images import Pixels
+
+# From clear to opaque, from yellow to red: (probability, opacity, red, green, blue). Below the first nothing is drawn,
+# so that sound concrete looks as it was photographed.
+RAMP = ((0.15, 0.0, 255, 224, 70), (0.5, 0.25, 255, 150, 20), (1.0, 0.4, 230, 20, 20))
+MARKS = {"crack": (220, 20, 20), "review": (40, 110, 255)}
+LEGEND_HEIGHT = 0.05  # of the photo's mean side
+MIN_LEGEND_PX = 36
+PAPER, INK = (255, 255, 255), (30, 30, 30)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Colours = npt.NDArray[np.uint8]  # (..., 4), RGBA
+
+
+def heat_picture(pixels: Pixels, crack_map: CrackMap, words: str) -> Image.Image:
+    """Return the photo under its heat, with frames and a legend.
+
+    Args:
+        pixels: of the upright photo, uint8, (height, width, 3).
+        crack_map: of this photo.
+        words: what the legend says besides, in a line.
+    """
+    height, width, _ = pixels.shape
+    legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), words)
+    picture = Image.new("RGB", (width, height + legend.height), PAPER)
+    picture.paste(Image.fromarray(pixels))
+    heat = colours(crack_map.raster(crack_map.tiles["probability"].to_numpy()))
+    # as large as whole cells, of which the last ones reach over the edge
+    size = heat.shape[1] * CELL_PX, heat.shape[0] * CELL_PX
+    shade = Image.fromarray(heat[..., :3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
+    opacity = Image.fromarray(heat[..., 3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
+    picture.paste(shade, mask=opacity)
+    _draw_marks(ImageDraw.Draw(picture), crack_map)
+    picture.paste(legend, (0, height))
+    return picture
+
+
+def colours(probabilities: npt.NDArray[np.float64]) -> Colours:
+    """Return the colour of the heat at each probability 0..1, uint8 RGBA, shape (..., 4)."""
+    stops = np.array(RAMP)
+    channels = [np.interp(probabilities, stops[:, 0], stops[:, column]) for column in range(1, 5)]
+    opacity, *rgb = channels
+    return np.stack([*rgb, 255 * opacity], axis=-1).round().astype(np.uint8)
+
+
+def _draw_marks(draw: ImageDraw.ImageDraw, crack_map: CrackMap) -> None:
+    """Frame cracks; where a person should look, which can be most of a photo, mark a corner."""
+    for label in ("review", "crack"):
+        of_label = crack_map.tiles["label"] == label
+        for left, top, size in crack_map.tiles.loc[of_label, ["x", "y", "size"]].to_numpy().tolist():
+            _mark(draw, label, left, top, size, max(1, size // 64))
+
+
+def _mark(draw: ImageDraw.ImageDraw, label: str, left: int, top: int, size: int, line_px: int) -> None:
+    if label == "crack":
+        draw.rectangle((left, top, left + size - 1, top + size - 1), outline=MARKS[label], width=line_px)
+    else:
+        reach = 8 * line_px
+        draw.polygon([(left, top), (left + reach, top), (left, top + reach)], fill=MARKS[label])
+
+
+def _legend(width: int, height: int, words: str) -> Image.Image:
+    """Return the legend, two lines: the scale and the frames, then words."""
+    legend = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(legend)
+    line = height // 2
+    font = ImageFont.load_default(line * 0.62)
+    pad, middle = line // 2, line // 2
+    draw.text((pad, middle), "probability of a crack  0 %", INK, font, anchor="lm")
+    x = pad + round(draw.textlength("probability of a crack  0 % ", font))
+    bar = min(width // 6, 12 * line)
+    ramp = colours(np.linspace(0, 1, bar))  # (bar, 4)
+    grey = np.full((bar, 3), 170)
+    share = ramp[:, 3:] / 255
+    shown = (grey * (1 - share) + ramp[:, :3] * share).astype(np.uint8)  # as it looks over concrete
+    legend.paste(Image.fromarray(np.repeat(shown[None], round(line * 0.6), axis=0)), (x, round(line * 0.2)))
+    x += bar + pad // 2
+    draw.text((x, middle), "100 %", INK, font, anchor="lm")
+    x += round(draw.textlength("100 %", font)) + 2 * pad
+    for label, meaning in (("crack", "crack"), ("review", "for a person to look at")):
+        side = round(line * 0.6)
+        _mark(draw, label, x, middle - side // 2, side, max(1, side // 10))
+        x += side + pad // 2
+        draw.text((x, middle), meaning, INK, font, anchor="lm")
+        x += round(draw.textlength(meaning, font)) + 2 * pad
+    draw.text((pad, line + middle), _fitting(words, width - 2 * pad, draw, font), INK, font, anchor="lm")
+    return legend
+
+
+def _fitting(words: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> str:
+    while words and draw.textlength(words, font) > width:
+        words = words.rstrip(" …")[:-1] + "…"
+    return words

@@ -1,0 +1,1 @@
+"""Reading, describing, validating and splitting images."""

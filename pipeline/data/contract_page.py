@@ -1,0 +1,175 @@
+"""The page about a data set and its contract, for the person who must mend or judge it: one HTML file, offline."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+
+from pipeline.data.contract import Rule
+from pipeline.data.images import Pixels
+from pipeline.page import COLOURS, svg, template
+
+MAX_GROUP_TILES = 8
+MAX_QUARANTINE_ROWS = 100
+MAX_SIZES = 10
+
+HISTOGRAM_SIZE_INCHES = (4.0, 2.6)
+N_BINS = 40
+LEAST_SHARPNESS = 1.0  # the logarithmic axis has no place for 0, an image of one colour
+
+_STATES = ("broken", "warning", "met")  # in the order of the page
+_LINES: dict[str, dict[str, Any]] = {
+    "crack": {"color": COLOURS["series-1"]},
+    "intact": {"color": COLOURS["series-0"], "linestyle": (0, (4, 2))},
+}
+_AXES = {
+    "brightness": "mean grey level, 0 (black) to 255 (white)",
+    "contrast": "standard deviation of the grey levels",
+    "sharpness": "variance of the Laplacian, logarithmic",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image to show.
+
+    Attributes:
+        path: within its data set.
+        label: crack or intact.
+        caption: what is to be seen in it, for instance the kind of copy; may be empty.
+        pixels: RGB, uint8, shape (height, width, 3), any size.
+
+    """
+
+    path: str
+    label: str
+    caption: str
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class CopyGroup:
+    """Images that are copies of each other.
+
+    Attributes:
+        tiles: some of them or all; at most eight are shown.
+        n_images: how many there are.
+        is_conflict: whether they have different labels.
+
+    """
+
+    tiles: tuple[Tile, ...]
+    n_images: int
+    is_conflict: bool
+
+    @property
+    def shown_tiles(self) -> list[Tile]:
+        """The first tiles, the labels taking turns, so that a conflict is seen."""
+        labels = pd.Series([tile.label for tile in self.tiles])
+        order = labels.groupby(labels).cumcount().sort_values(kind="stable").index
+        return [self.tiles[position] for position in order[:MAX_GROUP_TILES]]
+
+
+def render_contract(
+    *,
+    name: str,
+    is_drawn: bool,
+    facts: Mapping[str, str],
+    rules: Sequence[Rule],
+    offenders: Mapping[str, Sequence[Tile]],
+    copy_groups: Sequence[CopyGroup],
+    n_copy_groups: int,
+    quarantine: pd.DataFrame,
+    inventory: pd.DataFrame,
+) -> str:
+    """Return the page: HTML with styles, plots and pictures inside; equal inputs give equal pages.
+
+    Args:
+        name: of the data set.
+        is_drawn: whether its images are drawn instead of photographed.
+        facts: the headline figures, by what they count.
+        rules: in any order, with different texts.
+        offenders: pictures of images that break a rule, by its text.
+        copy_groups: some groups of images that are copies of each other, in any order; conflicts are shown first.
+        n_copy_groups: how many groups there are.
+        quarantine: a row for each file that is not used: batch, path, reason.
+        inventory: a row for each image: label (crack or intact), brightness and contrast (grey levels), sharpness,
+            width and height (pixels).
+
+    """
+    ordered = sorted(rules, key=lambda rule: _STATES.index(rule.state))
+    sizes = _sizes(inventory)
+    return template("data/contract.html.j2").render(
+        name=name,
+        is_drawn=is_drawn,
+        facts=facts,
+        rules=ordered,
+        anchors={rule.text: f"rule-{number}" for number, rule in enumerate(ordered, start=1)},
+        offenders={
+            rule.text: offenders[rule.text] for rule in ordered if not rule.success and offenders.get(rule.text)
+        },
+        copy_groups=sorted(copy_groups, key=lambda group: not group.is_conflict),
+        n_copy_groups=n_copy_groups,
+        quarantine=list(quarantine.head(MAX_QUARANTINE_ROWS).itertuples()),
+        n_quarantine=len(quarantine),
+        histograms=_histograms(inventory),
+        sizes=list(sizes.head(MAX_SIZES).itertuples()),
+        n_sizes=len(sizes),
+    )
+
+
+def _histograms(inventory: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the plot of each quantity and its median by label; none without images."""
+    if inventory.empty:
+        return []
+    return [
+        {
+            "quantity": quantity,
+            "plot": _histogram(inventory["label"], inventory[quantity], quantity),
+            "medians": inventory.groupby("label")[quantity].median().to_dict(),
+        }
+        for quantity in _AXES
+    ]
+
+
+def _histogram(labels: "pd.Series[str]", values: "pd.Series[float]", quantity: str) -> Markup:
+    is_logarithmic = quantity == "sharpness"  # blurred images differ from sharp ones by a hundred times
+    if is_logarithmic:
+        values = values.clip(lower=LEAST_SHARPNESS).map(math.log10)
+    values = values.round(3)  # values that differ by rounding alone would leave no room for bins between them
+    edges = np.histogram_bin_edges(values, N_BINS)
+    shares = {label: np.histogram(found, edges)[0] / len(found) for label, found in values.groupby(labels)}
+    drawn_edges = 10**edges if is_logarithmic else edges
+
+    def draw(axes: Axes) -> None:
+        for label, share in shares.items():
+            axes.stairs(share, drawn_edges, fill=True, alpha=0.18, color=_LINES[label]["color"])
+            axes.stairs(share, drawn_edges, linewidth=1.4, **_LINES[label])
+        axes.set(xlabel=_AXES[quantity], ylabel="share of images")
+        axes.set_axisbelow(True)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if is_logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+
+    return svg(quantity, draw, HISTOGRAM_SIZE_INCHES)
+
+
+def _sizes(inventory: pd.DataFrame) -> pd.DataFrame:
+    """Return how many images of each label there are of each size, the most frequent size first."""
+    is_crack = inventory["label"] == "crack"
+    counts = (
+        inventory[["width", "height"]]
+        .assign(crack=is_crack, intact=~is_crack, n=1)
+        .groupby(["width", "height"], as_index=False)
+        .sum()
+    )
+    return counts.sort_values("n", ascending=False, kind="stable")

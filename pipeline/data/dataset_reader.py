@@ -1,0 +1,200 @@
+"""Reading a data set: its images are decoded, described in the inventory and packed, all other files set aside."""
+
+import hashlib
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import pandas as pd
+from tqdm import tqdm
+
+from pipeline.data.archives import Entry
+from pipeline.data.demo import draw, read_recipe
+from pipeline.data.fingerprints import fingerprint
+from pipeline.data.images import (
+    IMAGES_FILE,
+    INVENTORY_FILE,
+    QUARANTINE_FILE,
+    UnreadableImageError,
+    look,
+    open_image,
+    thumbnail,
+    to_pixels,
+)
+from pipeline.data.path_metadata import DEFAULT_LABELS, check_photo_pattern, label_of, photo_of, slice_of
+from pipeline.data.reviews import REVIEWS_FILE, Verdict, read_reviews, supersede
+from pipeline.data.sources import Batch, batches_of, read_batch
+from pipeline.errors import CracksError
+from pipeline.files import replacing_folder
+from pipeline.params import Dataset, Limits
+
+log = logging.getLogger(__name__)
+
+# In memory at a time.
+CHUNK_FILES = 512
+CHUNK_BYTES = 64_000_000
+
+
+def describe(file: tuple[str, bytes, int]) -> dict[str, Any]:
+    """Return the measured part of an inventory row of (path, content, most pixels), or {path, reason}."""
+    path, content, max_pixels = file
+    try:
+        image = open_image(content, max_pixels)
+        pixels = to_pixels(image)
+    except UnreadableImageError as error:
+        return {"path": path, "reason": str(error)}
+    return {
+        "path": path,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "mode": image.mode,
+        "format": image.format,
+        "n_bytes": len(content),
+        **look(pixels),
+        "fingerprint": fingerprint(thumbnail(pixels)).tobytes(),
+    }
+
+
+def entries_of(dataset: Dataset, batch: Batch, limits: Limits) -> Iterator[Entry]:
+    """Yield every file of a batch of the data set, drawn or read."""
+    if dataset.is_drawn:
+        return (Entry(path, content) for path, content in draw(read_recipe(dataset.source)))
+    return read_batch(batch, limits)
+
+
+def check_labels(unlabelled: Iterable[str], dataset: Dataset) -> None:
+    """Raise CracksError if any path has no label: which folders, which labels are known, what to do."""
+    folders = sorted({str(PurePosixPath(path).parent) for path in unlabelled})
+    if folders:
+        shown = ", ".join(repr(folder) for folder in folders[:5]) + (" ..." if len(folders) > 5 else "")
+        raise CracksError(
+            f"{dataset.source} has images in folders without a known label: {shown}. "
+            f"Known are {', '.join(dataset.labels or DEFAULT_LABELS)}. "
+            "Rename the folders, or name them under `labels` of this data set."
+        )
+
+
+def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    """Cut the entries into lists that are small in number and in memory."""
+    chunk: list[Entry] = []
+    n_bytes = 0
+    for entry in entries:
+        chunk.append(entry)
+        n_bytes += len(entry.content or b"")
+        if len(chunk) == CHUNK_FILES or n_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, n_bytes = [], 0
+    yield chunk
+
+
+class _Inventory:
+    """The rows of a data set as they are found, and the packed file that grows with them."""
+
+    def __init__(self, dataset: Dataset, packed: BinaryIO) -> None:
+        self.images: list[dict[str, Any]] = []
+        self.quarantine: list[dict[str, Any]] = []
+        self._dataset = dataset
+        self._labels = dataset.labels or DEFAULT_LABELS
+        self._packed = packed
+
+    def add(self, batch: str, entry: Entry, measured: dict[str, Any]) -> None:
+        """Pack an image with its row, or note why there is none."""
+        if entry.content is None or "reason" in measured:
+            self._set_aside(batch, entry.path, entry.reason or measured["reason"], is_image=False)
+            return
+        label = label_of(entry.path, self._labels)
+        row = {
+            "id": hashlib.sha256(f"{batch}\0{entry.path}".encode()).hexdigest()[:16],
+            "batch": batch,
+            **measured,
+            "label": label,
+            "first_label": label,
+            "slice": slice_of(entry.path, self._labels),
+            "photo": photo_of(entry.path, self._dataset.photo_pattern),
+            "is_review": False,
+            "reviewer": None,
+            "reviewed_at": None,
+            "reviewed_in": None,
+            "offset": self._packed.tell(),
+        }
+        self._packed.write(entry.content)
+        self.images.append(row)
+
+    def review(self, batch: str, verdicts: Mapping[str, Verdict]) -> None:
+        """Give the images of a review batch, which have been added, their labels; set aside those that have none."""
+        came = [row for row in self.images if row["batch"] == batch]
+        self.images = [row for row in self.images if row["batch"] != batch]
+        for row in came:
+            verdict = verdicts.get(row["sha256"])
+            if verdict is None or verdict.disagreement:
+                reason = verdict.disagreement if verdict else f"{REVIEWS_FILE} says nothing of it"
+                self._set_aside(batch, row["path"], reason, is_image=True)
+                continue
+            review = verdict.review
+            provenance = {"reviewer": review.reviewer, "reviewed_at": review.time.isoformat(), "reviewed_in": batch}
+            labels = {"label": review.label, "first_label": review.label}
+            self.images.append(row | labels | provenance | {"photo": review.photo or row["photo"], "is_review": True})
+        absent = verdicts.keys() - {row["sha256"] for row in came}
+        for sha256 in sorted(absent):
+            self._set_aside(batch, verdicts[sha256].review.path, "reviewed, but the image is not there", is_image=True)
+
+    def _set_aside(self, batch: str, path: str, reason: str, *, is_image: bool) -> None:
+        self.quarantine.append({"batch": batch, "path": path, "reason": reason, "is_image": is_image})
+
+
+def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write the bytes of every image to `packed`, one after the other; return the inventory and the quarantine.
+
+    Raises:
+        CracksError: the source cannot be read, exceeds a limit, has unlabelled folders or no image at all.
+    """
+    inventory = _Inventory(dataset, packed)
+    max_pixels = limits.max_image_megapixels * 1_000_000
+    with (
+        multiprocessing.get_context("forkserver").Pool(os.cpu_count()) as pool,
+        tqdm(desc=f"reading {dataset.source}", unit=" files", disable=None) as progress,
+    ):
+        for batch in batches_of(dataset.source):
+            seen: set[str] = set()
+            verdicts: dict[str, Verdict] | None = None
+            for chunk in _chunks(entries_of(dataset, batch, limits)):
+                files = [(entry.path, entry.content, max_pixels) for entry in chunk if entry.content is not None]
+                measured = iter(pool.map(describe, files, chunksize=32))
+                for entry in chunk:
+                    row = {} if entry.content is None else next(measured)
+                    if entry.path in seen:
+                        row["reason"] = "its path occurs twice"
+                    seen.add(entry.path)
+                    if entry.path == REVIEWS_FILE and entry.content is not None:
+                        verdicts = read_reviews(entry.content, str(batch.source))
+                    else:
+                        inventory.add(batch.name, entry, row)
+                progress.update(len(chunk))
+            if verdicts is not None:
+                inventory.review(batch.name, verdicts)
+    check_labels((row["path"] for row in inventory.images if row["label"] is None), dataset)
+    if not inventory.images:
+        raise CracksError(
+            f"{dataset.source} holds no image that can be read ({len(inventory.quarantine)} other files). "
+            "Put labelled images into it, in folders such as Positive/ and Negative/."
+        )
+    quarantine = pd.DataFrame(inventory.quarantine, columns=["batch", "path", "reason", "is_image"])
+    return supersede(pd.DataFrame(inventory.images)), quarantine
+
+
+def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
+    """Read the source of `dataset` and write images, inventory and quarantine into `out`; nothing is left on failure.
+
+    Raises:
+        CracksError: as `read_dataset`, or its `photo_pattern` is no regular expression with a group.
+    """
+    check_photo_pattern(dataset.photo_pattern)
+    with replacing_folder(out) as folder, (folder / IMAGES_FILE).open("wb") as packed:
+        inventory, quarantine = read_dataset(dataset, limits, packed)
+        inventory.to_parquet(folder / INVENTORY_FILE, index=False)
+        quarantine.to_csv(folder / QUARANTINE_FILE, index=False)
+    log.info("%s: %d images, %d files in quarantine", dataset.source, len(inventory), len(quarantine))

@@ -1,0 +1,57 @@
+"""Photos as an inspector brings them: pixels, and when and where they were taken."""
+
+import datetime
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import ExifTags, Image
+
+from pipeline.data.images import FORMATS, Pixels, decode
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo, upright.
+
+    Attributes:
+        pixels: RGB, uint8, (height, width, 3).
+        time: when it was taken, as its camera wrote it (local time, ISO 8601), None where unknown.
+        place: (latitude, longitude) in degrees, None where unknown.
+    """
+
+    pixels: Pixels
+    time: str | None
+    place: tuple[float, float] | None
+
+
+def read_photo(content: bytes) -> Photo:
+    """Decode a photo and read its time and place. Raises UnreadableImageError where it is no image."""
+    pixels = decode(content)
+    exif = Image.open(io.BytesIO(content), formats=FORMATS).getexif()  # decoded above: it can be read
+    details = {**dict(exif), **dict(exif.get_ifd(ExifTags.IFD.Exif))}
+    taken = details.get(ExifTags.Base.DateTimeOriginal) or details.get(ExifTags.Base.DateTime)
+    return Photo(pixels, _iso_time(taken), _place(dict(exif.get_ifd(ExifTags.IFD.GPSInfo))))
+
+
+def _iso_time(taken: Any) -> str | None:
+    """Return "2026:05:01 10:20:30" as ISO 8601; None for anything else, such as zeros of a camera without a clock."""
+    try:
+        return datetime.datetime.strptime(str(taken).strip("\0 "), "%Y:%m:%d %H:%M:%S").isoformat()
+    except ValueError:
+        return None
+
+
+def _place(gps: dict[int, Any]) -> tuple[float, float] | None:
+    try:
+        latitude = _degrees(gps[ExifTags.GPS.GPSLatitude], gps[ExifTags.GPS.GPSLatitudeRef] == "S")
+        longitude = _degrees(gps[ExifTags.GPS.GPSLongitude], gps[ExifTags.GPS.GPSLongitudeRef] == "W")
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (latitude, longitude) if abs(latitude) <= 90 and abs(longitude) <= 180 else None
+
+
+def _degrees(parts: Any, is_negative: bool) -> float:
+    degrees, minutes, seconds = (float(part) for part in parts)
+    value = round(degrees + minutes / 60 + seconds / 3600, 6)
+    return -value if is_negative else value

@@ -1,0 +1,91 @@
+"""Finding images wherever they are: a data set's in a folder or archives, a person's by their paths."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.archives import MB, Allowance, Entry, clean_path, is_archive, is_junk, read_archive, reason_against
+from pipeline.errors import CracksError
+from pipeline.params import Limits
+
+# In a folder, only files that are named like images are taken: a photo folder holds notes and sheets too.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A part of a data set that came at one time: its name, and the archive or folder that holds it."""
+
+    name: str
+    source: Path
+
+
+def batches_of(source: Path) -> list[Batch]:
+    """Return the batches of a source, oldest first.
+
+    A folder that holds archives is a sequence of batches, in the order of their names; loose files beside them are the
+    oldest. Any other source is one batch.
+
+    Raises:
+        CracksError: the source does not exist.
+    """
+    if not source.exists():
+        raise CracksError(
+            f"The source {source} does not exist. Put the archive there, or correct `source` in params.yaml."
+        )
+    archives = sorted(path for path in source.iterdir() if _is_batch(path)) if source.is_dir() else []
+    return [Batch("", source), *(Batch(clean_path(path.name), path) for path in archives)]
+
+
+def read_batch(batch: Batch, limits: Limits) -> Iterator[Entry]:
+    """Yield every file of a batch; one that cannot be used has no content, but the reason.
+
+    Raises:
+        CracksError: an archive cannot be read, or exceeds a limit.
+    """
+    allowance = Allowance(batch.source, limits)
+    return _read_folder(batch.source, allowance) if batch.source.is_dir() else read_archive(batch.source, allowance)
+
+
+def _is_batch(path: Path) -> bool:
+    return is_archive(path.name) and path.is_file() and not is_junk(path.name)
+
+
+def _read_folder(folder: Path, allowance: Allowance) -> Iterator[Entry]:
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        name = clean_path(path.relative_to(folder).as_posix())
+        if path.is_dir() or is_junk(name) or (path.parent == folder and _is_batch(path)):
+            continue
+        reason = reason_against(name)
+        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+            reason = "a link that leads out of the folder, or no file"
+        elif path.stat().st_size > allowance.limits.max_file_mb * MB:
+            reason = f"larger than {allowance.limits.max_file_mb} MB"
+        content = None if reason else path.read_bytes()
+        allowance.take(len(content or b""))
+        yield Entry(name, content, reason)
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Return the image files among `paths` and below those that are folders, sorted within each folder.
+
+    Raises:
+        CracksError: a path does not exist, or there is no image at all.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise CracksError(f"{path} does not exist. Give images, or folders that hold some.")
+        if path.is_dir():
+            found += sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and file.is_file()
+                and not is_junk(file.relative_to(path).as_posix())
+            )
+        else:
+            found.append(path)
+    if not found:
+        raise CracksError(f"No image found. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    return found

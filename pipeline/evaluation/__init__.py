@@ -1,0 +1,1 @@
+"""Scores with intervals, slices, and the pages and plots that show them."""

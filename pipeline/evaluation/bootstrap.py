@@ -1,0 +1,236 @@
+"""Scores with 95 % intervals by the bootstrap over groups: images of one photo, or copies, stand or fall together.
+
+Resampling images would take tiles of one photo for independent evidence, and the intervals would be too narrow (Efron
+and Tibshirani, An Introduction to the Bootstrap, 1993, percentile method; whole groups as in Field and Welsh,
+Bootstrapping clustered data, 2007).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
+
+Floats = npt.NDArray[np.float64]
+
+N_RESAMPLES = 1000
+MIN_GROUPS = 5  # fewer say nothing about how groups differ
+MIN_DEFINED_SHARE = 0.95  # of the resamples; a score that is undefined in more has no interval
+VALUES_AT_A_TIME = 500_000  # images times resamples that are weighted at once, so that they stay in the cache
+SEED = 0
+
+SCORES = (
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "auroc",
+    "average_precision",
+    "balanced_accuracy",
+    "ece",
+    "balanced_precision",
+    "balanced_f1",
+    "balanced_ece",
+)
+
+
+def weighted_scorer(
+    labels: Labels, probabilities: Probabilities, groups: npt.NDArray[np.int64], threshold: float
+) -> Callable[[Floats], dict[str, Floats]]:
+    """Return a function from weights of the groups, (n_resamples, n_groups), to each of SCORES, (n_resamples,).
+
+    A score is NaN where it is undefined. The balanced scores weigh cracks and intact images so that they count equally.
+
+    Args:
+        labels: (n,), True for crack.
+        probabilities: (n,), of a crack, 0..1; from `threshold` on an image counts as crack.
+        groups: (n,), 0..n_groups-1.
+        threshold: 0..1.
+    """
+    called = (probabilities >= threshold)[:, None]
+    bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
+    in_bin = bins[:, None] == np.arange(N_ECE_BINS)  # (n, n_bins)
+    excess = in_bin * (probabilities.astype(np.float64) - labels)[:, None]  # stated less observed
+    of_image = np.hstack([np.ones_like(called), called, excess])  # (n, 2 + n_bins)
+    n_groups = int(groups.max()) + 1
+    of_cracks, of_intact = np.zeros((2, n_groups, of_image.shape[1]))
+    np.add.at(of_cracks, groups[labels], of_image[labels])
+    np.add.at(of_intact, groups[~labels], of_image[~labels])
+    rank = _ranking_scorer(labels, probabilities, groups)
+
+    def score(weights: Floats) -> dict[str, Floats]:
+        cracks, intact = weights @ of_cracks, weights @ of_intact  # (n_resamples, 2 + n_bins)
+        n_crack, n_intact = cracks[:, :1], intact[:, :1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            halves = cracks[:, 2:] / (2 * n_crack) + intact[:, 2:] / (2 * n_intact)
+            return {
+                **_of_calls(cracks[:, 1], intact[:, 1], cracks[:, 0], intact[:, 0]),
+                **rank(weights),
+                "ece": np.abs(cracks[:, 2:] + intact[:, 2:]).sum(axis=1) / (cracks[:, 0] + intact[:, 0]),
+                "balanced_ece": np.abs(halves).sum(axis=1),
+            }
+
+    return score
+
+
+def _of_calls(found: Floats, false_alarms: Floats, n_crack: Floats, n_intact: Floats) -> dict[str, Floats]:
+    recall, fallout = found / n_crack, false_alarms / n_intact
+    return {
+        "accuracy": (found + n_intact - false_alarms) / (n_crack + n_intact),
+        "precision": found / (found + false_alarms),
+        "recall": recall,
+        "f1": 2 * found / (found + false_alarms + n_crack),
+        "balanced_accuracy": (recall + 1 - fallout) / 2,
+        "balanced_precision": recall / (recall + fallout),
+        "balanced_f1": 2 * recall / (recall + fallout + 1),
+    }
+
+
+def _ranking_scorer(
+    labels: Labels, probabilities: Probabilities, groups: npt.NDArray[np.int64]
+) -> Callable[[Floats], dict[str, Floats]]:
+    """Return the part of `weighted_scorer` that depends on the order of the probabilities alone.
+
+    The thresholds are the distinct probabilities of cracks, falling; what cumulates at them is found and false alarms.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    cracks, intact = order[labels[order]], order[~labels[order]]
+    thresholds = -np.unique(-probabilities[cracks])
+    # number of cracks, of intact images, and of intact images above, down to each threshold
+    n_found = np.searchsorted(-probabilities[cracks], -thresholds, side="right")
+    n_false = np.searchsorted(-probabilities[intact], -thresholds, side="right")
+    n_above = np.searchsorted(-probabilities[intact], -thresholds, side="left")
+
+    def rank(weights: Floats) -> dict[str, Floats]:
+        found, false_alarms = _cumulated(weights, groups[cracks]), _cumulated(weights, groups[intact])
+        total_crack, total_intact = found[:, -1], false_alarms[:, -1]
+        found, above, false_alarms = found[:, n_found], false_alarms[:, n_above], false_alarms[:, n_false]
+        more_found = np.diff(found, axis=1, prepend=0)
+        precision = found / np.maximum(found + false_alarms, np.finfo(float).tiny)
+        out_of_order = np.einsum("ij,ij->i", more_found, above + false_alarms) / 2  # a tie counts half
+        return {
+            "auroc": 1 - out_of_order / (total_crack * total_intact),
+            "average_precision": np.einsum("ij,ij->i", more_found, precision) / total_crack,
+        }
+
+    return rank
+
+
+def _cumulated(weights: Floats, groups: npt.NDArray[np.int64]) -> Floats:
+    """Return the cumulated weights of images of these groups, from none to all, (n_resamples, n + 1)."""
+    cumulated = np.zeros((len(weights), len(groups) + 1))
+    np.cumsum(weights[:, groups], axis=1, out=cumulated[:, 1:])
+    return cumulated
+
+
+def resampled_groups(n_groups: int, n_images: int) -> Iterator[Floats]:
+    """Yield how often each group is drawn in each resample, (some resamples, n_groups), N_RESAMPLES in all."""
+    rng = np.random.default_rng(SEED)
+    at_a_time = max(1, VALUES_AT_A_TIME // n_images)
+    for start in range(0, N_RESAMPLES, at_a_time):
+        n = min(at_a_time, N_RESAMPLES - start)
+        drawn = rng.integers(n_groups, size=(n, n_groups)) + n_groups * np.arange(n)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=n * n_groups).reshape(n, n_groups).astype(float)
+
+
+def scores_with_intervals(
+    labels: Labels, probabilities: Probabilities, groups: npt.NDArray[Any], threshold: float
+) -> dict[str, Any]:
+    """Return n, n_groups, prevalence, each of SCORES, and `interval`: by score, its "low" and "high", or None.
+
+    A score is None where it is undefined: no crack, no intact image, no call. Its interval is None where there are
+    fewer than 5 groups, where it is undefined in more than 5 % of the resamples, or where it is the same in all: of a
+    set without a mistake, resamples have none either, which is no proof of certainty. Resampling adds noise to the bins
+    of ECE, so that its interval lies a little high and can even lie above the figure.
+
+    Args:
+        labels: (n,), True for crack, n > 0.
+        probabilities: (n,), of a crack, 0..1.
+        groups: (n,), a name or number of the group of each image.
+        threshold: from which an image counts as crack.
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    score = weighted_scorer(labels, probabilities, numbers, threshold)
+    result: dict[str, Any] = {"n": len(labels), "n_groups": len(names), "prevalence": float(labels.mean())}
+    for name, (value,) in score(np.ones((1, len(names)))).items():
+        result[name] = float(value) if np.isfinite(value) else None
+    result["interval"] = dict.fromkeys(SCORES)
+    if len(names) >= MIN_GROUPS:
+        resampled = [score(weights) for weights in resampled_groups(len(names), len(labels))]
+        for name in SCORES:
+            values = np.concatenate([part[name] for part in resampled])
+            defined = values[np.isfinite(values)]
+            if result[name] is not None and len(defined) >= MIN_DEFINED_SHARE * N_RESAMPLES:
+                low, high = np.percentile(defined, [2.5, 97.5])
+                if low < high:
+                    result["interval"][name] = {"low": float(low), "high": float(high)}
+    return result
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the first of two models is.
+
+    Attributes:
+        value: its weighted accuracy less that of the second, -1..1.
+        low: lower end of the one-sided 97.5 % interval.
+        confidence: share of the resamples, 0..1, in which the first is better; equal counts half.
+    """
+
+    value: float
+    low: float
+    confidence: float
+
+
+def weighted_accuracy(labels: Labels, is_right: npt.NDArray[np.bool_], crack_weight: float) -> float:
+    """Return the mean of recall and specificity, 0..1, weighed `crack_weight` to one less that.
+
+    It counts each label by what a mistake costs, whatever its share of the images; with a weight of 1/2 it is the
+    balanced accuracy. Of one label only it is the share of that which is right, of none NaN.
+    """
+    shares = [(weight, is_right[of].mean()) for of, weight in ((labels, crack_weight), (~labels, 1 - crack_weight))
+              if of.any()]  # fmt: skip
+    total = sum(weight for weight, _ in shares)
+    return float(sum(weight * share for weight, share in shares) / total) if total else math.nan
+
+
+def paired_difference(
+    labels: Labels,
+    first_is_right: npt.NDArray[np.bool_],
+    second_is_right: npt.NDArray[np.bool_],
+    groups: npt.NDArray[Any],
+    crack_weight: float,
+) -> Difference:
+    """Return the difference of the weighted accuracies of two models on the same images, by resampling groups.
+
+    A resample in which a label is missing counts as if the first were wrong throughout.
+
+    Args:
+        labels: (n,), True for crack, n > 0, both present.
+        first_is_right: (n,), whether the first model calls the image by its label.
+        second_is_right: (n,), the same of the second.
+        groups: (n,), a name or number of the group of each image.
+        crack_weight: 0..1, of recall; specificity has the rest.
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    gained = first_is_right.astype(np.float64) - second_is_right
+    columns = np.stack([labels, ~labels, gained * labels, gained * ~labels], axis=1)  # (n, 4)
+    sums = np.zeros((len(names), 4))
+    np.add.at(sums, numbers, columns)
+
+    def difference(weights: Floats) -> Floats:
+        n_crack, n_intact, gained_cracks, gained_intact = (weights @ sums).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(crack_weight * gained_cracks / n_crack + (1 - crack_weight) * gained_intact / n_intact)
+
+    resampled = np.concatenate([difference(weights) for weights in resampled_groups(len(names), len(labels))])
+    resampled = np.nan_to_num(resampled, nan=-1.0)
+    return Difference(
+        value=float(difference(np.ones((1, len(names)))).item()),
+        low=float(np.percentile(resampled, 2.5)),
+        confidence=float(np.mean(resampled > 0) + np.mean(resampled == 0) / 2),
+    )

@@ -1,0 +1,44 @@
+"""Where a classifier looked: how much its answer changes when a part of the picture is hidden.
+
+Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014. It asks for answers alone, so that it
+serves any model.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.images import Pixels
+
+if TYPE_CHECKING:  # scoring needs TensorFlow, this does not
+    from pipeline.evaluation.scoring import Batch, Scorer
+
+Heat = npt.NDArray[np.float64]  # (rows, columns), in logits
+
+N_CELLS_A_SIDE = 7
+LOGIT_LIMIT = 1e-6  # a probability nearer to 0 or 1 counts as this near: float32 tells no more apart
+
+
+def occlusion_map(score: "Scorer", pixels: Pixels) -> Heat:
+    """Return by how much each cell of a 7 by 7 grid speaks for a crack, in logits, (7, 7).
+
+    It is the logit of the whole picture less the logit with the cell hidden, positive where hiding makes a crack less
+    likely. A hidden cell has the mean colour of the picture.
+    """
+    probabilities = np.clip(score(_with_one_cell_hidden(pixels)).astype(np.float64), LOGIT_LIMIT, 1 - LOGIT_LIMIT)
+    logits = np.log(probabilities / (1 - probabilities))
+    heat: Heat = (logits[0] - logits[1:]).reshape(N_CELLS_A_SIDE, N_CELLS_A_SIDE)
+    return heat
+
+
+def _with_one_cell_hidden(pixels: Pixels) -> "Batch":
+    """Return the picture, then with each cell hidden, row by row: (1 + 49, height, width, 3)."""
+    height, width, _ = pixels.shape
+    tops, lefts = (np.linspace(0, length, N_CELLS_A_SIDE + 1).round().astype(int) for length in (height, width))
+    batch = np.repeat(pixels[None], 1 + N_CELLS_A_SIDE**2, axis=0)
+    colour = pixels.mean(axis=(0, 1)).round().astype(np.uint8)
+    for cell in range(N_CELLS_A_SIDE**2):
+        row, column = divmod(cell, N_CELLS_A_SIDE)
+        batch[1 + cell, tops[row] : tops[row + 1], lefts[column] : lefts[column + 1]] = colour
+    return batch

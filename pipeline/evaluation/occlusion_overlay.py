@@ -1,0 +1,27 @@
+"""The picture of where a classifier looked, drawn from what `pipeline.evaluation.occlusion` has computed."""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.data.images import Pixels
+
+FOR_CRACK, AGAINST_CRACK = (230, 60, 20), (30, 110, 230)  # RGB
+MAX_OPACITY = 0.75
+
+
+def occlusion_overlay(pixels: Pixels, heat: npt.NDArray[np.float64]) -> Pixels:
+    """Return the picture in grey under its map: red for a crack, blue against, the strongest cell the least clear.
+
+    Args:
+        pixels: RGB, uint8, (height, width, 3).
+        heat: in logits, positive for a crack, (rows, columns).
+    """
+    height, width, _ = pixels.shape
+    strength = heat / max(float(np.abs(heat).max()), np.finfo(float).tiny)  # -1..1
+    drawn = Image.fromarray(strength.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    opacity = np.asarray(drawn)[..., None] * MAX_OPACITY  # (height, width, 1)
+    colour = np.where(opacity > 0, np.array(FOR_CRACK), np.array(AGAINST_CRACK))
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    blended: Pixels = (grey * (1 - np.abs(opacity)) + colour * np.abs(opacity)).round().astype(np.uint8)
+    return blended

@@ -1,0 +1,191 @@
+"""The plots of the report, as inline SVG in the colours of the page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
+from pipeline.page import COLOURS, DASHES, svg
+
+MAX_MARKED_EPOCHS = 40  # with more, the marks hide the line
+
+_DIAGONAL: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": ":", "linewidth": 1}
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """Images that the chosen candidate was scored on, together."""
+
+    name: str
+    labels: Labels
+    probabilities: Probabilities
+
+    @property
+    def n_crack(self) -> int:
+        """Images labelled crack."""
+        return int(self.labels.sum())
+
+    @property
+    def n_intact(self) -> int:
+        """Images labelled intact."""
+        return len(self.labels) - self.n_crack
+
+    def count(self, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
+        """Count the chosen images, shape (n,), by their true label."""
+        return {"crack": int((chosen & self.labels).sum()), "intact": int((chosen & ~self.labels).sum())}
+
+    def confusion(self, threshold: float) -> dict[str, dict[str, int]]:
+        """Count images by what the model says, then by what is true."""
+        called = self.probabilities >= threshold
+        return {"crack": self.count(called), "intact": self.count(~called)}
+
+
+def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
+    """Return the loss and the accuracy of a candidate by epoch, or of a probe by the strength of its penalty."""
+    if "strength" in history:
+        return _penalty_plots(name, history)
+    epochs = history["step"] + 1
+    tuning = epochs[history["phase"] == "tuning"]
+    marker = "." if len(history) <= MAX_MARKED_EPOCHS else ""
+
+    def draw(axes: Axes, quantity: str) -> None:
+        axes.plot(epochs, history[f"val_{quantity}"], marker=marker)
+        axes.plot(epochs, history[quantity], marker=marker)
+        if len(tuning):
+            axes.axvline(tuning.min() - 0.5, color=COLOURS["muted"], linewidth=1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set(xlabel="epoch", ylabel=quantity)
+        if quantity == "loss":  # its first epoch can be a hundred times its last
+            _log_scale(axes)
+
+    return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
+
+
+def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
+    def draw(axes: Axes, quantity: str) -> None:
+        heads = history.groupby("phase")
+        for dataset, head in heads:
+            axes.set_prop_cycle(None)  # validation and training look the same for every head
+            [held_out] = axes.plot(head["strength"], head[f"val_{quantity}"], marker=".")
+            axes.plot(head["strength"], head[quantity], marker=".")
+            if len(heads) > 1:
+                place = (head["strength"].iloc[0], head[f"val_{quantity}"].iloc[0])
+                axes.annotate(str(dataset), place, (0, 6), textcoords="offset points", color=held_out.get_color())
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.invert_xaxis()  # from a stiff head to one that learns by heart, as epochs go
+        axes.set(xlabel="strength of the penalty", ylabel=quantity)
+        if quantity == "loss":
+            _log_scale(axes)
+
+    return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def roc_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:
+    """Return the ROC curve of each set, each with a dot at the threshold."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], **_DIAGONAL)
+        for scored in scored_sets:
+            false_alarms, found, _ = roc_curve(scored.labels, scored.probabilities)
+            (line,) = axes.plot(false_alarms, found)
+            called = scored.confusion(threshold)["crack"]
+            axes.scatter(called["intact"] / scored.n_intact, called["crack"] / scored.n_crack, color=line.get_color())
+        axes.set(xlabel="share of intact images called crack", ylabel="share of cracks found")
+
+    return svg("roc", draw)
+
+
+def precision_recall_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:
+    """Return the precision-recall curve of each set, each with a dot at the threshold."""
+
+    def draw(axes: Axes) -> None:
+        for scored in scored_sets:
+            right, found, _ = precision_recall_curve(scored.labels, scored.probabilities, drop_intermediate=True)
+            (line,) = axes.plot(found, right, drawstyle="steps-post")
+            called = scored.confusion(threshold)["crack"]
+            n_called = max(1, sum(called.values()))  # where none is called, no call is right
+            axes.scatter(called["crack"] / scored.n_crack, called["crack"] / n_called, color=line.get_color())
+        axes.set(xlabel="recall: share of cracks found", ylabel="precision: right crack calls")
+        axes.set_ylim(-0.05, 1.05)
+
+    return svg("precision-recall", draw)
+
+
+def reliability_plot(scored_sets: Sequence[ScoredSet]) -> Markup:
+    """Return the observed share of cracks by stated probability, with Wilson intervals."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], **_DIAGONAL)
+        for scored, colour in zip(scored_sets, cycle(DASHES), strict=False):
+            table = reliability_table(scored)
+            axes.scatter(table["stated"], table["observed"], 14, color=COLOURS[colour])
+            axes.vlines(table["stated"], table["low"], table["high"], color=COLOURS[colour], linewidth=1)
+        axes.set(xlabel="stated probability of a crack", ylabel="observed share of cracks")
+
+    return svg("reliability", draw)
+
+
+def reliability_table(scored: ScoredSet) -> pd.DataFrame:
+    """Return a row for each bin of equal width that has images.
+
+    Columns: stated, the mean probability; observed, the share of cracks; low and high, its 95% interval; n images.
+    """
+    bins = np.minimum((scored.probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
+    groups = pd.DataFrame({"stated": scored.probabilities, "crack": scored.labels}).groupby(bins)
+    n_crack, n = groups["crack"].sum(), groups.size()
+    low, high = wilson_interval(n_crack, n)
+    return pd.DataFrame({"stated": groups["stated"].mean(), "observed": n_crack / n, "low": low, "high": high, "n": n})
+
+
+def wilson_interval(n_found: "pd.Series[int]", n: "pd.Series[int]") -> tuple["pd.Series[float]", "pd.Series[float]"]:
+    """Return the ends of the 95% interval of the true share where n_found of n were found (Wilson 1927)."""
+    z2 = 1.96**2
+    centre = (n_found + z2 / 2) / (n + z2)
+    reach = np.sqrt(z2 * (n_found * (n - n_found) / n + z2 / 4)) / (n + z2)
+    return centre - reach, centre + reach
+
+
+def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
+    """Return the balanced F1 of slices as dots with their intervals, one below the other.
+
+    Args:
+        name: of the set, for the name of the plot.
+        rows: of the table of slices: kind, slice, n, balanced_f1 and its _low and _high, of which some may be missing.
+    """
+    rows = rows[rows["balanced_f1"].notna()].reset_index(drop=True)
+    names = [
+        "all" if kind == "all" else f"{kind} {value}" for kind, value in zip(rows["kind"], rows["slice"], strict=True)
+    ]
+    first_of_kind = rows["kind"] != rows["kind"].shift()
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(rows["balanced_f1"].iloc[0], **_DIAGONAL)
+        axes.hlines(rows.index, rows["balanced_f1_low"], rows["balanced_f1_high"], color=COLOURS["series-0"])
+        axes.scatter(rows["balanced_f1"], rows.index, 22, color=COLOURS["series-0"], zorder=3)
+        for row in rows.index[first_of_kind][1:]:
+            axes.axhline(row - 0.5, color=COLOURS["line"], linewidth=1)
+        axes.set_yticks(rows.index, names)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # more run into each other where all are near 1
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel="F1, cracks and intact counted equally")
+
+    return svg(f"slices {name}", draw, (4.6, 0.9 + 0.24 * len(rows)))

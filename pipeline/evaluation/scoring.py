@@ -1,0 +1,26 @@
+"""One compiled function that scores images, for those who score again and again."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.models.network import traced
+from pipeline.models.tf import keras
+
+Batch = npt.NDArray[np.uint8]  # (n, height, width, 3), RGB
+Scorer = Callable[[Batch], npt.NDArray[np.float32]]
+
+
+def scorer(model: keras.Model) -> Scorer:
+    """Return a function from a batch of images of one size to their probabilities of a crack, (n,).
+
+    `model` is an exported graph. It is traced once, for all sizes, as `Classifier` runs it.
+    """
+    compute = traced(model)
+
+    def score(batch: Batch) -> npt.NDArray[np.float32]:
+        probabilities: npt.NDArray[np.float32] = compute(batch)["probability"].numpy()
+        return probabilities
+
+    return score

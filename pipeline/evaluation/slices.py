@@ -1,0 +1,92 @@
+"""Where the model is better and where worse: scores by surface, photo, brightness, sharpness and size."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.data.images import INVENTORY_FILE
+from pipeline.evaluation.bootstrap import SCORES, scores_with_intervals
+
+MIN_IMAGES = 30  # in a slice; with fewer a single image moves a score by more than three hundredths
+MEASURES = ("brightness", "sharpness", "size")  # cut into quarters
+
+
+def with_measures(predictions: pd.DataFrame, datasets: Path) -> pd.DataFrame:
+    """Return `predictions` with brightness and sharpness of the inventory, and size: the shorter side in pixels."""
+    inventories = pd.concat(
+        [
+            pd.read_parquet(datasets / name / INVENTORY_FILE, columns=["brightness", "sharpness", "height", "width"])
+            .rename_axis("row")
+            .reset_index()
+            .assign(dataset=name)
+            for name in predictions["dataset"].unique()
+        ]
+    )
+    inventories["size"] = inventories[["height", "width"]].min(axis=1)
+    return predictions.merge(inventories[["dataset", "row", *MEASURES]], on=["dataset", "row"], validate="one_to_one")
+
+
+def sets_of(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return what is scored as a whole: `test`, and by data set `test:NAME` and `outside:NAME`."""
+    sets = {"test": predictions[predictions["split"] == "test"]}
+    for (dataset, split), rows in predictions.groupby(["dataset", "split"]):
+        sets[f"{split}:{dataset}"] = rows
+    return {name: sets[name] for name in sorted(sets, key=lambda name: (name.partition(":")[0] == "outside", name))}
+
+
+def slices_of(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (kind, slice, its rows): all, then each surface, photo and quarter of a measure, if there are several."""
+    yield "all", "all", rows
+    for kind, column in (("surface", "slice"), ("photo", "photo")):
+        if rows[column].nunique() > 1:
+            for value, part in rows.groupby(column):
+                yield kind, str(value) or "not named", part
+    for kind in MEASURES:
+        edges = np.unique(rows[kind].quantile([0, 0.25, 0.5, 0.75, 1]))
+        # where many images have one value, as of tiles of one size, several quarters become one
+        if len(edges) > 2:
+            for quarter, part in rows.groupby(pd.cut(rows[kind], list(edges), include_lowest=True), observed=True):
+                at_least = part[kind].min() if quarter.left < edges[0] else quarter.left
+                yield kind, f"{_rounded(at_least)} to {_rounded(quarter.right)}", part
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def slice_table(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Return a row a slice: set, kind, slice, n, n_groups, prevalence, and each score with its _low and _high.
+
+    Scores are missing in a slice of fewer than 30 images or of one label only, and where they are undefined.
+
+    Args:
+        predictions: a row an image: dataset, split (test or outside), label, slice, photo, group, probability (0..1),
+            brightness, sharpness and size.
+        threshold: from which an image counts as crack.
+    """
+    return pd.DataFrame(
+        [
+            {"set": name, "kind": kind, "slice": value, **_scores(part, threshold)}
+            for name, rows in sets_of(predictions).items()
+            for kind, value, part in slices_of(rows)
+        ],
+        columns=_COLUMNS,
+    )
+
+
+_COLUMNS = ["set", "kind", "slice", "n", "n_groups", "prevalence"]
+_COLUMNS += [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")]
+
+
+def _scores(rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
+    labels, groups = (rows["label"] == "crack").to_numpy(), rows["group"].to_numpy()
+    if len(rows) < MIN_IMAGES or labels.all() or not labels.any():
+        return {"n": len(rows), "n_groups": len(np.unique(groups)), "prevalence": labels.mean()}
+    scores = scores_with_intervals(labels, rows["probability"].to_numpy(), groups, threshold)
+    for name, interval in scores.pop("interval").items():
+        if interval is not None:
+            scores |= {f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+    return scores

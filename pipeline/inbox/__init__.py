@@ -1,0 +1,1 @@
+"""Labelled batches that arrive: checked, taken into a data set, trained on."""

@@ -1,0 +1,277 @@
+"""The inbox: new labelled batches, held against the contract and taken into a data set; and the record of all that.
+
+    data/inbox/NAME.zip       waits; it is whole when NAME.zip.done is beside it, or when it has settled
+    data/inbox/refused/       batches that break the contract, each with the reason and the page of its contract
+    data/inbox/removed/       batches that were taken and then found bad
+    data/batches.json         what was taken, when and by whom, and what became of it
+
+A batch is in the data set when its archive is in the data set's folder. The record is written before the archive is
+moved, so that a process which dies in between leaves what `finish` completes: no batch is lost, none is half taken, and
+none counts twice.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pipeline.data.archives import is_archive, is_junk
+from pipeline.errors import CracksError
+from pipeline.files import replacing, write_json, write_text
+from pipeline.params import Params
+from pipeline.project import DATASETS, INBOX
+
+log = logging.getLogger(__name__)
+
+RECORD = Path("data/batches.json")
+SCRATCH = Path("data/checkpoints/inbox")
+DONE_SUFFIX = ".done"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A batch that was taken: times are ISO 8601, `file` is its name in the folder of the data set."""
+
+    name: str
+    file: str
+    dataset: str
+    sha256: str
+    n_images: int
+    taken_at: str
+    taken_by: str
+    trained_as: str | None = None  # version of the model that saw it first
+    removed_at: str | None = None
+    removed_by: str | None = None
+    removed_because: str | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A batch that was set aside, and why."""
+
+    name: str
+    reason: str
+    archive: Path
+
+
+def read_record(root: Path) -> list[Taken]:
+    """Return all batches that were ever taken, oldest first. Raises CracksError where the record is damaged."""
+    path = root / RECORD
+    try:
+        return [Taken(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise CracksError(f"{path} cannot be read: {error}. Restore it with git.") from None
+
+
+def write_record(root: Path, record: Sequence[Taken]) -> None:
+    """Write the record, whole or not at all."""
+    write_json(root / RECORD, [asdict(batch) for batch in record])
+
+
+def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
+    """Return the archives of the inbox that are whole, in the order in which they came.
+
+    Whole is what has a done marker beside it, or has not changed for the time `settle`.
+    """
+    inbox = root / INBOX
+    if not inbox.is_dir():
+        return []
+    changed_at_s = {
+        path: max(path.stat().st_mtime, path.stat().st_ctime)
+        for path in inbox.iterdir()
+        if is_archive(path.name) and not is_junk(path.name) and path.is_file() and not path.is_symlink()
+    }
+    whole = [
+        path
+        for path, at_s in changed_at_s.items()
+        if _marker(path).exists() or now.timestamp() - at_s >= settle.total_seconds()
+    ]
+    return sorted(whole, key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Taken | Refused]:
+    """Take every batch that waits into the data set of `retrain.dataset`, or set it aside.
+
+    Raises:
+        CracksError: params name no data set, or its folder is not as the record says.
+    """
+    _folder(root, params)
+    finish(root, params)
+    outcomes = []
+    for archive in waiting(root, timedelta(minutes=params.retrain.settle_minutes), now):
+        outcome = take(root, params, archive, now=now, by=by)
+        log.info("%s", describe(outcome))
+        outcomes.append(outcome)
+    return outcomes
+
+
+def take(root: Path, params: Params, archive: Path, *, now: datetime, by: str) -> Taken | Refused:
+    """Hold a whole archive of the inbox against the contract, and take it or set it aside."""
+    from pipeline.inbox.inspection import inspect
+
+    folder, record, sha256 = _folder(root, params), read_record(root), sha256_of(archive)
+    file = next_file(folder, record, archive.name)
+    twin = next((batch for batch in record if batch.sha256 == sha256 and not batch.removed_at), None)
+    if twin:
+        return _set_aside(root, archive, sha256, f"the same file was taken before, as {twin.file} on {twin.taken_at}")
+    name = str(params.retrain.dataset)
+    scratch = root / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    try:
+        found = inspect(archive, name, params, known=root / DATASETS / name, scratch=scratch)
+    except CracksError as error:
+        return _set_aside(root, archive, sha256, str(error))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if found.broken:
+        return _set_aside(root, archive, sha256, found.broken, found.page)
+    taken = Taken(archive.name, file, name, sha256, found.n_images, now.isoformat(timespec="seconds"), by)
+    write_record(root, [*record, taken])
+    _place(archive, folder / file)
+    return taken
+
+
+def remove(root: Path, params: Params, name: str, *, reason: str, now: datetime, by: str) -> Taken:
+    """Take a batch out of the data set for the next training, and note why.
+
+    Args:
+        root: of the project.
+        params: with `retrain.dataset`.
+        name: of the archive as it came, or of its file in the data set.
+        reason: in words, for the record.
+        now: time of the removal.
+        by: who removes it.
+
+    Raises:
+        CracksError: no such batch, or several of that name.
+    """
+    record = read_record(root)
+    found = [batch for batch in record if name in (batch.file, batch.name) and not batch.removed_at]
+    if len(found) != 1:
+        known = ", ".join(batch.file for batch in found or record if not batch.removed_at) or "none"
+        raise CracksError(f"{len(found)} batches are called {name!r}. Name one by its file: {known}.")
+    _is_in_place(root, params, found[0])  # one that was half taken would else be taken again
+    removed = replace(found[0], removed_at=now.isoformat(timespec="seconds"), removed_by=by, removed_because=reason)
+    write_record(root, [removed if batch == found[0] else batch for batch in record])
+    _is_in_place(root, params, removed)
+    return removed
+
+
+def finish(root: Path, params: Params) -> None:
+    """Complete what a process that died has begun.
+
+    Raises:
+        CracksError: a batch of the record is neither in the folder of its data set nor in the inbox.
+    """
+    for batch in read_record(root):
+        if batch.dataset in params.datasets:
+            for partial in (root / params.datasets[batch.dataset].source).glob(".*.partial"):
+                partial.unlink()
+        if not _is_in_place(root, params, batch):
+            raise CracksError(
+                f"{batch.file} is not in the folder of {batch.dataset}, and {root / RECORD} says that it was taken on "
+                f"{batch.taken_at}. Run `dvc pull` if DVC keeps it, or `cracks batches remove {batch.file}`."
+            )
+
+
+def trained(root: Path, version: str) -> None:
+    """Note that the batches taken so far are in the training of a version of the model."""
+    record = read_record(root)
+    new = untrained(record)
+    write_record(root, [replace(batch, trained_as=version) if batch in new else batch for batch in record])
+
+
+def untrained(record: Sequence[Taken]) -> list[Taken]:
+    """Return the batches that no model has seen yet."""
+    return [batch for batch in record if not batch.trained_as and not batch.removed_at]
+
+
+def next_file(folder: Path, record: Sequence[Taken], name: str) -> str:
+    """Return the name under which the next batch comes last in its data set: a number, then its own name.
+
+    Raises:
+        CracksError: an archive of the folder has a name behind it, so that it would not be the newest.
+    """
+    there = [path.name for path in folder.iterdir() if is_archive(path.name)] if folder.is_dir() else []
+    known = [*there, *(batch.file for batch in record)]
+    numbers = [int(match[0]) for file in known if (match := re.match(r"\d+", file))]
+    new = f"{max(numbers, default=0) + 1:04}-{name}"
+    behind = sorted(file for file in there if file >= new)
+    if behind:
+        raise CracksError(
+            f"In {folder} batches are read in the order of their names, and {', '.join(behind)} would come after the "
+            f"new one, {new}. Give it a number in front, such as 0000-{behind[0]}; no image moves to another side."
+        )
+    return new
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(outcome: Taken | Refused) -> str:
+    """Return in words what became of a batch."""
+    if isinstance(outcome, Refused):
+        return f"{outcome.name} was set aside in {outcome.archive.parent}: {outcome.reason}"
+    return f"{outcome.name} was taken as {outcome.file} of {outcome.dataset}: {outcome.n_images:,} images"
+
+
+def _folder(root: Path, params: Params) -> Path:
+    if params.retrain.dataset is None:
+        raise CracksError(
+            "No data set takes batches. Name one under retrain.dataset in params.yaml; its source is a folder of "
+            "archives."
+        )
+    return root / params.datasets[params.retrain.dataset].source
+
+
+def _marker(archive: Path) -> Path:
+    return archive.with_name(archive.name + DONE_SUFFIX)
+
+
+def _place(archive: Path, target: Path) -> None:
+    """Move an archive, onto another disk too; it leaves the inbox only when it is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(archive, partial)
+        except OSError:  # another disk, or one without links
+            shutil.copy2(archive, partial)
+    _marker(archive).unlink(missing_ok=True)
+    archive.unlink()
+
+
+def _is_in_place(root: Path, params: Params, batch: Taken) -> bool:
+    """Move the archive of a batch to where the record says it is; return False where there is none to move."""
+    if batch.dataset not in params.datasets:
+        return True  # nothing reads that folder now
+    target, source = root / params.datasets[batch.dataset].source / batch.file, root / INBOX / batch.name
+    if batch.removed_at:
+        if target.exists():
+            _place(target, root / INBOX / "removed" / batch.file)
+    elif not target.exists():
+        if not source.exists() or sha256_of(source) != batch.sha256:
+            return False
+        _place(source, target)
+    return True
+
+
+def _set_aside(root: Path, archive: Path, sha256: str, reason: str, page: str = "") -> Refused:
+    """Move an archive to the refused ones, beside it the reason and the page; again the same after a kill."""
+    target = root / INBOX / "refused" / f"{sha256[:8]}-{archive.name}"
+    write_text(target.with_name(target.name + ".txt"), reason + "\n")
+    if page:
+        write_text(target.with_name(target.name + ".html"), page)
+    _place(archive, target)
+    return Refused(archive.name, reason, target)

@@ -1,0 +1,63 @@
+"""Hold a new batch against the contract before it joins its data set: by itself, and together with what is there."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.data.audit import audit, copies_within
+from pipeline.data.contract import Rule, check, dataset_rules, files_table, image_rules, in_words
+from pipeline.data.dataset_reader import pack_dataset
+from pipeline.data.images import INVENTORY_FILE, PackedImages, read_quarantine
+from pipeline.data.reviews import supersede
+from pipeline.params import Params
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """How many images a batch has, what it breaks in words (empty: nothing), and the page with pictures."""
+
+    n_images: int
+    broken: str
+    page: str
+
+
+def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: Path) -> Inspection:
+    """Read a batch into `scratch` and hold it against the contract.
+
+    By itself it must meet the rules on single images; together with its data set, all rules.
+
+    Args:
+        archive: the batch.
+        name: of the data set that it would join.
+        params: with the limits.
+        known: folder into which `ingest` has read that data set; it may be missing, then only the batch itself counts.
+        scratch: folder to write.
+
+    Raises:
+        CracksError: the archive cannot be read, or holds no image.
+    """
+    dataset = params.datasets[name].model_copy(update={"source": archive})
+    pack_dataset(dataset, params.ingest, scratch)
+    images, quarantine = PackedImages(scratch), read_quarantine(scratch)
+    together: list[Rule] = []
+    if (known / INVENTORY_FILE).exists():
+        together = _rules_together(name, params, images.inventory, quarantine, known)
+    found = audit(archive.name, dataset, params, images, quarantine, expectations=image_rules, more_rules=together)
+    broken = [rule for rule in found.rules if rule.state == "broken"]
+    words = f"it breaks the contract:\n{in_words(broken)}" if broken else ""
+    return Inspection(len(images.inventory), words, found.page)
+
+
+def _rules_together(
+    name: str, params: Params, inventory: pd.DataFrame, quarantine: pd.DataFrame, known: Path
+) -> list[Rule]:
+    """Return what comes of the data set's rules once the batch has joined it; older paths have its name in front."""
+    older = pd.read_parquet(known / INVENTORY_FILE)
+    older["path"] = name + "/" + older["batch"] + "/" + older["path"]
+    images = supersede(pd.concat([older, inventory], ignore_index=True))
+    not_used = pd.concat([read_quarantine(known), quarantine], ignore_index=True)
+    files = files_table(images, not_used, copies_within(images, params.split.copies))
+    photos_are_named = params.datasets[name].photo_pattern is not None
+    rules = check(files, dataset_rules(params.contract, photos_are_named=photos_are_named))
+    return [replace(rule, text=f"together with {name}: {rule.text}") for rule in rules]

@@ -1,0 +1,225 @@
+"""What the retraining flow does, as plain functions: be alone, keep batches with DVC and git, promote, tell someone."""
+
+import fcntl
+import json
+import logging
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.files import write_json
+from pipeline.inbox.batches import RECORD, Taken, trained
+from pipeline.monitoring.notify import notify
+from pipeline.params import Flow, Params
+from pipeline.project import INBOX, REPORTS, TO_LABEL
+from pipeline.registry import tracking
+from pipeline.registry.results import score_in_words
+from pipeline.registry.versions import find_version
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+TOLD = INBOX / ".told.json"
+OFFER_OF_HELP = "Having any troubles?"  # with which DVC ends what it says of an error
+# Who commits on a machine that nobody has told git a name of.
+GIT_IDENTITY = ("-c", "user.name=cracks retraining", "-c", "user.email=retraining@localhost")
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the lock on the batches of a project; it goes with the process that holds it, however that ends.
+
+    Raises:
+        RefusedError: another process holds it.
+    """
+    path = root / INBOX / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError("A retraining is running, or someone takes batches. Wait until it has ended.") from None
+        yield
+
+
+def patiently(action: Callable[[], Result], settings: Flow, sleep: Callable[[float], object] = time.sleep) -> Result:
+    """Do something that needs a service, again after a pause that doubles where the service is away.
+
+    Raises:
+        UnavailableError: it stayed away.
+    """
+    for n_retries in range(settings.max_retries):
+        try:
+            return action()
+        except UnavailableError as error:
+            pause_s = settings.retry_pause_s * 2**n_retries
+            log.warning("%s\nThat can pass: tried again in %g s.", error, pause_s)
+            sleep(pause_s)
+    return action()
+
+
+def keep_batches(root: Path, params: Params) -> None:
+    """Let DVC keep the folder of batches, where it does so already or a remote is set; then tell git of them.
+
+    Raises:
+        UnavailableError: the remote does not answer.
+    """
+    folder = params.datasets[str(params.retrain.dataset)].source
+    pointer = Path(f"{folder}.dvc")
+    if (root / pointer).exists() or has_remote(root):
+        _dvc(root, "add", str(folder))
+        if has_remote(root):
+            _push(root, str(pointer))
+    commit(root, [RECORD, pointer], f"Take new batches into {params.retrain.dataset}")
+
+
+def push_results(root: Path) -> None:
+    """Push what the stages made, where a remote is set. Raises UnavailableError where that does not answer."""
+    if has_remote(root):
+        _push(root)
+
+
+def note_training(root: Path, version: str) -> None:
+    """Note that the batches taken so far are trained on, and tell git of that and of dvc.lock."""
+    trained(root, version)
+    commit(root, [RECORD, Path("dvc.lock")], f"Train version {version} on new batches")
+
+
+def has_remote(root: Path) -> bool:
+    """Return whether DVC has a default remote."""
+    asked = subprocess.run(["dvc", "config", "core.remote"], cwd=root, capture_output=True, text=True, check=False)
+    return bool(asked.stdout.strip())
+
+
+def commit(root: Path, paths: Sequence[Path], message: str) -> None:
+    """Commit what changed of some files and nothing else, where the project is in git.
+
+    What git refuses is no reason to stop: it is in the log, and the gate says that the tree is dirty.
+    """
+    there = [str(path) for path in paths if (root / path).exists()]
+    if not (root / ".git").exists() or not there:
+        return
+    commands = [
+        ["git", "add", "--", *there],
+        # only these, whatever a person has staged; their hooks look at code, which this is not
+        ["git", *GIT_IDENTITY, "commit", "--quiet", "--no-verify", "--message", message, "--only", "--", *there],
+    ]
+    changed = subprocess.run(["git", "status", "--porcelain", "--", *there], cwd=root, capture_output=True, check=False)
+    for command in commands if changed.stdout.strip() else []:
+        finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        if finished.returncode:
+            log.warning("%s: %s", " ".join(command[:2]), (finished.stderr or finished.stdout).strip())
+            return
+
+
+def registered_version(root: Path) -> str:
+    """Return the version that the last training registered."""
+    return str(json.loads((root / REPORTS / "registered.json").read_text(encoding="utf-8"))["version"])
+
+
+def promote(params: Params, version: str) -> str:
+    """Let the gate decide about a version; return what came of it, in words.
+
+    Raises:
+        CracksError: the gate cannot decide; UnavailableError, a kind of it: the registry does not answer.
+    """
+    from pipeline.registry import promote as gate
+
+    try:
+        decided = gate.run(params, version, dry_run=False, allow_dirty=False, by="retraining")
+    except RefusedError:
+        return f"version {version} is in production already"
+    why = f": {decided.record.text}" if decided.record.text else ""
+    return f"version {version} is {decided.outcome}{why}"
+
+
+def overdue(params: Params, now: datetime) -> str | None:
+    """Return the version in production, or else the challenger, if it is older than it may be.
+
+    Raises:
+        UnavailableError: the registry does not answer.
+    """
+    client, _ = tracking.connect()
+    version = find_version(client, params.register_as.name)
+    if version is None:
+        return None
+    age = now - datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC)
+    return str(version.version) if age.days > params.retrain.max_age_days else None
+
+
+def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: str) -> list[str]:
+    """Return what happened and why: what was trained on, the model, its scores, the gate's word, where to look."""
+    metrics = json.loads((root / REPORTS / "scores.json").read_text(encoding="utf-8"))
+    test = metrics["test"]
+    names = ", ".join(f"{batch.file} ({batch.n_images:,} images)" for batch in batches)
+    drawn = ", drawn images that say nothing about real concrete" if metrics["demo"] else ""
+    return [
+        f"New batches of {'+'.join(sorted({batch.dataset for batch in batches}))}: {names}",
+        f"Model: version {version}, {metrics['candidate']}, trained on {'+'.join(metrics['trained_on'])}{drawn}",
+        f"On test: {score_in_words(test, 'f1')}, ECE {test['ece']:.4f}, {test['n']:,} images",
+        f"Gate: {decision}",
+        f"Report: {root / 'reports' / 'report.html'}; model registry: {tracking.shown_uri()}",
+    ]
+
+
+def images_to_label(root: Path, params: Params) -> str:
+    """Export the images most worth labelling; return where they are, or why none can be named, for a message.
+
+    Raises:
+        UnavailableError: the registry does not answer.
+    """
+    from pipeline.monitoring.labelling import export_from_log
+
+    try:
+        return export_from_log(params, root, root / TO_LABEL)
+    except UnavailableError:
+        raise
+    except CracksError as error:
+        return f"Which images are most worth labelling cannot be said. {error}"
+
+
+def tell_once(root: Path, about: str, title: str, lines: list[str], details: Callable[[], list[str]] = list) -> None:
+    """Tell someone, unless the last that was told of `about` is the same; what reached nobody is told again.
+
+    Args:
+        root: the project's folder.
+        about: what the message is about.
+        title: of the message.
+        lines: of the message.
+        details: returns more lines, which are made only when they are told, and make no message another one.
+    """
+    told = _told(root)
+    if told.get(about) != [title, *lines] and notify(title, [*lines, *details()]):
+        write_json(root / TOLD, told | {about: [title, *lines]})
+
+
+def has_passed(root: Path, about: str) -> None:
+    """Note that what was told of `about` has passed: when it comes again it is told again."""
+    told = _told(root)
+    if told.pop(about, None) is not None:
+        write_json(root / TOLD, told)
+
+
+def _told(root: Path) -> dict[str, list[str]]:
+    path = root / TOLD
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _push(root: Path, *targets: str) -> None:
+    try:
+        _dvc(root, "push", *targets)
+    except CracksError as error:
+        raise UnavailableError(f"{error} Nothing is lost: mend it, and the next run goes on from here.") from None
+
+
+def _dvc(root: Path, *arguments: str) -> None:
+    finished = subprocess.run(["dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        said = [line for line in finished.stderr.splitlines() if line and not line.startswith(OFFER_OF_HELP)]
+        raise CracksError(f"`dvc {' '.join(arguments)}` failed: {' '.join(said)}")

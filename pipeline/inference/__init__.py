@@ -1,0 +1,1 @@
+"""Running a model: its served form on OpenVINO, the starter model, the out-of-distribution detector."""

@@ -1,0 +1,121 @@
+"""Build the files of the starter model. docs/starter-model.md says of what and when.
+
+    python -m pipeline.inference.build_starter head --params params.yaml --model models/mosaics-lite0 [--check]
+    python -m pipeline.inference.build_starter concrete --datasets data/datasets --manifest data/manifest.parquet
+    python -m pipeline.inference.build_starter served --recipe data/demo.yaml --out data/serving/starter
+
+`head` writes starter.npz from a probe that was trained with examples/params.metu-and-sdnet.yaml; with --check it
+compares instead. `concrete` writes starter_concrete.npz, what concrete the model knows, from the data of the same
+params after `dvc repro split`. `served` writes the form in which a server answers that has no other model yet.
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.data.demo import draw, read_recipe
+from pipeline.data.images import LabelledImages, decode
+from pipeline.errors import RefusedError
+from pipeline.files import replacing, replacing_folder
+from pipeline.inference.conversion import write_served
+from pipeline.inference.ood_fitting import acquaint
+from pipeline.inference.served import ServedModel, served_outputs
+from pipeline.inference.starter import STARTER_CONCRETE, STARTER_FILE, load_starter, write_served_starter
+from pipeline.models.classifier import Classifier
+from pipeline.params import Backbone, load_params, named
+from pipeline.stage import run_main
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 0.02  # of the largest weight: processors differ in the last bits, which training carries on
+N_GOLDEN = 8  # drawn images do to tell whether two ways of computing agree
+
+
+def write_starter(classifier: Classifier, backbone: Backbone, path: Path) -> None:
+    """Write the small part of a probe that its backbone's package does not have."""
+    kernel, bias = classifier.model.get_layer("head").get_weights()  # (n_features, 1), (1,)
+    slopes, intercepts = classifier.model.get_layer("calibration").get_weights()  # (1, n_curves), (n_curves,)
+    arrays = {"kernel": kernel[:, 0], "bias": bias, "slopes": slopes[0], "intercepts": intercepts}
+    if len(intercepts) > 1:
+        likeness, likeness_bias = classifier.model.get_layer("likeness").get_weights()
+        arrays |= {"likeness": likeness, "likeness_bias": likeness_bias}
+    settings = {"backbone": backbone.model_dump(), "decision": classifier.decision.as_dict()}
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays, settings=np.array(json.dumps(settings)))
+
+
+def difference(one: Path, other: Path) -> float:
+    """Return how far the weights of two starter files are apart, as a share of the largest weight of their kind."""
+    with np.load(one) as ours, np.load(other) as theirs:
+        kinds = set(ours) - {"settings"}
+        if kinds != set(theirs) - {"settings"} or any(ours[kind].shape != theirs[kind].shape for kind in kinds):
+            return float("inf")
+        apart = np.max([np.abs(ours[kind] - theirs[kind]).max() / np.abs(ours[kind]).max() for kind in kinds])
+        return float(apart) if np.isfinite(apart) else float("inf")
+
+
+def _head(args: argparse.Namespace) -> None:
+    params = load_params(args.params)
+    backbone = params.backbones[named(params.candidates, args.model.name, "candidate").backbone]
+    target = STARTER_FILE.with_name("starter-new.npz") if args.check else STARTER_FILE
+    write_starter(Classifier.load(args.model), backbone, target)
+    if not args.check:
+        log.info("%s: %d bytes", target, target.stat().st_size)
+        return
+    apart = difference(STARTER_FILE, target)
+    target.unlink()
+    if apart > TOLERANCE:
+        raise RefusedError(
+            f"The model differs from the starter by {apart:.3f} of its largest weight: it is another one."
+        )
+    log.info("The same model: at most %.5f of the largest weight apart", apart)
+
+
+def _concrete(args: argparse.Namespace) -> None:
+    manifest = pd.read_parquet(args.manifest)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_served(load_starter(), [], Path(scratch))
+        model = ServedModel.load(Path(scratch))
+    tested = manifest[manifest["split"] == "test"].reset_index(drop=True).assign(probability=np.nan)
+    cracks = tested[tested["label"] == "crack"]  # nothing asks for the probability of an intact image
+    for positions, outputs in served_outputs(model, LabelledImages(cracks, args.datasets), progress="scoring"):
+        tested.loc[cracks.index[positions], "probability"] = outputs["probability"]
+    acquaint(model, manifest, tested, args.datasets).save(STARTER_CONCRETE)
+    log.info("%s: %d bytes", STARTER_CONCRETE, STARTER_CONCRETE.stat().st_size)
+
+
+def _served(args: argparse.Namespace) -> None:
+    golden = [decode(content) for _, content in islice(draw(read_recipe(args.recipe)), N_GOLDEN)]
+    with replacing_folder(args.out) as partial:
+        write_served_starter(golden, partial)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    head = commands.add_parser("head", help="write starter.npz")
+    head.add_argument("--params", type=Path, required=True, help="params.yaml that the model was trained with")
+    head.add_argument("--model", type=Path, required=True, help="folder of the trained candidate")
+    head.add_argument("--check", action="store_true", help="compare with the file that is there")
+    head.set_defaults(run=_head)
+    concrete = commands.add_parser("concrete", help="write starter_concrete.npz")
+    concrete.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
+    concrete.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
+    concrete.set_defaults(run=_concrete)
+    served = commands.add_parser("served", help="write the served form")
+    served.add_argument("--recipe", type=Path, required=True, help="recipe of drawn images, for the golden ones")
+    served.add_argument("--out", type=Path, required=True, help="folder to write")
+    served.set_defaults(run=_served)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    run_main(main)

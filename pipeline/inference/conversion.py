@@ -1,0 +1,33 @@
+"""From the Keras model to the form in which it is served."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from pipeline.data.images import Pixels
+from pipeline.files import write_json
+from pipeline.inference.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
+from pipeline.models.classifier import Classifier
+from pipeline.models.decision import DECISION_FILE
+from pipeline.models.network import traced
+
+
+def write_served(classifier: Classifier, golden: list[Pixels], folder: Path) -> None:
+    """Write a model in the form in which it is served: SERVED_FILES.
+
+    Args:
+        classifier: the model.
+        golden: images whose probabilities by it are kept, so that whoever loads the form can check it.
+        folder: where the files go; it exists.
+    """
+    model = classifier.model
+    converted = openvino.convert_model(traced(model).get_concrete_function())
+    converted.set_rt_info(model.get_layer("resize").height, IMAGE_SIZE_KEY)
+    openvino.save_model(converted, folder / GRAPH_FILE, compress_to_fp16=False)
+    answers = [model(image[None], training=False)["probability"].numpy()[0] for image in golden]
+    images = {f"image_{number}": image for number, image in enumerate(golden)}
+    arrays: dict[str, Any] = {"probabilities": np.array(answers, np.float32), **images}
+    np.savez_compressed(folder / GOLDEN_FILE, **arrays)
+    write_json(folder / DECISION_FILE, classifier.decision.as_dict())

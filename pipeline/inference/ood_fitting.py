@@ -1,0 +1,54 @@
+"""Learning what concrete a model knows, from the images that it was calibrated and tested on."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.data.images import LabelledImages
+from pipeline.inference.out_of_distribution import N_DIMENSIONS, KnownConcrete, Sketches, Surface, learn, sketches
+from pipeline.inference.served import ServedModel, served_outputs
+
+MAX_KNOWN = 1000  # images of validation; with more the mean and the covariance hardly change
+MAX_OF_SURFACE = 100  # images by which a surface is recognised
+SHARE_STRANGE = 0.002  # of images like the known ones, that may count as strange
+
+
+def acquaint(model: ServedModel, manifest: pd.DataFrame, tested: pd.DataFrame, datasets: Path) -> KnownConcrete:
+    """Return what concrete a model knows.
+
+    Args:
+        model: the served form.
+        manifest: rows of split, of which those of validation count.
+        tested: a row an image of the test and outside sides: dataset, row, label, slice and probability.
+        datasets: folder with a folder per data set.
+    """
+    known = _some(manifest[manifest["split"] == "validation"], MAX_KNOWN)
+    images = sketches_of(model, known, datasets)
+    is_reference = np.arange(len(known)) % 2 == 0
+    surfaces = {}
+    for name, rows in tested.groupby(_surface_names(tested)):
+        cracks = rows[rows["label"] == "crack"]
+        n_missed = int((cracks["probability"] < model.decision.threshold).sum())
+        surface = Surface(str(name), len(cracks), n_missed)
+        surfaces[surface] = sketches_of(model, _some(rows, MAX_OF_SURFACE), datasets)
+    return learn(images[is_reference], images[~is_reference], SHARE_STRANGE, surfaces)
+
+
+def sketches_of(model: ServedModel, rows: pd.DataFrame, datasets: Path) -> Sketches:
+    """Return the sketch of each image, in the order of `rows`: dataset, row, label."""
+    found = np.empty((len(rows), N_DIMENSIONS))
+    for positions, outputs in served_outputs(model, LabelledImages(rows, datasets), progress="recognising"):
+        found[positions] = sketches(outputs["features"])
+    return found
+
+
+def _some(rows: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Return at most `n` rows, drawn evenly by the hash of the image, so that another order gives the same ones."""
+    return rows.sort_values("sha256").head(n)
+
+
+def _surface_names(rows: pd.DataFrame) -> "pd.Series[str]":
+    """Return the data set of each row and, where it has several surfaces, the surface."""
+    several = rows.groupby("dataset")["slice"].transform("nunique") > 1
+    return rows["dataset"] + (" " + rows["slice"].astype(str)).where(several, "")

@@ -1,0 +1,46 @@
+"""Running a graph with OpenVINO on the cores of this machine, from several threads at once."""
+
+import os
+import threading
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from pipeline.data.images import Pixels
+from pipeline.params import Precision
+
+Outputs = dict[str, npt.NDArray[np.float32]]
+
+N_THREADS = os.cpu_count() or 1
+WARM_UP_PX = 32
+
+
+def supported(precision: Precision) -> Precision:
+    """Return a precision where this CPU computes in it, else single precision."""
+    return precision if precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+class CompiledGraph:
+    """A graph from uint8 RGB of any size to outputs by name; there is a stream for each core."""
+
+    def __init__(self, graph: "openvino.Model", precision: Precision = "f32") -> None:
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,  # by itself, OpenVINO takes bfloat16 where there is any
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": str(N_THREADS),
+        }
+        self._compiled = openvino.Core().compile_model(graph, "CPU", settings)
+        self._outputs = {output.any_name: output for output in self._compiled.outputs}
+        self._mine = threading.local()  # an infer request serves one thread
+        # OpenVINO sets up its use of NumPy at the first call; two threads that are first at once wait for each other
+        # for ever.
+        first = self(np.zeros((1, WARM_UP_PX, WARM_UP_PX, 3), np.uint8))
+        self.shapes = {name: values.shape[1:] for name, values in first.items()}
+
+    def __call__(self, batch: Pixels) -> Outputs:
+        """Return the outputs, float32, (n, …) each, of uint8 RGB images of one size, (n, height, width, 3)."""
+        if not hasattr(self._mine, "request"):
+            self._mine.request = self._compiled.create_infer_request()
+        results = self._mine.request.infer({0: batch})
+        return {name: np.array(results[output]) for name, output in self._outputs.items()}

@@ -1,0 +1,120 @@
+"""The form in which a model is served: run by OpenVINO, so that a process that scores needs no TensorFlow.
+
+It travels with the registered model, beside the Keras model: the whole graph in single precision, the decision rule,
+and a few golden images with the answers of the Keras model. `pipeline.inference.conversion.write_served` makes it.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+from tqdm import tqdm
+
+from pipeline.data.images import Images, Pixels, batches_by_size
+from pipeline.errors import CracksError
+from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, Outputs
+from pipeline.models.decision import DECISION_FILE, Decision, load_decision
+from pipeline.models.model_files import extra_files
+
+GRAPH_FILE = "openvino.xml"
+WEIGHTS_FILE = "openvino.bin"
+GOLDEN_FILE = "golden.npz"
+SERVED_FILES = (DECISION_FILE, GRAPH_FILE, WEIGHTS_FILE, GOLDEN_FILE)
+IMAGE_SIZE_KEY = "image_size_px"  # in the graph's own notes
+MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; two ways of computing the same graph differ by about 1e-5
+BATCH_IMAGES = 8  # larger ones do not run faster on a CPU: their activations do not fit its cache
+
+
+class ServedModel:
+    """The graph from uint8 RGB to a probability and features, and when a probability means a crack.
+
+    Attributes:
+        decision: the threshold and the review band.
+        image_size_px: the size at which the network sees an image.
+        n_features: how many features an image has.
+    """
+
+    def __init__(self, graph: "openvino.Model", decision: Decision, golden: Path) -> None:
+        self.decision = decision
+        self.image_size_px = int(graph.get_rt_info(IMAGE_SIZE_KEY).astype(int))
+        self._compute = CompiledGraph(graph)
+        (self.n_features,) = self._compute.shapes["features"]
+        self._golden = golden
+
+    @classmethod
+    def load(cls, folder: Path) -> "ServedModel":
+        """Load the served form from a folder of the registry, or from one that has its files at its top.
+
+        Raises:
+            CracksError: a file is missing or is no such model.
+        """
+        files = extra_files(folder)
+        missing = [name for name in SERVED_FILES if not (files / name).is_file()]
+        if missing:
+            raise CracksError(
+                f"{folder} holds no model that can be served: {', '.join(missing)} is missing. Register it again with "
+                "`dvc repro --single-item --force register`."
+            )
+        try:
+            return cls(openvino.Core().read_model(files / GRAPH_FILE), load_decision(files), files / GOLDEN_FILE)
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CracksError(
+                f"{folder} holds no model that can be served: {reason}. Fetch it again, or register it again with "
+                "`dvc repro --single-item --force register`."
+            ) from None
+
+    def outputs(self, batch: Pixels) -> Outputs:
+        """Return {"probability": (n,), "features": (n, n_features)}, float32, of images of one size.
+
+        May be called from several threads at once; there is a stream for each core.
+
+        Args:
+            batch: uint8 RGB, (n, height, width, 3).
+        """
+        return self._compute(batch)
+
+    def golden_difference(self) -> float:
+        """Return the largest difference, 0..1, to the probabilities that the Keras model gave the golden images.
+
+        Raises:
+            CracksError: the golden images cannot be read.
+        """
+        try:
+            with np.load(self._golden) as arrays:
+                expected = arrays["probabilities"]
+                images = [arrays[f"image_{number}"] for number in range(len(expected))]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise CracksError(
+                f"The golden images {self._golden.name} cannot be read: {error}. Fetch it again."
+            ) from None
+        answers = [float(self.outputs(image[None])["probability"][0]) for image in images]
+        return float(np.abs(np.array(answers) - expected).max())
+
+
+def served_outputs(
+    model: ServedModel, images: Images, *, progress: str
+) -> Iterator[tuple[npt.NDArray[np.int64], Outputs]]:
+    """Run a model over all images; yield (positions, outputs) of batches of one size, in no order of positions.
+
+    Each thread decodes a batch and then computes it, so that no core waits.
+
+    Args:
+        model: the served form.
+        images: what it is run over.
+        progress: what the progress bar says.
+    """
+
+    def compute(positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Outputs]:
+        return positions, model.outputs(np.stack([images.pixels(int(position)) for position in positions]))
+
+    with (
+        ThreadPoolExecutor(N_THREADS) as pool,
+        tqdm(total=len(images.sizes), desc=progress, unit=" images", disable=None) as bar,
+    ):
+        for positions, outputs in pool.map(compute, batches_by_size(images.sizes, BATCH_IMAGES)):
+            yield positions, outputs
+            bar.update(len(positions))

@@ -1,0 +1,44 @@
+"""The starter model, which ships with the project: a head trained on METU and SDNET2018 together.
+
+starter.npz holds the head, the calibration and the decision, starter_concrete.npz what concrete the model knows; the
+weights of the backbone come from their package. `build_starter` writes the files; docs/starter-model.md is the card.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.images import Pixels
+from pipeline.inference.conversion import write_served
+from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE
+from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.classifier import Classifier
+from pipeline.models.decision import Decision
+from pipeline.models.export import calibrated, linear_classifier
+from pipeline.models.linear_head import LinearHead
+from pipeline.params import Backbone
+
+STARTER_FILE = Path(__file__).with_name("starter.npz")
+STARTER_CONCRETE = Path(__file__).with_name("starter_concrete.npz")
+
+
+def load_starter(path: Path = STARTER_FILE) -> Classifier:
+    """Return the starter model, ready to score. Raises CracksError where the backbone's package is missing."""
+    with np.load(path) as arrays:
+        settings = json.loads(str(arrays["settings"]))
+        head = LinearHead(arrays["kernel"], float(arrays["bias"][0]))
+        curves = tuple(Platt(*map(float, curve)) for curve in zip(arrays["slopes"], arrays["intercepts"], strict=True))
+        likeness: tuple[LinearHead, ...] = ()
+        if len(curves) > 1:
+            kernels, biases = arrays["likeness"].T, arrays["likeness_bias"]
+            likeness = tuple(LinearHead(kernel, float(bias)) for kernel, bias in zip(kernels, biases, strict=True))
+    classifier = linear_classifier(Backbone(**settings["backbone"]), head)
+    return Classifier(calibrated(classifier, Calibration(curves, likeness)), Decision(**settings["decision"]))
+
+
+def write_served_starter(golden: list[Pixels], folder: Path) -> None:
+    """Write the starter model in its served form, with what concrete it knows; as `write_served` does."""
+    write_served(load_starter(), golden, folder)
+    shutil.copyfile(STARTER_CONCRETE, folder / KNOWN_CONCRETE_FILE)

@@ -1,0 +1,1 @@
+"""The networks, and what is exported of them: graph, calibration, decision rule."""

@@ -1,0 +1,199 @@
+"""Convolutional networks that turn a photo into 1280 features, with weights from ImageNet.
+
+EfficientNet-Lite and MobileNetV2 are both stacks of inverted residuals with ReLU6, so one builder serves both.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from math import ceil
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.errors import CracksError
+from pipeline.models.tf import keras
+from pipeline.models.weights import read_torch_file, weights_path
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of red, green and blue in 0..1 over ImageNet."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of red, green and blue in 0..1 over ImageNet."""
+
+
+class BlockGroup(NamedTuple):
+    """Inverted residuals in a row; only the first of them has the stride and changes the number of channels."""
+
+    repeats: int
+    kernel_size_px: int
+    stride_px: int
+    expansion: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the builder needs to know of a network, and the image size that its weights were trained with.
+
+    `width` and `depth` scale the channels and the repeats of `groups`; the first and the last group keep their
+    repeats. `strided_padding` is TensorFlow's "same" or PyTorch's "symmetric"; they differ for even image sizes.
+    """
+
+    groups: tuple[BlockGroup, ...]
+    image_size_px: int
+    strided_padding: Literal["same", "symmetric"]
+    norm_epsilon: float
+    width: float = 1.0
+    depth: float = 1.0
+
+    def blocks(self) -> Iterator[BlockGroup]:
+        """Yield every block, scaled, in the order of the forward pass, as a group of its own."""
+        for index, group in enumerate(self.groups):
+            is_scaled = 0 < index < len(self.groups) - 1
+            repeats = ceil(group.repeats * self.depth) if is_scaled else group.repeats
+            block = group._replace(repeats=1, channels=_round_channels(group.channels * self.width))
+            yield block
+            yield from [block._replace(stride_px=1)] * (repeats - 1)
+
+
+def _round_channels(channels: float) -> int:
+    """Round to a multiple of 8. EfficientNet's limit to rounding down, a tenth, is never reached at these widths."""
+    return int(channels + 4) // 8 * 8
+
+
+_EFFICIENTNET_B0_GROUPS = (
+    BlockGroup(1, 3, 1, 1, 16),
+    BlockGroup(2, 3, 2, 6, 24),
+    BlockGroup(2, 5, 2, 6, 40),
+    BlockGroup(3, 3, 2, 6, 80),
+    BlockGroup(3, 5, 1, 6, 112),
+    BlockGroup(4, 5, 2, 6, 192),
+    BlockGroup(1, 3, 1, 6, 320),
+)
+_MOBILENET_V2_GROUPS = (
+    BlockGroup(1, 3, 1, 1, 16),
+    BlockGroup(2, 3, 2, 6, 24),
+    BlockGroup(3, 3, 2, 6, 32),
+    BlockGroup(4, 3, 2, 6, 64),
+    BlockGroup(3, 3, 1, 6, 96),
+    BlockGroup(3, 3, 2, 6, 160),
+    BlockGroup(1, 3, 1, 6, 320),
+)
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "efficientnet-lite0": Architecture(_EFFICIENTNET_B0_GROUPS, 224, "same", 1e-3),
+        "efficientnet-lite1": Architecture(_EFFICIENTNET_B0_GROUPS, 240, "same", 1e-3, depth=1.1),
+        "efficientnet-lite2": Architecture(_EFFICIENTNET_B0_GROUPS, 260, "same", 1e-3, width=1.1, depth=1.2),
+        "mobilenet-v2": Architecture(_MOBILENET_V2_GROUPS, 224, "symmetric", 1e-5),
+    }
+)
+"""The networks by name. EfficientNet: arXiv:1905.11946; its Lite variant, without squeeze-and-excitation and with
+ReLU6: models/official/efficientnet/lite in the TensorFlow TPU repository. MobileNetV2: arXiv:1801.04381."""
+
+
+def build_backbone(architecture: str, taps: Sequence[str] = (), *, pretrained: bool = True) -> keras.Model:
+    """Build the network called `architecture`, with the weights of ImageNet or with random ones.
+
+    Input: float32 (batch, height, width, 3), RGB in 0..1 less `IMAGENET_MEAN` over `IMAGENET_STD`, height and width of
+    32 px or more. Output: float32 (batch, n_features), in 0..6: the mean of the last convolution over the image, 1280
+    features; or, of each convolution in `taps`, such as "block_11_expand", its mean and its maximum, because a thin
+    crack fills little of an image and leaves no mark in a mean.
+
+    The layers are called "stem_conv", "block_0_depthwise", "block_0_project", "block_1_expand", ..., "head_conv" and
+    "features", with "_bn", "_relu", "_pad" or "_add" behind the name for what belongs to a convolution or a block.
+
+    Raises `CracksError` for an unknown architecture or tap, and for weights that are missing, damaged or of another
+    network.
+    """
+    if architecture not in ARCHITECTURES:
+        raise CracksError(f"There is no backbone {architecture!r}. Choose one of: {', '.join(ARCHITECTURES)}")
+    network = ARCHITECTURES[architecture]
+    inputs = x = keras.Input((None, None, 3), name="image")
+    x = _convolve(x, "stem_conv", network, channels=32, kernel_size_px=3, stride_px=2)  # (n, h/2, w/2, 32)
+    for index, block in enumerate(network.blocks()):
+        x = _inverted_residual(x, f"block_{index}", network, block)
+    x = _convolve(x, "head_conv", network, channels=1280)  # (n, h/32, w/32, 1280)
+    features = keras.layers.GlobalAveragePooling2D(name="features")(x)  # (n, 1280)
+    model = keras.Model(inputs, features, name=architecture)
+    if pretrained:
+        _transplant(model, read_torch_file(weights_path(architecture)))
+    return _tapped(model, taps) if taps else model
+
+
+def _tapped(model: keras.Model, taps: Sequence[str]) -> keras.Model:
+    names = {layer.name for layer in model.layers}
+    known = [name.removesuffix("_relu") for name in names if name.endswith("_relu")]
+    if unknown := sorted(set(taps) - set(known)):
+        raise CracksError(
+            f"The backbone {model.name} has no convolution {', '.join(unknown)} to tap. "
+            f"Known are {', '.join(sorted(known))}."
+        )
+    pooled = []
+    for tap in taps:
+        activation = model.get_layer(f"{tap}_relu").output  # (n, h, w, c)
+        pooled.append(keras.layers.GlobalAveragePooling2D(name=f"{tap}_mean")(activation))  # (n, c)
+        pooled.append(keras.layers.GlobalMaxPooling2D(name=f"{tap}_max")(activation))  # (n, c)
+    return keras.Model(model.input, keras.layers.Concatenate(name="taps")(pooled), name=model.name)
+
+
+def _inverted_residual(x: keras.KerasTensor, name: str, network: Architecture, block: BlockGroup) -> keras.KerasTensor:
+    inputs, channels = x, x.shape[-1]
+    if block.expansion > 1:
+        x = _convolve(x, f"{name}_expand", network, channels=channels * block.expansion)
+    x = _convolve(
+        x, f"{name}_depthwise", network, kernel_size_px=block.kernel_size_px, stride_px=block.stride_px
+    )  # (n, h/stride, w/stride, c * expansion)
+    x = _convolve(x, f"{name}_project", network, channels=block.channels, relu=False)
+    if block.stride_px == 1 and block.channels == channels:
+        x = keras.layers.Add(name=f"{name}_add")([inputs, x])
+    return x
+
+
+def _convolve(
+    x: keras.KerasTensor,
+    name: str,
+    network: Architecture,
+    *,
+    channels: int | None = None,
+    kernel_size_px: int = 1,
+    stride_px: int = 1,
+    relu: bool = True,
+) -> keras.KerasTensor:
+    """Convolution (depthwise if no `channels` are given), batch normalisation, ReLU6."""
+    padding = "same"
+    if stride_px > 1 and network.strided_padding == "symmetric":
+        x = keras.layers.ZeroPadding2D(kernel_size_px // 2, name=f"{name}_pad")(x)
+        padding = "valid"
+    if channels is None:
+        x = keras.layers.DepthwiseConv2D(kernel_size_px, stride_px, padding, use_bias=False, name=name)(x)
+    else:
+        x = keras.layers.Conv2D(channels, kernel_size_px, stride_px, padding, use_bias=False, name=name)(x)
+    x = keras.layers.BatchNormalization(epsilon=network.norm_epsilon, name=f"{name}_bn")(x)
+    return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
+
+
+def _transplant(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
+    """Copy a PyTorch state dict into `model`: both are in the order of the forward pass, whatever the names."""
+    arrays = [
+        _keras_layout(array)
+        for name, array in state.items()
+        if not name.endswith("num_batches_tracked") and not name.startswith("_fc.")
+    ]
+    shapes = zip_longest((array.shape for array in arrays), (tuple(weight.shape) for weight in model.weights))
+    for index, (received, needed) in enumerate(shapes):
+        if received != needed:
+            raise CracksError(
+                f"The installed weights are not those of {model.name}: array {index} has the shape {received}, "
+                f"needed {needed}. Run `make install`"
+            )
+    model.set_weights(arrays)
+
+
+def _keras_layout(array: np.ndarray) -> np.ndarray:
+    if array.ndim != 4:
+        return array
+    if array.shape[1] == 1:  # depthwise: no other convolution here has a single input channel
+        return array.transpose(2, 3, 0, 1)  # (c, 1, h, w) -> (h, w, c, 1)
+    return array.transpose(2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)

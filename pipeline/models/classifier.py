@@ -1,0 +1,60 @@
+"""A trained classifier as it is used: the exported graph and its decision rule, loaded from a folder."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.images import Images
+from pipeline.errors import CracksError
+from pipeline.models.decision import DECISION_FILE, Decision, load_decision
+from pipeline.models.model_files import MODEL_FILE, extra_files, keras_file
+from pipeline.models.network import run_in_batches
+from pipeline.models.tf import keras
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The graph from uint8 RGB to {"probability", "features"}, and when a probability means a crack."""
+
+    model: keras.Model
+    decision: Decision
+
+    @classmethod
+    def load(cls, folder: Path) -> "Classifier":
+        """Load a folder that `train` wrote, or one that was fetched from the registry.
+
+        Raises:
+            CracksError: a file is missing or is no model.
+        """
+        try:
+            decision = load_decision(extra_files(folder))
+            return cls(keras.models.load_model(keras_file(folder), compile=False, safe_mode=True), decision)
+        except (OSError, ValueError, TypeError) as error:
+            raise CracksError(
+                f"{folder} holds no model that can be loaded: {error}. It needs {MODEL_FILE} and {DECISION_FILE}, "
+                "as `dvc repro` writes them into models/CANDIDATE."
+            ) from None
+
+    def probabilities(self, images: Images, *, progress: str) -> npt.NDArray[np.float32]:
+        """Return the probability of a crack of each image, float32, (n,); `progress` is what the bar says."""
+        probabilities = np.empty(len(images.sizes), np.float32)
+        for positions, outputs in run_in_batches(self.model, images, progress=progress):
+            probabilities[positions] = outputs["probability"]
+        return probabilities
+
+    def content_hash(self) -> str:
+        """Return a hash of all that decides an answer: weights, preprocessing, calibration, threshold and band.
+
+        Two files saved from one model differ in bytes; their content hash does not.
+        """
+        digest = hashlib.sha256(json.dumps(self.decision.as_dict(), sort_keys=True).encode())
+        digest.update(json.dumps(self.model.get_config(), sort_keys=True, default=str).encode())
+        for variable in self.model.variables:
+            value = np.ascontiguousarray(variable.numpy())
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            digest.update(value.tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What production saw, whether it has drifted, and telling someone."""

@@ -1,0 +1,114 @@
+"""The page that shows a window of photos beside what the model was trained on."""
+
+import base64
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.dates import date2num
+
+from pipeline.monitoring.drift import Comparison, photo_looks
+from pipeline.monitoring.prediction_log import LOOKS
+from pipeline.page import COLOURS, svg, template
+
+N_BINS = 24
+# That can be told from white and from black.
+IMAGE_COLOURS = {
+    "text": "#808890",
+    "muted": "#808890",
+    "line": "#80889055",
+    "series-0": "#3b82c4",
+    "series-1": "#e0692f",
+}
+
+
+def windows_plot(windows: Sequence[dict[str, Any]]) -> Markup:
+    """Return the largest score of each window as a share of its limit, over time.
+
+    Args:
+        windows: records with end (ISO 8601), scores by statistic, limit and verdict.
+    """
+    ends = np.array([date2num(datetime.fromisoformat(window["end"])) for window in windows])
+    shares = np.array([max(window["scores"].values()) / window["limit"] for window in windows])
+    drifted = np.array([window["verdict"] == "drift" for window in windows])
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(1, color=COLOURS["muted"], linestyle=":", linewidth=1)
+        axes.plot(ends, shares, color=COLOURS["muted"], linestyle="-", linewidth=0.8)
+        for chosen, colour, marker in ((~drifted, "series-0", "o"), (drifted, "series-1", "D")):
+            axes.plot(ends[chosen], shares[chosen], color=COLOURS[colour], marker=marker, linestyle="")
+        axes.xaxis_date()
+        axes.set(ylabel="largest score, of its limit")
+        axes.set_ylim(min(0.0, float(shares.min())), max(1.2, 1.1 * float(shares.max())))
+
+    return svg("windows", draw, (8.0, 2.8))
+
+
+def windows_image(windows: Sequence[dict[str, Any]]) -> str:
+    """Return `windows_plot` as a data URI, for where no page gives the colours."""
+    drawn = str(windows_plot(windows))
+    for name, colour in IMAGE_COLOURS.items():
+        drawn = drawn.replace(f"var(--{name})", colour)
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
+
+
+def look_plot(name: str, reference: "pd.Series[float]", window: "pd.Series[float]") -> Markup:
+    """Return how the photos trained on are spread over an image statistic, with a line for each photo of the window."""
+
+    def draw(axes: Axes) -> None:
+        together = pd.concat([reference, window])
+        edges = np.linspace(together.min(), together.max() or 1.0, N_BINS + 1).tolist()
+        axes.hist(reference, edges, color=COLOURS["series-0"], alpha=0.55)
+        for value in window:
+            axes.axvline(value, color=COLOURS["series-1"], linewidth=1.2)
+        axes.set(xlabel=name, ylabel="photos trained on")
+
+    return svg(name, draw)
+
+
+def render_drift(
+    comparison: Comparison,
+    reference: pd.DataFrame,
+    window: pd.DataFrame,
+    windows: Sequence[dict[str, Any]],
+    lines: Sequence[str],
+    *,
+    is_drawn: bool,
+) -> str:
+    """Return the page of the last window.
+
+    Args:
+        comparison: of the window with the reference.
+        reference: a row a tile: photo, image statistics, embedding.
+        window: the same.
+        windows: records of all windows, oldest first, the last one is this.
+        lines: the verdict in words.
+        is_drawn: whether the model was trained on drawn images.
+    """
+    before, now = photo_looks(reference), photo_looks(window)
+    return template("monitoring/drift.html.j2").render(
+        comparison=comparison,
+        rows=comparison.scores.sort_values("score", ascending=False).to_dict("records"),
+        plots={name: look_plot(name, before[name], now[name]) for name in LOOKS},
+        windows_plot=windows_plot(windows),
+        n_windows=len(windows),
+        lines=lines,
+        is_drawn=is_drawn,
+    )
+
+
+def as_markdown(lines: Sequence[str], comparison: Comparison | None) -> str:
+    """Return the verdict in words and the scores as a table, in Markdown."""
+    text = "\n\n".join(lines)
+    if comparison is None:
+        return text
+    rows = [
+        f"| {row.statistic} | {row.reference:.3g} | {row.window:.3g} | {row.score:.1f} | {comparison.limit:.1f} |"
+        for row in comparison.scores.itertuples()
+    ]
+    header = ["| statistic | trained on | window | score | limit |", "| --- | --: | --: | --: | --: |"]
+    return "\n".join([text, "", *header, *rows]).replace(" nan ", " ")

@@ -1,0 +1,106 @@
+"""Which of the images that production saw are most worth a person's label."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipeline.errors import CracksError
+from pipeline.files import replacing_folder
+from pipeline.monitoring.monitored_model import Watched, watched_model
+from pipeline.monitoring.prediction_log import Embeddings, PredictionLog
+from pipeline.params import Params
+from pipeline.project import LOG_FOLDER
+
+COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"]
+UNSURE, FAR = "unsure", "far from training"
+
+
+def worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, threshold: float) -> pd.DataFrame:
+    """Return the n images most worth labelling: the model is unsure of them, or they are far from what it has learned.
+
+    Both are shares: of the log's images, so many are surer, or nearer to training (uncertainty sampling, Lewis and
+    Gale 1994, and the distance to the nearest training image, as in core sets, Sener and Savarese 2018). The larger
+    one is an image's worth. Tiles of a photo teach alike, so every photo gives its best before any gives its second.
+
+    Args:
+        log: rows of the prediction log, those of one model.
+        reference: what that model was trained on, as its registration noted it.
+        n: images to return at most.
+        threshold: of the model's decision, 0..1.
+
+    Returns:
+        Columns path, photo, time, probability, distance (of embeddings), worth (0..1) and reason, the first one most
+        worth. A file that was scored twice is there once.
+    """
+    newest = log.sort_values("time")
+    newest = newest[newest["path"].isna() | ~newest.duplicated(["photo", "path"], keep="last")]
+    if newest.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    distance = distances(np.stack(list(newest["embedding"])), np.stack(list(reference["embedding"])))
+    is_unsure = (newest["probability"].astype(np.float64) - threshold).abs().rank(ascending=False, pct=True)
+    is_far = pd.Series(distance, newest.index).rank(pct=True)
+    rated = newest.assign(
+        distance=distance,
+        worth=np.maximum(is_unsure, is_far),
+        reason=np.where(is_unsure >= is_far, UNSURE, FAR),
+    ).sort_values(["worth", "photo", "path"], ascending=[False, True, True])
+    turn = rated.groupby("photo").cumcount()
+    return rated.iloc[np.argsort(turn.to_numpy(), kind="stable")][COLUMNS].head(n).reset_index(drop=True)
+
+
+def distances(embeddings: Embeddings, known: Embeddings) -> npt.NDArray[np.float64]:
+    """Return the distance of each embedding, (n, 32), to the nearest known one, (m, 32): shape (n,)."""
+    from sklearn.neighbors import NearestNeighbors
+
+    nearest, _ = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(embeddings)
+    return np.asarray(nearest[:, 0], np.float64)
+
+
+def export(chosen: pd.DataFrame, folder: Path) -> int:
+    """Write the list of chosen images and copies of those that still exist into a new `folder`; return how many exist.
+
+    list.csv has the columns of `worth_labelling`, and `file`, the name of the copy, empty where there is none.
+    """
+    with replacing_folder(folder) as partial:
+        files = [_copied(path, place, partial) for place, path in enumerate(chosen["path"])]
+        chosen.assign(file=files).to_csv(partial / "list.csv", index=False)
+    return sum(map(bool, files))
+
+
+def export_worth(rows: pd.DataFrame, watched: Watched, n: int, folder: Path) -> str:
+    """Export the n images of the log's `rows` most worth labelling into `folder`; return what to do with them."""
+    chosen = worth_labelling(rows, watched.reference, n, watched.threshold)
+    n_copied = export(chosen, folder)
+    return (
+        f"The {len(chosen):,} images most worth labelling, of {len(rows):,}, are listed in {folder / 'list.csv'}; "
+        f"{n_copied:,} of them lie beside it. Label them, and put them into data/inbox/ as a batch."
+    )
+
+
+def export_from_log(params: Params, root: Path, folder: Path) -> str:
+    """Export, with `export_worth`, of all that the prediction log of a project has of the model that is watched.
+
+    Raises:
+        CracksError: it has nothing of that model, or there is none, or one without what it was trained on.
+        UnavailableError: the tracking server does not answer.
+    """
+    watched = watched_model(params.register_as.name)
+    rows = PredictionLog(root / LOG_FOLDER).read(model_version=watched.version)
+    if rows.empty:
+        raise CracksError(
+            f"The prediction log {root / LOG_FOLDER} has nothing of version {watched.version}. Score images first: "
+            "`cracks predict PATH --log`."
+        )
+    return export_worth(rows, watched, params.monitor.worth_labelling, folder)
+
+
+def _copied(path: str | float | None, place: int, folder: Path) -> str:
+    source = Path(path) if isinstance(path, str) else None  # not everything that is scored lies somewhere
+    if source is None or not source.is_file():
+        return ""
+    name = f"{place:04}-{source.name}"
+    shutil.copyfile(source, folder / name)
+    return name

@@ -1,0 +1,41 @@
+"""What is noted of an image that a model sees: the probability, how the image looks, and its embedding."""
+
+import numpy as np
+import pandas as pd
+
+from pipeline.data.images import Images, Pixels, look
+from pipeline.models.classifier import Classifier
+from pipeline.models.network import run_in_batches
+from pipeline.monitoring.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
+
+
+class _LookedAt:
+    """Images that are described when they are decoded, so that nothing is decoded twice."""
+
+    def __init__(self, images: Images) -> None:
+        self.sizes = images.sizes
+        self.looks: list[dict[str, float]] = [{}] * len(images.sizes)
+        self._images = images
+
+    def pixels(self, position: int) -> Pixels:
+        pixels = self._images.pixels(position)
+        self.looks[position] = look(pixels)
+        return pixels
+
+
+def observe(classifier: Classifier, images: Images, *, progress: str) -> pd.DataFrame:
+    """Return a row an image: probability, brightness, contrast, sharpness, dark_share, bright_share, embedding.
+
+    Args:
+        classifier: the model that sees them.
+        images: what it sees.
+        progress: what the progress bar says.
+    """
+    n = len(images.sizes)
+    probabilities, embeddings = np.empty(n, np.float32), np.empty((n, N_DIMENSIONS), np.float32)
+    looked_at = _LookedAt(images)
+    for positions, outputs in run_in_batches(classifier.model, looked_at, progress=progress):
+        probabilities[positions] = outputs["probability"]
+        embeddings[positions] = embeddings_of(outputs["features"])
+    looks = pd.DataFrame(looked_at.looks, columns=list(LOOKS), dtype=np.float32)
+    return looks.assign(probability=probabilities, embedding=list(embeddings))

@@ -1,0 +1,1 @@
+"""MLflow: runs, model versions, and the gate that decides about production."""

@@ -1,0 +1,86 @@
+"""Does the registered model answer as at training, and what does it take to serve it? Asked in a process of its own.
+
+Usage: python -m pipeline.registry.check_served FOLDER HEIGHT_PX WIDTH_PX
+It prints a JSON object: what `check` returns.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from pipeline.errors import CracksError
+from pipeline.inference.served import SERVED_FILES, ServedModel
+from pipeline.registry.evidence import Operations
+from pipeline.stage import run_main
+
+N_TIMES = 100  # single images, for the 95th percentile
+N_WARM_UP = 5
+TIMEOUT_S = 300
+
+
+def check(folder: Path, height_px: int, width_px: int) -> dict[str, float]:
+    """Load the model in `folder` as serving does and return the figures of `Operations`."""
+    model = ServedModel.load(folder)
+    image = np.random.default_rng(0).integers(0, 256, (1, height_px, width_px, 3), np.uint8)
+    _times_s(lambda: model.outputs(image), N_WARM_UP)
+    resident_mb = psutil.Process().memory_info().rss / 1e6
+    p95_s = np.percentile(_times_s(lambda: model.outputs(image), N_TIMES), 95)
+    return {
+        "golden_difference": model.golden_difference(),
+        "p95_ms": 1000 * float(p95_s),
+        "resident_mb": resident_mb,
+        "size_mb": sum((folder / name).stat().st_size for name in SERVED_FILES) / 1e6,
+    }
+
+
+def _times_s(call: Callable[[], object], n: int) -> list[float]:
+    """Return the wall seconds of each of `n` calls."""
+    times = []
+    for _ in range(n):
+        started_s = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started_s)
+    return times
+
+
+def check_apart(folder: Path, height_px: int, width_px: int) -> Operations:
+    """Return `check` of a fresh process, in whose memory nothing else is.
+
+    Args:
+        folder: with the files of the served form at its top.
+        height_px: of the image that is timed.
+        width_px: of it.
+
+    Raises:
+        CracksError: the model cannot be loaded, or does not answer in five minutes.
+    """
+    command = [sys.executable, "-m", "pipeline.registry.check_served", str(folder), str(height_px), str(width_px)]
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    except subprocess.TimeoutExpired:
+        raise CracksError(f"the model did not answer within {TIMEOUT_S} s") from None
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or [f"its process ended with {error.returncode}"]
+        raise CracksError(lines[-1].removeprefix("error: ")) from None
+    return Operations(**json.loads(finished.stdout))
+
+
+def main() -> None:
+    """Check, and print it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with the files of the served form")
+    parser.add_argument("height_px", type=int)
+    parser.add_argument("width_px", type=int)
+    args = parser.parse_args()
+    sys.stdout.write(json.dumps(check(args.folder, args.height_px, args.width_px)) + "\n")
+
+
+if __name__ == "__main__":
+    run_main(main)

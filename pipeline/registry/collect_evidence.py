@@ -1,0 +1,133 @@
+"""Collects what the gate looks at: scores and comparisons on today's test images, operations, lineage."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import CracksError
+from pipeline.models.model_files import EXTRA_FILES
+from pipeline.params import Decide
+from pipeline.registry import tracking
+from pipeline.registry.check_served import check_apart
+from pipeline.registry.evidence import Comparison, Evidence, Lineage, Operations, Unknown
+from pipeline.registry.score_versions import Scored, TestSet, compare, own_scores, score_version, with_answers
+from pipeline.registry.versions import fetch
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The evidence, and the images with the answers of each model from which it follows."""
+
+    evidence: Evidence
+    predictions: pd.DataFrame
+
+
+def lineage_of(
+    client: "MlflowClient",
+    version: "ModelVersion",
+    production: "ModelVersion | None",
+    *,
+    dirty_is_allowed: bool,
+    was_rolled_back: bool,
+) -> Lineage:
+    """Return where a version comes from, by its tags and those of the run that trained it."""
+    tags, run_tags = version.tags, client.get_run(str(version.run_id)).data.tags
+    commit = tags.get(tracking.COMMIT_TAG, "unknown")
+    # an image is built of a commit, and has no git that could say more
+    as_committed = None if commit == "unknown" else False
+    states = {
+        {"true": True, "false": False}.get(known.get(tracking.DIRTY_TAG, "missing"), as_committed)
+        for known in (tags, run_tags)
+    }
+    is_demo = {"true": True, "false": False}
+    return Lineage(
+        data_hashes={name: value for name, value in tags.items() if name.startswith("dvc.")},
+        contract=tags.get("contract", "unknown"),
+        commit=commit,
+        is_dirty=True if True in states else None if None in states else False,
+        dirty_is_allowed=dirty_is_allowed,
+        is_demo=is_demo.get(tags.get("demo", "")),
+        replaces_real=_replaces_real(production),
+        was_rolled_back=was_rolled_back,
+    )
+
+
+def _replaces_real(production: "ModelVersion | None") -> bool | None:
+    if production is None:
+        return False
+    return {"true": False, "false": True}.get(production.tags.get("demo", ""))
+
+
+def operations_of(folder: Path | Unknown, test_set: TestSet) -> Operations | Unknown:
+    """Return what a fresh process says of the fetched model in `folder`, on images of the usual size."""
+    if isinstance(folder, Unknown):
+        return folder
+    height_px, width_px = np.median(test_set.images.sizes, axis=0).astype(int)
+    try:
+        return check_apart(folder, int(height_px), int(width_px))
+    except CracksError as error:
+        return Unknown(str(error))
+
+
+def collect(
+    name: str, version: str, incumbents: Mapping[str, str], lineage: Lineage, test_set: TestSet, costs: Decide
+) -> Collected:
+    """Return all evidence for and against a version; what cannot be found out is Unknown, with the reason.
+
+    Args:
+        name: of the registered model.
+        version: that wants to go to production.
+        incumbents: role ("production", "best") -> the version that it is compared with.
+        lineage: where `version` comes from.
+        test_set: today's.
+        costs: of mistakes.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        numbers = dict.fromkeys((version, *incumbents.values()))
+        folders = {number: fetched(name, number, Path(scratch) / number) for number in numbers}
+        scored = {number: _scored(number, folder, test_set) for number, folder in folders.items()}
+        operations = operations_of(folders[version], test_set)
+    challenger = scored[version]
+    evidence = Evidence(
+        own=challenger if isinstance(challenger, Unknown) else own_scores(test_set, challenger),
+        comparisons={
+            role: _compared(test_set, challenger, scored[number], costs) for role, number in incumbents.items()
+        },
+        operations=operations,
+        lineage=lineage,
+    )
+    return Collected(evidence, with_answers(test_set, scored))
+
+
+def fetched(name: str, version: str, folder: Path) -> Path | Unknown:
+    """Fetch the files of a version by which it is served and scored into `folder`; return where they are."""
+    try:
+        return fetch(name, version, folder, EXTRA_FILES)
+    except CracksError as error:
+        return Unknown(str(error))
+
+
+def _scored(version: str, folder: Path | Unknown, test_set: TestSet) -> Scored | Unknown:
+    if isinstance(folder, Unknown):
+        return folder
+    try:
+        return score_version(version, folder, test_set)
+    except CracksError as error:
+        return Unknown(str(error))
+
+
+def _compared(
+    test_set: TestSet, challenger: Scored | Unknown, incumbent: Scored | Unknown, costs: Decide
+) -> Comparison | Unknown:
+    if isinstance(challenger, Unknown):
+        return challenger
+    return incumbent if isinstance(incumbent, Unknown) else compare(test_set, challenger, incumbent, costs)

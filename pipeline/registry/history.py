@@ -1,0 +1,214 @@
+"""Every decision about production, kept for ever where the registry is: an MLflow run each, in their own experiment.
+
+MLflow keeps no history of its aliases, and moving one is a call without any condition. So a record is written before
+the alias moves, and closed after. An open record is also the lock: who has opened one goes on only when no other is
+open, of two that are open at once the later one gives way. One that a crash has left open is read by where the alias
+stands, moved or not, and closed so by the next command.
+"""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline.errors import UnavailableError
+from pipeline.files import write_json
+from pipeline.process_identity import this_process
+from pipeline.registry import tracking
+from pipeline.registry.promotion_records import LEASE_S, Action, Outcome, Record, as_it_ended, may_go_on, states_after
+from pipeline.registry.versions import PRODUCTION, find_version
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
+
+DETAILS_FILE = "decision.json"
+POLL_S = 0.1
+MAX_TAG_CHARS = 5000  # MLflow takes no more; the whole text is in the file
+
+
+class History:
+    """The decisions about a registered model, and moving its alias `production`."""
+
+    def __init__(self, client: "MlflowClient", model: str, now_s: Callable[[], float] = time.time) -> None:
+        self.client = client
+        self.model = model
+        self._now_s = now_s
+        self._experiment_id = tracking.experiment_id(client, f"{model}-decisions")
+
+    def production(self) -> str | None:
+        """Return the version that has the alias, None where none has."""
+        found = find_version(self.client, self.model, PRODUCTION)
+        return None if found is None else str(found.version)
+
+    def records(self) -> list[Record]:
+        """Return all decisions, newest first; one that a crash has left open reads as what it came to."""
+        now_ms, found = self._now_ms(), self._stored()
+        production = self.production() if any(record.outcome == "open" for record in found) else None
+        return [as_it_ended(record, production, now_ms) for record in found]
+
+    def moves(self) -> list[Record]:
+        """Return the decisions that moved the alias, oldest first."""
+        return [record for record in reversed(self.records()) if record.has_moved]
+
+    def details(self, record: Record) -> dict[str, Any]:
+        """Return all that was written down with a decision, {} where that is lost."""
+        from mlflow.artifacts import load_dict
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(load_dict(f"runs:/{record.run_id}/{DETAILS_FILE}"))
+        except (MlflowException, OSError, ValueError):
+            return {}
+
+    def settle(self) -> None:
+        """Close what crashes have left open."""
+        production, now_ms = self.production(), self._now_ms()
+        for record in self._stored():
+            if record.outcome == "open" and not may_go_on(record, now_ms):
+                ended = as_it_ended(record, production, now_ms)
+                log.info(
+                    "A %s of version %s was interrupted: it reads as %s", ended.action, ended.version, ended.outcome
+                )
+                self._close(record, ended.outcome)
+
+    def note(self, record: Record, details: dict[str, Any], files: Iterable[Path] = ()) -> Record:
+        """Keep a decision that moves nothing."""
+        kept = self._create(record)
+        self._attach(kept, details, files)
+        return self._close(kept, record.outcome)
+
+    def move(self, record: Record, details: dict[str, Any], files: Iterable[Path] = ()) -> Record:
+        """Move the alias to the record's version, the record being written before and closed after.
+
+        Raises:
+            UnavailableError: another process is at it, or production is no longer what the decision was based on;
+                nothing has moved.
+        """
+        opened = self._create(replace(record, outcome="open"))
+        try:
+            self._attach(opened, details, files)
+            self._wait_for_turn(opened)
+            self.settle()
+            if self.production() != record.previous:
+                raise UnavailableError(
+                    f"Production is version {self.production()} now, the decision was about version {record.previous}. "
+                    "Nothing has moved; run it again."
+                )
+        except BaseException:
+            with suppress(Exception):  # the store may be away; then the next command closes it
+                self._close(opened, "withdrawn")
+            raise
+        self.client.set_registered_model_alias(self.model, PRODUCTION, record.version)
+        return self._close(opened, opened.moved_to)
+
+    def _wait_for_turn(self, mine: Record) -> None:
+        """Return when no other record is open; of two, the later one gives way.
+
+        Each looks after it has opened its own, so that of two at once at least one sees the other.
+        """
+        while others := [
+            record
+            for record in self._stored()
+            if record.outcome == "open" and record.run_id != mine.run_id and may_go_on(record, self._now_ms())
+        ]:
+            first = min(others, key=lambda record: record.order)
+            if first.order < mine.order:
+                raise UnavailableError(
+                    f"A {first.action} of version {first.version} by {first.by} is under way since {first.time}. "
+                    "Nothing has moved; try again when it has ended."
+                )
+            time.sleep(POLL_S)
+        if self._now_ms() - mine.time_ms > 1000 * LEASE_S / 2:
+            raise UnavailableError("The registry was too slow: the turn has passed. Nothing has moved; try again.")
+
+    def _now_ms(self) -> int:
+        return int(1000 * self._now_s())
+
+    def _stored(self) -> list[Record]:
+        """Return the records as they are kept, newest first; deleted runs too."""
+        from mlflow.entities import ViewType
+
+        found: list[Run] = []
+        token = None
+        while not found or token:
+            page = self.client.search_runs([self._experiment_id], run_view_type=ViewType.ALL, page_token=token)
+            if not page:
+                break
+            found, token = [*found, *page], page.token
+        return sorted(map(_record_of, found), key=lambda record: record.order, reverse=True)
+
+    def _create(self, record: Record) -> Record:
+        """Write the record in one call."""
+        time_ms, process = self._now_ms(), json.dumps(this_process())
+        tags = {
+            "action": record.action,
+            "outcome": record.outcome,
+            "version": record.version,
+            "previous": record.previous or "",
+            "by": record.by,
+            "text": record.text[:MAX_TAG_CHARS],
+            "best": record.best or "",
+            "process": process,
+        }
+        run = self.client.create_run(
+            self._experiment_id, start_time=time_ms, tags=tags, run_name=f"{record.action} of {record.version}"
+        )
+        return replace(record, time_ms=time_ms, process=process, run_id=str(run.info.run_id))
+
+    def _attach(self, record: Record, details: dict[str, Any], files: Iterable[Path]) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / DETAILS_FILE
+            write_json(path, details)
+            for file in (path, *files):
+                self.client.log_artifact(record.run_id, str(file))
+
+    def _close(self, record: Record, outcome: Outcome) -> Record:
+        """Write how a decision ended, first beside the versions, where it is read at a glance."""
+        for version, state in states_after(record, outcome):
+            self.client.set_model_version_tag(self.model, version, "state", state)
+        self.client.set_tag(record.run_id, "outcome", outcome)
+        self.client.set_terminated(record.run_id, "FINISHED")
+        return replace(record, outcome=outcome)
+
+
+def _record_of(run: "Run") -> Record:
+    tags = run.data.tags
+    return Record(
+        action=cast(Action, tags["action"]),
+        outcome=cast(Outcome, tags["outcome"]),
+        version=tags["version"],
+        previous=tags["previous"] or None,
+        by=tags["by"],
+        text=tags["text"],
+        best=tags["best"] or None,
+        time_ms=run.info.start_time,
+        process=tags["process"],
+        run_id=run.info.run_id,
+    )
+
+
+@contextmanager
+def opened(model: str) -> Iterator[History]:
+    """Yield the history of a registered model in the store that is set now.
+
+    Raises:
+        UnavailableError: the store does not answer, then or later.
+    """
+    client, _ = tracking.connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield History(client, model)
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(
+            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Run the command again "
+            "when it is back: what was begun is then seen, and ended or taken back."
+        ) from error

@@ -1,0 +1,217 @@
+"""Promote a version to production if the gate says yes, or go back to what was there before; each decision is kept."""
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pipeline.errors import CracksError, RefusedError
+from pipeline.params import Params
+from pipeline.project import DATASETS, MANIFEST, project_root
+from pipeline.registry import tracking
+from pipeline.registry.collect_evidence import collect, fetched, lineage_of, operations_of
+from pipeline.registry.evidence import Comparison, Evidence
+from pipeline.registry.gate import Judgement, RuleResult, decide, operations
+from pipeline.registry.history import History, opened
+from pipeline.registry.promotion_records import Outcome, Record, best_of, rolled_back, stack_of
+from pipeline.registry.score_versions import TestSet, read_test_set
+from pipeline.registry.versions import CHALLENGER, PRODUCTION, find_version
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision with what each rule said, as the caller gets it."""
+
+    record: Record
+    results: tuple[RuleResult, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        """Promoted, refused or pending; of a rollback, rolled back."""
+        return self.record.outcome
+
+
+def run(
+    params: Params, version: str | None, *, dry_run: bool, allow_dirty: bool, by: str, approved: bool = False
+) -> Decided:
+    """Decide about a version, and if all rules pass move the alias `production` to it.
+
+    Args:
+        params: with the rules.
+        version: number or alias; None is the challenger.
+        dry_run: decide, and neither move nor keep anything.
+        allow_dirty: take code that differs from its commit as it is; this is kept with the decision.
+        by: who asks.
+        approved: a person has said yes, where params ask for one.
+
+    Raises:
+        CracksError: there is no such version, or today's test images are not here.
+        RefusedError: it is in production already.
+        UnavailableError: the registry does not answer, or another promotion is under way.
+    """
+    root = project_root()
+    with opened(params.register_as.name) as history:
+        if not dry_run:
+            history.settle()
+        challenger = known_version(history, version or CHALLENGER)
+        number, production = str(challenger.version), history.production()
+        if number == production:
+            raise RefusedError(f"Version {number} is in production already. Nothing has moved.")
+        moves = history.moves()
+        test_set = read_test_set(root / MANIFEST, root / DATASETS)
+        lineage = lineage_of(
+            history.client,
+            challenger,
+            None if production is None else known_version(history, production),
+            dirty_is_allowed=allow_dirty,
+            was_rolled_back=number in rolled_back(moves),
+        )
+        incumbents = incumbents_of(number, production, best_of(moves))
+        collected = collect(history.model, number, incumbents, lineage, test_set, params.decide)
+        judgement = decide(collected.evidence, params.promote)
+        record = Record(
+            action="promotion",
+            outcome=outcome_of(judgement, is_to_wait=params.promote.approval == "manual" and not approved),
+            version=number,
+            previous=production,
+            by=by,
+            text="; ".join(f"{result.name}: {result.text}" for result in judgement.failed),
+            best=best_after(number, incumbents, collected.evidence),
+        )
+        if not dry_run:
+            details = details_of(record, judgement.results, params) | {
+                "test_set": describe(test_set),
+                "allow_dirty": allow_dirty,
+                "approved": approved,
+            }
+            record = keep(history, record, details, collected.predictions)
+        return Decided(record, judgement.results)
+
+
+def approve(params: Params, version: str, *, allow_dirty: bool, by: str) -> Decided:
+    """Say yes to a version whose promotion waits for it, and start that promotion again.
+
+    Raises:
+        CracksError: no promotion of it waits.
+        RefusedError: it is in production already.
+        UnavailableError: the registry does not answer, or another promotion is under way.
+    """
+    with opened(params.register_as.name) as history:
+        latest = next((record for record in history.records() if record.version == version), None)
+    if latest is None or latest.outcome != "pending":
+        state = "nothing was decided about it" if latest is None else f"its latest decision is: {latest.outcome}"
+        raise CracksError(
+            f"Version {version} does not wait for approval, {state}. Run `cracks promote {version}` first."
+        )
+    return run(params, version, dry_run=False, allow_dirty=allow_dirty, by=by, approved=True)
+
+
+def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
+    """Go back to a version that was in production before, if it can still be served.
+
+    Args:
+        params: with the budgets of serving.
+        to: its number; None is the one before the version that is in production now.
+        reason: why, in a person's words.
+        by: who asks.
+
+    Raises:
+        CracksError: there is no such version to go back to.
+        UnavailableError: the registry does not answer, or a promotion is under way.
+    """
+    root = project_root()
+    with opened(params.register_as.name) as history, tempfile.TemporaryDirectory() as scratch:
+        history.settle()
+        production = history.production()
+        target = rollback_target(history.moves(), production, to)
+        test_set = read_test_set(root / MANIFEST, root / DATASETS)
+        served = fetched(history.model, target, Path(scratch))
+        result = operations(operations_of(served, test_set), params.promote)
+        record = Record("rollback", "rolled back" if result.passed else "refused", target, production, by, reason)
+        record = keep(history, record, details_of(record, (result,), params))
+        return Decided(record, (result,))
+
+
+def keep(history: History, record: Record, details: dict[str, Any], predictions: pd.DataFrame | None = None) -> Record:
+    """Write the decision down, and move the alias where it says so."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files = []
+        if predictions is not None:
+            files.append(Path(scratch) / "predictions.parquet")
+            predictions.to_parquet(files[0], index=False)
+        return (history.move if record.outcome == record.moved_to else history.note)(record, details, files)
+
+
+def known_version(history: History, reference: str) -> "ModelVersion":
+    """Return a version by its number or alias. Raises CracksError where there is none."""
+    found = find_version(history.client, history.model, reference)
+    if found is None:
+        raise CracksError(
+            f"There is no version {reference!r} of {history.model} in {tracking.shown_uri()}. `make run` registers "
+            "one as challenger."
+        )
+    return found
+
+
+def incumbents_of(version: str, production: str | None, best: str | None) -> dict[str, str]:
+    """Return role -> version of what a challenger is compared with; one version is compared with once."""
+    found = {PRODUCTION: production, "best": best if best != production else None}
+    return {role: number for role, number in found.items() if number is not None and number != version}
+
+
+def best_after(version: str, incumbents: dict[str, str], evidence: Evidence) -> str | None:
+    """Return which is the best version ever promoted once `version` is, by the accuracies on the same images."""
+    if not incumbents:
+        return version
+    role, best = list(incumbents.items())[-1]
+    comparison = evidence.comparisons[role]
+    if not isinstance(comparison, Comparison):
+        return best
+    ours, theirs = comparison.test.challenger, comparison.test.incumbent
+    return version if ours is not None and theirs is not None and ours >= theirs else best
+
+
+def outcome_of(judgement: Judgement, *, is_to_wait: bool) -> Outcome:
+    """Return what comes of a judgement; a yes can wait for a person's."""
+    if not judgement.passed:
+        return "refused"
+    return "pending" if is_to_wait else "promoted"
+
+
+def rollback_target(moves: list[Record], production: str | None, to: str | None) -> str:
+    """Return the version to go back to. Raises CracksError where there is none, or `to` was never in production."""
+    before = [version for version in stack_of(moves) if version != production]
+    if to is None and before:
+        return before[-1]
+    if to is None:
+        raise CracksError("Nothing was in production before. `cracks history` shows what was, --to names a version.")
+    if to == production or to not in {move.version for move in moves}:
+        raise CracksError(
+            f"Version {to} is in production, or never was: there is no going back to it. See `cracks history`."
+        )
+    return to
+
+
+def details_of(record: Record, results: tuple[RuleResult, ...], params: Params) -> dict[str, Any]:
+    """Return what is written down with a decision, ready for JSON."""
+    return {
+        "text": record.text,
+        "rules": [asdict(result) for result in results],
+        "limits": params.promote.model_dump(mode="json"),
+        "code": tracking.code_version(),
+    }
+
+
+def describe(test_set: TestSet) -> dict[str, Any]:
+    """Return what tells a test set from all others."""
+    rows = test_set.rows
+    return {
+        "sha256": test_set.digest,
+        "n_images": len(rows),
+        "datasets": sorted({f"{split}:{name}" for split, name in zip(rows["split"], rows["dataset"], strict=True)}),
+    }

@@ -1,0 +1,124 @@
+"""What MLflow keeps of a repro: a run for each candidate, under a run for the repro as a whole."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import yaml
+
+from pipeline.params import Params
+from pipeline.registry import tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class Results:
+    """The files that the stages before `register` have left."""
+
+    datasets: Path
+    validated: Path
+    models: Path
+    candidates: Path
+    histories: Path
+    manifest: Path
+    scores: Path
+    predictions: Path
+    plots: Path
+    report: Path
+    reference: Path
+    dvc_lock: Path
+
+
+def data_hashes(dvc_lock: Path) -> dict[str, str]:
+    """Return the DVC hash of each source and each ingested data set, as dvc.lock has them."""
+    stages = (yaml.safe_load(dvc_lock.read_text()) if dvc_lock.exists() else {}).get("stages", {})
+    return {
+        f"dvc.{entry['path']}": entry["md5"]
+        for name, stage in stages.items()
+        if name.startswith("ingest@")
+        for entry in [*stage["deps"], *stage["outs"]]
+        if not entry["path"].startswith("pipeline")
+    }
+
+
+def contract_state(validated: Path, params: Params) -> str:
+    """Return "green" if every data set has a receipt of keeping the data contract, else "red"."""
+    receipts = [validated / f"{name}.json" for name in params.datasets]
+    kept = all(receipt.exists() and json.loads(receipt.read_text())["success"] is True for receipt in receipts)
+    return "green" if kept else "red"
+
+
+def complete_candidates(
+    client: "MlflowClient", experiment_id: str, parent_id: str, params: Params, results: Results
+) -> dict[str, str]:
+    """Return the run of each candidate under the parent, with all its params, curves and validation scores."""
+    run_ids = {}
+    for name in params.candidates:
+        runs = [
+            run
+            for run in tracking.child_runs(client, experiment_id, parent_id, name)
+            if run.info.status in ("RUNNING", "FINISHED")
+        ]
+        run_id = runs[0].info.run_id if runs else tracking.create_child(client, experiment_id, parent_id, params, name)
+        rows = pd.read_csv(results.histories / f"{name}.csv").to_dict(orient="records")
+        known = {metric.step for metric in client.get_metric_history(run_id, "val_loss")}
+        tracking.log_epochs(client, run_id, [row for row in rows if row["step"] not in known])  # type: ignore[misc]
+        scores = json.loads((results.candidates / f"{name}.json").read_text())
+        _log_scores(client, run_id, {"validation": scores})
+        client.set_terminated(run_id, "FINISHED")
+        run_ids[name] = str(run_id)
+    return run_ids
+
+
+def _log_scores(client: "MlflowClient", run_id: str, scores: dict[str, Any]) -> None:
+    values = {name: value for name, value in tracking.flatten(scores).items() if value is not None}
+    tracking.log_epochs(client, run_id, [{"step": 0, **values}])
+
+
+def complete_parent(
+    client: "MlflowClient", parent_id: str, params: Params, results: Results, scores: dict[str, Any]
+) -> None:
+    """Log to the parent run what concerns the repro as a whole: data, params, test scores, plots and the report."""
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.pandas_dataset import from_pandas
+
+    left_out = {"candidates", *tracking.NO_PART_OF_A_REPRO}
+    tracking.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude=left_out))
+    hashes = data_hashes(results.dvc_lock)
+    for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():
+        client.set_tag(parent_id, name, value)
+    _log_scores(client, parent_id, {name: scores[name] for name in ("split", "test", "tests", "outside")})
+    for path in (results.report, results.scores, results.manifest, results.dvc_lock):
+        if path.exists():
+            client.log_artifact(parent_id, str(path))
+    client.log_dict(parent_id, params.model_dump(mode="json", by_alias=True), "params.yaml")
+    client.log_artifacts(parent_id, str(results.plots), "plots")
+    manifest = pd.read_parquet(results.manifest)
+    with mlflow.start_run(run_id=parent_id):
+        for split, rows in manifest.groupby("split"):
+            names = "+".join(sorted(rows["dataset"].unique()))
+            table = rows[["dataset", "path", "label", "group"]].reset_index(drop=True)
+            dataset = from_pandas(table, source=CodeDatasetSource(hashes), name=names, targets="label")
+            mlflow.log_input(dataset, context=str(split))
+
+
+def version_tags(params: Params, results: Results, scores: dict[str, Any]) -> dict[str, str]:
+    """Return the tags of the version that a repro registers: its scores, and its lineage, which the gate reads."""
+    return {
+        "candidate": scores["candidate"],
+        "trained_on": "+".join(scores["trained_on"]),
+        "demo": str(scores["demo"]).lower(),
+        "contract": contract_state(results.validated, params),
+        **{f"test_{score}": _rounded(scores["test"][score]) for score in ("f1", "auroc", "ece")},
+        **tracking.code_version(),
+        **data_hashes(results.dvc_lock),
+    }
+
+
+def _rounded(score: float | None) -> str:
+    return "none" if score is None else f"{score:.4f}"

@@ -1,0 +1,141 @@
+"""Finding the model that a person asks for, in the form in which it is served."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.errors import CracksError
+from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE, KnownConcrete, load_known_concrete
+from pipeline.inference.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, ServedModel
+from pipeline.models.decision import DECISION_FILE
+from pipeline.models.model_files import extra_files
+from pipeline.registry import tracking
+from pipeline.registry.versions import CHALLENGER, PRODUCTION, fetch, find_version
+
+STARTER = "starter"
+STARTER_DESCRIPTION = "the starter model, trained on METU and SDNET2018"
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model in its served form.
+
+    Attributes:
+        folder: that has the files of the served form at its top and, where it is recorded, what concrete it knows.
+        description: which model it is, in words.
+        version: by which the prediction log names it: a number, "starter", or the folder.
+    """
+
+    folder: Path
+    description: str
+    version: str
+
+    def load(self) -> ServedModel:
+        """Return the model, ready to score. Raises CracksError."""
+        return ServedModel.load(self.folder)
+
+    def known_concrete(self) -> KnownConcrete | None:
+        """Return what concrete it knows, None where that was not recorded."""
+        return load_known_concrete(self.folder)
+
+    def identity(self) -> str:
+        """Return a hash of all that decides an answer."""
+        paths = [self.folder / name for name in (GRAPH_FILE, WEIGHTS_FILE, DECISION_FILE, KNOWN_CONCRETE_FILE)]
+        return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.exists())).hexdigest()
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model as it travels to another machine: the content of its files by name.
+
+    Attributes:
+        contents: (name, content) of the files of the served form and, where there is one, of what concrete it knows.
+    """
+
+    contents: tuple[tuple[str, bytes], ...]
+
+    @classmethod
+    def read(cls, found: FoundModel) -> "ModelFiles":
+        """Read the files of a model."""
+        paths = [found.folder / name for name in (*SERVED_FILES, KNOWN_CONCRETE_FILE)]
+        return cls(tuple((path.name, path.read_bytes()) for path in paths if path.exists()))
+
+
+@lru_cache(maxsize=1)
+def model_of(files: ModelFiles) -> tuple[ServedModel, KnownConcrete | None]:
+    """Return the model of these files and the concrete it knows, the same ones for the next call."""
+    with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
+        for name, content in files.contents:
+            (Path(scratch) / name).write_bytes(content)
+        return ServedModel.load(Path(scratch)), load_known_concrete(Path(scratch))
+
+
+@contextmanager
+def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
+    """Yield a model in its served form; a model that has none is converted for as long as the context lasts.
+
+    Args:
+        name: of the registered model.
+        wanted: an alias, a version number, a folder or "starter"; None takes `production`, else `challenger` if it was
+            trained on real concrete, else the starter model.
+
+    Raises:
+        CracksError: there is no such model.
+        UnavailableError: the tracking server does not answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
+        folder, description, version = locate(name, wanted, Path(scratch) / "fetched")
+        files = None if folder is None else extra_files(folder)
+        if files is None or not all((files / file).exists() for file in SERVED_FILES):
+            files = Path(scratch) / "converted"
+            files.mkdir()
+            _write_served_form(folder, files)
+        yield FoundModel(files, description, version)
+
+
+def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, str, str]:
+    """Return the folder of a model, None for the starter, in words which model it is, and its version.
+
+    A registered model is fetched into `scratch`.
+    """
+    if wanted == STARTER:
+        return None, STARTER_DESCRIPTION, STARTER
+    if wanted is not None and Path(wanted).is_dir():
+        return Path(wanted), f"the model in {wanted}", wanted
+    client, _ = tracking.connect()
+    found = find_version(client, name, wanted)
+    if found is None and wanted is not None:
+        raise CracksError(
+            f"There is no model {wanted!r} of {name} in {tracking.shown_uri()}. Run `make run` first, or give --model "
+            f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
+        )
+    is_demo = found is not None and found.tags.get("demo") == "true"
+    reference = wanted or (PRODUCTION if found is not None and PRODUCTION in found.aliases else CHALLENGER)
+    if found is None or (wanted is None and reference == CHALLENGER and is_demo):
+        reason = f"because no model of {name} trained on real concrete is registered yet"
+        return None, f"{STARTER_DESCRIPTION}, {reason}", STARTER
+    demo = ", trained on drawn images (demo)" if is_demo else ""
+    alias = "" if reference.isdecimal() else f" ({reference})"
+    version = str(found.version)
+    return fetch(name, version, scratch), f"{name} version {version}{alias}{demo}", version
+
+
+def _write_served_form(folder: Path | None, out: Path) -> None:
+    """Write the served form of the model in `folder`, of the starter where that is None, without golden images."""
+    # Only here: they take TensorFlow, which takes seconds.
+    from pipeline.inference.conversion import write_served
+    from pipeline.inference.starter import write_served_starter
+    from pipeline.models.classifier import Classifier
+
+    if folder is None:
+        write_served_starter([], out)
+        return
+    write_served(Classifier.load(folder), [], out)
+    known = extra_files(folder) / KNOWN_CONCRETE_FILE
+    if known.exists():
+        shutil.copyfile(known, out / KNOWN_CONCRETE_FILE)

@@ -1,0 +1,86 @@
+"""What the last run came to, read from its reports: rows and lines for those who show them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CracksError
+from pipeline.registry import tracking
+from pipeline.registry.versions import CHALLENGER
+
+Rows = list[dict[str, str]]
+
+
+def read_report(folder: Path, name: str) -> Any:
+    """Return a JSON file of the folder of reports. Raises CracksError where it is not there."""
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CracksError(f"There is no {folder / name}. Run `make run` first.") from None
+
+
+def contract_rows(report: dict[str, Any]) -> Rows:
+    """Return a row for each rule of a contract's report, the broken ones first."""
+    words = {"fail": "BROKEN", "warn": "warning"}
+    rules = sorted(report["rules"], key=lambda rule: (rule["success"], rule["severity"]))
+    return [
+        {"state": "met" if rule["success"] else words[rule["severity"]], "rule": rule["text"], "seen": rule["observed"]}
+        for rule in rules
+    ]
+
+
+def candidate_rows(folder: Path, candidates: list[str], chosen: str) -> Rows:
+    """Return a row for each candidate with its scores on validation, the lowest selection loss first."""
+    scores = {name: read_report(folder, f"candidates/{name}.json") for name in candidates}
+    return [
+        {"candidate": name, "chosen": "yes" if name == chosen else "", **_written(scores[name])}
+        for name in sorted(scores, key=lambda name: float(scores[name]["selection_loss"]))
+    ]
+
+
+def _written(scores: dict[str, float | None]) -> dict[str, str]:
+    shown = ("selection_loss", "f1", "auroc", "ece")
+    return {name: "none" if (value := scores[name]) is None else f"{value:.4f}" for name in shown}
+
+
+def summary_lines(folder: Path) -> list[str]:
+    """Return what the last run came to in a few lines, where its numbers are of drawn images saying so first."""
+    metrics, registered = read_report(folder, "scores.json"), read_report(folder, "registered.json")
+    lines = ["Demo: drawn images. These numbers say nothing about real concrete."] if metrics["demo"] else []
+    lines.append(f"Best candidate, chosen on validation: {metrics['candidate']}")
+    for name, scores in {"test": metrics["test"], **metrics["outside"]}.items():
+        auroc = "none" if scores["auroc"] is None else f"{scores['auroc']:.4f}"
+        lines.append(f"  {name}: F1 {scores['f1']:.4f}, AUROC {auroc}, ECE {scores['ece']:.4f}, {scores['n']} images")
+    if registered["version"] is None:
+        lines.append("Registered: nothing, this was an experiment")
+    else:
+        lines.append(f"Registered: {registered['name']} version {registered['version']}, alias {CHALLENGER}")
+    lines.append(f"Report: {folder / 'report.html'}")
+    return lines
+
+
+def score_in_words(scores: dict[str, Any], name: str) -> str:
+    """Return a score of scores.json with its 95 % interval; there is none of few groups or of a perfect score."""
+    interval = scores["interval"][name]
+    within = f"{interval['low']:.4f} to {interval['high']:.4f}" if interval else "no interval"
+    return f"{name.upper()} {scores[name]:.4f} ({within})"
+
+
+def mlflow_addresses(run_id: str) -> dict[str, str]:
+    """Return where a browser finds a candidate's run and the report of its repro; empty without a tracking server."""
+    uri = tracking.tracking_uri().rstrip("/")
+    if not uri.startswith("http"):
+        return {}
+    import httpx
+
+    login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+    try:  # not by MLflow's client, whose import takes longer than a run in which nothing changed
+        answer = httpx.get(f"{uri}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, auth=login, timeout=10)
+        run = answer.raise_for_status().json()["run"]
+    except httpx.HTTPError:
+        return {}
+    experiment_id = run["info"]["experiment_id"]
+    parent_id = next(tag["value"] for tag in run["data"]["tags"] if tag["key"] == "mlflow.parentRunId")
+    page = f"{uri}/#/experiments/{experiment_id}/runs"
+    return {"run": f"{page}/{run_id}", "report": f"{page}/{parent_id}/artifacts/report.html"}

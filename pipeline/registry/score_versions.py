@@ -1,0 +1,199 @@
+"""Registered versions scored afresh on today's test images, in the form in which they are served.
+
+A score that was stored with an old version was measured on other images and says nothing beside a new one. So every
+model is scored again, on the test side and the outside sets of today's manifest, without the groups from which one of
+the two has learned.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipeline.data.images import Images, LabelledImages
+from pipeline.data.training_images import LEARNED_FROM_FILE, learned_groups
+from pipeline.errors import CracksError
+from pipeline.evaluation.bootstrap import SCORES, paired_difference, scores_with_intervals, weighted_accuracy
+from pipeline.evaluation.slices import MIN_IMAGES, slices_of, with_measures
+from pipeline.inference.served import ServedModel, served_outputs
+from pipeline.params import Decide
+from pipeline.registry.evidence import Change, Comparison, OwnScores, Unknown
+
+MIN_OF_A_LABEL = 20  # in a slice; of fewer, one image moves recall or specificity by more than 0.05
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The images on which the gate compares, today's.
+
+    Attributes:
+        rows: a row an image: of the manifest, with brightness, sharpness and size.
+        images: their pixels, in the same order.
+        manifest: all rows, of all sides.
+    """
+
+    __test__ = False  # no test class of pytest
+
+    rows: pd.DataFrame
+    images: LabelledImages
+    manifest: pd.DataFrame
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the sorted hashes of its images: another set has another one."""
+        return hashlib.sha256("\n".join(sorted(self.rows["sha256"])).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A version's answers on the test set.
+
+    Attributes:
+        version: its number.
+        probabilities: float32, (n,), of a crack.
+        threshold: from which it calls an image a crack.
+        learned: groups of today's manifest of which it has learned an image.
+    """
+
+    version: str
+    probabilities: npt.NDArray[np.float32]
+    threshold: float
+    learned: frozenset[str]
+
+
+def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
+    """Return today's test side and outside sets.
+
+    Raises:
+        CracksError: the stages that make them have not run here.
+    """
+    try:
+        manifest = pd.read_parquet(manifest_path)
+        rows = manifest[manifest["split"].isin(("test", "outside"))].reset_index(drop=True)
+        return TestSet(with_measures(rows, datasets), LabelledImages(rows, datasets), manifest)
+    except OSError as error:
+        raise CracksError(
+            f"Today's test images are not here: {error}. Run `dvc repro split`, or `dvc pull` what another made."
+        ) from None
+
+
+def score_images(model: ServedModel, images: Images, *, progress: str) -> npt.NDArray[np.float32]:
+    """Return the probability of a crack of each image, float32, (n,); `progress` is what the bar says."""
+    probabilities = np.empty(len(images.sizes), np.float32)
+    for positions, outputs in served_outputs(model, images, progress=progress):
+        probabilities[positions] = outputs["probability"]
+    return probabilities
+
+
+def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
+    """Return the answers of the fetched version in `folder` on the test set.
+
+    Raises:
+        CracksError: it cannot be loaded, or nobody knows what it has learned from.
+    """
+    model = ServedModel.load(folder)
+    try:
+        learned = pd.read_parquet(folder / LEARNED_FROM_FILE)
+    except OSError:
+        raise CracksError(f"version {version} does not say from which images it has learned") from None
+    return Scored(
+        version,
+        score_images(model, test_set.images, progress=f"scoring version {version}"),
+        model.decision.threshold,
+        learned_groups(test_set.manifest, learned),
+    )
+
+
+def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
+    """Return the scores of a model on the test side, without the groups from which it has learned."""
+    on_test = test_set.rows["split"] == "test"
+    kept = on_test & ~test_set.rows["group"].isin(scored.learned)
+    rows, probabilities = test_set.rows[kept], scored.probabilities[kept]
+    labels = (rows["label"] == "crack").to_numpy()
+    if labels.all() or not labels.any():
+        return Unknown(f"of the test images that version {scored.version} has not learned from, none or all are cracks")
+    found = scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), scored.threshold)
+    recalls = {}
+    for name, part in parts_of(rows).items():
+        cracks = rows.index.isin(part.index) & labels
+        if cracks.sum() >= MIN_OF_A_LABEL:
+            recalls[name] = float(np.mean(probabilities[cracks] >= scored.threshold))
+    return OwnScores(
+        n_images=found["n"],
+        n_groups=found["n_groups"],
+        n_groups_left_out=test_set.rows.loc[on_test, "group"].nunique() - found["n_groups"],
+        scores={name: found[name] for name in SCORES},
+        slice_recalls=recalls,
+    )
+
+
+def parts_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the slices of test images by name: data sets, surfaces, photos, and quarters of how they look."""
+    parts = {f"{kind} {value}": part for kind, value, part in slices_of(rows) if kind != "all"}
+    if rows["dataset"].nunique() > 1:
+        parts |= {f"data set {name!s}": part for name, part in rows.groupby("dataset")}
+    return {name: part for name, part in parts.items() if len(part) >= MIN_IMAGES}
+
+
+def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Decide) -> Comparison | Unknown:
+    """Return how the two do on the images from which neither has learned; mistakes weigh what params say."""
+    crack_weight = costs.missed_crack_cost / (costs.missed_crack_cost + costs.false_alarm_cost)
+    is_crack = (test_set.rows["label"] == "crack").to_numpy()
+    right = {
+        scored.version: (scored.probabilities >= scored.threshold) == is_crack for scored in (challenger, incumbent)
+    }
+    is_clean = ~test_set.rows["group"].isin(challenger.learned | incumbent.learned)
+    on_test = test_set.rows["split"] == "test"
+    rows = test_set.rows[is_clean & on_test]
+
+    def change(part: pd.DataFrame) -> Change:
+        at = part.index.to_numpy()
+        ours, theirs = (
+            weighted_accuracy(is_crack[at], right[scored.version][at], crack_weight) if len(at) >= MIN_IMAGES else None
+            for scored in (challenger, incumbent)
+        )
+        return Change(len(at), ours, theirs)
+
+    at = rows.index.to_numpy()
+    if len(set(is_crack[at].tolist())) < 2:
+        return Unknown(f"of the test images that neither version {incumbent.version} nor the challenger has learned "
+                       "from, none or all are cracks")  # fmt: skip
+    outside = {name: part.index for name, part in test_set.rows[~on_test].groupby("dataset")}
+    groups = rows["group"].to_numpy()
+    difference = paired_difference(
+        is_crack[at], right[challenger.version][at], right[incumbent.version][at], groups, crack_weight
+    )
+    n_groups = len(np.unique(groups))
+    return Comparison(
+        version=incumbent.version,
+        n_images=len(rows),
+        n_groups=n_groups,
+        n_groups_left_out=test_set.rows.loc[on_test, "group"].nunique() - n_groups,
+        test=change(rows),
+        low=difference.low,
+        confidence=difference.confidence,
+        slices={name: change(part) for name, part in parts_of(rows).items() if _has_enough(part)},
+        outside={
+            f"outside set {name!s}": change(test_set.rows.loc[index][is_clean.loc[index]])
+            for name, index in outside.items()
+        },
+    )
+
+
+def _has_enough(part: pd.DataFrame) -> bool:
+    counts = part["label"].value_counts()
+    return len(counts) == 2 and bool(counts.min() >= MIN_OF_A_LABEL)
+
+
+def with_answers(test_set: TestSet, scored: Mapping[str, Scored | Unknown]) -> pd.DataFrame:
+    """Return a row an image of the test set with each version's probability, and whether it has learned of it."""
+    table = test_set.rows[["path", "dataset", "split", "label", "group", "sha256"]].copy()
+    for version, found in scored.items():
+        if isinstance(found, Scored):
+            table[f"probability_{version}"] = found.probabilities
+            table[f"learned_{version}"] = table["group"].isin(found.learned)
+    return table

@@ -1,0 +1,87 @@
+"""Model versions in MLflow's registry: found by number or alias, and fetched."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UnavailableError
+from pipeline.registry import tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+PRODUCTION, CHALLENGER = "production", "challenger"  # aliases
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
+FORBIDDEN = "PERMISSION_DENIED"  # which a server with sign-in also says, to all but administrators, of no such model
+
+
+def find_version(client: "MlflowClient", name: str, reference: str | None = None) -> "ModelVersion | None":
+    """Return a version of the registered model `name`, None where there is none.
+
+    Args:
+        client: of the registry.
+        name: of the registered model.
+        reference: number or alias; None takes the version in production, else the challenger.
+
+    Raises:
+        UnavailableError: the tracking server does not answer.
+    """
+    if reference is None:
+        return find_version(client, name, PRODUCTION) or find_version(client, name, CHALLENGER)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        try:
+            if reference.isdecimal():
+                return client.get_model_version(name, reference)
+            return client.get_model_version_by_alias(name, reference)
+        except MlflowException as error:
+            if error.error_code in NOT_THERE:
+                return None
+            if error.error_code == FORBIDDEN and not client.search_registered_models(f"name = '{name}'"):
+                return None
+            raise
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(
+            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Try again later."
+        ) from None
+
+
+def is_registered(out: Path) -> bool:
+    """Return whether the store that is set now has the version that `out` (registered.json) speaks of.
+
+    Another store, or a new one, may have a version of that number which is another model: its run differs.
+
+    Raises:
+        UnavailableError: the tracking server does not answer.
+    """
+    written = json.loads(out.read_text(encoding="utf-8"))
+    if written["version"] is None:
+        return False
+    client, _ = tracking.connect()
+    found = find_version(client, written["name"], written["version"])
+    return found is not None and found.run_id == written["run_id"]
+
+
+def fetch(name: str, version: str, folder: Path, part: str = "") -> Path:
+    """Fetch a version, or a `part` of its files, into `folder`; return where it is.
+
+    Raises:
+        UnavailableError: the store does not have it, or does not answer.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking.tracking_uri()
+    source = f"models:/{name}/{version}" + (f"/{part}" if part else "")
+    try:
+        found = Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri))
+        if found.is_dir() and not any(found.iterdir()):  # as MLflow leaves it where the source is gone
+            raise FileNotFoundError("its files are gone")
+        return found
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(
+            f"{name} version {version} cannot be fetched: {tracking.first_line(error)}. Mend the store, or "
+            "run `make run`, which registers a model again."
+        ) from None

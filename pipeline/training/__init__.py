@@ -1,0 +1,1 @@
+"""What candidates learn from, and how they learn."""

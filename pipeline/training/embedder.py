@@ -1,0 +1,159 @@
+"""A frozen backbone run over many images: OpenVINO on a CPU, TensorFlow where there is a GPU.
+
+Work is done in shards; a finished shard is a file, so that a killed run goes on where it was.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+from tqdm import tqdm
+
+from pipeline.data.images import Chosen, Images, Pixels, batches_by_size
+from pipeline.files import replacing
+from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, supported
+from pipeline.models.network import build_embedder, traced
+from pipeline.models.tf import keras, tf
+from pipeline.params import Backbone, Precision
+from pipeline.training.features import Features
+
+log = logging.getLogger(__name__)
+
+Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
+
+SHARD_IMAGES = 1024  # some seconds of work: little is lost by a kill, and starting a shard costs nothing against it
+BATCH_IMAGES = 8  # what a larger one is resized from does not fit the CPU's cache
+
+
+class Embedder:
+    """A frozen backbone, ready to run."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        model = build_embedder(backbone)
+        self.n_features: int = model.output["features"].shape[-1]
+        if on_gpu():
+            self._exact = self._for_training = tensorflow_compute(model)
+            return
+        wanted = backbone.training_precision
+        graph, precision = converted(model), supported(wanted)
+        if precision != wanted:
+            log.info("This CPU has no %s: what is learned from is computed in %s too", wanted, precision)
+        self._exact = openvino_compute(graph)
+        self._for_training = self._exact if precision == "f32" else openvino_compute(graph, precision)
+
+    def features(self, images: Images, *, for_training: bool = False) -> Features:
+        """Return the features of all images, float16, (n, n_features).
+
+        In single precision, as a registered model computes them; `for_training`, in the backbone's training precision
+        where this CPU has it.
+        """
+        return computed(self._for_training if for_training else self._exact, images, (self.n_features,))
+
+
+def computed(compute: Compute, images: Images, shape: tuple[int, ...]) -> Features:
+    """Return what `compute` makes of all images, float16, (n, *shape).
+
+    Each thread decodes a batch and then computes it, so that no core waits.
+    """
+    results = np.empty((len(images.sizes), *shape), np.float16)
+
+    def fill(positions: npt.NDArray[np.int64]) -> None:
+        batch = np.stack([images.pixels(int(position)) for position in positions])
+        results[positions] = compute(batch)
+
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for _ in pool.map(fill, batches_by_size(images.sizes, BATCH_IMAGES)):
+            pass  # raises what a batch raised
+    return results
+
+
+def compute_of(model: keras.Model) -> Compute:
+    """Return `model` (uint8 images -> {"features"}) as a function of one batch: on the GPU, or fast on the CPU."""
+    return tensorflow_compute(model) if on_gpu() else openvino_compute(converted(model))
+
+
+def on_gpu() -> bool:
+    """Return whether TensorFlow sees a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def tensorflow_compute(model: keras.Model) -> Compute:
+    """Return `model` (uint8 images -> {"features"}) as a function of one batch, run by TensorFlow."""
+    graph = traced(model)
+    return lambda batch: np.asarray(graph(batch)["features"])
+
+
+def converted(model: keras.Model) -> "openvino.Model":
+    """Return `model` (uint8 images -> {"features"}) as OpenVINO reads it."""
+    return openvino.convert_model(traced(model).get_concrete_function())
+
+
+def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> Compute:
+    """Return a converted graph as a function of one batch, run by OpenVINO.
+
+    May be called from several threads at once; there is a stream for each core.
+    """
+    compiled = CompiledGraph(graph, precision)
+    return lambda batch: compiled(batch)["features"]
+
+
+@lru_cache(maxsize=1)
+def embedder_of(backbone: Backbone) -> Embedder:
+    """Return the embedder of a backbone, the same one for the next call: a Dask worker builds it once."""
+    return Embedder(backbone)
+
+
+def embedded(
+    backbone: Backbone, images: Images, unfinished: Path, what: str, *, for_training: bool = False
+) -> Features:
+    """Return the features of images, float16, (n, n_features), going on from the shards in `unfinished`.
+
+    `for_training`: in the backbone's training precision.
+    """
+
+    def features(shard: range) -> Features:
+        return embedder_of(backbone).features(Chosen(images, shard), for_training=for_training)
+
+    shards = complete_shards(unfinished, len(images.sizes), features, f"embedding {what}")
+    return np.concatenate([kept_shard(unfinished, shard) for shard in shards])
+
+
+def shards_of(n_images: int) -> list[range]:
+    """Return the positions 0..n_images-1 in shards."""
+    return [range(start, min(n_images, start + SHARD_IMAGES)) for start in range(0, n_images, SHARD_IMAGES)]
+
+
+def has_shard(folder: Path, shard: range) -> bool:
+    """Return whether an earlier run has finished a shard in `folder`."""
+    return shard_path(folder, shard).exists()
+
+
+def kept_shard(folder: Path, shard: range) -> Features:
+    """Return a shard that is kept in `folder`."""
+    features: Features = np.load(shard_path(folder, shard))
+    return features
+
+
+def keep_shard(folder: Path, shard: range, features: Features) -> None:
+    """Keep a finished shard in `folder`, whole or not at all."""
+    with replacing(shard_path(folder, shard)) as partial, partial.open("wb") as file:
+        np.save(file, features)
+
+
+def shard_path(folder: Path, shard: range) -> Path:
+    """Return the file of a shard."""
+    return folder / f"{shard.start:09}.npy"
+
+
+def complete_shards(folder: Path, n_rows: int, compute: Callable[[range], Features], progress: str) -> list[range]:
+    """Compute and keep each shard that `folder` lacks; return all shards of 0..n_rows-1."""
+    shards = shards_of(n_rows)
+    for shard in tqdm(shards, desc=progress, unit=" shards", disable=None):
+        if not has_shard(folder, shard):
+            keep_shard(folder, shard, compute(shard))
+    return shards

@@ -1,0 +1,248 @@
+"""Fine-tuning: the head of a pre-trained network, then its upper blocks, on augmented images."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.images import LabelledImages, Sizes, batches_by_size
+from pipeline.errors import CracksError
+from pipeline.models.backbones import build_backbone
+from pipeline.models.metrics import Labels
+from pipeline.models.network import build_classifier, image_input, preprocessed
+from pipeline.models.tf import keras
+from pipeline.params import Augmentation, Backbone, Finetune, Phase
+from pipeline.training.activation_cache import Activations, Kept, Views, keep_activations, keep_rows
+from pipeline.training.checkpoints import TrainingHistory, keep_weights, n_epochs_done, weights_file
+
+
+class _Examples(Protocol):
+    """What a phase learns from or is validated on: images, or what frozen layers have made of them."""
+
+    @property
+    def labels(self) -> Labels: ...
+
+    @property
+    def sizes(self) -> Sizes: ...
+
+    def pixels(self, position: int) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class _KeptExamples:
+    """One kept view of each image."""
+
+    kept: Kept
+    rows: npt.NDArray[np.int64]
+    labels: Labels
+
+    @property
+    def sizes(self) -> Sizes:
+        return np.ones((len(self.rows), 2), np.int64)  # all of one shape
+
+    def pixels(self, position: int) -> Activations:
+        return self.kept.row(int(self.rows[position]))
+
+
+class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches of one image size each, shuffled where there is an rng, prepared while the network computes."""
+
+    def __init__(self, examples: _Examples, batch_size: int, rng: np.random.Generator | None) -> None:
+        super().__init__(workers=2, max_queue_size=8)
+        self._examples = examples
+        n = len(examples.labels)
+        order = np.arange(n) if rng is None else rng.permutation(n)
+        self._batches = [order[batch] for batch in batches_by_size(examples.sizes[order], batch_size)]
+        if rng is not None:
+            rng.shuffle(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+        positions = self._batches[index]
+        inputs = np.stack([self._examples.pixels(int(position)) for position in positions])
+        return inputs, self._examples.labels[positions].astype(np.float32)[:, None]
+
+
+def _augmentation_layers(augmentation: Augmentation, seed: int) -> list[keras.Layer]:
+    return [
+        keras.layers.RandomFlip(augmentation.flips, seed=seed),
+        keras.layers.RandomRotation(augmentation.max_rotation_turns, fill_mode="reflect", seed=seed + 1),
+    ]
+
+
+def _always_frozen(network: keras.Model, first_layer: str) -> list[keras.Layer]:
+    names = [layer.name for layer in network.layers]
+    if first_layer not in names:
+        raise CracksError(
+            f"unfreeze_from is {first_layer!r}, the backbone {network.name} has no such layer. "
+            f"Its layers are {', '.join(name for name in names if name.endswith('_expand') or 'conv' in name)}."
+        )
+    # Only frozen does BatchNorm stay in inference mode: `training=False` at the call gives way to what `fit` says.
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    return [*network.layers[: names.index(first_layer)], *norms]
+
+
+def fit_finetune(
+    backbone: Backbone, train: LabelledImages, validation: LabelledImages, params: Finetune, history: TrainingHistory
+) -> keras.Model:
+    """Return the uncalibrated classifier that fine-tuning has made of the pre-trained network.
+
+    First the head alone learns, then the blocks from `unfreeze_from` on as well. BatchNorm stays as it was pre-trained,
+    in inference mode. What a killed run had finished, in the folder of `history`, is taken up again: each epoch draws
+    its random numbers from the seed and its own number, so that it comes out the same (but for the order in which
+    threads add up) whatever was before it in the same process.
+    """
+    keras.utils.set_random_seed(params.seed)
+    network = build_backbone(backbone.architecture, backbone.taps)
+    always_frozen = _always_frozen(network, params.unfreeze_from)  # before anything is trained under a misspelt name
+    head = keras.layers.Dense(1, name="head")
+    dropout = keras.layers.Dropout(params.dropout, seed=params.seed)
+    if params.kept_views is None:
+        on_head, on_tuning = _on_images(backbone, network, [dropout, head], train, validation, params)
+    else:
+        on_head, on_tuning = _on_kept_views(
+            backbone, network, [dropout, head], train, validation, params, history.path.parent
+        )
+
+    network.trainable = False
+    _fit_phase(on_head, "head", params.head, params, history)
+    network.trainable = True
+    for layer in always_frozen:
+        layer.trainable = False
+    _fit_phase(on_tuning, "tuning", params.tuning, params, history)
+    return build_classifier(network, backbone.image_size_px, [head])
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a phase trains, on what.
+
+    Attributes:
+        model: from an example to the logit.
+        train: the training examples of an epoch.
+        validation: the validation examples.
+    """
+
+    model: keras.Model
+    train: Callable[[int], _Examples]
+    validation: _Examples
+
+
+def _on_images(
+    backbone: Backbone,
+    network: keras.Model,
+    head: Sequence[keras.Layer],
+    train: LabelledImages,
+    validation: LabelledImages,
+    params: Finetune,
+) -> tuple[_Material, _Material]:
+    """Return what each phase trains, the usual way: all of the network, on images augmented anew each epoch."""
+    image = image_input()
+    values = preprocessed(image, backbone.image_size_px)
+    augmentation = _augmentation_layers(params.augmentation, params.seed)
+    model = keras.Model(image, _through([*augmentation, network, *head], values))
+    material = _Material(model, lambda _: train, validation)
+    return material, material
+
+
+def _on_kept_views(
+    backbone: Backbone,
+    network: keras.Model,
+    head: Sequence[keras.Layer],
+    train: LabelledImages,
+    validation: LabelledImages,
+    params: Finetune,
+    folder: Path,
+) -> tuple[_Material, _Material]:
+    """Return what each phase trains: what is frozen in it was computed once for each view."""
+    assert params.kept_views is not None  # noqa: S101 - for mypy: the caller has asked
+    cut = network.get_layer(params.unfreeze_from).input
+    image = image_input()
+    values = preprocessed(image, backbone.image_size_px)
+    lower = keras.Model(image, {"features": keras.Model(network.input, cut)(values)})
+    upper = keras.Model(cut, network.output)
+    views = Views(train, params.kept_views, params.augmentation, params.seed)
+
+    def of_epoch(kept: Kept) -> Callable[[int], _Examples]:
+        def examples(epoch: int) -> _Examples:
+            chosen = np.random.default_rng([params.seed, epoch]).integers(kept.n_rows // len(train), size=len(train))
+            return _KeptExamples(kept, chosen * len(train) + np.arange(len(train)), train.labels)
+
+        return examples
+
+    cut_train = keep_activations(lower, views, folder / "cut-train")
+    cut_validation = keep_activations(lower, validation, folder / "cut-validation")
+    features_train = keep_rows(upper, cut_train, folder / "features-train")
+    features_validation = keep_rows(upper, cut_validation, folder / "features-validation")
+
+    def material(layers: Sequence[keras.Layer], kept: Kept, kept_validation: Kept) -> _Material:
+        example = keras.Input(kept.shape)
+        model = keras.Model(example, _through(layers, example))
+        every = np.arange(len(validation))
+        return _Material(model, of_epoch(kept), _KeptExamples(kept_validation, every, validation.labels))
+
+    return (
+        material(head, features_train, features_validation),
+        material([upper, *head], cut_train, cut_validation),
+    )
+
+
+def _through(layers: Sequence[keras.Layer], values: keras.KerasTensor) -> keras.KerasTensor:
+    for layer in layers:
+        values = layer(values)
+    return values
+
+
+def _fit_phase(material: _Material, name: str, phase: Phase, params: Finetune, history: TrainingHistory) -> None:
+    """Train until the phase is over, an epoch at a time; the weights end as those of the best epoch or the last one."""
+    model, folder = material.model, history.path.parent
+    optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[phase.optimizer]
+    model.compile(  # after `trainable` has changed
+        optimizer=optimizer(phase.learning_rate),
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")],  # of logits
+    )
+    model.optimizer.build(model.trainable_variables)
+    n_done = n_epochs_done(folder, name)
+    losses = [row["val_loss"] for row in history.rows if row["phase"] == name][:n_done]
+    if losses:
+        model.load_weights(weights_file(folder, name, n_done - 1))
+    while not _is_over(losses, phase):
+        epoch = len(losses)
+        _reseed(model, params.seed, epoch)
+        fitted = model.fit(
+            _Batches(material.train(epoch), params.batch_size, np.random.default_rng([params.seed, epoch])),
+            validation_data=_Batches(material.validation, params.batch_size, None),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            shuffle=False,  # the batches are shuffled already, from a seed of this epoch
+            verbose=1 if sys.stdout.isatty() else 2,  # a bar for a person, a line an epoch for a log
+        )
+        values = {key: float(series[0]) for key, series in fitted.history.items()}
+        history.add(name, epoch, values)
+        losses.append(values["val_loss"])
+        keep_weights(model, folder, name, losses)
+    if phase.patience_epochs is not None:
+        model.load_weights(weights_file(folder, name, int(np.argmin(losses))))
+
+
+def _is_over(losses: list[float], phase: Phase) -> bool:
+    if phase.patience_epochs is not None and losses:
+        n_worse = len(losses) - 1 - int(np.argmin(losses))
+        if n_worse >= phase.patience_epochs:
+            return True
+    return len(losses) == phase.max_epochs
+
+
+def _reseed(model: keras.Model, seed: int, epoch: int) -> None:
+    """Set what dropout and augmentation draw from, so that an epoch does not depend on those before it."""
+    for number, layer in enumerate(model.layers):
+        for attribute in ("seed_generator", "generator"):
+            if hasattr(layer, attribute):
+                getattr(layer, attribute).state.assign([seed + number, epoch])

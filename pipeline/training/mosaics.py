@@ -1,0 +1,225 @@
+"""Training images composed of shrunken ones: cracks become thin and are surrounded by sound concrete.
+
+Close-ups teach a network that a crack is wide and fills the image. On another structure, photographed from further
+away, cracks are a few pixels wide. A mosaic of k x k shrunken close-ups, some of them cracked, shows cracks as they
+look there. Or all its cells are sound, and a crack is drawn across them (pipeline/training/hairline_cracks.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from pipeline.data.images import Images, LabelledImages, Pixels, Sizes
+from pipeline.errors import CracksError
+from pipeline.models.metrics import Labels
+from pipeline.params import MosaicSet
+from pipeline.training.hairline_cracks import Folds, GreyLevels, Traces, drawn, traces_of, turned_at_random
+
+MAX_SOURCES = 6000  # close-ups kept shrunken in memory, 40 kB each at 112 px
+MAX_TRACES = 1000  # 50 kB each at 224 px; more help no more
+SHARE_MIRRORED = 0.5  # of the surfaces that cracks are drawn on: one cell, mirrored on
+
+# What differs from one camera, weather and distance to the next, each drawn evenly from its range.
+CONTRAST = (
+    0.35,
+    1.1,
+)  # most ranges reach towards less: close-ups of wide cracks have more contrast than hairline cracks
+BRIGHTNESS_SHIFT = (-25.0, 25.0)  # grey levels
+COLOUR_GAIN = (0.92, 1.08)
+BLUR_SIGMA_PX = (0.3, 1.2)
+NOISE_STD = (1.0, 6.0)  # grey levels
+SHARE_BLURRED = 0.5
+SHARE_NOISY = 0.5
+
+
+def shrunk(images: Images, positions: npt.NDArray[np.int64], size_px: int) -> Pixels:
+    """Return the images at `positions` shrunk by area means to squares: uint8, (n, size_px, size_px, 3)."""
+    cells = np.empty((len(positions), size_px, size_px, 3), np.uint8)
+    for cell, position in zip(cells, positions, strict=True):
+        image = Image.fromarray(images.pixels(int(position)))
+        cell[:] = np.asarray(image.resize((size_px, size_px), Image.Resampling.BOX))
+    return cells
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Close-ups that mosaics are composed of.
+
+    Attributes:
+        cells: uint8, (n, size, size, 3).
+        labels: (n,), True for crack.
+        folds: (n,), of the cross-validation; all cells of a mosaic, and the crack drawn on it, are of one fold.
+        traces: of cracks, to draw them across sound cells; None: cracked mosaics have some cracked cells.
+    """
+
+    cells: Pixels
+    labels: Labels
+    folds: Folds
+    traces: Traces | None = None
+
+
+class Mosaics:
+    """Mosaics drawn from a seed, cracked and intact in turn; each is composed when it is asked for."""
+
+    def __init__(
+        self, sources: Sources, cells_a_side: Sequence[int], n_images: int, size_px: int, *, seed: int
+    ) -> None:
+        """Describe `n_images` mosaics for each of `cells_a_side`, of `size_px` x `size_px`.
+
+        Raises:
+            CracksError: the sources are not of both labels, in each fold, or have no crack to draw.
+        """
+        n = n_images * len(cells_a_side)
+        self._sources = sources
+        self._seed = seed
+        self._sides = np.repeat(cells_a_side, n_images)
+        self._size_px = size_px
+        self.sizes: Sizes = np.full((n, 2), size_px, np.int64)
+        self.labels: Labels = np.arange(n) % 2 == 0
+        known = np.unique(sources.folds)
+        self.folds: Folds = known[np.arange(n) // 2 % len(known)]
+        self._choice = {
+            (int(fold), label): np.flatnonzero((sources.folds == fold) & (sources.labels == label))
+            for fold in known
+            for label in (True, False)
+        }
+        for (_, label), choice in self._choice.items():
+            if not len(choice):
+                raise CracksError(
+                    f"Mosaics are composed of cracked and intact images, their sources have too few "
+                    f"{'cracked' if label else 'intact'} ones ({int((sources.labels == label).sum())} of "
+                    f"{len(sources.labels)}). Name more data sets under mosaics.of, or leave mosaics out."
+                )
+        if sources.traces and set(known) - set(sources.traces.folds):
+            raise CracksError(
+                f"Only {len(sources.traces.folds)} cracks of the images are clear enough to be traced, too few for the "
+                "cross-validation. Name more data sets under traced.of, or leave traced out."
+            )
+
+    def pixels(self, position: int) -> Pixels:
+        """Return the mosaic at `position`: RGB, uint8, (size_px, size_px, 3)."""
+        rng = np.random.default_rng([self._seed, position])
+        side, cracked, fold = int(self._sides[position]), bool(self.labels[position]), int(self.folds[position])
+        if self._sources.traces:
+            surface = self._sound_surface(fold, side, rng)
+            return vary(self._with_crack(surface, self._sources.traces, fold, rng) if cracked else surface, rng)
+        n_cracked = int(rng.choice([1, 2, side])) if cracked else 0
+        is_cracked = rng.permutation(side * side) < n_cracked
+        chosen = [rng.choice(self._choice[fold, bool(crack)]) for crack in is_cracked]
+        return vary(compose(self._sources.cells[chosen], side, self._size_px, rng), rng)
+
+    def _sound_surface(self, fold: int, side: int, rng: np.random.Generator) -> GreyLevels:
+        """Return sound cells with their seams, which teach that an edge is no crack, or one that is mirrored on."""
+        if rng.random() < SHARE_MIRRORED:
+            cell = self._sources.cells[rng.choice(self._choice[fold, False])]
+            return mirrored_on(cell, side, self._size_px, rng)
+        cells = self._sources.cells[rng.choice(self._choice[fold, False], side * side)]
+        return compose(cells, side, self._size_px, rng, with_seams=True)
+
+    def _with_crack(self, surface: GreyLevels, traces: Traces, fold: int, rng: np.random.Generator) -> GreyLevels:
+        return drawn(surface, traces.lines[rng.choice(np.flatnonzero(traces.folds == fold))], rng)
+
+
+def mosaics_of(
+    train: LabelledImages,
+    chosen: npt.NDArray[np.int64],
+    folds: Folds,
+    params: MosaicSet,
+    size_px: int,
+    seed: int,
+    *,
+    traced: bool = False,
+) -> Mosaics:
+    """Return the mosaics that params describe, composed of the chosen training images alone.
+
+    Args:
+        train: all training images.
+        chosen: positions of some, (n,).
+        folds: of the chosen ones, (n,).
+        params: what mosaics are wanted.
+        size_px: of a mosaic.
+        seed: decides what each is composed of.
+        traced: whether cracks are traced and drawn across sound cells.
+    """
+    rng = np.random.default_rng(seed)
+    if len(chosen) > MAX_SOURCES:
+        some = np.sort(rng.choice(len(chosen), MAX_SOURCES, replace=False))
+        chosen, folds = chosen[some], folds[some]
+    labels, traces = train.labels[chosen], None
+    if traced:
+        few = rng.permutation(np.flatnonzero(labels))[:MAX_TRACES]
+        traces = traces_of(train, chosen[few], folds[few], size_px)
+    sources = Sources(shrunk(train, chosen, size_px // min(params.cells_a_side)), labels, folds, traces)
+    return Mosaics(sources, params.cells_a_side, params.n_images, size_px, seed=seed)
+
+
+def compose(
+    cells: Pixels, side: int, size_px: int, rng: np.random.Generator, *, with_seams: bool = False
+) -> GreyLevels:
+    """Lay side x side cells out as one surface, each turned and mirrored at random.
+
+    Each cell is shifted to the median colour of the first, so that seams do not show where the cells are sound.
+
+    Args:
+        cells: uint8, (side * side, height, width, 3).
+        side: cells in a row, and in a column.
+        size_px: of the mosaic.
+        rng: decides how the cells are turned.
+        with_seams: whether cells keep their colours instead.
+
+    Returns:
+        (size_px, size_px, 3), which can exceed 0..255.
+    """
+    edges = np.linspace(0, size_px, side + 1).astype(int)
+    mosaic = np.empty((size_px, size_px, 3), np.float32)
+    colour = np.median(cells[0], axis=(0, 1))  # (3,)
+    places = [(rows, columns) for rows in pairwise(edges) for columns in pairwise(edges)]
+    for cell, ((top, bottom), (left, right)) in zip(cells, places, strict=True):
+        turned = turned_at_random(cell, rng)
+        size = (int(right - left), int(bottom - top))
+        shrunken = np.asarray(Image.fromarray(turned).resize(size, Image.Resampling.BOX), np.float32)
+        mosaic[top:bottom, left:right] = (
+            shrunken if with_seams else shrunken - np.median(shrunken, axis=(0, 1)) + colour
+        )
+    return mosaic
+
+
+def mirrored_on(cell: Pixels, side: int, size_px: int, rng: np.random.Generator) -> GreyLevels:
+    """Return a cell, turned at random and shrunken, that goes on beyond its edges as its mirror image.
+
+    Args:
+        cell: uint8, (height, width, 3).
+        side: cells in a row, and in a column.
+        size_px: of the surface.
+        rng: decides how the cell is turned.
+
+    Returns:
+        (size_px, size_px, 3).
+    """
+    cell_px = -(-size_px // side)
+    turned = Image.fromarray(turned_at_random(cell, rng))
+    shrunken = np.asarray(turned.resize((cell_px, cell_px), Image.Resampling.BOX), np.float32)
+    rest = (0, size_px - cell_px)
+    return np.pad(shrunken, (rest, rest, (0, 0)), mode="symmetric")
+
+
+def vary(image: GreyLevels, rng: np.random.Generator) -> Pixels:
+    """Return the image as another camera in other light would have taken it: uint8, the same shape."""
+    mean = image.mean()
+    varied = (image - mean) * rng.uniform(*CONTRAST) + mean + rng.uniform(*BRIGHTNESS_SHIFT)
+    varied *= rng.uniform(*COLOUR_GAIN, size=3)
+    if rng.random() < SHARE_BLURRED:
+        blur = ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA_PX))
+        varied = np.asarray(Image.fromarray(_to_pixels(varied)).filter(blur), np.float32)
+    if rng.random() < SHARE_NOISY:
+        grain = rng.normal(0, rng.uniform(*NOISE_STD), varied.shape[:2])  # grey, as film and sensors have it
+        varied = varied + grain[..., None]
+    return _to_pixels(varied)
+
+
+def _to_pixels(image: GreyLevels) -> Pixels:
+    return np.clip(image, 0, 255).astype(np.uint8)

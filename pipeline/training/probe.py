@@ -1,0 +1,163 @@
+"""A probe: logistic regression on the features of a frozen backbone, its penalty chosen by grouped cross-validation.
+
+Each data set has a head of its own, and the logits of all are averaged. One head for all does worse on each of them and
+on concrete that is like none (docs/models.md).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from threadpoolctl import threadpool_limits
+
+from pipeline.models.linear_head import LinearHead, Scale
+from pipeline.models.metrics import Labels
+from pipeline.params import Probe
+from pipeline.training.checkpoints import TrainingHistory
+from pipeline.training.features import Features
+from pipeline.training.hairline_cracks import Folds
+
+# Linear algebra on more threads takes four times the CPU seconds, most of them waiting, and rounds otherwise on another
+# number of cores.
+N_THREADS = 1
+MAX_ITERATIONS = 1000
+MIN_SKILL = 0.01  # so that a logit is left where no head has learned anything
+
+Weights = npt.NDArray[np.float64]  # (n,)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a head learns from.
+
+    Attributes:
+        features: (n, n_features).
+        labels: (n,), True for crack.
+        folds: (n,); images that belong together are in one fold.
+        sources: (n,), where a row is from: a data set, or mosaics of it.
+    """
+
+    features: Features
+    labels: Labels
+    folds: Folds
+    sources: npt.NDArray[np.str_]
+
+    @classmethod
+    def concatenated(cls, parts: "Sequence[Rows]") -> "Rows":
+        """Return the rows of all parts."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
+def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
+    """Return a weight for each row, mean 1, by which every source counts the same, and in it both labels do.
+
+    A few thousand images are not drowned by many mosaics, and a rare label not by a frequent one; the calibration on
+    validation brings the true shares back.
+    """
+    _, cell = np.unique(np.char.add(sources, np.where(labels, "+", "-")), return_inverse=True)
+    share = 1 / np.bincount(cell)[cell]
+    return np.asarray(share / share.mean())
+
+
+class Fitted(NamedTuple):
+    """A head, and its skill on folds held out: 2 AUROC - 1, which is 0 for guessing and 1 for no mistake."""
+
+    head: LinearHead
+    skill: float
+
+
+def fit_probe(rows: Mapping[str, Rows], params: Probe, history: TrainingHistory) -> LinearHead:
+    """Return the head that a probe has learned from `rows`, by the name of the head.
+
+    `history` gets a row for each head and strength of the penalty, strongest first; its phase is the name.
+    `loss` and `accuracy` are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
+    """
+    fitted = {name: fit_head(rows[name], params, history, name) for name in sorted(rows)}
+    return joined(fitted, rows)
+
+
+def joined(fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> LinearHead:
+    """Return the head whose logit is the mean of those of all heads, weighted by their skill.
+
+    A logit is taken over its spread on what the other heads have learned from: there no head is surer for having seen
+    the images.
+    """
+    if len(fitted) == 1:
+        return next(iter(fitted.values())).head
+    says = {name: _say(name, fitted, rows) for name in fitted}
+    total = sum(says.values()) or 1.0
+    shares = {name: say / total for name, say in says.items()}
+    kernel = sum(np.float32(shares[name]) * head.kernel for name, (head, _) in fitted.items())
+    bias = sum(shares[name] * head.bias for name, (head, _) in fitted.items())
+    return LinearHead(np.asarray(kernel), bias)
+
+
+def _say(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> float:
+    head, skill = fitted[name]
+    variances = []
+    for other in rows.keys() - {name}:
+        logits = head.logits(rows[other].features).astype(np.float64)
+        weights = equal_weights(rows[other].labels, rows[other].sources)
+        variances.append(np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
+    spread = float(np.sqrt(np.mean(variances)))
+    return max(skill, MIN_SKILL) / spread if spread > 0 else 0.0  # who says the same of all has nothing to say
+
+
+def fit_head(rows: Rows, params: Probe, history: TrainingHistory, phase: str) -> Fitted:
+    """Return the head that is learned from `rows`; `history` gets a row of `phase` for each strength of the penalty.
+
+    Features are standardised and reduced to their principal components while it learns; both are folded into the
+    kernel.
+    """
+    with threadpool_limits(N_THREADS, "blas"):
+        scale = Scale.of(rows.features)
+        standard = scale.standardised(rows.features)  # (n, n_features)
+        n_components = min(params.n_components, *standard.shape)
+        # A second iteration is no better on METU, and takes half as long again. `standard` is overwritten.
+        pca = PCA(n_components, svd_solver="randomized", iterated_power=1, random_state=params.seed, copy=False)
+        reduced = pca.fit_transform(standard).astype(np.float64)  # (n, n_components)
+        weights = equal_weights(rows.labels, rows.sources)
+        fitted = []
+        for step, strength in enumerate(sorted(params.strengths, reverse=True)):
+            model = _fit(reduced, rows.labels, weights, strength)
+            held_out = _held_out(reduced, rows, weights, strength)
+            values = {
+                "strength": strength,
+                **_scores("", rows.labels, model.predict_proba(reduced)[:, 1], weights),
+                **_scores("val_", rows.labels, held_out, weights),
+            }
+            history.add(phase, step, values)
+            skill = 2 * roc_auc_score(rows.labels, held_out, sample_weight=weights) - 1
+            fitted.append((values["val_loss"], model, skill))
+        _, best, skill = min(fitted, key=lambda triple: triple[0])
+        coefficients = best.coef_[0] @ pca.components_  # (n_features,)
+        head = LinearHead.on_plain_features(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
+        return Fitted(head, float(skill))
+
+
+def _scores(prefix: str, labels: Labels, probabilities: Weights, weights: Weights) -> dict[str, float]:
+    return {
+        f"{prefix}loss": float(log_loss(labels, probabilities, sample_weight=weights)),
+        f"{prefix}accuracy": float(np.average((probabilities >= 0.5) == labels, weights=weights)),
+    }
+
+
+def _fit(features: Weights, labels: Labels, weights: Weights, strength: float) -> LogisticRegression:
+    # `strength` is per image, so that it means the same for every number of images.
+    model = LogisticRegression(C=1 / (strength * len(labels)), max_iter=MAX_ITERATIONS)
+    return model.fit(features, labels, sample_weight=weights)
+
+
+def _held_out(features: Weights, rows: Rows, weights: Weights, strength: float) -> Weights:
+    """Return the probability of each row by a model that has not seen its fold, (n,)."""
+    probabilities = np.empty(len(rows.labels))
+    for fold in np.unique(rows.folds):
+        held_out = rows.folds == fold
+        model = _fit(features[~held_out], rows.labels[~held_out], weights[~held_out], strength)
+        probabilities[held_out] = model.predict_proba(features[held_out])[:, 1]
+    return probabilities

@@ -1,0 +1,138 @@
+"""What a reviewer said about tiles, as a labelled batch that `ingest` takes: an archive of the tiles and `reviews.csv`.
+
+A tile keeps the pixels of the photo (PNG), so that the same tile of the same photo is the same file whoever cut it, and
+two reviewers who disagree are found by its hash.
+"""
+
+import csv
+import hashlib
+import io
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from pipeline.data.images import Pixels, encode_png
+from pipeline.data.reviews import REVIEWS_FILE
+from pipeline.files import replacing, write_text
+from pipeline.inbox.batches import DONE_SUFFIX
+from pipeline.params import Label
+from serving.problems import Problem
+
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: equal reviews make equal archives
+# A first character that a spreadsheet takes for a formula is refused, and so is what no name has.
+Reviewer = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[\w][^\x00-\x1f\x7f]*$")
+]
+
+
+class ReviewedTile(BaseModel):
+    """A square of a photo, in pixels of the upright photo, and what a person sees in it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: int = Field(ge=0, description="position of the photo among the files of the request")
+    x: int = Field(ge=0, le=100_000)
+    y: int = Field(ge=0, le=100_000)
+    size: int = Field(ge=32, le=4096)
+    label: Label
+
+
+class Reviews(BaseModel):
+    """Who looked at which answers, and what he or she saw."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reviewer: Reviewer
+    model_version: str = Field(max_length=40, pattern=r"^\w*$", description="that made the map")
+    tiles: list[ReviewedTile] = Field(min_length=1, max_length=5000)
+
+
+class ReviewsAnswer(BaseModel):
+    """Where the labels went."""
+
+    batch: str = Field(description="name of the batch in the inbox of the retraining flow")
+    n_crack: int
+    n_intact: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of reviews.csv."""
+
+    path: str
+    label: Label
+    reviewer: str
+    time: str
+    sha256: str
+    photo: str
+    model_version: str
+
+
+@dataclass(frozen=True)
+class LabelledTile:
+    """A tile as a file, and its line."""
+
+    row: Row
+    content: bytes
+
+
+def cut_tile(photo: str, pixels: Pixels, tile: ReviewedTile, reviews: Reviews, now: datetime) -> LabelledTile:
+    """Return a labelled tile of a photo, uint8 (height, width, 3).
+
+    Raises:
+        Problem: the tile lies outside the photo.
+    """
+    height, width, _ = pixels.shape
+    if tile.x + tile.size > width or tile.y + tile.size > height:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"A tile of {tile.size} px at ({tile.x}, {tile.y}) lies outside {photo}, {width} x {height} px.",
+        )
+    content = encode_png(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size])
+    sha256 = hashlib.sha256(content).hexdigest()
+    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(photo).stem)[:80]
+    row = Row(
+        path=f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}.png",
+        label=tile.label,
+        reviewer=reviews.reviewer,
+        time=now.isoformat(timespec="seconds"),
+        sha256=sha256,
+        photo=photo,
+        model_version=reviews.model_version,
+    )
+    return LabelledTile(row, content)
+
+
+def write_archive(tiles: Sequence[LabelledTile]) -> bytes:
+    """Return the archive of a batch; of a tile that was given twice with one label, one is kept."""
+    by_path = {tile.row.path: tile for tile in tiles}
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(tile.row) for tile in by_path.values())
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # stored: PNG is packed already
+        archive.writestr(zipfile.ZipInfo(REVIEWS_FILE, ZIP_TIME), table.getvalue())
+        for path, tile in by_path.items():
+            archive.writestr(zipfile.ZipInfo(path, ZIP_TIME), tile.content)
+    return buffer.getvalue()
+
+
+def batch_name(archive: bytes, now: datetime) -> str:
+    """Return the name of a batch: sorted by time, and never that of another."""
+    return f"reviews-{now:%Y%m%dT%H%M%SZ}-{hashlib.sha256(archive).hexdigest()[:8]}"
+
+
+def put_into_inbox(inbox: Path, name: str, archive: bytes) -> None:
+    """Write a batch, then the marker that it is whole."""
+    path = inbox / f"{name}.zip"
+    with replacing(path) as partial:
+        partial.write_bytes(archive)
+    write_text(path.with_name(path.name + DONE_SUFFIX), "")

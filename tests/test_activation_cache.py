@@ -1,0 +1,62 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.models.network import image_input
+from pipeline.models.tf import keras
+from pipeline.params import Augmentation
+from pipeline.training.activation_cache import Views, augmented, keep_activations
+
+BOTH = Augmentation(flips="horizontal_and_vertical", max_rotation_turns=0.5)
+UPRIGHT = {"horizontal": 1, "vertical": 0}  # the axis that each flip turns round
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
+def test_an_augmented_image_has_its_shape_and_no_colour_from_outside(height, width, seed):
+    grey = np.full((height, width, 3), 130, np.uint8)
+    turned = augmented(grey, BOTH, np.random.default_rng(seed))
+    np.testing.assert_array_equal(turned, grey)
+
+
+@pytest.mark.parametrize(("flips", "axis"), UPRIGHT.items())
+def test_without_rotation_an_image_is_either_itself_or_flipped_the_way_that_was_asked(flips, axis):
+    image = noise(5, 7)
+    seen = {
+        augmented(image, Augmentation(flips=flips, max_rotation_turns=0), np.random.default_rng(seed)).tobytes()
+        for seed in range(20)
+    }
+    assert seen == {image.tobytes(), np.flip(image, axis).tobytes()}
+
+
+def test_views_are_the_images_and_then_augmented_ones_the_same_each_time():
+    images = SimpleNamespace(
+        sizes=np.array([[20, 20], [20, 30]]), pixels=lambda position: noise(20, 20 + 10 * position)
+    )
+    views = Views(images, 3, BOTH, seed=5)
+    assert views.sizes.tolist() == images.sizes.tolist() * 3
+    for position in range(6):
+        view = views.pixels(position)
+        assert view.shape[:2] == tuple(views.sizes[position])
+        np.testing.assert_array_equal(view, views.pixels(position))
+        assert np.array_equal(view, images.pixels(position % 2)) == (position < 2)
+    assert not np.array_equal(views.pixels(2), views.pixels(4))
+
+
+def test_kept_activations_are_those_of_the_layers_row_by_row(tmp_path):
+    image = image_input()
+    lower = keras.Model(image, {"features": keras.layers.Resizing(4, 4)(keras.layers.Rescaling(1 / 255)(image))})
+    sizes = np.array([[8, 8], [12, 12], [8, 8]])
+    images = SimpleNamespace(sizes=sizes, pixels=lambda position: noise(*sizes[position], seed=position))
+    kept = keep_activations(lower, images, tmp_path)
+    assert (kept.shape, kept.n_rows) == ((4, 4, 3), 3)
+    for position in range(3):
+        expected = lower(images.pixels(position)[None])["features"][0]
+        np.testing.assert_allclose(kept.row(position), expected, atol=1e-3)

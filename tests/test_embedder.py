@@ -1,0 +1,162 @@
+import numpy as np
+import openvino
+import pytest
+
+from pipeline.errors import CracksError
+from pipeline.inference.openvino_cpu import supported
+from pipeline.models.export import linear_classifier
+from pipeline.models.linear_head import LinearHead
+from pipeline.models.network import build_embedder
+from pipeline.params import Backbone
+from pipeline.training import embedder
+from pipeline.training.embedder import (
+    Embedder,
+    complete_shards,
+    converted,
+    has_shard,
+    keep_shard,
+    kept_shard,
+    on_gpu,
+    openvino_compute,
+    shards_of,
+    tensorflow_compute,
+)
+
+BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64, taps=("block_11_expand", "head_conv"))
+N_FEATURES = 2 * (576 + 1280)
+
+
+class Tiles:
+    """Labelled images in memory, of two sizes in turn."""
+
+    def __init__(self, draw_tile, n):
+        self._tiles = [draw_tile(seed, cracked=seed % 2 == 0, size_px=64 + 16 * (seed % 2)) for seed in range(n)]
+        self.sizes = np.array([tile.shape[:2] for tile in self._tiles])
+
+    def pixels(self, position):
+        return self._tiles[position]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_embedder(BACKBONE)
+
+
+def test_openvino_and_tensorflow_give_the_same_features_for_every_size(model, draw_tile):
+    fast, reference = openvino_compute(converted(model)), tensorflow_compute(model)
+    for size_px in (64, 50, 227):
+        batch = np.stack([draw_tile(seed, cracked=True, size_px=size_px) for seed in range(3)])
+        np.testing.assert_allclose(fast(batch), reference(batch), atol=1e-3)
+
+
+def test_the_features_of_images_of_several_sizes_keep_their_order(model, draw_tile):
+    tiles = Tiles(draw_tile, 40)
+    features = Embedder(BACKBONE).features(tiles)
+    assert (features.shape, features.dtype) == ((40, N_FEATURES), np.float16)
+    for position in (0, 17, 39):
+        alone = np.asarray(model(tiles.pixels(position)[None])["features"])[0]
+        np.testing.assert_allclose(features[position], alone, rtol=2e-3, atol=2e-3)
+
+
+def test_features_are_the_same_to_the_bit_when_they_are_computed_again(draw_tile):
+    tiles = Tiles(draw_tile, 24)
+    np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles), Embedder(BACKBONE).features(tiles))
+
+
+@pytest.mark.skipif(on_gpu() or supported("bf16") != "bf16", reason="computed on a GPU, or a CPU without bfloat16")
+def test_features_to_learn_from_are_computed_in_the_training_precision_and_no_others(draw_tile):
+    tiles = Tiles(draw_tile, 8)
+    exact = Embedder(BACKBONE).features(tiles)
+    faster = Embedder(BACKBONE.model_copy(update={"training_precision": "bf16"}))
+    np.testing.assert_array_equal(faster.features(tiles), exact)
+    learned_from = faster.features(tiles, for_training=True)
+    assert (learned_from != exact).mean() > 0.5
+    assert np.abs(learned_from - exact).mean() < 0.1 * exact.std()
+    np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles, for_training=True), exact)
+
+
+def test_a_cpu_without_the_training_precision_computes_all_in_single_precision_and_says_so(
+    draw_tile, monkeypatch, caplog
+):
+    monkeypatch.setattr(embedder, "supported", lambda precision: "f32")
+    tiles = Tiles(draw_tile, 8)
+    with caplog.at_level("INFO"):
+        made = Embedder(BACKBONE.model_copy(update={"training_precision": "bf16"}))
+    np.testing.assert_array_equal(made.features(tiles, for_training=True), made.features(tiles))
+    assert "This CPU has no bf16: what is learned from is computed in f32 too" in caplog.text
+
+
+def test_a_precision_that_openvino_does_not_list_for_the_cpu_is_not_supported(monkeypatch):
+    class OldCore:
+        def get_property(self, device, name):
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "INT8", "BIN"]
+
+    monkeypatch.setattr(openvino, "Core", OldCore)
+    assert supported("bf16") == "f32"
+    assert supported("f32") == "f32"
+
+
+def test_what_fails_in_a_batch_is_raised(draw_tile, monkeypatch):
+    tiles = Tiles(draw_tile, 4)
+    monkeypatch.setattr(tiles, "pixels", lambda position: 1 / 0)
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        Embedder(BACKBONE).features(tiles)
+
+
+def test_a_linear_head_on_embedded_features_equals_the_exported_graph(draw_tile):
+    tiles = Tiles(draw_tile, 6)
+    kernel = np.random.default_rng(0).normal(0, 0.05, N_FEATURES).astype(np.float32)
+    logits = Embedder(BACKBONE).features(tiles).astype(np.float32) @ kernel + 0.25
+    classifier = linear_classifier(BACKBONE, LinearHead(kernel, 0.25))
+    for position in range(6):
+        logit = float(classifier(tiles.pixels(position)[None])["logit"][0, 0])
+        assert 1 / (1 + np.exp(-logit)) == pytest.approx(1 / (1 + np.exp(-logits[position])), abs=1e-3)
+
+
+def test_taps_give_mean_and_maximum_of_each_convolution(model, draw_tile):
+    batch = np.stack([draw_tile(1)])
+    features = np.asarray(model(batch)["features"])[0]
+    means, maxima = features[:576], features[576:1152]
+    assert (means <= maxima).all()
+    assert (means < maxima).mean() > 0.5
+    plain = build_embedder(Backbone(architecture="mobilenet-v2", image_size_px=64))
+    np.testing.assert_allclose(features[1152 : 1152 + 1280], np.asarray(plain(batch)["features"])[0], atol=1e-4)
+
+
+def test_a_tap_that_there_is_not_is_refused_with_those_that_there_are():
+    backbone = BACKBONE.model_copy(update={"taps": ("block_99_expand",)})
+    with pytest.raises(CracksError, match=r"mobilenet-v2 has no convolution block_99_expand to tap\. Known are block"):
+        build_embedder(backbone)
+
+
+def test_shards_cover_every_position_once(monkeypatch):
+    monkeypatch.setattr(embedder, "SHARD_IMAGES", 4)
+    assert [position for shard in shards_of(10) for position in shard] == list(range(10))
+    assert [len(shard) for shard in shards_of(10)] == [4, 4, 2]
+    assert shards_of(0) == []
+
+
+def test_a_shard_is_found_again_once_it_is_kept(tmp_path):
+    shard = range(4, 7)
+    assert not has_shard(tmp_path / "new", shard)
+    features = np.arange(6, dtype=np.float16).reshape(3, 2)
+    keep_shard(tmp_path / "new", shard, features)
+    np.testing.assert_array_equal(kept_shard(tmp_path / "new", shard), features)
+    assert has_shard(tmp_path / "new", shard)
+    assert not has_shard(tmp_path / "new", range(7))
+
+
+def test_a_shard_that_is_kept_is_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedder, "SHARD_IMAGES", 4)
+    keep_shard(tmp_path, range(4, 8), np.full((4, 1), 7, np.float16))
+    computed = []
+
+    def compute(shard):
+        computed.append(shard)
+        return np.array(shard, np.float16)[:, None]
+
+    assert complete_shards(tmp_path, 10, compute, "computing") == shards_of(10)
+    assert computed == [range(4), range(8, 10)]
+    found = [kept_shard(tmp_path, shard)[:, 0].tolist() for shard in shards_of(10)]
+    assert found == [[0, 1, 2, 3], [7, 7, 7, 7], [8, 9]]

@@ -1,0 +1,36 @@
+import numpy as np
+from packed_greys import greys_scored, write_greys
+
+from pipeline.evaluation.examples import N_A_KIND, pictures_of, random_predictions
+from pipeline.evaluation.occlusion_overlay import occlusion_overlay
+
+
+def test_each_row_has_its_own_picture(tmp_path, encode):
+    write_greys(tmp_path / "ours", [20 * row for row in range(6)], encode)
+    rows = greys_scored(*[("crack", 0.1 * row) for row in range(6)]).iloc[[1, 0, 4, 3]]
+    pictures = list(pictures_of(rows, tmp_path))
+    assert [(picture.path, picture.label, picture.probability) for picture in pictures] == [
+        (f"{row}.png", "crack", 0.1 * row) for row in (1, 0, 4, 3)
+    ]
+    assert [int(picture.pixels.max()) for picture in pictures] == [20, 0, 80, 60]
+    assert all(picture.heat is None for picture in pictures)
+
+
+def test_a_picture_with_an_occlusion_map_is_shown_under_it(tmp_path, encode):
+    write_greys(tmp_path / "ours", [30, 60], encode)
+    heat = np.zeros((7, 7))
+    heat[0, 6] = 2.0
+    rows = greys_scored(("crack", 0.1), ("intact", 0.9)).assign(occlusion_map=[heat.ravel(), 0 * heat.ravel()])
+    first, second = pictures_of(rows, tmp_path)
+    np.testing.assert_array_equal(first.heat, occlusion_overlay(first.pixels, heat))
+    np.testing.assert_array_equal(second.heat, second.pixels)  # nothing depends on anything: plain grey
+
+
+def test_random_predictions_are_right_then_wrong_and_the_same_each_time():
+    rows = [("crack", 0.9)] * 20 + [("intact", 0.1)] * 20 + [("crack", 0.1), ("intact", 0.9), ("crack", 0.2)]
+    shown, again = (random_predictions(greys_scored(*rows), 0.5) for _ in range(2))
+    paths = shown["path"].tolist()
+    assert again["path"].tolist() == paths
+    assert len(set(paths)) == N_A_KIND + 3
+    assert set(paths[N_A_KIND:]) == {"40.png", "41.png", "42.png"}
+    assert set(shown["label"][:N_A_KIND]) == {"crack", "intact"}

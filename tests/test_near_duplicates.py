@@ -1,0 +1,196 @@
+import os
+import zipfile
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import near_duplicates
+from pipeline.data.fingerprints import fingerprint
+from pipeline.data.images import decode, thumbnail
+from pipeline.data.near_duplicates import IDENTICAL, KINDS, connected_groups, copy_pairs
+from pipeline.params import Copies
+
+LIMITS = Copies(min_correlation=0.55)
+FLIP = np.where(np.arange(32) % 2, -1, 1).astype(np.int8)  # of columns: mirrors left-right
+
+
+def noise(n, seed=0):
+    """Fingerprints of n images that have nothing in common."""
+    return np.random.default_rng(seed).normal(0, 25, (n, 32, 32)).clip(-127, 127).astype(np.int8)
+
+
+def blurred(fingerprints, share, seed=1):
+    """Fingerprints that correlate with the given ones by about the root of 1 - share^2."""
+    mixed = np.sqrt(1 - share**2) * fingerprints + share * noise(len(fingerprints), seed)
+    return np.rint(mixed).clip(-127, 127).astype(np.int8)
+
+
+def found(fingerprints, contents=None, limits=LIMITS):
+    """The pairs with their kinds."""
+    contents = [str(row) for row in range(len(fingerprints))] if contents is None else contents
+    pairs = copy_pairs(fingerprints, contents, limits)
+    kinds = [KINDS[kind] for kind in pairs.kinds]
+    return sorted((*map(int, pair), kind) for pair, kind in zip(pairs.positions, kinds, strict=True))
+
+
+def fingerprints_of(images):
+    return np.stack([fingerprint(thumbnail(image)) for image in images])
+
+
+def groups_among(fingerprints, contents=None):
+    contents = [str(row) for row in range(len(fingerprints))] if contents is None else contents
+    return connected_groups(len(fingerprints), copy_pairs(fingerprints, contents, LIMITS).positions)
+
+
+@pytest.fixture
+def n_compared(monkeypatch):
+    """Fills with the number of pairs that each call of `compare` gets."""
+    counts = []
+    compare = near_duplicates.compare
+
+    def counted(fingerprints, pairs):
+        counts.append(len(pairs))
+        return compare(fingerprints, pairs)
+
+    monkeypatch.setattr(near_duplicates, "compare", counted)
+    return counts
+
+
+def test_each_pair_comes_once_the_earlier_image_first_with_its_kind():
+    first, second = noise(2)
+    images = np.stack([first, second, first * FLIP, second, first, second * FLIP[:, None]])
+    assert found(images, ["a", "b", "c", "b", "d", "e"]) == [
+        (0, 2, "mirrored left-right"),
+        (0, 4, "saved again"),
+        (1, 3, "identical"),
+        (1, 5, "mirrored up-down"),
+        (2, 4, "mirrored left-right"),
+    ]
+
+
+def test_pairs_are_typed_as_promised():
+    pairs = copy_pairs(noise(1).repeat(3, axis=0), ["a", "b", "a"], LIMITS)
+    assert [values.dtype for values in pairs] == [np.int64, np.int64, np.float32]
+    assert pairs.positions.tolist() == [[0, 2], [0, 1]]
+    assert pairs.kinds.tolist() == [IDENTICAL, 0]
+    assert pairs.correlations == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_images_with_nothing_in_common_are_no_copies(n):
+    pairs = copy_pairs(noise(n), [str(row) for row in range(n)], LIMITS)
+    assert [values.shape for values in pairs] == [(0, 2), (0,), (0,)]
+
+
+@pytest.mark.parametrize("quality", [90, 50])
+def test_tiles_that_were_saved_again_are_found_and_different_ones_are_not(draw_tile, encode, quality):
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 10, (30, 96, 96, 1))
+    tiles = [
+        (draw_tile(seed, cracked=seed % 2 == 0, size_px=96) + grain[seed]).clip(0, 255).astype(np.uint8)
+        for seed in range(30)
+    ]
+    saved = [decode(encode(tile, quality=quality)) for tile in tiles]
+    assert found(fingerprints_of([*tiles, *saved])) == [(n, n + 30, "saved again") for n in range(30)]
+
+
+@pytest.mark.parametrize(("least", "n_pairs"), [(0.85, 0), (0.75, 1)])
+def test_copies_correlate_at_least_as_much_as_the_limit(least, n_pairs):
+    original = noise(1)
+    both = np.concatenate([original, blurred(original, 0.6)])  # they correlate by 0.8
+    assert len(found(both, limits=Copies(min_correlation=least))) == n_pairs
+
+
+def test_plain_images_are_copies_only_where_their_bytes_are_equal(n_compared):
+    images = np.concatenate([np.zeros((4, 32, 32), np.int8), noise(2)])
+    assert found(images, ["a", "b", "a", "c", "d", "e"]) == [(0, 2, "identical")]
+    assert n_compared == [1]  # the two that are not plain
+
+
+def test_an_image_between_two_that_differ_links_them():
+    first, last = noise(2)
+    middle = ((first.astype(int) + last) / np.sqrt(2)).astype(np.int8)  # correlates with both by 0.7
+    images = np.stack([first, middle, last])
+    assert [pair[:2] for pair in found(images)] == [(0, 1), (1, 2)]
+    assert groups_among(images).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("n_variants", [1, 10, 300])
+def test_a_crowd_of_copies_is_one_group_and_costs_little(n_compared, n_variants):
+    # variants of one image, each 300 / n_variants times with other bytes, which crowd out the other variants
+    variants = blurred(noise(1).repeat(n_variants, axis=0), 0.3)
+    images = np.concatenate([noise(200, seed=2), variants.repeat(300 // n_variants, axis=0)])
+    groups = groups_among(images)
+    assert groups.tolist() == [*range(200), *[200] * 300]
+    assert sum(n_compared) < 1.1 * near_duplicates.N_NEIGHBOURS * len(images)
+
+
+def test_identical_images_are_compared_once(n_compared):
+    images = noise(2).repeat(300, axis=0)
+    assert groups_among(images, ["a"] * 300 + ["b"] * 300).tolist() == [0] * 300 + [300] * 300
+    assert n_compared == [1]
+
+
+def test_copies_are_found_among_more_images_than_are_compared_one_by_one():
+    originals = noise(near_duplicates.MAX_FLAT_IMAGES)
+    copied = blurred(originals[:800], 0.3)  # they correlate by 0.95
+    copied[:200] = copied[:200] * FLIP
+    copied[200:400] = copied[200:400].transpose(0, 2, 1)
+    images = np.concatenate([originals, copied])
+    pairs = found(images)
+    assert {(first + near_duplicates.MAX_FLAT_IMAGES, second) for first, second, _ in pairs} == {
+        (second, second) for _, second, _ in pairs
+    }  # no pair but of an original and its own copy
+    assert len(pairs) > 0.99 * 800
+    assert found(images) == pairs
+
+
+@pytest.mark.skipif("CRACKS_REAL_DATA" not in os.environ, reason="CRACKS_REAL_DATA names no folder of real images")
+def test_tiles_of_real_photos_are_not_copies_and_their_saved_copies_are(encode):
+    with zipfile.ZipFile(Path(os.environ["CRACKS_REAL_DATA"]) / "sdnet-subset.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".jpg")]
+        tiles = [decode(archive.read(name)) for name in names[::4]]
+    saved = [decode(encode(np.rot90(tile).copy(), quality=50)) for tile in tiles[::4]]
+    pairs = found(fingerprints_of([*tiles, *saved]))
+    assert pairs == [(4 * n, len(tiles) + n, "turned by 90 degrees") for n in range(len(saved))]
+
+
+def groups_of(n, pairs):
+    return connected_groups(n, np.array(pairs, np.int64).reshape(-1, 2)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("n", "pairs", "groups"),
+    [
+        (0, [], []),
+        (3, [], [0, 1, 2]),
+        (4, [(1, 3)], [0, 1, 2, 1]),
+        (4, [(2, 3), (1, 2)], [0, 1, 1, 1]),
+        (5, [(3, 4), (0, 1), (1, 4)], [0, 0, 2, 0, 0]),
+        (6, [(5, 4), (4, 5), (2, 2), (3, 1)], [0, 1, 2, 1, 4, 4]),
+        (6, [(4, 5), (2, 3), (0, 1), (1, 3), (3, 5)], [0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_groups_of_hand_worked_examples(n, pairs, groups):
+    assert groups_of(n, pairs) == groups
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.data(), n=st.integers(1, 40))
+def test_groups_are_the_connected_components(data, n):
+    item = st.integers(0, n - 1)
+    pairs = data.draw(st.lists(st.tuples(item, item), max_size=40))
+    graph = nx.Graph(pairs)
+    graph.add_nodes_from(range(n))
+    expected = {item: min(component) for component in nx.connected_components(graph) for item in component}
+    assert groups_of(n, pairs) == [expected[item] for item in range(n)]
+
+
+def test_a_long_chain_is_one_group():
+    n = 5000
+    chain = np.stack([np.arange(n - 1), np.arange(1, n)], axis=1)
+    assert set(connected_groups(n, chain[::-1]).tolist()) == {0}
