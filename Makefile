@@ -48,7 +48,7 @@ run: .venv/installed  ## from the data in params.yaml to a registered model
 	@cracks registered || dvc repro --single-item --force register
 	@cracks summary
 
-# DVC's own table is hundreds of columns wide. Left are F1 and ECE on test, the AUROC of each outside set (or of test, where
+# DVC's own table is hundreds of columns wide. Left are F1 and ECE on test, the AUROC of each external test set (or of test, where
 # there is none) and the params that differ.
 experiments: .venv/installed  ## compare the experiments of `dvc exp run`: scores, and the params that differ
 	@dvc exp show --no-pager --only-changed \

@@ -34,13 +34,13 @@ def convolving_once(graph: "openvino.Model", rows: int, columns: int, image_size
     size = np.array([rows * image_size_px, columns * image_size_px], np.int32)
     resize.input(1).replace_source_output(ops.constant(size).output(0))
     graph.reshape([1, -1, -1, 3])
-    (taps,) = (
+    (feature_layers,) = (
         node for node in nodes if node.get_type_name() == "Concat" and node.get_output_partial_shape(0).rank == 2
     )
-    pooled = [_pooled(tap.get_source_output().get_node(), rows, columns) for tap in taps.inputs()]
+    pooled = [_pooled(tap.get_source_output().get_node(), rows, columns) for tap in feature_layers.inputs()]
     features = ops.transpose(ops.concat(pooled, 1), np.array([0, 2, 3, 1]))  # (1, rows, columns, n_features)
-    n_features = taps.get_output_partial_shape(0)[1].get_length()
-    taps.output(0).replace(ops.reshape(features, np.array([-1, n_features]), False).output(0))
+    n_features = feature_layers.get_output_partial_shape(0)[1].get_length()
+    feature_layers.output(0).replace(ops.reshape(features, np.array([-1, n_features]), False).output(0))
     graph.validate_nodes_and_infer_types()
     return graph
 

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.leave_one_photo_out import prepared
-from pipeline.data.images import INVENTORY_FILE, PackedImages, decode, look
+from pipeline.data.images import INVENTORY_FILE, PackedImages, decode, image_statistics
 from pipeline.data.path_metadata import photo_of
 from pipeline.monitoring.drift import alpha_of, compare
-from pipeline.monitoring.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
+from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, N_DIMENSIONS, embeddings_of
 from pipeline.params import Backbone, Monitor
 from pipeline.training.embedder import embedded
 
@@ -39,14 +39,14 @@ SIZES = (5, 6, 8, 10, 14)  # photos in a window; SDNET's are fourteen
 CHUNK_IMAGES = 1024
 
 
-def looks_of(archive: Path, every: int) -> pd.DataFrame:
+def statistics_of(archive: Path, every: int) -> pd.DataFrame:
     """Return path, photo and image statistics of one image in `every` of an archive; the embedding is all zeros.
 
     An image whose name does not tell its photo is a photo of its own.
     """
     with zipfile.ZipFile(archive) as opened:
         paths = sorted(name for name in opened.namelist() if name.endswith(".jpg"))[::every]
-        looks = pd.DataFrame([look(decode(opened.read(path))) for path in paths])
+        looks = pd.DataFrame([image_statistics(decode(opened.read(path))) for path in paths])
     photos = [photo_of(path, SDNET_PHOTO) or path for path in paths]
     return looks.assign(path=paths, photo=photos, embedding=list(np.zeros((len(paths), N_DIMENSIONS), np.float32)))
 
@@ -57,7 +57,7 @@ def tiles_of(name: str, backbone: Backbone, folder: Path) -> pd.DataFrame:
     mine = manifest[manifest["dataset"] == name].sort_values("row")
     features = embedded(backbone, PackedImages(folder / "datasets" / name), folder / "unfinished" / name, name)
     chunks = [embeddings_of(features[start : start + CHUNK_IMAGES]) for start in range(0, len(features), CHUNK_IMAGES)]
-    tiles = pd.read_parquet(folder / "datasets" / name / INVENTORY_FILE)[["path", *LOOKS]]
+    tiles = pd.read_parquet(folder / "datasets" / name / INVENTORY_FILE)[["path", *IMAGE_STATISTICS]]
     photos = mine["photo"].fillna(mine["group"]).to_numpy()
     return tiles.assign(photo=photos, embedding=list(np.concatenate(chunks)))
 

@@ -58,7 +58,7 @@ def matrix_product_rate() -> float:
 
 def operations_of(backbone: Backbone) -> int:
     """Return the operations of all convolutions for one image."""
-    network = build_backbone(backbone.architecture, backbone.taps, pretrained=False)
+    network = build_backbone(backbone.architecture, backbone.feature_layers, pretrained=False)
     kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
     convolutions = [layer for layer in network.layers if isinstance(layer, kinds)]
     outputs = keras.Model(network.input, [layer.output for layer in convolutions])

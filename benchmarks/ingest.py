@@ -88,7 +88,7 @@ def stages(params: Path, folder: Path) -> dict[str, list[str]]:
         "validate": [
             *[*python, "pipeline.validate", *common, "--name", "grown", "--dataset", str(datasets / "grown")],
             *["--report", str(folder / "v.json"), "--page", str(folder / "v.html")],
-            *["--receipt", str(validated / "grown.json")],
+            *["--result", str(validated / "grown.json")],
         ],
         "split": [
             *[*python, "pipeline.split", *common, "--datasets", str(datasets), "--validated", str(validated)],

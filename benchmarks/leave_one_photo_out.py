@@ -39,7 +39,7 @@ from pipeline.training.features import Features
 from pipeline.training.hairline_cracks import Folds
 from pipeline.training.orientations import N_OTHERS, OtherOrientations
 from pipeline.training.probe import Rows, fit_head, joined
-from pipeline.training.probe_rows import N_FOLDS, deal_folds, rows_of
+from pipeline.training.probe_rows import N_FOLDS, assign_folds, rows_of
 
 EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")
 
@@ -95,11 +95,11 @@ def leave_one_out(
     def left_out(photo: str) -> tuple[Labels, Values, Values, Labels]:
         here = photos == photo
         folds = np.full(len(photos), -1)
-        folds[~here] = deal_folds(tiles.labels[~here], photos[~here])
+        folds[~here] = assign_folds(tiles.labels[~here], photos[~here])
         inner = np.empty(len(photos))
         for fold in range(N_FOLDS):
             some = ~here & (folds != fold)
-            inner_folds = deal_folds(tiles.labels[some], photos[some])
+            inner_folds = assign_folds(tiles.labels[some], photos[some])
             inner[folds == fold] = probe_of(some, inner_folds).logits(tiles.features[folds == fold])
         threshold = best_threshold(tiles.labels[~here], inner[~here])
         curve = fit_platt(tiles.labels[~here], inner[~here])
@@ -149,7 +149,7 @@ def prepared(metu: Path, sdnet: Path, folder: Path) -> Params:
         run("ingest", "--dataset", name, "--out", f"{at['datasets']}/{name}")
         run(
             "validate", "--name", name, "--dataset", f"{at['datasets']}/{name}", "--report", str(folder / "v.json"),
-            "--page", str(folder / "v.html"), "--receipt", f"{at['validated']}/{name}.json",
+            "--page", str(folder / "v.html"), "--result", f"{at['validated']}/{name}.json",
         )  # fmt: skip
     run(
         "split", "--datasets", at["datasets"], "--validated", at["validated"], "--manifest", at["manifest.parquet"],

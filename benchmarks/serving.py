@@ -65,7 +65,7 @@ def register_model(uri: str, images: list[bytes]) -> None:
     """Register a classifier with random weights in its head, as `make run` would register a probe."""
     import mlflow
 
-    from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE, learn, sketches
+    from pipeline.inference.out_of_distribution import DETECTOR_FILE, fit, projected
     from pipeline.inference.served import ServedModel
     from pipeline.models.calibration import Calibration, Platt
     from pipeline.models.classifier import Classifier
@@ -76,8 +76,8 @@ def register_model(uri: str, images: list[bytes]) -> None:
     from pipeline.params import Backbone
     from pipeline.registry.registration import log_model, write_checked_served
 
-    taps = ("block_11_expand", "block_14_expand", "head_conv")
-    backbone = Backbone(architecture="efficientnet-lite0", image_size_px=128, taps=taps)
+    feature_layers = ("block_11_expand", "block_14_expand", "head_conv")
+    backbone = Backbone(architecture="efficientnet-lite0", image_size_px=128, feature_layers=feature_layers)
     n_features = build_embedder(backbone).output["features"].shape[-1]
     kernel = np.random.default_rng(0).normal(0, 0.05, n_features).astype(np.float32)
     model = calibrated(linear_classifier(backbone, LinearHead(kernel, 0.0)), Calibration((Platt(1.0, 0.0),)))
@@ -88,8 +88,8 @@ def register_model(uri: str, images: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as served:
         pixels = [decode(content) for content in images]
         write_checked_served(classifier, pixels[:4], Path(served))
-        seen = sketches(ServedModel.load(Path(served)).outputs(np.stack(pixels))["features"])
-        learn(seen, seen, 0.05, {}).save(Path(served) / KNOWN_CONCRETE_FILE)
+        seen = projected(ServedModel.load(Path(served)).outputs(np.stack(pixels))["features"])
+        fit(seen, seen, 0.05, {}).save(Path(served) / DETECTOR_FILE)
         mlflow.register_model(log_model(classifier, Path(served), run.info.run_id, NAME), NAME)
 
 

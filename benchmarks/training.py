@@ -79,7 +79,7 @@ def prepare_once(params: Path) -> None:
     cost.run("pipeline.ingest", *common, "--dataset", "metu", "--out", "datasets/metu")
     cost.run(
         "pipeline.validate", *common, "--name", "metu", "--dataset", "datasets/metu", "--report", "v.json",
-        "--page", "v.html", "--receipt", "validated/metu.json",
+        "--page", "v.html", "--result", "validated/metu.json",
     )  # fmt: skip
     cost.run(
         "pipeline.split", *common, "--datasets", "datasets", "--validated", "validated", "--manifest",
@@ -175,7 +175,7 @@ def main() -> None:
             ((candidate, settings),) = params["candidates"].items()
             if not costs:
                 prepare_once(Path(recipe))
-            embeds = settings["recipe"] == "probe"
+            embeds = settings["kind"] == "probe"
             cost = train(Path(recipe), candidate, settings["backbone"], embeds=embeds)
             costs.setdefault(candidate, []).append(cost)
         scored = {candidate: called_cracks(candidate) for candidate in costs}

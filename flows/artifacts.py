@@ -9,7 +9,7 @@ from pipeline.registry import results
 
 
 def publish_contracts(params: Params, folder: Path) -> None:
-    """Show how each data set, and the split, fared under its contract, green or red."""
+    """Show how each data set, and the split, fared under its contract, passed or failed."""
     for name in (*params.datasets, "split"):
         if (folder / f"validation-{name}.json").exists():
             report = results.read_report(folder, f"validation-{name}.json")

@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.data.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
-from pipeline.data.training_images import RowNumbers, Sides, rows_learned_from
+from pipeline.data.training_images import RowNumbers, Sides, training_rows
 from pipeline.files import replacing_folder
 from pipeline.inference.cluster import computed_on_cluster
 from pipeline.params import Backbone, load_params, named
@@ -130,7 +130,7 @@ def run(
 ) -> None:
     """Write the features of what a manifest trains on into the folder `out`."""
     with replacing_folder(out) as folder:
-        for name, sides in rows_learned_from(manifest).items():
+        for name, sides in training_rows(manifest).items():
             unfinished = unfinished_folder(checkpoints, backbone, datasets / name, sides)
             embed_dataset(backbone, datasets / name, sides, unfinished, folder, dask_address)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -12,7 +12,7 @@ class CracksError(Exception):
 
 
 class RefusedError(CracksError):
-    """A rule of the project said no: a red data contract, a split with leaks, a promotion that is not earned."""
+    """A rule of the project said no: a failed data contract, a split with leaks, a promotion that is not earned."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""Choose the best candidate on validation, then score it once on test and on the outside sets.
+"""Choose the best candidate on validation, then score it once on test and on the external test sets.
 
 Writes --scores (everything, with intervals), of these the --metrics that DVC shows and compares, --slices (the same
 scores where it is brighter, sharper, on another surface), --predictions (a row an image), and what `report` needs of
@@ -14,7 +14,7 @@ import pandas as pd
 
 from pipeline.data.images import LabelledImages
 from pipeline.evaluation.bootstrap import scores_with_intervals
-from pipeline.evaluation.leakage import leaking
+from pipeline.evaluation.leakage import leakage_effect
 from pipeline.evaluation.model_architecture import blocks
 from pipeline.evaluation.scoring import scorer
 from pipeline.evaluation.slices import slice_table, with_measures
@@ -48,7 +48,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Return what scores.json says of the candidate's predictions."""
     test = predictions[predictions["split"] == "test"]
-    outside = predictions[predictions["split"] == "outside"]
+    external = predictions[predictions["split"] == "external"]
     return {
         "demo": params.is_demo,
         "trained_on": list(params.split.train_on),
@@ -56,19 +56,19 @@ def summarise(
         "split": split,
         "test": score(test, threshold),
         "tests": {name: score(rows, threshold) for name, rows in test.groupby("dataset")},
-        "outside": {name: score(rows, threshold) for name, rows in outside.groupby("dataset")},
+        "external": {name: score(rows, threshold) for name, rows in external.groupby("dataset")},
     }
 
 
-def write_metrics(summary: dict[str, Any], metrics_path: Path, external: Path) -> None:
-    """Write the numbers that DVC shows and compares: those of test, and into a folder a file for each outside set.
+def write_metrics(summary: dict[str, Any], metrics_path: Path, external_folder: Path) -> None:
+    """Write the numbers that DVC shows and compares: those on test, and in a folder those on each external test set.
 
-    `dvc metrics show` has a row a file: in one file, the outside sets would make it wider than a terminal.
+    `dvc metrics show` has a row a file: in one file, the external test sets would make it wider than a terminal.
     """
     test = {name: summary["test"][name] for name in HEADLINE}
-    with replacing_folder(external) as folder:
-        for name, outside in summary["outside"].items():
-            write_json(folder / f"{name}.json", {key: outside[key] for key in EXTERNAL_HEADLINE})
+    with replacing_folder(external_folder) as folder:
+        for name, scores in summary["external"].items():
+            write_json(folder / f"{name}.json", {key: scores[key] for key in EXTERNAL_HEADLINE})
     write_json(metrics_path, {**test, "leaks": summary["split"]["leaks"]})
 
 
@@ -94,12 +94,12 @@ def run(
     best = best_candidate(candidates)
     classifier = Classifier.load(models / best)
     manifest = pd.read_parquet(manifest_path)
-    images = LabelledImages(manifest[manifest["split"].isin(("test", "outside"))], datasets)
+    images = LabelledImages(manifest[manifest["split"].isin(("test", "external"))], datasets)
     predictions = images.rows.assign(probability=classifier.probabilities(images, progress="scoring"))
     threshold, backbone = classifier.decision.threshold, params.candidates[best].backbone
     summary = summarise(params, best, json.loads(split_path.read_text()), predictions, threshold)
     summary["decision"] = classifier.decision.as_dict()
-    summary["leaking"] = leaking(manifest[manifest["dataset"].isin(params.split.train_on)], features / backbone)
+    summary["leakage"] = leakage_effect(manifest[manifest["dataset"].isin(params.split.train_on)], features / backbone)
     slices = slice_table(with_measures(predictions, datasets), threshold)
     mistakes = with_occlusion_maps(worst_mistakes(predictions, threshold), datasets, scorer(classifier.model))
     for path, table in ((predictions_path, predictions), (mistakes_path, mistakes)):
@@ -124,7 +124,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=Path, required=True, help="folder of the candidates' validation scores")
     parser.add_argument("--scores", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--external-metrics", type=Path, required=True, help="folder to write, a file an outside set")
+    parser.add_argument(
+        "--external-metrics", type=Path, required=True, help="folder to write, a file an external test set"
+    )
     parser.add_argument("--slices", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--mistakes", type=Path, required=True, help="Parquet file to write")

@@ -1,7 +1,7 @@
 """Note what the best model was trained on, as it sees it, so that production can be compared with it.
 
 Writes into --out, a Parquet file, a row an image: dataset, photo, path, probability, the image statistics, embedding.
-Of each data set trained on it takes training images at random, about `monitor.reference_images`, evenly over photos.
+Of each data set trained on it takes training images at random, about `monitor.n_reference_images`, evenly over photos.
 Where photos are not known, each group of copies counts as a photo, with one image: with nothing known of which images
 belong together, this keeps the limits wide.
 """
@@ -50,7 +50,7 @@ def _spread(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
 def run(params: Params, manifest: Path, datasets: Path, models: Path, scores: Path, out: Path) -> None:
     """Write the reference of the best model."""
     best = json.loads(scores.read_text(encoding="utf-8"))["candidate"]
-    rows = choose_images(pd.read_parquet(manifest), params.split.train_on, params.monitor.reference_images)
+    rows = choose_images(pd.read_parquet(manifest), params.split.train_on, params.monitor.n_reference_images)
     observed = observe(Classifier.load(models / best), LabelledImages(rows, datasets), progress="noting the reference")
     table = pd.concat([rows[["dataset", "photo", "path"]], observed], axis=1)
     with replacing(out) as partial:

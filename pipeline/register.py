@@ -61,7 +61,7 @@ def main() -> None:
     parser = stage_parser(__doc__)
     for flag, meaning in {
         "--datasets": "folder with a folder per data set",
-        "--validated": "folder of the receipts of validate",
+        "--validated": "folder of the results of validate",
         "--models": "folder with a folder per candidate",
         "--candidates": "folder of the candidates' validation scores",
         "--histories": "folder of the candidates' histories",

@@ -13,7 +13,7 @@ from pipeline.evaluation.architecture_diagram import architecture_diagram
 from pipeline.evaluation.examples import pictures_of, random_predictions
 from pipeline.evaluation.model_card import dataset_facts, weights_of
 from pipeline.evaluation.plot_tables import plot_tables
-from pipeline.evaluation.report_page import Material, named_sets, render, scored_sets_of
+from pipeline.evaluation.report_page import ReportInputs, named_sets, render, scored_sets_of
 from pipeline.files import replacing_folder, write_text
 from pipeline.params import Params, load_params
 from pipeline.stage import run_main, stage_parser
@@ -45,7 +45,7 @@ def run(
         candidates={name: json.loads((candidates_folder / f"{name}.json").read_text()) for name in params.candidates},
         histories=histories,
         predictions=predictions,
-        material=Material(
+        inputs=ReportInputs(
             slices=read_slices(slices_path),
             mistakes={
                 name: list(pictures_of(mistakes[name], datasets)) if name in mistakes else []

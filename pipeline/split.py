@@ -1,12 +1,12 @@
 """Deal all images to train, validation and test so that no copy and no photo is on two sides.
 
-Images that are copies of each other, or tiles of one photo, form a group, which is dealt as a whole; what an earlier
-batch decided stands (group_split.py). Data sets that are not trained on are outside sets, tested on as a whole, but
-for photos that params lend to validation. Images of review batches go to training, or are excluded where their group is
-on another side; so is an image on whose label reviewers disagree. Writes --manifest, a row an image: path, dataset, row
-(in the data set's inventory), batch, label, slice, photo, sha256, group, split (train, validation, test, outside or
-excluded); --summary; and the contract of the split as --report and --page. A split that breaks it ends with exit
-code 3.
+Images that are copies of each other, or tiles of one photo, form a group, which is assigned as a whole; what an earlier
+batch decided stands (group_split.py). Data sets that are not trained on are external test sets, tested on as a whole,
+but for photos that params lend to validation. Images of review batches go to training, or are excluded where their
+group is on another side; so is an image on whose label reviewers disagree. Writes --manifest, a row an image: path,
+dataset, row (in the data set's inventory), batch, label, slice, photo, sha256, group, split (train, validation, test,
+external or excluded); --summary; and the contract of the split as --report and --page. A split that breaks it ends with
+exit code 3.
 """
 
 import json
@@ -41,11 +41,13 @@ def read_inventories(datasets: Path, names: list[str]) -> pd.DataFrame:
 
 
 def check_validated(validated: Path, names: list[str]) -> None:
-    """Raise RefusedError unless the contract of every named data set was found green."""
+    """Raise RefusedError unless the contract of every named data set was found to be kept."""
     for name in names:
-        receipt = validated / f"{name}.json"
-        if not receipt.exists() or not json.loads(receipt.read_text())["success"]:
-            raise RefusedError(f"Data set {name} has no green contract. Run `dvc repro validate@{name}` and see why.")
+        result = validated / f"{name}.json"
+        if not result.exists() or not json.loads(result.read_text())["success"]:
+            raise RefusedError(
+                f"Data set {name} has not passed its contract. Run `dvc repro validate@{name}` and see why."
+            )
 
 
 def run(
@@ -65,7 +67,7 @@ def run(
     images = images.loc[age(images, train_on).sort_values(kind="stable").index].reset_index(drop=True)
     pairs = find_copies(images, params.split.copies)
     manifest = assign(images, pairs, params.split)
-    check_sides(manifest[manifest["dataset"].isin(train_on)])  # an outside set may lend a single photo
+    check_sides(manifest[manifest["dataset"].isin(train_on)])  # an external test set may lend a single photo
     checked = with_checks(manifest, pairs, train_on)
     checked["path"] = checked["dataset"] + "/" + checked["path"]  # two data sets may have files of one path
     rules = check(checked, split_rules())
@@ -113,7 +115,7 @@ def main() -> None:
     """Run the stage from its command line."""
     parser = stage_parser(__doc__)
     parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--validated", type=Path, required=True, help="folder of the contracts' receipts")
+    parser.add_argument("--validated", type=Path, required=True, help="folder of the contracts' results")
     parser.add_argument("--manifest", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")

@@ -59,20 +59,20 @@ def validation_scores(
 ) -> dict[str, Any]:
     """Return the scores on all of validation, and the log loss by which candidates are compared.
 
-    `selection_loss` is the log loss on the data sets trained on and that on photos lent by outside sets, weighted by
-    `select.outside_weight`; without lent photos, the former.
+    `selection_loss` is the log loss on the data sets trained on and that on photos lent by external test sets, weighted
+    by `select.external_weight`; without lent photos, the former.
     """
     lent = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()  # (n,)
     losses = {
         name: log_loss(validation.labels[chosen], probabilities[chosen]) if chosen.any() else None
-        for name, chosen in (("in_domain", ~lent), ("outside", lent))
+        for name, chosen in (("in_domain", ~lent), ("external", lent))
     }
-    weight = params.select.outside_weight if lent.any() else 0.0
+    weight = params.select.external_weight if lent.any() else 0.0
     return {
-        "selection_loss": (1 - weight) * (losses["in_domain"] or 0.0) + weight * (losses["outside"] or 0.0),
+        "selection_loss": (1 - weight) * (losses["in_domain"] or 0.0) + weight * (losses["external"] or 0.0),
         "log_loss": log_loss(validation.labels, probabilities),
         "log_loss_in_domain": losses["in_domain"],
-        "log_loss_outside": losses["outside"],
+        "log_loss_external": losses["external"],
         **scores(validation.labels, probabilities, threshold),
     }
 

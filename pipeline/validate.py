@@ -1,7 +1,7 @@
 """Hold a data set against its contract, a Great Expectations suite over the inventory, before anything trains on it.
 
-Writes --report (JSON) and --page (HTML with pictures), green or red; --receipt, which `split` asks for, only when
-green. Red ends with exit code 3.
+Writes --report (JSON) and --page (HTML with pictures), passed or failed; --result, which `split` asks for, only when
+green. A failure ends with exit code 3.
 """
 
 from pathlib import Path
@@ -14,19 +14,19 @@ from pipeline.params import Params, load_params, named
 from pipeline.stage import run_main, stage_parser
 
 
-def run(params: Params, name: str, dataset: Path, *, report: Path, page: Path, receipt: Path) -> None:
-    """Check the ingested data set in the folder `dataset`, write report, page and, when green, the receipt.
+def run(params: Params, name: str, dataset: Path, *, report: Path, page: Path, result: Path) -> None:
+    """Check the ingested data set in the folder `dataset`, write report, page and, when passed, the result.
 
     Raises:
         RefusedError: a rule is broken; the message has each with what was observed.
     """
     settings = named(params.datasets, name, "data set")
-    receipt.unlink(missing_ok=True)  # of a former run, which would speak for data that it has not seen
+    result.unlink(missing_ok=True)  # of a former run, which would speak for data that it has not seen
     quarantine = read_quarantine(dataset)
     found = audit(name, settings, params, PackedImages(dataset), quarantine)
     write_text(page, found.page)
     enforce(name, found.rules, found.facts, report=report, page=page)
-    write_json(receipt, {"dataset": name, "success": True})
+    write_json(result, {"dataset": name, "success": True})
 
 
 def main() -> None:
@@ -36,10 +36,10 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, required=True, help="folder that ingest wrote")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
-    parser.add_argument("--receipt", type=Path, required=True, help="JSON file to write when green")
+    parser.add_argument("--result", type=Path, required=True, help="JSON file to write when passed")
     args = parser.parse_args()
     params = load_params(args.params)
-    run(params, args.name, args.dataset, report=args.report, page=args.page, receipt=args.receipt)
+    run(params, args.name, args.dataset, report=args.report, page=args.page, result=args.result)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Prediction(BaseModel):
     file: str
     probability: float = Field(ge=0, le=1)
     label: Verdict
-    heat: Heat | None = None
+    overlay: Heat | None = None
 
 
 class PredictAnswer(BaseModel):
@@ -62,7 +62,9 @@ class Tile(BaseModel):
     size: int
     probability: float = Field(ge=0, le=1)
     label: Verdict
-    familiar: bool | None = Field(description="whether it looks like concrete that the model knows; null: not recorded")
+    in_distribution: bool | None = Field(
+        description="whether it looks like concrete that the model knows; null: not recorded"
+    )
 
 
 class MapAnswer(BaseModel):

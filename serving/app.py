@@ -72,7 +72,7 @@ api = APIRouter(prefix="/v1", responses=PROBLEMS)
 site = APIRouter()
 
 
-class Parts:
+class AppState:
     """What the routes work with; one for each app."""
 
     def __init__(self, settings: Serve, holder: ModelHolder, prediction_log: PredictionLog) -> None:
@@ -113,13 +113,13 @@ class Parts:
 
 def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionLog, api_key: str | None) -> FastAPI:
     """Return the API and its page; `holder` is started and stopped with it."""
-    parts = Parts(settings, holder, prediction_log)
+    state = AppState(settings, holder, prediction_log)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        parts.start()
+        state.start()
         yield
-        parts.stop()
+        state.stop()
 
     app = FastAPI(
         title="Concrete cracks",
@@ -129,7 +129,7 @@ def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionL
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
     )
-    app.state.parts = parts
+    app.state.state = state
     problems.install(app)
     app.include_router(api)
     app.include_router(site)
@@ -142,34 +142,34 @@ def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionL
         max_requests=settings.max_requests,
     )
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(Measured, metrics=parts.metrics)
+    app.add_middleware(Measured, metrics=state.metrics)
     return app
 
 
-def _parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
+def _state(request: Request) -> AppState:
+    state: AppState = request.app.state.state
+    return state
 
 
 @api.post("/predict", response_model_exclude_none=True)
 async def predict(
     request: Request,
     files: Files,
-    explain: Annotated[bool, Query(description="add a heat map to each prediction")] = False,
+    explain: Annotated[bool, Query(description="add a overlay map to each prediction")] = False,
 ) -> PredictAnswer:
     """Say of each image how probable a crack is. For whole photos, ask for a map."""
-    parts = _parts(request)
-    held = parts.held()
-    uploads = await read_uploads(files, parts.settings.max_files, parts.settings.max_image_megapixels)
-    predictions = await asyncio.gather(*(_predict_one(parts, held, upload, explain) for upload in uploads))
+    state = _state(request)
+    held = state.held()
+    uploads = await read_uploads(files, state.settings.max_files, state.settings.max_image_megapixels)
+    predictions = await asyncio.gather(*(_predict_one(state, held, upload, explain) for upload in uploads))
     return PredictAnswer(model_version=held.version.number, predictions=list(predictions))
 
 
-async def _predict_one(parts: Parts, held: Held, upload: Upload, explain: bool) -> Prediction:
-    async with parts.decoder.decoded(upload) as pixels:
-        output = await parts.batcher.submit(held.model, pixels)
-        heat = await in_thread(lambda _: _explain(held, pixels)) if explain else None
-    parts.recorder.put(
+async def _predict_one(state: AppState, held: Held, upload: Upload, explain: bool) -> Prediction:
+    async with state.decoder.decoded(upload) as pixels:
+        output = await state.batcher.submit(held.model, pixels)
+        overlay = await in_thread(lambda _: _explain(held, pixels)) if explain else None
+    state.recorder.put(
         Seen(
             time=datetime.now(UTC),
             model_version=held.version.number,
@@ -182,16 +182,16 @@ async def _predict_one(parts: Parts, held: Held, upload: Upload, explain: bool) 
         )
     )
     label = held.model.decision.verdict(output.probability)
-    parts.metrics.images.labels(label).inc()
-    return Prediction(file=upload.name, probability=output.probability, label=label, heat=heat)
+    state.metrics.images.labels(label).inc()
+    return Prediction(file=upload.name, probability=output.probability, label=label, overlay=overlay)
 
 
 def _explain(held: Held, pixels: Pixels) -> Heat:
     picture = Image.fromarray(pixels)
     picture.thumbnail((MAX_EXPLAINED_PX, MAX_EXPLAINED_PX))
     small: Pixels = np.asarray(picture)
-    heat = occlusion_map(lambda batch: held.model.outputs(batch)["probability"], small)
-    return Heat(logits=heat.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, heat)), "PNG"))
+    overlay = occlusion_map(lambda batch: held.model.outputs(batch)["probability"], small)
+    return Heat(logits=overlay.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, overlay)), "PNG"))
 
 
 def _data_url(picture: Image.Image, file_format: Literal["JPEG", "PNG"]) -> str:
@@ -210,11 +210,11 @@ async def crack_map(
     ] = None,
 ) -> MapAnswer:
     """Say of each tile of a photo how probable a crack is."""
-    parts = _parts(request)
-    held = parts.held()
-    [upload] = await read_uploads([file], 1, parts.settings.max_photo_megapixels)
-    async with parts.decoder.decoded(upload) as pixels:
-        crack_map = await in_thread(bound(_mapped, parts, held, upload.name, pixels, mm_per_px))
+    state = _state(request)
+    held = state.held()
+    [upload] = await read_uploads([file], 1, state.settings.max_photo_megapixels)
+    async with state.decoder.decoded(upload) as pixels:
+        crack_map = await in_thread(bound(_mapped, state, held, upload.name, pixels, mm_per_px))
         picture = await in_thread(lambda _: _preview(pixels)) if preview else None
     return MapAnswer(
         file=upload.name,
@@ -229,7 +229,7 @@ async def crack_map(
 
 
 def _mapped(
-    parts: Parts, held: Held, photo: str, pixels: Pixels, mm_per_px: float | None, is_given_up: threading.Event
+    state: AppState, held: Held, photo: str, pixels: Pixels, mm_per_px: float | None, is_given_up: threading.Event
 ) -> CrackMap:
     now = datetime.now(UTC)
 
@@ -237,14 +237,14 @@ def _mapped(
         if is_given_up.is_set():
             raise GivenUpError
         for tile, probability, features in zip(tiles, outputs["probability"], outputs["features"], strict=True):
-            parts.recorder.put(Seen(now, held.version.number, "map", photo, tile, None, float(probability), features))
+            state.recorder.put(Seen(now, held.version.number, "map", photo, tile, None, float(probability), features))
 
     try:
         crack_map = held.mapper.map(pixels, mm_per_px, record)
     except CracksError as error:  # too small, or resized out of all proportion
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
     for label, count in crack_map.tiles["label"].value_counts().items():
-        parts.metrics.images.labels(str(label)).inc(count)
+        state.metrics.images.labels(str(label)).inc(count)
     return crack_map
 
 
@@ -266,26 +266,26 @@ async def review(
     reviews: Annotated[Json[Reviews], Form(description="JSON: what was seen in which tile of which file")],
 ) -> Response:
     """Turn what a person saw in tiles into a batch to train on: into the inbox, or, where there is none, the answer."""
-    parts = _parts(request)
-    uploads = await read_uploads(files, parts.settings.max_files, parts.settings.max_photo_megapixels)
+    state = _state(request)
+    uploads = await read_uploads(files, state.settings.max_files, state.settings.max_photo_megapixels)
     now = datetime.now(UTC)
     labelled: list[LabelledTile] = []
     for number, upload in enumerate(uploads):
         tiles = [tile for tile in reviews.tiles if tile.file == number]
         if tiles:
-            async with parts.decoder.decoded(upload) as pixels:
+            async with state.decoder.decoded(upload) as pixels:
                 cut = bound(cut_tile, upload.name, pixels, reviews=reviews, now=now)
                 labelled += await in_thread(bound(_all_cut, cut, tiles))
     if len(labelled) < len(reviews.tiles):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"A tile is of a file that is not among the {len(files)} sent.")
     archive = await asyncio.to_thread(write_archive, labelled)
     name = batch_name(archive, now)
-    if parts.settings.inbox is None:
+    if state.settings.inbox is None:
         return Response(archive, media_type=ZIP, headers={"Content-Disposition": f'attachment; filename="{name}.zip"'})
     try:
-        await asyncio.to_thread(put_into_inbox, parts.settings.inbox, name, archive)
+        await asyncio.to_thread(put_into_inbox, state.settings.inbox, name, archive)
     except OSError:
-        log.exception("The inbox %s cannot be written to", parts.settings.inbox)
+        log.exception("The inbox %s cannot be written to", state.settings.inbox)
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE, "The labels cannot be stored now. Keep the page open and try again later."
         ) from None
@@ -308,8 +308,8 @@ def _all_cut(
 @api.get("/model")
 async def model(request: Request) -> ModelAnswer:
     """Say which model answers, and when its probability means a crack."""
-    parts = _parts(request)
-    return model_answer(parts.held(), parts.holder.refused, parts.settings)
+    state = _state(request)
+    return model_answer(state.held(), state.holder.refused, state.settings)
 
 
 @site.get("/healthz", response_class=PlainTextResponse)
@@ -321,13 +321,13 @@ async def healthz() -> str:
 @site.get("/readyz", response_class=PlainTextResponse, responses=documented(HTTPStatus.SERVICE_UNAVAILABLE))
 async def readyz(request: Request) -> str:
     """Say whether there is a model to answer with."""
-    return f"serving {_parts(request).held().version}\n"
+    return f"serving {_state(request).held().version}\n"
 
 
 @site.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Return the counters in Prometheus' text format."""
-    return Response(_parts(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(_state(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @site.get("/", include_in_schema=False)

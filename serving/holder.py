@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.files import replacing_folder, write_json
-from pipeline.inference.out_of_distribution import KnownConcrete, load_known_concrete
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector, load_detector
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.params import Map
 from serving.wanted_version import Registry, Version
@@ -41,7 +41,7 @@ class NotServableError(CracksError):
     """The model is broken, or does not answer as it did when it was registered."""
 
 
-def proven(folder: Path) -> tuple[ServedModel, KnownConcrete | None]:
+def proven(folder: Path) -> tuple[ServedModel, OutOfDistributionDetector | None]:
     """Load a model, hold it against its golden images, and load what concrete it knows, where that is recorded.
 
     Raises:
@@ -50,7 +50,7 @@ def proven(folder: Path) -> tuple[ServedModel, KnownConcrete | None]:
     try:
         model = ServedModel.load(folder)
         difference = model.golden_difference()
-        known = load_known_concrete(folder)
+        known = load_detector(folder)
     except Exception as error:  # on damaged files, libraries raise whatever they come upon
         raise NotServableError(str(error)) from error
     if not difference <= MAX_GOLDEN_DIFFERENCE:  # NaN differs too
@@ -110,7 +110,7 @@ class ModelHolder:
         self._stopping.set()
         self._thread.join()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Ask the registry once, and swap if it wants another model.
 
         Raises:
@@ -185,7 +185,7 @@ class ModelHolder:
     def _follow(self) -> None:
         while not self._stopping.is_set():
             try:
-                self.look()
+                self.poll()
                 self._note_registry(None)
             except UnavailableError as error:
                 self._note_registry(error)

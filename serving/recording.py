@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.data.images import Pixels, encode_png, look
+from pipeline.data.images import Pixels, encode_png, image_statistics
 from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of
 from serving.kept_images import KeptImages
 
@@ -122,7 +122,7 @@ class Recorder:
             "photo": seen.photo,
             "path": self._kept(seen),
             "probability": seen.probability,
-            **look(seen.pixels),
+            **image_statistics(seen.pixels),
             "embedding": embeddings_of(seen.features[None])[0],
         }
         with self._lock:

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE
-from pipeline.data.training_images import LEARNED_FROM_FILE
+from pipeline.data.training_images import TRAINING_IMAGES_FILE
 from pipeline.params import Params, load_params
 from pipeline.registry import tracking
 
@@ -26,7 +26,7 @@ MODEL = "cracks"
 N_TEST = 100  # of each label
 TAGS = {
     "demo": "false",
-    "contract": "green",
+    "contract": "passed",
     "dvc.data/walls.zip": "aaa",
     tracking.COMMIT_TAG: "0" * 40,
     tracking.DIRTY_TAG: "false",
@@ -37,7 +37,7 @@ RULES = {
     "max_ece": 0.5,
     "min_slice_recall": 0.0,
     "min_groups": 150,
-    "margins": {"test": 0.05, "slice": 0.5, "outside": 0.5},
+    "margins": {"test": 0.05, "slice": 0.5, "external": 0.5},
     "budgets": {"p95_ms": 5000, "resident_mb": 5000, "size_mb": 100},
 }
 
@@ -132,7 +132,7 @@ class Registry:
         decision = {"threshold": threshold, "review_from": threshold, "review_to": threshold}
         (folder / "extra_files" / "decision.json").write_text(json.dumps(decision))
         pd.DataFrame({"sha256": learned, "photo": None}, dtype="str").to_parquet(
-            folder / "extra_files" / LEARNED_FROM_FILE
+            folder / "extra_files" / TRAINING_IMAGES_FILE
         )
         if without:
             (folder / "extra_files" / without).unlink()

@@ -69,17 +69,17 @@ def test_each_file_gets_its_probability_and_label_in_order(client, grey):
     assert [row["label"] for row in found] == ["crack", "intact", "review"]
     expected = [probability_of(np.array(level)) for level in (40, 220, 128)]
     assert [row["probability"] for row in found] == pytest.approx(expected, abs=1e-5)
-    assert "heat" not in found[0]
+    assert "overlay" not in found[0]
 
 
-def test_the_heat_of_a_dark_corner_speaks_for_a_crack(client, encode):
+def test_the_overlay_of_a_dark_corner_speaks_for_a_crack(client, encode):
     pixels = np.full((70, 70, 3), 200, np.uint8)
     pixels[:10, :10] = 0
     [found] = predict(client, encode(pixels, "PNG"), explain=True).json()["predictions"]
-    heat = np.array(found["heat"]["logits"])
-    assert heat.shape == (7, 7)
-    assert heat[0, 0] == heat.max() > 0
-    assert found["heat"]["image"].startswith("data:image/png;base64,")
+    overlay = np.array(found["overlay"]["logits"])
+    assert overlay.shape == (7, 7)
+    assert overlay[0, 0] == overlay.max() > 0
+    assert found["overlay"]["image"].startswith("data:image/png;base64,")
 
 
 def test_a_photo_is_answered_upright(client, encode):

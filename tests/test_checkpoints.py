@@ -33,11 +33,11 @@ def another(value):
 
 
 def variants(section, path=()):
-    """Yield the path of every setting of a candidate but its recipe, and the setting itself."""
+    """Yield the path of every setting of a candidate but its kind, and the setting itself."""
     for name, value in section.items():
         if isinstance(value, dict):
             yield from variants(value, (*path, name))
-        elif name != "recipe":
+        elif name != "kind":
             yield (*path, name), value
 
 

@@ -33,7 +33,7 @@ METRICS = {
     "demo": True,
     "candidate": "probe",
     "test": SCORES,
-    "outside": {"bridge": {**SCORES, "n": 7, "auroc": None}},
+    "external": {"bridge": {**SCORES, "n": 7, "auroc": None}},
 }
 
 

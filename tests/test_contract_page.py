@@ -117,7 +117,7 @@ def test_the_page_names_its_data_set_and_warns_of_drawn_images_alone():
             f"{BROKEN.text} . Found: 12 images {UNREADABLE.text} . Found: 3 files 1 warning besides",
         ),
     ],
-    ids=["green", "warnings", "red"],
+    ids=["passed", "warnings", "failed"],
 )
 def test_the_verdict_is_said_in_words(rules, verdict):
     assert verdict in page_of(rules=rules).text

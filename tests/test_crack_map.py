@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.crack_maps.crack_map import CrackMapper
-from pipeline.crack_maps.overlay import colours, heat_picture
+from pipeline.crack_maps.overlay import colours, overlay_picture
 from pipeline.errors import CracksError
-from pipeline.inference.out_of_distribution import KnownConcrete, Surface, learn, sketches
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Surface, fit, projected
 from pipeline.inference.served import ServedModel
 from pipeline.params import Map
 
@@ -109,13 +109,13 @@ def test_a_ground_resolution_out_of_proportion_is_refused(model):
 def test_tiles_unlike_all_known_ones_are_for_review_whatever_the_probability(model):
     rng = np.random.default_rng(0)
     grey = [np.full((1, 40, 40, 3), level, np.uint8) for level in rng.integers(200, 256, 300)]
-    images = np.concatenate([sketches(model.outputs(image)["features"]) for image in grey])
+    images = np.concatenate([projected(model.outputs(image)["features"]) for image in grey])
     surface = Surface("walls", 10, 3)
-    known = learn(images[::2], images[1::2], 0.05, {surface: images})
+    known = fit(images[::2], images[1::2], 0.05, {surface: images})
     pixels = light_photo(48, 96)
     pixels[:, 48:] = (0, 0, 255)
     crack_map = CrackMapper(model, PARAMS, known).map(pixels)
-    assert crack_map.tiles["familiar"].tolist() == [True, False]
+    assert crack_map.tiles["in_distribution"].tolist() == [True, False]
     assert crack_map.tiles["label"].tolist() == ["intact", "review"]
     assert crack_map.surface == surface
 
@@ -124,30 +124,28 @@ def test_the_nearest_surface_is_the_one_that_most_tiles_look_like():
     images = np.random.default_rng(0).normal(size=(3, 64)) * 0.1
     decks, walls = Surface("decks", 10, 3), Surface("walls", 8, 1)
     centres = np.stack([np.zeros(64), np.full(64, 5.0)])
-    known = KnownConcrete(np.zeros(64), np.eye(64), 10.0, (decks, walls), centres)
+    known = OutOfDistributionDetector(np.zeros(64), np.eye(64), 10.0, (decks, walls), centres)
     assert known.nearest_surface(images) == decks
     assert known.nearest_surface(np.concatenate([images[:1], images + 5])) == walls
 
 
 def test_what_a_model_knows_is_the_same_once_read_again(tmp_path):
     rng = np.random.default_rng(0)
-    known = learn(
-        rng.normal(size=(200, 64)), rng.normal(size=(200, 64)), 0.1, {Surface("walls", 8, 1): np.ones((2, 64))}
-    )
+    known = fit(rng.normal(size=(200, 64)), rng.normal(size=(200, 64)), 0.1, {Surface("walls", 8, 1): np.ones((2, 64))})
     known.save(tmp_path / "known.npz")
-    again = KnownConcrete.load(tmp_path / "known.npz")
+    again = OutOfDistributionDetector.load(tmp_path / "known.npz")
     assert again.surfaces == known.surfaces
     fresh = rng.normal(size=(2000, 64))
     np.testing.assert_allclose(again.distances(fresh), known.distances(fresh), rtol=1e-4)
-    assert 0.8 < known.is_familiar(fresh).mean() < 0.97
-    assert not known.is_familiar(fresh + 3).any()
+    assert 0.8 < known.is_in_distribution(fresh).mean() < 0.97
+    assert not known.is_in_distribution(fresh + 3).any()
 
 
 def test_sound_concrete_keeps_its_look_and_a_crack_is_red(mapper):
     pixels = light_photo(48, 96)
     pixels[:, 48:] = (60, 60, 60)
     crack_map = mapper.map(pixels)
-    picture = np.asarray(heat_picture(pixels, crack_map, "words"))
+    picture = np.asarray(overlay_picture(pixels, crack_map, "words"))
     assert (picture[:48, :48] == LIGHT).all()
     red, green, blue = picture[24, 72].astype(int)
     assert red > green + 20
@@ -155,7 +153,7 @@ def test_sound_concrete_keeps_its_look_and_a_crack_is_red(mapper):
     assert picture.shape[0] > 48  # the legend is below, it hides nothing
 
 
-def test_the_heat_is_clear_at_zero_and_stronger_towards_one():
+def test_the_overlay_is_clear_at_zero_and_stronger_towards_one():
     shown = colours(np.array([0.0, 0.1, 0.5, 0.9, 1.0]))
     assert shown[:2, 3].tolist() == [0, 0]
     assert (np.diff(shown[2:, 3].astype(int)) > 0).all()
@@ -164,4 +162,4 @@ def test_the_heat_is_clear_at_zero_and_stronger_towards_one():
 @pytest.mark.parametrize("size", [(32, 32), (33, 700), (700, 33)])
 def test_a_picture_of_any_shape_has_a_legend(mapper, size):
     pixels = light_photo(*size)
-    assert heat_picture(pixels, mapper.map(pixels), "No mark is not proof of soundness. " * 9).width == size[1]
+    assert overlay_picture(pixels, mapper.map(pixels), "No mark is not proof of soundness. " * 9).width == size[1]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.drift import looks_of, same_kind, tiles_as_photos
+from benchmarks.drift import same_kind, statistics_of, tiles_as_photos
 from pipeline.monitoring.drift import (
-    ALL_LOOKS,
+    ALL_STATISTICS,
     alpha_of,
     can_alarm,
     compare,
@@ -21,30 +21,30 @@ from pipeline.monitoring.drift import (
     thinned,
     whitened,
 )
-from pipeline.monitoring.prediction_log import LOOKS, N_DIMENSIONS
+from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, N_DIMENSIONS
 from pipeline.params import Monitor
 
 MONITOR = Monitor(
     log_max_mb=1,
-    reference_images=100,
-    statistics=(*LOOKS, "embedding"),
+    n_reference_images=100,
+    statistics=(*IMAGE_STATISTICS, "embedding"),
     cron="0 6 * * *",
     window_photos=5,
     windows_per_month=4,
     false_alarms_per_month=0.4,  # 0.1 a window, so that few windows tell a rate
-    worth_labelling=1,
+    n_to_label=1,
 )
 
 
 def photos(seed, n_photos, n_tiles=12, *, shift=0.0, prefix="photo"):
     """Tiles of photos: each photo has its own level, around which its tiles vary little, as on real concrete."""
     rng = np.random.default_rng(seed)
-    levels = rng.normal(0, 1, (n_photos, len(LOOKS) + N_DIMENSIONS)).repeat(n_tiles, axis=0)
+    levels = rng.normal(0, 1, (n_photos, len(IMAGE_STATISTICS) + N_DIMENSIONS)).repeat(n_tiles, axis=0)
     values = levels + rng.normal(0, 0.3, levels.shape)
     values[:, 0] += shift
-    looks = pd.DataFrame(values[:, : len(LOOKS)], columns=list(LOOKS))
+    looks = pd.DataFrame(values[:, : len(IMAGE_STATISTICS)], columns=list(IMAGE_STATISTICS))
     names = [f"{prefix}-{photo}" for photo in range(n_photos) for _ in range(n_tiles)]
-    return looks.assign(photo=names, embedding=list(values[:, len(LOOKS) :].astype(np.float32)))
+    return looks.assign(photo=names, embedding=list(values[:, len(IMAGE_STATISTICS) :].astype(np.float32)))
 
 
 def test_the_rate_of_a_window_is_that_of_the_month_dealt_to_its_windows():
@@ -90,7 +90,7 @@ def test_a_window_that_moved_is_found_and_the_statistic_is_named():
     assert "contrast" not in comparison.moved
     row = comparison.scores.set_index("statistic").loc["brightness"]
     assert row["window"] - row["reference"] == pytest.approx(4, abs=1.5)
-    assert comparison.scores["statistic"].tolist() == [*LOOKS, ALL_LOOKS, "embedding"]
+    assert comparison.scores["statistic"].tolist() == [*IMAGE_STATISTICS, ALL_STATISTICS, "embedding"]
 
 
 def test_images_that_differ_only_in_how_statistics_go_together_are_found():
@@ -103,7 +103,7 @@ def test_images_that_differ_only_in_how_statistics_go_together_are_found():
     window = coupled(1, 40, -1, "new")
     lonely = window[window["sharpness"].groupby(window["photo"]).transform("mean") > 1]
     comparison = compare(coupled(0, 40, 1, "old"), lonely, MONITOR)
-    assert comparison.moved[0] == ALL_LOOKS
+    assert comparison.moved[0] == ALL_STATISTICS
 
 
 @pytest.mark.slow
@@ -137,9 +137,11 @@ def test_equal_input_gives_equal_output():
 
 def test_what_never_varies_neither_alarms_nor_fails():
     def plain(tiles):
-        return tiles.assign(**dict.fromkeys(LOOKS, 1.0), embedding=[np.zeros(N_DIMENSIONS, np.float32)] * len(tiles))
+        return tiles.assign(
+            **dict.fromkeys(IMAGE_STATISTICS, 1.0), embedding=[np.zeros(N_DIMENSIONS, np.float32)] * len(tiles)
+        )
 
-    monitor = MONITOR.model_copy(update={"statistics": LOOKS})
+    monitor = MONITOR.model_copy(update={"statistics": IMAGE_STATISTICS})
     comparison = compare(plain(photos(0, 10)), plain(photos(1, 5)), monitor)
     assert (comparison.p_value, comparison.moved) == (1.0, [])
 
@@ -204,18 +206,20 @@ def test_a_score_is_above_the_limit_just_where_the_p_value_is_not_above_alpha(se
 
 
 @pytest.fixture(scope="module")
-def real_looks():
+def real_statistics():
     """The image statistics of real photos, SDNET2018's tiles by photo; METU's images, of which no photo is known."""
     folder = os.environ.get("CRACKS_REAL_DATA")
     if not folder:
         pytest.skip("CRACKS_REAL_DATA is not set: no real images here")
-    return tuple(looks_of(Path(folder) / f"{name}-subset.zip", every) for name, every in (("sdnet", 3), ("metu", 12)))
+    return tuple(
+        statistics_of(Path(folder) / f"{name}-subset.zip", every) for name, every in (("sdnet", 3), ("metu", 12))
+    )
 
 
 @pytest.mark.slow
-def test_real_photos_hold_the_rate_and_another_structure_is_found_in_its_first_five(real_looks):
-    sdnet, metu = real_looks
-    monitor = MONITOR.model_copy(update={"statistics": LOOKS})
+def test_real_photos_hold_the_rate_and_another_structure_is_found_in_its_first_five(real_statistics):
+    sdnet, metu = real_statistics
+    monitor = MONITOR.model_copy(update={"statistics": IMAGE_STATISTICS})
     windows = list(same_kind(sdnet, 9, 5, 40))
     alarms = sum(compare(known, window, monitor).has_drifted for known, window in windows)
     naive = sum(compare(known, window, monitor).has_drifted for known, window in tiles_as_photos(iter(windows[:10])))

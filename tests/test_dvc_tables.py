@@ -18,10 +18,10 @@ COLUMNS = 120
 
 
 def write_scores(project: Project, seed: int) -> None:
-    """Write the metrics of a model of `EXAMPLE`, but with two outside sets."""
+    """Write the metrics of a model of `EXAMPLE`, but with two external test sets."""
     rng = np.random.default_rng(seed)
     names = rng.choice(["metu", *EXTERNAL], 3000)
-    table = pd.DataFrame({"dataset": names, "split": np.where(names == "metu", "test", "outside")})
+    table = pd.DataFrame({"dataset": names, "split": np.where(names == "metu", "test", "external")})
     table["label"] = rng.choice(["crack", "intact"], len(table))
     table["probability"] = rng.random(len(table))
     table["group"] = table.index.astype(str)

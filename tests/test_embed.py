@@ -50,7 +50,7 @@ def datasets(tmp_path_factory, draw_tile, encode):
     write_dataset(folder / "walls", contents, [(32 + 8 * (seed % 3),) * 2 for seed in range(N_IMAGES)])
     sides = ["train", "validation", "train", "test", "train"] * (N_IMAGES // 5)
     rows = pd.DataFrame({"dataset": "walls", "row": range(N_IMAGES), "split": sides})
-    bridge = rows.assign(dataset="bridge", split="outside")  # of which there is not even a folder
+    bridge = rows.assign(dataset="bridge", split="external")  # of which there is not even a folder
     pd.concat([rows, bridge]).sample(frac=1, random_state=0).to_parquet(folder / "manifest.parquet")
     return folder
 
@@ -154,7 +154,7 @@ def test_unfinished_work_has_another_folder_for_each_backbone_content_and_choice
         for backbone in (
             BACKBONE,
             BACKBONE.model_copy(update={"image_size_px": 64}),
-            BACKBONE.model_copy(update={"taps": ("head_conv",)}),
+            BACKBONE.model_copy(update={"feature_layers": ("head_conv",)}),
             BACKBONE.model_copy(update={"training_precision": "bf16"}),
         )
     }

@@ -22,7 +22,7 @@ from pipeline.training.embedder import (
     tensorflow_compute,
 )
 
-BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64, taps=("block_11_expand", "head_conv"))
+BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64, feature_layers=("block_11_expand", "head_conv"))
 N_FEATURES = 2 * (576 + 1280)
 
 
@@ -114,7 +114,7 @@ def test_a_linear_head_on_embedded_features_equals_the_exported_graph(draw_tile)
         assert 1 / (1 + np.exp(-logit)) == pytest.approx(1 / (1 + np.exp(-logits[position])), abs=1e-3)
 
 
-def test_taps_give_mean_and_maximum_of_each_convolution(model, draw_tile):
+def test_feature_layers_give_mean_and_maximum_of_each_convolution(model, draw_tile):
     batch = np.stack([draw_tile(1)])
     features = np.asarray(model(batch)["features"])[0]
     means, maxima = features[:576], features[576:1152]
@@ -125,7 +125,7 @@ def test_taps_give_mean_and_maximum_of_each_convolution(model, draw_tile):
 
 
 def test_a_tap_that_there_is_not_is_refused_with_those_that_there_are():
-    backbone = BACKBONE.model_copy(update={"taps": ("block_99_expand",)})
+    backbone = BACKBONE.model_copy(update={"feature_layers": ("block_99_expand",)})
     with pytest.raises(CracksError, match=r"mobilenet-v2 has no convolution block_99_expand to tap\. Known are block"):
         build_embedder(backbone)
 

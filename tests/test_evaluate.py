@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
-from pipeline.data.training_images import rows_learned_from
+from pipeline.data.training_images import training_rows
 from pipeline.evaluate import best_candidate, run, summarise
 from pipeline.evaluation.bootstrap import SCORES as BOOTSTRAPPED
 from pipeline.models.calibration import Calibration, Platt
@@ -73,21 +73,21 @@ def test_metrics_have_exactly_the_documented_keys():
         ("ours", "test", "crack", 0.9),
         ("ours", "test", "intact", 0.6),
         ("second", "test", "crack", 0.7),
-        ("bridge", "outside", "crack", 0.1),
-        ("tunnel", "outside", "intact", 0.1),
-        ("tunnel", "outside", "crack", 0.8),
+        ("bridge", "external", "crack", 0.1),
+        ("tunnel", "external", "intact", 0.1),
+        ("tunnel", "external", "crack", 0.8),
     ]
     metrics = summarise(PARAMS, "probe", SPLIT, predictions(*rows), 0.5)
-    assert list(metrics) == ["demo", "trained_on", "candidate", "split", "test", "tests", "outside"]
+    assert list(metrics) == ["demo", "trained_on", "candidate", "split", "test", "tests", "external"]
     assert (metrics["demo"], metrics["trained_on"], metrics["candidate"]) == (False, ["ours"], "probe")
     assert metrics["split"] == SPLIT
-    counts = {name: {key: scores["n"] for key, scores in metrics[name].items()} for name in ("tests", "outside")}
-    assert counts == {"tests": {"ours": 2, "second": 1}, "outside": {"bridge": 1, "tunnel": 2}}
+    counts = {name: {key: scores["n"] for key, scores in metrics[name].items()} for name in ("tests", "external")}
+    assert counts == {"tests": {"ours": 2, "second": 1}, "external": {"bridge": 1, "tunnel": 2}}
     assert metrics["test"]["n"] == 3
     assert metrics["test"]["f1"] == pytest.approx(4 / 5)
-    assert metrics["outside"]["tunnel"]["auroc"] == 1
-    assert metrics["outside"]["bridge"]["auroc"] is None
-    for scores in (metrics["test"], *metrics["tests"].values(), *metrics["outside"].values()):
+    assert metrics["external"]["tunnel"]["auroc"] == 1
+    assert metrics["external"]["bridge"]["auroc"] is None
+    for scores in (metrics["test"], *metrics["tests"].values(), *metrics["external"].values()):
         assert set(scores) == SCORES | {"n_groups", "prevalence", "interval"} | set(BOOTSTRAPPED)
     assert json.loads(json.dumps(metrics)) == metrics
 
@@ -97,7 +97,7 @@ def test_what_goes_to_mlflow_is_numbers_and_an_interval_holds_its_score():
     labels = np.where(rng.random(60) < 0.5, "crack", "intact")
     table = predictions(*[("ours", "test", label, rng.random()) for label in labels])
     metrics = summarise(PARAMS, "probe", SPLIT, table, 0.5)
-    values = flatten({name: metrics[name] for name in ("split", "test", "tests", "outside")})
+    values = flatten({name: metrics[name] for name in ("split", "test", "tests", "external")})
     assert all(type(value) in (int, float) for value in values.values())
     assert set(metrics["test"]["interval"]) == set(BOOTSTRAPPED)
     for name in BOOTSTRAPPED:
@@ -123,7 +123,7 @@ def evaluated(tmp_path_factory, encode):
     levels = {"ours": [0, 50, 200, 230, 10, 240, 245, 20, 235], "bridge": [60, 190, 210]}
     labels = {"ours": "crack crack intact intact crack crack intact crack intact", "bridge": "crack intact crack"}
     sides = ["test"] * 4 + ["train", "excluded", "train"] + ["validation"] * 2
-    splits = {"ours": sides, "bridge": ["outside"] * 3}
+    splits = {"ours": sides, "bridge": ["external"] * 3}
     tables = []
     for name, greys in levels.items():
         write_dataset(folder / "datasets" / name, [encode(grey(level), "PNG") for level in greys], 8)
@@ -133,7 +133,7 @@ def evaluated(tmp_path_factory, encode):
     manifest = pd.concat(tables)
     manifest.to_parquet(folder / "manifest.parquet")
     (folder / "features" / "dark").mkdir(parents=True)
-    for name, sides in rows_learned_from(manifest).items():
+    for name, sides in training_rows(manifest).items():
         rows = sides.rows
         np.save(features_file(folder / "features" / "dark", name), np.array(levels[name], np.float32)[rows, None])
         np.save(rows_file(folder / "features" / "dark", name), rows)
@@ -165,15 +165,15 @@ def evaluated(tmp_path_factory, encode):
     return folder
 
 
-def test_the_best_candidate_is_scored_on_test_and_outside(evaluated):
+def test_the_best_candidate_is_scored_on_test_and_external(evaluated):
     scores = json.loads((evaluated / "scores.json").read_text())
     assert scores["candidate"] == "better"
     assert (scores["test"]["n"], scores["test"]["accuracy"]) == (4, 1)
-    assert scores["outside"]["bridge"]["accuracy"] == pytest.approx(2 / 3)
+    assert scores["external"]["bridge"]["accuracy"] == pytest.approx(2 / 3)
     assert scores["test"]["threshold"] == 0.5
 
 
-def test_predictions_have_the_probability_of_every_image_of_test_and_outside(evaluated):
+def test_predictions_have_the_probability_of_every_image_of_test_and_external(evaluated):
     table = pd.read_parquet(evaluated / "predictions.parquet")
     assert table["path"].tolist() == ["0.png", "50.png", "200.png", "230.png", "60.png", "190.png", "210.png"]
     batches = [grey(int(path.removesuffix(".png")))[None] for path in table["path"]]
@@ -181,15 +181,15 @@ def test_predictions_have_the_probability_of_every_image_of_test_and_outside(eva
     np.testing.assert_allclose(table["probability"], [model(batch)["probability"][0] for batch in batches], atol=1e-6)
 
 
-def test_dvc_gets_the_headline_of_test_and_of_each_outside_set_and_nothing_else(evaluated):
+def test_dvc_gets_the_headline_of_test_and_of_each_external_test_set_and_nothing_else(evaluated):
     scores = json.loads((evaluated / "scores.json").read_text())
     metrics = json.loads((evaluated / "metrics.json").read_text())
     names = ["n", "f1", "auroc", "balanced_accuracy", "ece", "threshold"]
     assert metrics == {**{name: scores["test"][name] for name in names}, "leaks": 0}
     (bridge,) = (evaluated / "external").iterdir()
     assert bridge.name == "bridge.json"
-    outside = scores["outside"]["bridge"]
-    assert json.loads(bridge.read_text()) == {name: outside[name] for name in ("auroc", "balanced_accuracy")}
+    external = scores["external"]["bridge"]
+    assert json.loads(bridge.read_text()) == {name: external[name] for name in ("auroc", "balanced_accuracy")}
 
 
 def test_slices_are_a_tidy_table_that_begins_with_the_whole_of_test(evaluated):
@@ -206,14 +206,14 @@ def test_slices_are_a_tidy_table_that_begins_with_the_whole_of_test(evaluated):
         "accuracy_high",
     ]
     assert table.iloc[0].tolist()[:6] == ["test", "all", "all", 4, 4, 0.5]
-    assert set(table["set"]) == {"test", "test:ours", "outside:bridge"}
+    assert set(table["set"]) == {"test", "test:ours", "external:bridge"}
     assert not table.duplicated(["set", "kind", "slice"]).any()
 
 
 def test_leaking_is_measured_on_what_was_trained_on(evaluated):
-    leaking = json.loads((evaluated / "scores.json").read_text())["leaking"]
-    assert (leaking["n_available"], leaking["n_scored"]) == (4, 2)
-    assert leaking["leak_free_f1"] == 1
+    leakage = json.loads((evaluated / "scores.json").read_text())["leakage"]
+    assert (leakage["n_available"], leakage["n_scored"]) == (4, 2)
+    assert leakage["leak_free_f1"] == 1
 
 
 def test_the_report_needs_no_model_to_show_its_decision_its_layers_and_where_it_looked(evaluated):
@@ -222,5 +222,5 @@ def test_the_report_needs_no_model_to_show_its_decision_its_layers_and_where_it_
     layers = json.loads((evaluated / "architecture.json").read_text())
     assert [layer["title"] for layer in layers[-2:]] == ["calibration", "probability"]
     mistakes = pd.read_parquet(evaluated / "mistakes.parquet")
-    assert mistakes[["dataset", "path", "split"]].to_numpy().tolist() == [["bridge", "210.png", "outside"]]
+    assert mistakes[["dataset", "path", "split"]].to_numpy().tolist() == [["bridge", "210.png", "external"]]
     assert mistakes["occlusion_map"].map(len).tolist() == [49]

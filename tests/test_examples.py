@@ -13,17 +13,17 @@ def test_each_row_has_its_own_picture(tmp_path, encode):
         (f"{row}.png", "crack", 0.1 * row) for row in (1, 0, 4, 3)
     ]
     assert [int(picture.pixels.max()) for picture in pictures] == [20, 0, 80, 60]
-    assert all(picture.heat is None for picture in pictures)
+    assert all(picture.overlay is None for picture in pictures)
 
 
 def test_a_picture_with_an_occlusion_map_is_shown_under_it(tmp_path, encode):
     write_greys(tmp_path / "ours", [30, 60], encode)
-    heat = np.zeros((7, 7))
-    heat[0, 6] = 2.0
-    rows = greys_scored(("crack", 0.1), ("intact", 0.9)).assign(occlusion_map=[heat.ravel(), 0 * heat.ravel()])
+    overlay = np.zeros((7, 7))
+    overlay[0, 6] = 2.0
+    rows = greys_scored(("crack", 0.1), ("intact", 0.9)).assign(occlusion_map=[overlay.ravel(), 0 * overlay.ravel()])
     first, second = pictures_of(rows, tmp_path)
-    np.testing.assert_array_equal(first.heat, occlusion_overlay(first.pixels, heat))
-    np.testing.assert_array_equal(second.heat, second.pixels)  # nothing depends on anything: plain grey
+    np.testing.assert_array_equal(first.overlay, occlusion_overlay(first.pixels, overlay))
+    np.testing.assert_array_equal(second.overlay, second.pixels)  # nothing depends on anything: plain grey
 
 
 def test_random_predictions_are_right_then_wrong_and_the_same_each_time():

@@ -44,7 +44,7 @@ def ignore(step, values):
 
 def finetune(**changes):
     settings = {
-        "recipe": "finetune",
+        "kind": "finetune",
         "backbone": "any",
         "batch_size": 4,
         "dropout": 0.2,
@@ -52,7 +52,7 @@ def finetune(**changes):
         "head": {"optimizer": "adam", "learning_rate": 0.01, "max_epochs": 1, "patience_epochs": None},
         "tuning": {"optimizer": "rmsprop", "learning_rate": 0.001, "max_epochs": 2, "patience_epochs": 2},
         "unfreeze_from": UNFROZEN_FROM,
-        "kept_views": None,
+        "cached_augmentations": None,
         "seed": 0,
     }
     return Finetune(**settings | changes)
@@ -70,7 +70,7 @@ def test_an_unknown_layer_is_refused_before_anything_is_trained(tmp_path, draw_t
 def tuned(tmp_path_factory, draw_tile, request):
     """A fine-tuning that is killed at the end of the second epoch of its second phase, and then goes on."""
     folder = tmp_path_factory.mktemp("unfinished")
-    settings = finetune(kept_views=request.param)
+    settings = finetune(cached_augmentations=request.param)
     train, validation = Tiles(draw_tile, range(8)), Tiles(draw_tile, range(50, 54))
     killed_steps, resumed_steps = [], []
 
@@ -135,10 +135,18 @@ def test_what_is_frozen_is_computed_once_for_each_view_and_not_again_after_a_kil
     monkeypatch.setattr(activation_cache, "computed", counting)
     with pytest.raises(KilledError, match="at the first epoch"):
         fit_finetune(
-            BACKBONE, train, validation, finetune(kept_views=3), TrainingHistory(tmp_path / "history.jsonl", die)
+            BACKBONE,
+            train,
+            validation,
+            finetune(cached_augmentations=3),
+            TrainingHistory(tmp_path / "history.jsonl", die),
         )
     fit_finetune(
-        BACKBONE, train, validation, finetune(kept_views=3), TrainingHistory(tmp_path / "history.jsonl", ignore)
+        BACKBONE,
+        train,
+        validation,
+        finetune(cached_augmentations=3),
+        TrainingHistory(tmp_path / "history.jsonl", ignore),
     )
     assert n_computed == [3 * 8, 4]
 

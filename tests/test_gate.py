@@ -19,7 +19,7 @@ RULES = Promote.model_validate(
         "max_ece": 0.05,
         "min_slice_recall": 0.6,
         "min_groups": 400,
-        "margins": {"test": 0.01, "slice": 0.03, "outside": 0.02},
+        "margins": {"test": 0.01, "slice": 0.03, "external": 0.02},
         "budgets": {"p95_ms": 100, "resident_mb": 500, "size_mb": 50},
     }
 )
@@ -39,7 +39,7 @@ COMPARISON = Comparison(
     low=-0.002,
     confidence=0.93,
     slices={"surface deck": Change(300, 0.91, 0.92)},
-    outside={"outside set bridge": Change(500, 0.71, 0.70)},
+    external={"external test set bridge": Change(500, 0.71, 0.70)},
 )
 OPERATIONS = Operations(golden_difference=1e-5, p95_ms=20.0, resident_mb=300.0, size_mb=14.0)
 LINEAGE = Lineage(
@@ -110,13 +110,13 @@ def test_good_evidence_passes_every_rule():
         ),
         (
             "parts against best",
-            against("best", outside={"outside set bridge": Change(500, 0.679, 0.7)}),
-            "outside set bridge falls from 0.7000 to 0.6790 on 500 images, by more than 0.02",
+            against("best", external={"external test set bridge": Change(500, 0.679, 0.7)}),
+            "external test set bridge falls from 0.7000 to 0.6790 on 500 images, by more than 0.02",
         ),
         (
             "parts against best",
-            against("best", outside={"outside set bridge": Change(0, None, None)}),
-            "outside set bridge falls from missing to missing on 0 images",
+            against("best", external={"external test set bridge": Change(0, None, None)}),
+            "external test set bridge falls from missing to missing on 0 images",
         ),
         ("operations", with_operations(golden_difference=0.002), "difference on golden images 0.002 is over 0.001"),
         ("operations", with_operations(p95_ms=101), "p95 latency 101 ms is over 100 ms"),
@@ -124,7 +124,7 @@ def test_good_evidence_passes_every_rule():
         ("operations", with_operations(size_mb=None), "size missing MB is over 50 MB"),
         ("operations", replace(GOOD, operations=Unknown("killed")), "could not be checked: killed"),
         ("lineage", with_lineage(data_hashes={}), "the hashes of its data are not known"),
-        ("lineage", with_lineage(contract="red"), "its data contract is red, not green"),
+        ("lineage", with_lineage(contract="failed"), "its data contract is failed, not passed"),
         ("lineage", with_lineage(commit="unknown"), "the commit of its code is not known"),
         ("lineage", with_lineage(is_dirty=True), "its code differed from the commit"),
         ("lineage", with_lineage(is_dirty=None), "its code differed from the commit"),

@@ -6,15 +6,24 @@ from drawn_data import NO_PAIRS, pairs_of, params_for
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.group_split import EXCLUDED, MANIFEST_COLUMNS, SIDES, Dealing, age, assign, deal, links_between
+from pipeline.data.group_split import (
+    EXCLUDED,
+    MANIFEST_COLUMNS,
+    SIDES,
+    SplitSettings,
+    age,
+    assign,
+    assign_sides,
+    links_between,
+)
 from pipeline.data.split_contract import summarise, with_checks
 from pipeline.errors import CracksError
 from pipeline.params import Fractions
 
 TRAIN_ON = ("walls", "decks")
 FRACTIONS = Fractions(train=0.5, validation=0.25, test=0.25)
-DEALING = Dealing(FRACTIONS, seed=0, photo_sides={})
-HALVES = Dealing(Fractions(train=0.5, validation=0, test=0.5), seed=0, photo_sides={})
+SETTINGS = SplitSettings(FRACTIONS, seed=0, photo_sides={})
+HALVES = SplitSettings(Fractions(train=0.5, validation=0, test=0.5), seed=0, photo_sides={})
 whatever_images = settings(max_examples=20, deadline=None, derandomize=True)
 
 
@@ -37,22 +46,22 @@ def links(*pairs):
 
 
 def seed_where(wanted, rows, pairs=(), fractions=HALVES.fractions):
-    """A dealing whose seed gives the images at some positions the wanted sides."""
+    """A settings whose seed gives the images at some positions the wanted sides."""
     for seed in range(500):
-        dealing = Dealing(fractions, seed, {})
-        sides = deal(rows, links(*pairs), dealing)["side"]
+        settings = SplitSettings(fractions, seed, {})
+        sides = assign_sides(rows, links(*pairs), settings)["side"]
         if all(sides[position] == side for position, side in wanted.items()):
-            return dealing
+            return settings
     raise AssertionError("no seed gives these sides")
 
 
 @st.composite
-def any_images(draw, fixed=(None, "outside", "train")):
-    """Images in up to four batches, links of any kind; outside images in the first batch alone."""
+def any_images(draw, fixed=(None, "external", "train")):
+    """Images in up to four batches, links of any kind; external images in the first batch alone."""
     n = draw(st.integers(1, 16))
     batches = np.sort(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)))
     given_sides = [draw(st.sampled_from(fixed)) for _ in range(n)]
-    sides = [None if side == "outside" and batch else side for side, batch in zip(given_sides, batches, strict=True)]
+    sides = [None if side == "external" and batch else side for side, batch in zip(given_sides, batches, strict=True)]
     rows = images(
         batches,
         fixed=sides,
@@ -65,7 +74,7 @@ def any_images(draw, fixed=(None, "outside", "train")):
 
 
 dealings = st.builds(
-    Dealing,
+    SplitSettings,
     st.just(FRACTIONS),
     st.integers(0, 5),
     st.sampled_from([{}, {"walls/1": "train"}]),
@@ -73,31 +82,31 @@ dealings = st.builds(
 
 
 @whatever_images
-@given(drawn=any_images(), dealing=dealings)
-def test_adding_a_batch_never_moves_an_image(drawn, dealing):
+@given(drawn=any_images(), settings=dealings)
+def test_adding_a_batch_never_moves_an_image(drawn, settings):
     rows, pairs = drawn
-    whole = deal(rows, pairs, dealing)
+    whole = assign_sides(rows, pairs, settings)
     for batch in rows["batch"].unique():
         so_far = rows[rows["batch"] <= batch]
         known = pairs[(pairs < len(so_far)).all(axis=1)]
-        pd.testing.assert_frame_equal(deal(so_far, known, dealing), whole.loc[so_far.index])
+        pd.testing.assert_frame_equal(assign_sides(so_far, known, settings), whole.loc[so_far.index])
 
 
 @whatever_images
-@given(drawn=any_images(), dealing=dealings)
-def test_no_two_linked_images_that_are_used_are_on_two_sides(drawn, dealing):
+@given(drawn=any_images(), settings=dealings)
+def test_no_two_linked_images_that_are_used_are_on_two_sides(drawn, settings):
     rows, pairs = drawn
-    sides = deal(rows, pairs, dealing)["side"]
+    sides = assign_sides(rows, pairs, settings)["side"]
     for first, second in pairs:
         assert len({sides[first], sides[second]} - {EXCLUDED}) <= 1
 
 
 @whatever_images
-@given(drawn=any_images(), dealing=dealings)
-def test_used_images_that_used_images_link_are_on_one_side_and_so_is_every_group(drawn, dealing):
+@given(drawn=any_images(), settings=dealings)
+def test_used_images_that_used_images_link_are_on_one_side_and_so_is_every_group(drawn, settings):
     rows, pairs = drawn
-    dealt = deal(rows, pairs, dealing)
-    used = dealt[dealt["side"] != EXCLUDED]
+    assigned = assign_sides(rows, pairs, settings)
+    used = assigned[assigned["side"] != EXCLUDED]
     graph = nx.Graph([pair for pair in pairs.tolist() if set(pair) <= set(used.index)])
     for component in nx.connected_components(graph):
         assert used.loc[sorted(component), "side"].nunique() == 1
@@ -105,112 +114,114 @@ def test_used_images_that_used_images_link_are_on_one_side_and_so_is_every_group
 
 
 @whatever_images
-@given(drawn=any_images(), dealing=dealings)
-def test_every_image_has_a_side_and_a_group_that_is_named_by_an_image(drawn, dealing):
+@given(drawn=any_images(), settings=dealings)
+def test_every_image_has_a_side_and_a_group_that_is_named_by_an_image(drawn, settings):
     rows, pairs = drawn
-    dealt = deal(rows, pairs, dealing)
-    assert set(dealt["side"]) <= {*SIDES, "outside", EXCLUDED}
-    assert set(dealt["group"]) <= set(rows["sha256"])
+    assigned = assign_sides(rows, pairs, settings)
+    assert set(assigned["side"]) <= {*SIDES, "external", EXCLUDED}
+    assert set(assigned["group"]) <= set(rows["sha256"])
 
 
 @whatever_images
-@given(drawn=any_images(), dealing=dealings)
-def test_fixed_images_are_kept_or_excluded_and_no_other_is_outside(drawn, dealing):
+@given(drawn=any_images(), settings=dealings)
+def test_fixed_images_are_kept_or_excluded_and_no_other_is_outside(drawn, settings):
     rows, pairs = drawn
-    sides = deal(rows, pairs, dealing)["side"]
+    sides = assign_sides(rows, pairs, settings)["side"]
     for side, fixed in zip(sides, rows["fixed_side"], strict=True):
         if fixed is None:
-            assert side != "outside"
+            assert side != "external"
         else:
             assert side in (fixed, EXCLUDED)
-    assert (sides[rows["fixed_side"] == "outside"] == "outside").all()
+    assert (sides[rows["fixed_side"] == "external"] == "external").all()
 
 
 @whatever_images
-@given(drawn=any_images(), dealing=dealings, data=st.data())
-def test_the_order_of_the_images_of_a_batch_changes_nothing(drawn, dealing, data):
+@given(drawn=any_images(), settings=dealings, data=st.data())
+def test_the_order_of_the_images_of_a_batch_changes_nothing(drawn, settings, data):
     rows, pairs = drawn
     order = np.array(data.draw(st.permutations(range(len(rows)))), np.int64)
     order = order[np.argsort(rows["batch"].to_numpy()[order], kind="stable")]
     shuffled = rows.iloc[order].reset_index(drop=True)
-    dealt = deal(shuffled, np.argsort(order)[pairs], dealing)
-    expected = deal(rows, pairs, dealing).iloc[order].reset_index(drop=True)
-    pd.testing.assert_frame_equal(dealt, expected)
+    assigned = assign_sides(shuffled, np.argsort(order)[pairs], settings)
+    expected = assign_sides(rows, pairs, settings).iloc[order].reset_index(drop=True)
+    pd.testing.assert_frame_equal(assigned, expected)
 
 
 def test_a_newcomer_that_links_two_groups_of_one_side_takes_the_smaller_name_whatever_their_order():
-    everything_train = Dealing(Fractions(train=1, validation=0, test=0), 0, {})
+    everything_train = SplitSettings(Fractions(train=1, validation=0, test=0), 0, {})
     for names in (["a", "b", "c"], ["b", "a", "c"]):
-        dealt = deal(images([0, 0, 1], sha256=names), links((0, 2), (1, 2)), everything_train)
-        assert dealt.loc[2].tolist() == ["a", "train"]
+        assigned = assign_sides(images([0, 0, 1], sha256=names), links((0, 2), (1, 2)), everything_train)
+        assert assigned.loc[2].tolist() == ["a", "train"]
 
 
 def test_a_newcomer_that_links_two_sides_is_excluded_and_moves_neither():
     rows, pairs = images([0, 0, 1]), [(0, 2), (1, 2)]
-    dealing = seed_where({0: "train", 1: "test"}, rows, pairs)
-    assert deal(rows, links(*pairs), dealing)["side"].tolist() == ["train", "test", EXCLUDED]
+    settings = seed_where({0: "train", 1: "test"}, rows, pairs)
+    assert assign_sides(rows, links(*pairs), settings)["side"].tolist() == ["train", "test", EXCLUDED]
 
 
 @pytest.mark.parametrize("first", ["train", "test"])
 def test_a_newcomer_joins_the_side_of_what_it_is_linked_with(first):
     rows = images([0, 1, 2])
     for pairs in ([(0, 1), (0, 2)], [(0, 1), (1, 2)]):
-        dealt = deal(rows, links(*pairs), seed_where({0: first}, rows))
-        assert dealt["side"].tolist() == [first] * 3
-        assert dealt["group"].tolist() == ["000"] * 3
+        assigned = assign_sides(rows, links(*pairs), seed_where({0: first}, rows))
+        assert assigned["side"].tolist() == [first] * 3
+        assert assigned["group"].tolist() == ["000"] * 3
 
 
 def test_an_excluded_image_passes_nothing_on():
     rows, pairs = images([0, 0, 1, 2, 2, 2]), [(0, 2), (1, 2), (0, 3), (1, 4), (2, 5)]
-    dealing = seed_where({0: "train", 1: "test"}, rows, pairs)
-    sides = deal(rows, links(*pairs), dealing)["side"].tolist()
+    settings = seed_where({0: "train", 1: "test"}, rows, pairs)
+    sides = assign_sides(rows, links(*pairs), settings)["side"].tolist()
     assert sides == ["train", "test", EXCLUDED, "train", "test", EXCLUDED]  # a copy of an excluded one is, too
 
 
-def test_what_is_linked_with_outside_images_is_excluded_and_they_stay():
-    rows = images([0, 0, 1, 1, 2], fixed=["outside", "outside", None, None, None])
-    sides = deal(rows, links((0, 2), (2, 4)), DEALING)["side"]
-    assert sides[[0, 1, 2, 4]].tolist() == ["outside", "outside", EXCLUDED, EXCLUDED]
+def test_what_is_linked_with_external_images_is_excluded_and_they_stay():
+    rows = images([0, 0, 1, 1, 2], fixed=["external", "external", None, None, None])
+    sides = assign_sides(rows, links((0, 2), (2, 4)), SETTINGS)["side"]
+    assert sides[[0, 1, 2, 4]].tolist() == ["external", "external", EXCLUDED, EXCLUDED]
     assert sides[3] in SIDES
 
 
 def test_a_reviewed_image_founds_a_group_in_train_and_is_excluded_beside_test():
     rows = images([0, 1, 1, 1], fixed=[None, "train", "train", None])
     pairs = [(0, 1), (2, 3)]
-    dealing = seed_where({0: "test"}, rows, pairs)
-    assert deal(rows, links(*pairs), dealing)["side"].tolist() == ["test", EXCLUDED, "train", "train"]
+    settings = seed_where({0: "test"}, rows, pairs)
+    assert assign_sides(rows, links(*pairs), settings)["side"].tolist() == ["test", EXCLUDED, "train", "train"]
 
 
 @pytest.mark.parametrize("photos", [["walls/1", "walls/1"], [None, "walls/1"]])
 def test_a_reviewed_image_of_a_photo_that_is_given_to_test_is_excluded_and_the_photo_is_tested_on(photos):
     rows = images([0, 0], fixed=["train", None], photos=photos)
-    sides = deal(rows, links((0, 1)), Dealing(FRACTIONS, 0, {"walls/1": "test"}))["side"]
+    sides = assign_sides(rows, links((0, 1)), SplitSettings(FRACTIONS, 0, {"walls/1": "test"}))["side"]
     assert sides.tolist() == [EXCLUDED, "test"]
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_photo_that_is_given_to_a_side_goes_there_with_its_copies(side):
     rows = images([1] * 8, photos=["walls/1"] * 3 + [None] * 5)
-    given_side = Dealing(FRACTIONS, 0, {"walls/1": side})
-    sides = deal(rows, links((0, 1), (1, 2), (2, 3)), given_side)["side"]
+    given_side = SplitSettings(FRACTIONS, 0, {"walls/1": side})
+    sides = assign_sides(rows, links((0, 1), (1, 2), (2, 3)), given_side)["side"]
     assert set(sides[:4]) == {side}
-    free = deal(rows, links((0, 1), (1, 2), (2, 3)), DEALING)["side"]
+    free = assign_sides(rows, links((0, 1), (1, 2), (2, 3)), SETTINGS)["side"]
     assert sides[4:].tolist() == free[4:].tolist()  # no other image is moved
 
 
 def test_a_given_photo_that_came_after_its_copy_on_another_side_is_excluded():
     rows = images([0, 1], photos=[None, "walls/1"])
     for seed in range(20):
-        first, second = deal(rows, links((0, 1)), Dealing(HALVES.fractions, seed, {"walls/1": "test"}))["side"]
+        first, second = assign_sides(rows, links((0, 1)), SplitSettings(HALVES.fractions, seed, {"walls/1": "test"}))[
+            "side"
+        ]
         assert second == ("test" if first == "test" else EXCLUDED)
 
 
 def test_linked_photos_that_are_given_to_different_sides_are_an_error():
     rows = images([0, 0], photos=["walls/1", "walls/2"])
-    contradictory = Dealing(FRACTIONS, 0, {"walls/1": "train", "walls/2": "test"})
+    contradictory = SplitSettings(FRACTIONS, 0, {"walls/1": "train", "walls/2": "test"})
     with pytest.raises(CracksError, match=r"given to different sides: walls/1, walls/2\. Give them to one side"):
-        deal(rows, links((0, 1)), contradictory)
-    assert deal(rows, links(), contradictory)["side"].tolist() == ["train", "test"]
+        assign_sides(rows, links((0, 1)), contradictory)
+    assert assign_sides(rows, links(), contradictory)["side"].tolist() == ["train", "test"]
 
 
 shares = st.tuples(st.integers(0, 10), st.integers(0, 10)).filter(lambda pair: sum(pair) <= 10)
@@ -222,7 +233,7 @@ def test_images_without_links_are_dealt_within_one_image_of_the_fractions(n, ten
     train, validation = (part / 10 for part in tenths)
     fractions = {"train": train, "validation": validation, "test": 1 - train - validation}
     assume(fractions["test"] >= 0)
-    sides = deal(images([0] * n), links(), Dealing(Fractions(**fractions), seed, {}))["side"]
+    sides = assign_sides(images([0] * n), links(), SplitSettings(Fractions(**fractions), seed, {}))["side"]
     for side, fraction in fractions.items():
         assert abs((sides == side).sum() - fraction * n) < 1 + 1e-9
 
@@ -233,16 +244,16 @@ def test_groups_are_dealt_within_the_largest_of_them_of_the_fractions(sizes, see
     group_of = np.repeat(np.arange(len(sizes)), sizes)
     chain = np.flatnonzero(np.diff(group_of) == 0)
     pairs = np.stack([chain, chain + 1], axis=1)
-    dealt = deal(images([0] * sum(sizes)), pairs, Dealing(FRACTIONS, seed, {}))
-    assert dealt["group"].nunique() == len(sizes)
+    assigned = assign_sides(images([0] * sum(sizes)), pairs, SplitSettings(FRACTIONS, seed, {}))
+    assert assigned["group"].nunique() == len(sizes)
     for side, fraction in FRACTIONS.model_dump().items():
-        assert abs((dealt["side"] == side).sum() - fraction * sum(sizes)) <= max(sizes) + 1e-9
+        assert abs((assigned["side"] == side).sum() - fraction * sum(sizes)) <= max(sizes) + 1e-9
 
 
 def test_every_stratum_gets_its_shares():
     n = 40
     rows = images([0] * 2 * n, strata=["walls//crack", "walls//intact"] * n)
-    sides = deal(rows, links(), DEALING)["side"]
+    sides = assign_sides(rows, links(), SETTINGS)["side"]
     for _, found in sides.groupby(rows["stratum"]):
         assert found.value_counts().to_dict() == pytest.approx({"train": 20, "validation": 10, "test": 10}, abs=1)
 
@@ -250,14 +261,14 @@ def test_every_stratum_gets_its_shares():
 def test_an_image_alone_in_its_batch_falls_on_each_side_as_often_as_the_fractions_say():
     n = 120
     rows = images([0])
-    sides = pd.Series([deal(rows, links(), Dealing(FRACTIONS, seed, {}))["side"][0] for seed in range(n)])
+    sides = pd.Series([assign_sides(rows, links(), SplitSettings(FRACTIONS, seed, {}))["side"][0] for seed in range(n)])
     for side, fraction in FRACTIONS.model_dump().items():
         assert abs((sides == side).mean() - fraction) < 4 * (fraction * (1 - fraction) / n) ** 0.5
 
 
 def test_images_that_come_one_by_one_get_the_shares_too():
     n = 80
-    sides = deal(images(list(range(n))), links(), DEALING)["side"]
+    sides = assign_sides(images(list(range(n))), links(), SETTINGS)["side"]
     for side, fraction in FRACTIONS.model_dump().items():
         assert abs((sides == side).mean() - fraction) < 4 * (fraction * (1 - fraction) / n) ** 0.5
 
@@ -287,7 +298,7 @@ def split_params(**changes):
     return params_for(["walls", "decks", "bridges"], train_on=list(TRAIN_ON), **changes).split
 
 
-def test_outside_sets_are_the_oldest_then_the_batches_of_each_data_set_take_turns():
+def test_external_test_sets_are_the_oldest_then_the_batches_of_each_data_set_take_turns():
     names = ["bridges", "bridges", "decks", "decks", "walls", "walls", "walls"]
     batches = ["", "b.zip", "", "late.zip", "1.zip", "2.zip", "3.zip"]
     images = images_of([image(name, batch=batch) for name, batch in zip(names, batches, strict=True)])
@@ -316,7 +327,7 @@ def test_the_manifest_keeps_the_images_in_their_order():
     manifest = assign(images, NO_PAIRS, split_params())
     pd.testing.assert_frame_equal(manifest[MANIFEST_COLUMNS], images[MANIFEST_COLUMNS])
     assert list(manifest) == [*MANIFEST_COLUMNS, "group", "split"]
-    assert manifest["split"][0] == "outside"
+    assert manifest["split"][0] == "external"
     assert set(manifest["split"][1:]) <= set(SIDES)
 
 
@@ -378,27 +389,27 @@ def test_a_review_beside_an_image_that_is_tested_on_is_excluded_and_counted():
     assert summarise(with_checks(manifest, pairs_of((0, 1)), TRAIN_ON), TRAIN_ON)["n_excluded"] == 1
 
 
-def test_a_review_in_an_outside_set_stays_outside():
+def test_a_review_in_an_external_test_set_stays_external():
     images = images_of([image("bridges") | {"is_review": True}, image()])
-    assert assign(images, NO_PAIRS, split_params())["split"][0] == "outside"
+    assert assign(images, NO_PAIRS, split_params())["split"][0] == "external"
 
 
-def test_what_an_outside_set_shares_is_excluded_from_training_and_found():
+def test_what_an_external_test_set_shares_is_excluded_from_training_and_found():
     images = images_of([image("bridges"), image("bridges"), image(), image()])
     pairs = pairs_of((0, 2))
     found = with_checks(assign(images, pairs, split_params()), pairs, TRAIN_ON)
-    assert found["split"].tolist()[:3] == ["outside", "outside", "excluded"]
+    assert found["split"].tolist()[:3] == ["external", "external", "excluded"]
     assert found["split"][3] in SIDES
     assert found["is_shared"].tolist() == [1, 0, 1, 0]
     assert found["is_excluded"].tolist() == [0, 0, 1, 0]
     assert found["is_leak"].tolist() == [0] * 4  # it was kept out
 
 
-def test_a_photo_that_an_outside_set_lends_goes_to_validation_and_keeps_its_copies_out_of_training():
+def test_a_photo_that_an_external_test_set_lends_goes_to_validation_and_keeps_its_copies_out_of_training():
     images = images_of([image("bridges", photo="1"), image("bridges", photo="1"), image("bridges", photo="2"), image()])
     pairs = pairs_of((0, 3))
     manifest = assign(images, pairs, split_params(photos={"validation": ["bridges/1"]}))
-    assert manifest["split"].tolist() == ["validation", "validation", "outside", "excluded"]
+    assert manifest["split"].tolist() == ["validation", "validation", "external", "excluded"]
     assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
 
 

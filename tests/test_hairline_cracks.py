@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pictures import Pictures
 
-from pipeline.training.hairline_cracks import Traces, drawn, trace, traces_of, turned_at_random
+from pipeline.training.hairline_cracks import CrackLines, crack_line, crack_lines_of, drawn, turned_at_random
 
 SIZE_PX = 96
 
@@ -20,7 +20,7 @@ def cracked(top=40, width=8):
 
 
 def test_a_wide_crack_is_traced_along_its_middle_one_pixel_wide():
-    line = trace(cracked(top=40, width=8), SIZE_PX)
+    line = crack_line(cracked(top=40, width=8), SIZE_PX)
     rows, columns = np.nonzero(line)
     assert np.bincount(columns).max() <= 2  # a step, now and then
     assert len(np.unique(columns)) > 0.85 * SIZE_PX
@@ -28,46 +28,46 @@ def test_a_wide_crack_is_traced_along_its_middle_one_pixel_wide():
 
 
 def test_a_line_is_traced_in_the_size_that_it_is_wanted_in():
-    line = trace(cracked(top=40, width=8), 48)
+    line = crack_line(cracked(top=40, width=8), 48)
     assert line.shape == (48, 48)
     assert np.abs(np.nonzero(line)[0] - 21.75).mean() < 1.5
 
 
 @pytest.mark.parametrize("picture", [concrete(), np.full((SIZE_PX, SIZE_PX, 3), 130, np.uint8)], ids=["sound", "flat"])
 def test_sound_concrete_has_no_line(picture):
-    assert not trace(picture, SIZE_PX).any()
+    assert not crack_line(picture, SIZE_PX).any()
 
 
 def test_a_band_that_is_hardly_darker_than_the_rest_is_no_crack():
     picture = concrete()
     picture[40:48] -= 15
-    assert not trace(picture, SIZE_PX).any()
+    assert not crack_line(picture, SIZE_PX).any()
 
 
 def test_a_stain_is_no_crack():
     picture = concrete()
     picture[20:32, 20:32] = 50
-    assert not trace(picture, SIZE_PX).any()
+    assert not crack_line(picture, SIZE_PX).any()
 
 
 def test_two_pieces_with_a_small_gap_are_one_crack():
     picture = cracked()
     picture[:, 46:49] = 150
-    columns = np.nonzero(trace(picture, SIZE_PX))[1]
+    columns = np.nonzero(crack_line(picture, SIZE_PX))[1]
     assert set(range(30, 66)) <= set(columns.tolist())
 
 
 def test_images_without_a_clear_crack_are_left_out_and_the_others_keep_their_folds():
     tiles = Pictures([cracked(20), concrete(), cracked(60), cracked(70)])
-    found = traces_of(tiles, np.array([3, 1, 0]), np.array([2, 1, 0]), SIZE_PX)
+    found = crack_lines_of(tiles, np.array([3, 1, 0]), np.array([2, 1, 0]), SIZE_PX)
     assert found.folds.tolist() == [2, 0]
     assert [round(float(np.nonzero(line)[0].mean())) for line in found.lines] == pytest.approx([73, 23], abs=1)
 
 
 def test_of_no_images_there_are_no_traces():
     nothing = np.empty(0, np.int64)
-    found = traces_of(Pictures([concrete()]), nothing, nothing, SIZE_PX)
-    assert isinstance(found, Traces)
+    found = crack_lines_of(Pictures([concrete()]), nothing, nothing, SIZE_PX)
+    assert isinstance(found, CrackLines)
     assert found.lines.shape == (0, SIZE_PX, SIZE_PX)
 
 

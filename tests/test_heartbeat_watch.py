@@ -52,17 +52,17 @@ def told(monkeypatch):
     return told
 
 
-def look(watch, *times_s):
+def check(watch, *times_s):
     for now_s in times_s:
-        watch.look(now_s)
+        watch.check(now_s)
 
 
 def test_a_death_is_told_once_with_the_last_sign_of_life_and_what_to_do(told):
     beat(LONG_AGO_S)
     watch = HeartbeatWatch()
-    look(watch, 1000, 1000 + LATE_S - 1)
+    check(watch, 1000, 1000 + LATE_S - 1)
     assert told.titles == []
-    look(watch, 1000 + LATE_S, 1000 + 2 * LATE_S, 1000 + 4 * LATE_S, 1e9)
+    check(watch, 1000 + LATE_S, 1000 + 2 * LATE_S, 1000 + 4 * LATE_S, 1e9)
     assert told.titles == [DEAD]
     assert "2001-09-09 01:46 UTC" in told.lines[0][0]
     assert "make up" in told.lines[0][-1]
@@ -72,18 +72,18 @@ def test_schedules_that_give_signs_of_life_are_not_spoken_of(told):
     watch = HeartbeatWatch()
     for now_s in range(0, 10 * LATE_S, LATE_S - 1):
         beat(LONG_AGO_S + now_s)
-        watch.look(now_s)
+        watch.check(now_s)
     assert told.titles == []
 
 
 def test_schedules_that_nobody_started_or_that_somebody_ended_are_not_dead(told):
     watch = HeartbeatWatch()
-    look(watch, 0, 10 * LATE_S)
+    check(watch, 0, 10 * LATE_S)
     beat(LONG_AGO_S)
-    look(watch, 11 * LATE_S)
+    check(watch, 11 * LATE_S)
     end_heartbeat()
     end_heartbeat()  # nor is it an error that they were ended before
-    look(watch, 20 * LATE_S)
+    check(watch, 20 * LATE_S)
     assert told.titles == []
     assert list(heartbeat_file().parent.iterdir()) == []
 
@@ -91,25 +91,25 @@ def test_schedules_that_nobody_started_or_that_somebody_ended_are_not_dead(told)
 def test_the_return_is_told_once_and_another_death_again(told):
     watch = HeartbeatWatch()
     beat(LONG_AGO_S)
-    look(watch, 0, 200)
+    check(watch, 0, 200)
     beat(LONG_AGO_S + 300)
-    look(watch, 300)
+    check(watch, 300)
     beat(LONG_AGO_S + 330)
-    look(watch, 330)
+    check(watch, 330)
     assert told.titles == [DEAD, BACK]
     assert "2001-09-09 01:51 UTC" in told.lines[1][0]
-    look(watch, 330 + LATE_S)
+    check(watch, 330 + LATE_S)
     assert told.titles == [DEAD, BACK, DEAD]
 
 
 def test_a_watch_that_starts_again_repeats_nothing_and_tells_of_the_return(told):
     beat(LONG_AGO_S)
-    look(HeartbeatWatch(), 0, 200)
+    check(HeartbeatWatch(), 0, 200)
     again = HeartbeatWatch()
-    look(again, 0, 1000)
+    check(again, 0, 1000)
     assert told.titles == [DEAD]
     beat(LONG_AGO_S + 2000)
-    look(HeartbeatWatch(), 0)
+    check(HeartbeatWatch(), 0)
     assert told.titles == [DEAD, BACK]
 
 
@@ -117,9 +117,9 @@ def test_a_sign_of_life_that_is_old_when_the_watch_starts_gets_its_time_too(told
     """As after the machine was switched on, when the API is up before the schedules."""
     beat(LONG_AGO_S)
     watch = HeartbeatWatch()
-    look(watch, 5000)
+    check(watch, 5000)
     beat()
-    look(watch, 5000 + LATE_S)
+    check(watch, 5000 + LATE_S)
     assert told.titles == []
 
 
@@ -130,23 +130,23 @@ def test_what_reached_nobody_is_told_again_each_time_after_twice_as_long(told):
     tries_s = []
     for now_s in range(0, 16 * LATE_S, 30):
         n_tries = len(told.titles)
-        watch.look(now_s)
+        watch.check(now_s)
         tries_s += [now_s] * (len(told.titles) - n_tries)
     assert tries_s == [LATE_S, 2 * LATE_S, 4 * LATE_S, 8 * LATE_S]
     told.reached = True
-    look(watch, 16 * LATE_S, 32 * LATE_S, 64 * LATE_S)
+    check(watch, 16 * LATE_S, 32 * LATE_S, 64 * LATE_S)
     assert told.titles == [DEAD] * 5
 
 
 def test_a_return_that_reached_nobody_is_told_again(told):
     watch = HeartbeatWatch()
     beat(LONG_AGO_S)
-    look(watch, 0, 200)
+    check(watch, 0, 200)
     told.reached = False
     beat(LONG_AGO_S + 300)
-    look(watch, 300)
+    check(watch, 300)
     told.reached = True
-    look(watch, 330, 360)
+    check(watch, 330, 360)
     assert told.titles == [DEAD, BACK, BACK]
 
 
@@ -154,11 +154,11 @@ def test_of_watches_that_look_at_once_one_tells(told, monkeypatch):
     beat(LONG_AGO_S)
     watches = [HeartbeatWatch() for _ in range(8)]
     for watch in watches:
-        watch.look(0)
+        watch.check(0)
     notify = heartbeat_watch.notify
     monkeypatch.setattr(heartbeat_watch, "notify", lambda *message: time.sleep(0.05) or notify(*message))
     for expected in ([DEAD], [DEAD, BACK]):
-        threads = [threading.Thread(target=watch.look, args=(200,)) for watch in watches]
+        threads = [threading.Thread(target=watch.check, args=(200,)) for watch in watches]
         for thread in threads:
             thread.start()
         for thread in threads:

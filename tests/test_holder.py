@@ -9,7 +9,7 @@ import pytest
 from tiny_model import write_tiny_model
 
 from pipeline.errors import UnavailableError
-from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE
+from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import GOLDEN_FILE, WEIGHTS_FILE
 from pipeline.params import Map
 from serving.holder import LAST_GOOD_FILE, ModelHolder
@@ -76,7 +76,7 @@ def folders(kept):
 
 def test_the_wanted_model_is_held_and_kept_on_disk(holder, shelf, kept):
     shelf.put(ONE)
-    holder.look()
+    holder.poll()
     assert (holder.current.version, holder.current.since) == (ONE, NOW)
     assert folders(kept) == ["cracks-1-run-1", LAST_GOOD_FILE]
 
@@ -88,40 +88,40 @@ def test_no_model_answers_before_a_killed_server_would_find_it_again(holder, she
     monkeypatch.setattr("serving.holder.write_json", full)
     shelf.put(ONE)
     with pytest.raises(OSError, match="No space left"):
-        holder.look()
+        holder.poll()
     assert holder.current is None
 
 
 def test_a_model_that_is_wanted_already_is_not_fetched_again(holder, shelf):
     shelf.put(ONE)
-    holder.look()
-    holder.look()
+    holder.poll()
+    holder.poll()
     assert shelf.n_fetched == 1
 
 
 def test_another_model_takes_its_place_and_its_folder(holder, shelf, kept):
     shelf.put(ONE)
-    holder.look()
+    holder.poll()
     shelf.put(TWO)
-    holder.look()
+    holder.poll()
     assert holder.current.version == TWO
     assert folders(kept) == ["cracks-2-run-2", LAST_GOOD_FILE]
 
 
 def test_an_equal_number_of_another_registry_is_another_model(holder, shelf):
     shelf.put(ONE)
-    holder.look()
+    holder.poll()
     shelf.put(replace(ONE, run_id="another"))
-    holder.look()
+    holder.poll()
     assert shelf.n_fetched == 2
 
 
 def test_a_promotion_of_the_held_model_fetches_nothing(holder, shelf):
     shelf.put(replace(ONE, is_production=False))
-    holder.look()
+    holder.poll()
     model = holder.current.model
     shelf.version = ONE
-    holder.look()
+    holder.poll()
     assert holder.current.version == ONE
     assert holder.current.model is model
     assert shelf.n_fetched == 1
@@ -140,17 +140,17 @@ def remove_graph(folder):
 
 
 def break_concrete(folder):
-    (folder / KNOWN_CONCRETE_FILE).write_bytes(b"")
+    (folder / DETECTOR_FILE).write_bytes(b"")
 
 
 @pytest.mark.parametrize("damage", [break_weights, break_golden, remove_graph, break_concrete])
 def test_a_broken_model_is_refused_once_and_the_old_one_stays(holder, shelf, kept, caplog, damage):
     shelf.put(ONE)
-    holder.look()
+    holder.poll()
     shelf.put(TWO)
     damage(shelf.folder / "2")
-    holder.look()
-    holder.look()
+    holder.poll()
+    holder.poll()
     assert holder.current.version == ONE
     assert (holder.refused, holder.n_refusals, shelf.n_fetched) == (TWO, 1, 2)
     [record] = [record for record in caplog.records if record.levelname == "ERROR"]
@@ -162,23 +162,23 @@ def test_a_broken_model_is_refused_once_and_the_old_one_stays(holder, shelf, kep
 @pytest.mark.parametrize("error", [0.01, float("nan")])
 def test_a_model_that_answers_otherwise_than_it_was_trained_to_is_refused(holder, shelf, error):
     shelf.put(ONE, golden_error=error)
-    holder.look()
+    holder.poll()
     assert (holder.current, holder.refused) == (None, ONE)
 
 
 def test_a_refusal_is_forgotten_when_the_alias_moves_back(holder, shelf):
     shelf.put(ONE)
-    holder.look()
+    holder.poll()
     shelf.put(TWO, golden_error=1)
-    holder.look()
+    holder.poll()
     shelf.version = ONE
-    holder.look()
+    holder.poll()
     assert holder.refused is None
 
 
 def test_the_last_good_model_is_served_while_the_registry_is_away(holder, shelf, kept, caplog):
     shelf.put(ONE)
-    holder.look()
+    holder.poll()
     shelf.is_away = True
     other = started(ModelHolder(shelf, kept, 60, CUT, None, lambda: NOW))
     assert other.current.version == ONE
@@ -191,10 +191,10 @@ def test_a_fetch_that_fails_leaves_nothing_and_is_tried_again(holder, shelf, kep
     shelf.is_away = True
     shelf.wanted = lambda: ONE
     with pytest.raises(UnavailableError):
-        holder.look()
+        holder.poll()
     assert folders(kept) == []
     shelf.is_away = False
-    holder.look()
+    holder.poll()
     assert holder.current.version == ONE
 
 
@@ -216,7 +216,7 @@ def test_the_starter_answers_only_until_there_is_another(shelf, kept, tmp_path):
     holder = ModelHolder(shelf, kept, 60, CUT, tmp_path / "starter", lambda: NOW)
     assert started(holder).current.version.name == "starter"
     shelf.put(ONE)
-    holder.look()
+    holder.poll()
     assert holder.current.version == ONE
     again = started(ModelHolder(shelf, kept, 60, CUT, tmp_path / "starter", lambda: NOW))
     assert again.current.version == ONE
@@ -229,5 +229,5 @@ def test_the_starter_does_not_answer_in_the_place_of_a_registered_model(shelf, k
     holder = ModelHolder(shelf, kept, 60, CUT, tmp_path / "starter", lambda: NOW)
     assert started(holder).current is None
     shelf.is_away = False
-    holder.look()
+    holder.poll()
     assert holder.current.version == ONE

@@ -14,7 +14,7 @@ from pipeline.data.images import (
     UnreadableImageError,
     batches_by_size,
     decode,
-    look,
+    image_statistics,
     open_image,
     read_quarantine,
     stored_size,
@@ -210,32 +210,32 @@ def test_a_thumbnail_weighs_colours_as_the_eye_does():
 def test_brightness_and_contrast_are_the_mean_and_the_deviation_of_the_grey_levels():
     pixels = np.zeros((48, 48, 3), np.uint8)
     pixels[:, :24] = 200
-    seen = look(pixels)
+    seen = image_statistics(pixels)
     assert (seen["brightness"], seen["contrast"]) == (100, 100)
 
 
 def test_dark_and_bright_shares_count_the_levels_up_to_4_and_from_251():
     pixels = np.zeros((1, 8, 3), np.uint8)
     pixels[0] = np.array([0, 4, 5, 128, 250, 251, 254, 255])[:, None]
-    seen = look(pixels)
+    seen = image_statistics(pixels)
     assert (seen["dark_share"], seen["bright_share"]) == (2 / 8, 3 / 8)
 
 
 def test_sharpness_is_the_variance_of_the_laplacian_of_a_hand_worked_example():
     pixels = np.full((5, 3, 3), 10, np.uint8)
     pixels[2, 1] = 20  # the Laplacian within the border: 10, -40, 10
-    assert look(pixels)["sharpness"] == pytest.approx((10**2 + 40**2 + 10**2) / 3 - (-20 / 3) ** 2)
+    assert image_statistics(pixels)["sharpness"] == pytest.approx((10**2 + 40**2 + 10**2) / 3 - (-20 / 3) ** 2)
 
 
 def test_blur_takes_sharpness_away(draw_tile):
     tile = draw_tile(0, cracked=True)
     blurred = np.asarray(Image.fromarray(tile).filter(ImageFilter.GaussianBlur(2)))
-    assert look(blurred)["sharpness"] < 0.2 * look(tile)["sharpness"]
+    assert image_statistics(blurred)["sharpness"] < 0.2 * image_statistics(tile)["sharpness"]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (2, 5), (5, 2)])
 def test_an_image_too_small_for_a_laplacian_has_no_sharpness(shape):
-    assert look(np.full((*shape, 3), 77, np.uint8)) == {
+    assert image_statistics(np.full((*shape, 3), 77, np.uint8)) == {
         "brightness": pytest.approx(77),
         "contrast": pytest.approx(0, abs=1e-5),
         "sharpness": 0,

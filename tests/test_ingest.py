@@ -15,7 +15,7 @@ from pipeline.data.images import (
     QUARANTINE_FILE,
     PackedImages,
     decode,
-    look,
+    image_statistics,
     read_quarantine,
     thumbnail,
 )
@@ -90,7 +90,7 @@ def test_the_inventory_describes_the_files(inventory, files):
         assert (row["height"], row["width"]) == pixels.shape[:2]
         assert row["n_bytes"] == len(files[path])
         assert row["fingerprint"] == fingerprint(thumbnail(pixels)).tobytes()
-        assert row[list(look(pixels))].to_dict() == look(pixels)
+        assert row[list(image_statistics(pixels))].to_dict() == image_statistics(pixels)
     assert inventory["format"].tolist() == ["JPEG", "JPEG", "PNG"]
     assert inventory["mode"].tolist() == ["RGB", "RGB", "RGB"]
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from pipeline.evaluation import leakage as module
-from pipeline.evaluation.leakage import compare, drawn_groups, leaking, random_sides
+from pipeline.evaluation.leakage import compare, drawn_groups, leakage_effect, random_sides
 from pipeline.training.features import features_file, rows_file
 
 
@@ -29,9 +29,9 @@ def test_copies_across_sides_make_a_useless_model_look_good():
 
 def test_leaked_images_are_counted_by_hand(monkeypatch):
     images, features = twins(n_pairs=6)
-    dealt = np.where(np.array(list("tv tt vv tv tv tt".replace(" ", ""))) == "t", "train", "validation")
-    images = images.assign(split=np.sort(dealt), label=["crack", "intact"] * 6)
-    monkeypatch.setattr(module, "random_sides", lambda images: dealt)
+    assigned = np.where(np.array(list("tv tt vv tv tv tt".replace(" ", ""))) == "t", "train", "validation")
+    images = images.assign(split=np.sort(assigned), label=["crack", "intact"] * 6)
+    monkeypatch.setattr(module, "random_sides", lambda images: assigned)
     result = compare(images, features)
     assert (result["n_scored"], result["n_scored_with_copy_in_train"]) == (5, 3)
     assert result["share_of_scored_with_copy_in_train"] == pytest.approx(3 / 5)
@@ -72,7 +72,7 @@ def test_features_are_taken_by_the_row_of_the_image_and_what_training_does_not_r
     shifted = images.assign(row=images["row"] * 2 + 7)
     keep(tmp_path, features, shifted["row"].to_numpy())
     others = shifted.head(7).assign(row=np.arange(7), split=["excluded", "test"] * 3 + ["test"])
-    result = leaking(pd.concat([others, shifted]).sample(frac=1, random_state=3), tmp_path)
+    result = leakage_effect(pd.concat([others, shifted]).sample(frac=1, random_state=3), tmp_path)
     assert (result["n_available"], result["n_images"]) == (300, 300)
     expected = compare(images, features)
     assert result["leak_free_f1"] == pytest.approx(expected["leak_free_f1"])
@@ -83,7 +83,7 @@ def test_features_in_half_precision_do_not_overflow(tmp_path):
     large = features * 1000  # half precision ends at 65,504
     for dtype in (np.float16, np.float32):
         keep(tmp_path, large.astype(np.float16).astype(dtype), images["row"].to_numpy())
-        result = leaking(images, tmp_path)
+        result = leakage_effect(images, tmp_path)
         assert result["random_f1"] == pytest.approx(
             compare(images, large.astype(np.float16).astype(float))["random_f1"]
         )

@@ -218,7 +218,7 @@ def test_the_note_names_the_nearest_surface(found):
     from types import SimpleNamespace
 
     surface = SimpleNamespace(name="sdnet Decks", n_cracks=40, n_missed=26)
-    tiles = pd.DataFrame({"familiar": [True]})
+    tiles = pd.DataFrame({"in_distribution": [True]})
     crack_map = SimpleNamespace(surface=surface, tiles=tiles, scale="Not resized.")
     assert warnings_of(crack_map) == [
         "On the test images that this photo looks most like (sdnet Decks), the model missed 26 of 40 cracks.",

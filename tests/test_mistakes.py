@@ -74,7 +74,7 @@ def test_a_missing_weights_package_is_a_clear_error(project: Project) -> None:
     assert not (project.root / "data" / "features" / "mobilenet-v2").exists()
 
 
-def test_a_red_contract_stops_the_line(untouched: Project) -> None:
+def test_a_failed_contract_stops_the_line(untouched: Project) -> None:
     untouched.edit_params(lambda params: params["contract"].update(min_images_per_label=1000))
     finished = untouched.run("dvc", "repro")
     printed = finished.stdout + finished.stderr

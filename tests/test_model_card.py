@@ -55,7 +55,7 @@ def test_the_facts_of_each_data_set_are_counted_from_the_manifest(tmp_path):
             "dataset": ["ours"] * 4 + ["far"],
             "label": ["crack", "crack", "intact", "intact", "intact"],
             "group": ["a", "a", "b", "c", "d"],
-            "split": ["train", "train", "test", "excluded", "outside"],
+            "split": ["train", "train", "test", "excluded", "external"],
         }
     )
     for name, n_bad in (("ours", 2), ("far", 0)):
@@ -68,5 +68,5 @@ def test_the_facts_of_each_data_set_are_counted_from_the_manifest(tmp_path):
     ours, far = dataset_facts(params, manifest, tmp_path)
     assert (ours.name, ours.is_trained_on, far.is_trained_on) == ("ours", True, False)
     assert (ours.n, ours.n_crack, ours.n_groups, ours.n_quarantined) == (4, 2, 3, 2)
-    assert ours.sides == {"train": 2, "validation": 0, "test": 1, "outside": 0, "excluded": 1}
+    assert ours.sides == {"train": 2, "validation": 0, "test": 1, "external": 0, "excluded": 1}
     assert (far.n, far.n_crack, far.n_quarantined) == (1, 0, 0)

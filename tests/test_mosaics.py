@@ -9,7 +9,7 @@ from two_datasets import PARAMS
 from pipeline.data.training_images import side_of
 from pipeline.errors import CracksError
 from pipeline.params import Params
-from pipeline.training.hairline_cracks import Traces
+from pipeline.training.hairline_cracks import CrackLines
 from pipeline.training.mosaics import Mosaics, Sources, compose, mirrored_on, mosaics_of, shrunk, vary
 
 DARK, GREY = 60, 130
@@ -36,9 +36,9 @@ def sources():
 
 
 @pytest.fixture
-def traced(sources):
+def with_hairlines(sources):
     """The same, with a crack to draw for each fold."""
-    return replace(sources, traces=Traces(np.stack([line_at(24), line_at(12)]), np.array([0, 1])))
+    return replace(sources, crack_lines=CrackLines(np.stack([line_at(24), line_at(12)]), np.array([0, 1])))
 
 
 def line_at(row):
@@ -57,10 +57,10 @@ def test_sources_of_one_label_are_refused_in_words(sources, labels, few):
         mosaics(replace(sources, labels=np.array(labels)))
 
 
-def test_sources_without_a_crack_that_can_be_traced_are_refused_in_words(traced):
-    one = Traces(traced.traces.lines[:1], traced.traces.folds[:1])
-    with pytest.raises(CracksError, match=r"Only 1 cracks .* under traced\.of"):
-        mosaics(replace(traced, traces=one))
+def test_sources_without_a_crack_that_can_be_traced_are_refused_in_words(with_hairlines):
+    one = CrackLines(with_hairlines.crack_lines.lines[:1], with_hairlines.crack_lines.folds[:1])
+    with pytest.raises(CracksError, match=r"Only 1 cracks .* under hairline_mosaics\.of"):
+        mosaics(replace(with_hairlines, crack_lines=one))
 
 
 def test_images_are_shrunk_by_means_of_areas():
@@ -109,9 +109,9 @@ def test_a_cracked_mosaic_has_a_crack_and_an_intact_one_has_none(sources, monkey
     assert has_crack == drawn.labels.tolist()
 
 
-def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(traced, monkeypatch):
+def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(with_hairlines, monkeypatch):
     monkeypatch.setattr("pipeline.training.mosaics.vary", lambda image, rng: image)
-    some = mosaics(traced)
+    some = mosaics(with_hairlines)
     for position, (cracked, fold) in enumerate(zip(some.labels, some.folds, strict=True)):
         picture = some.pixels(position)
         sound = DARK if fold else GREY
@@ -120,24 +120,24 @@ def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(traced, monkeypa
         assert picture.min() > 0.15 * sound  # a crack of a cell would be black
 
 
-def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(traced, monkeypatch):
+def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(with_hairlines, monkeypatch):
     lines = []
     monkeypatch.setattr("pipeline.training.mosaics.drawn", lambda surface, line, rng: lines.append(line) or surface)
-    some = mosaics(traced)
+    some = mosaics(with_hairlines)
     for position in range(24):
         some.pixels(position)
     expected = [line_at(12 if fold else 24) for fold in some.folds[::2]]
     np.testing.assert_array_equal(lines, expected)
 
 
-def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(traced, monkeypatch):
+def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(with_hairlines, monkeypatch):
     kinds = []
     blank = np.zeros((48, 48, 3), np.float32)
     monkeypatch.setattr(
         "pipeline.training.mosaics.compose", lambda *_, with_seams: kinds.append(("seams", with_seams)) or blank
     )
     monkeypatch.setattr("pipeline.training.mosaics.mirrored_on", lambda *_: kinds.append("mirrored") or blank)
-    some = mosaics(traced, n_images=100)
+    some = mosaics(with_hairlines, n_images=100)
     for position in range(200):
         some.pixels(position)
     assert set(kinds[::2]) == set(kinds[1::2]) == {("seams", True), "mirrored"}

@@ -22,15 +22,15 @@ def likes_dark(batch):
 
 @pytest.mark.parametrize("cell", [(0, 0), (2, 5), (6, 6)])
 def test_the_map_points_to_the_one_cell_that_the_answer_depends_on(cell):
-    heat = occlusion_map(likes_dark, tile(cell))
+    overlay = occlusion_map(likes_dark, tile(cell))
     expected = np.zeros((7, 7))
     expected[cell] = np.log(0.9 / 0.1)  # from the logit of 0.9 to that of 0.5, which is 0
-    np.testing.assert_allclose(heat, expected, atol=1e-5)
+    np.testing.assert_allclose(overlay, expected, atol=1e-5)
 
 
 def test_what_speaks_against_a_crack_is_negative():
-    heat = occlusion_map(lambda batch: 1 - likes_dark(batch), tile((3, 3)))
-    assert heat[3, 3] == pytest.approx(-np.log(9), abs=1e-5)
+    overlay = occlusion_map(lambda batch: 1 - likes_dark(batch), tile((3, 3)))
+    assert overlay[3, 3] == pytest.approx(-np.log(9), abs=1e-5)
 
 
 def test_hidden_cells_have_the_mean_colour_and_each_pixel_is_hidden_once():
@@ -51,14 +51,14 @@ def test_hidden_cells_have_the_mean_colour_and_each_pixel_is_hidden_once():
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_a_certain_answer_has_a_map_without_holes(probability):
-    heat = occlusion_map(lambda batch: np.full(len(batch), probability, np.float32), tile())
-    np.testing.assert_array_equal(heat, np.zeros((7, 7)))
+    overlay = occlusion_map(lambda batch: np.full(len(batch), probability, np.float32), tile())
+    np.testing.assert_array_equal(overlay, np.zeros((7, 7)))
 
 
 def test_heat_is_red_for_a_crack_blue_against_it_and_absent_where_nothing_depends():
-    heat = np.zeros((7, 7))
-    heat[1, 1], heat[5, 5] = 2.0, -2.0
-    drawn = occlusion_overlay(tile(), heat).astype(int)
+    overlay = np.zeros((7, 7))
+    overlay[1, 1], overlay[5, 5] = 2.0, -2.0
+    drawn = occlusion_overlay(tile(), overlay).astype(int)
     assert drawn.shape == (70, 140, 3)
     red, blue = drawn[15, 30], drawn[55, 110]
     assert red[0] > red[2] + 50
@@ -67,6 +67,6 @@ def test_heat_is_red_for_a_crack_blue_against_it_and_absent_where_nothing_depend
 
 
 def test_the_strongest_cell_is_as_clear_whatever_the_scale():
-    heat = np.random.default_rng(0).normal(size=(7, 7))
-    np.testing.assert_array_equal(occlusion_overlay(tile(), heat), occlusion_overlay(tile(), 100 * heat))
-    np.testing.assert_array_equal(occlusion_overlay(tile(), 0 * heat), tile())
+    overlay = np.random.default_rng(0).normal(size=(7, 7))
+    np.testing.assert_array_equal(occlusion_overlay(tile(), overlay), occlusion_overlay(tile(), 100 * overlay))
+    np.testing.assert_array_equal(occlusion_overlay(tile(), 0 * overlay), tile())

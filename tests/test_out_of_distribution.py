@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def mapper():
     with found_model("none", STARTER) as found:
-        return CrackMapper(found.load(), PARAMS, found.known_concrete())
+        return CrackMapper(found.load(), PARAMS, found.detector())
 
 
 def sky():
@@ -39,13 +39,13 @@ def test_what_is_no_concrete_is_for_review(mapper, name):
     assert set(mapper.map(pixels).tiles["label"]) == {"review"}
 
 
-def test_a_deck_that_was_kept_apart_is_familiar_and_its_cracks_come_first(mapper):
+def test_a_deck_that_was_kept_apart_is_in_distribution_and_its_cracks_come_first(mapper):
     if "CRACKS_REAL_DATA" not in os.environ:
         pytest.skip("CRACKS_REAL_DATA is not set: it names a folder with photos/Decks-7029.jpg")
     photos = Path(os.environ["CRACKS_REAL_DATA"]) / "photos"
     truth = pd.read_csv(photos / "tiles.csv").query("photo == 'Decks-7029.jpg'")
     crack_map = mapper.map(read_photo((photos / "Decks-7029.jpg").read_bytes()).pixels)
     assert crack_map.tiles[["x", "y"]].to_numpy().tolist() == truth[["x", "y"]].to_numpy().tolist()
-    assert crack_map.tiles["familiar"].mean() > 0.9
+    assert crack_map.tiles["in_distribution"].mean() > 0.9
     assert crack_map.surface.name == "sdnet Decks"
     assert roc_auc_score(truth["cracked"], crack_map.tiles["probability"]) == pytest.approx(0.832, abs=0.01)

@@ -9,22 +9,23 @@ from pydantic import BaseModel, ValidationError
 from pipeline import embed, ingest, train, validate
 from pipeline.errors import CracksError
 from pipeline.params import Params, Section, load_params, named
+from pipeline.params.params_file import RENAMED
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ["params.yaml", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*.yaml")))]
 
 PROBE = {
-    "recipe": "probe",
+    "kind": "probe",
     "backbone": "lite",
     "n_components": 256,
-    "strengths": [0.1, 0.01],
-    "turn": ["walls"],
+    "l2_penalties": [0.1, 0.01],
+    "orientations": ["walls"],
     "mosaics": {"of": ["walls"], "cells_a_side": [2, 3], "n_images": 100},
-    "traced": {"of": ["walls"], "cells_a_side": [2], "n_images": 50},
+    "hairline_mosaics": {"of": ["walls"], "cells_a_side": [2], "n_images": 50},
     "seed": 0,
 }
 FINETUNE = {
-    "recipe": "finetune",
+    "kind": "finetune",
     "backbone": "lite",
     "batch_size": 16,
     "dropout": 0.2,
@@ -32,7 +33,7 @@ FINETUNE = {
     "head": {"optimizer": "adam", "learning_rate": 0.003, "max_epochs": 3, "patience_epochs": None},
     "tuning": {"optimizer": "rmsprop", "learning_rate": 0.0001, "max_epochs": 4, "patience_epochs": 2},
     "unfreeze_from": "block_13",
-    "kept_views": None,
+    "cached_augmentations": None,
     "seed": 0,
 }
 DOCUMENT = {
@@ -70,12 +71,12 @@ DOCUMENT = {
         "lite": {
             "architecture": "efficientnet-lite0",
             "image_size_px": 128,
-            "taps": ["head_conv"],
+            "feature_layers": ["head_conv"],
             "training_precision": "bf16",
         }
     },
     "candidates": {"head-only": PROBE, "all-of-it": FINETUNE},
-    "select": {"outside_weight": 0.5},
+    "select": {"external_weight": 0.5},
     "decide": {
         "missed_crack_cost": 5,
         "false_alarm_cost": 1,
@@ -85,13 +86,13 @@ DOCUMENT = {
     "register": {"name": "cracks"},
     "monitor": {
         "log_max_mb": 1000,
-        "reference_images": 500,
+        "n_reference_images": 500,
         "statistics": ["brightness", "embedding"],
         "cron": "0 6 * * *",
         "window_photos": 5,
         "windows_per_month": 4,
         "false_alarms_per_month": 0.1,
-        "worth_labelling": 50,
+        "n_to_label": 50,
     },
     "promote": {
         "approval": "manual",
@@ -99,7 +100,7 @@ DOCUMENT = {
         "max_ece": 0.1,
         "min_slice_recall": 0.5,
         "min_groups": 400,
-        "margins": {"test": 0.01, "slice": 0.03, "outside": 0.02},
+        "margins": {"test": 0.01, "slice": 0.03, "external": 0.02},
         "budgets": {"p95_ms": 250, "resident_mb": 1000, "size_mb": 100},
     },
     "flow": {"max_parallel_stages": 2, "stage_timeout_minutes": 60, "max_retries": 3, "retry_pause_s": 20},
@@ -134,7 +135,7 @@ def parameters(value, *place):
         return
     are_names = place in {("datasets",), ("backbones",), ("candidates",)}
     for key, inner in value.items():
-        if not are_names and key != "recipe":
+        if not are_names and key != "kind":
             yield (*place, key)
         yield from parameters(inner, *place, key)
 
@@ -185,7 +186,7 @@ def test_what_is_written_is_what_is_read(load):
     assert params.contract.ranges == {"brightness": (60, 235), "bright_share": (0, 0.2)}
     assert params.split.train_on == ("walls",)
     assert params.split.photos == {"validation": ("walls/deck-2", "drawn/any photo")}
-    assert params.candidates["head-only"].recipe == "probe"
+    assert params.candidates["head-only"].kind == "probe"
     assert params.candidates["all-of-it"].tuning.patience_epochs == 2
     assert params.register_as.name == "cracks"
 
@@ -194,7 +195,7 @@ def test_the_document_of_these_tests_has_every_parameter():
     known = {
         field.alias or name for section in Section.__subclasses__() for name, field in section.model_fields.items()
     }
-    assert {place[-1] for place in PLACES} | {"recipe"} == known
+    assert {place[-1] for place in PLACES} | {"kind"} == known
 
 
 @pytest.mark.parametrize("place", PLACES, ids=".".join)
@@ -207,12 +208,25 @@ def test_a_misspelt_key_names_the_right_one(load, place):
         load(document)
 
 
+@pytest.mark.parametrize(("place", "new"), RENAMED.items(), ids=lambda value: str(value))
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(load, place, new):
+    document = copy.deepcopy(DOCUMENT)
+    section, here = document, []
+    for part in place[:-1]:
+        options = [name for name in section if part in ("*", name) and (part != "*" or new in section[name])]
+        here.append(options[0])
+        section = section[options[0]]
+    section[place[-1]] = section.pop(new)
+    with pytest.raises(CracksError, match=rf"{'.'.join([*here, place[-1]])} is called {new} now"):
+        load(document)
+
+
 def test_a_key_that_resembles_none_is_refused_without_a_guess(load):
     with pytest.raises(CracksError, match=r"contract\.xyzzy: unknown parameter\n"):
         load(with_value(("contract", "xyzzy"), 1))
 
 
-def test_a_candidate_may_be_called_like_a_recipe(load):
+def test_a_candidate_may_be_called_like_a_kind(load):
     with pytest.raises(CracksError, match=r"  candidates\.probe\.batch_sise: unknown parameter"):
         load(with_value(("candidates", "probe"), {**PROBE, "batch_sise": 64}))
 
@@ -220,7 +234,17 @@ def test_a_candidate_may_be_called_like_a_recipe(load):
 REQUIRED = [
     place
     for place in PLACES
-    if place[-1] not in {"labels", "photo_pattern", "photos", "taps", "training_precision", "turn", "mosaics", "traced"}
+    if place[-1]
+    not in {
+        "labels",
+        "photo_pattern",
+        "photos",
+        "feature_layers",
+        "training_precision",
+        "orientations",
+        "mosaics",
+        "hairline_mosaics",
+    }
 ]
 
 
@@ -250,9 +274,9 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         (
             "split.photos",
             {"test": ["drawn/a"]},
-            r"photos\.test names 'drawn/a' of an outside set, which can lend to val",
+            r"photos\.test names 'drawn/a' of an external test set, which can lend to val",
         ),
-        ("split.photos", {"train": ["drawn/a"]}, r"photos\.train names 'drawn/a' of an outside set"),
+        ("split.photos", {"train": ["drawn/a"]}, r"photos\.train names 'drawn/a' of an external test set"),
         ("ingest.max_files", 0, r"ingest\.max_files: .* 1 \(received 0\)"),
         ("ingest.max_total_mb", "all", r"ingest\.max_total_mb: .* integer.* \(received 'all'\)"),
         ("contract.ranges", {"brightnes": [0, 1]}, r"contract\.ranges\.brightnes\.\[key\]: .*\(received 'brightnes'\)"),
@@ -264,11 +288,11 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ("datasets", {}, r"datasets: .* at least 1 item"),
         ("backbones.lite.image_size_px", 2048, r"backbones\.lite\.image_size_px: .* 1024 \(received 2048\)"),
         ("candidates.head-only.n_components", 0, r"candidates\.head-only\.n_components: .* 1 \(received 0\)"),
-        ("candidates.head-only.strengths", [0], r"candidates\.head-only\.strengths\.0: .* \(received 0\)"),
+        ("candidates.head-only.l2_penalties", [0], r"candidates\.head-only\.l2_penalties\.0: .* \(received 0\)"),
         (
-            "candidates.head-only.turn",
+            "candidates.head-only.orientations",
             ["walls", "drawn"],
-            r"candidates\.head-only\.turn names 'drawn', split\.train_on has \['walls'\]",
+            r"candidates\.head-only\.orientations names 'drawn', split\.train_on has \['walls'\]",
         ),
         (
             "candidates.head-only.mosaics.of",
@@ -276,13 +300,13 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
             r"candidates\.head-only\.mosaics\.of names 'drawn', split\.train_on has \['walls'\]",
         ),
         (
-            "candidates.head-only.traced.of",
+            "candidates.head-only.hairline_mosaics.of",
             ["drawn"],
-            r"candidates\.head-only\.traced\.of names 'drawn', split\.train_on has \['walls'\]",
+            r"candidates\.head-only\.hairline_mosaics\.of names 'drawn', split\.train_on has \['walls'\]",
         ),
         ("candidates.all-of-it.dropout", -0.1, r"candidates\.all-of-it\.dropout: .* 0 \(received -0\.1\)"),
         ("candidates.all-of-it.head.learning_rate", 0, r"head\.learning_rate: .* \(received 0\)"),
-        ("candidates.head-only.recipe", "prob", r"candidates\.head-only: .*'prob'.*'probe', 'finetune'"),
+        ("candidates.head-only.kind", "prob", r"candidates\.head-only: .*'prob'.*'probe', 'finetune'"),
         ("candidates.head-only", None, r"candidates\.head-only: .*\(received None\)"),
         ("candidates.all-of-it.tuning.optimizer", "sgd", r"candidates\.all-of-it\.tuning\.optimizer: .*'sgd'"),
         (
@@ -334,7 +358,7 @@ STAGES = [
     (
         validate,
         "name",
-        ["--dataset", "--report", "--page", "--receipt"],
+        ["--dataset", "--report", "--page", "--result"],
         r"data set 'nobody' in params\.yaml\. Known are demo",
     ),
     (
@@ -416,7 +440,7 @@ def test_nothing_is_changed_once_it_is_read(load):
 @pytest.mark.parametrize(("train_on", "is_demo"), [(["walls"], False), (["drawn"], True), (["walls", "drawn"], True)])
 def test_params_are_the_demo_where_drawn_images_are_trained_on(train_on, is_demo):
     document = with_value(("split", "train_on"), train_on)
-    document["candidates"]["head-only"] |= {"turn": [], "mosaics": None, "traced": None}
+    document["candidates"]["head-only"] |= {"orientations": [], "mosaics": None, "hairline_mosaics": None}
     assert Params.model_validate(document).is_demo is is_demo
 
 

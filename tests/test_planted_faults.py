@@ -35,7 +35,7 @@ def sound(files, tmp_path_factory):
         folder / "datasets" / "walls",
         report=folder / "walls.json",
         page=folder / "walls.html",
-        receipt=folder / "validated" / "walls.json",
+        result=folder / "validated" / "walls.json",
     )
     return folder
 
@@ -46,13 +46,13 @@ def validated(tmp_path):
 
     def validated(files):
         dataset = ingest_files(files, tmp_path)
-        paths = {"report": tmp_path / "r.json", "page": tmp_path / "r.html", "receipt": tmp_path / "receipt.json"}
+        paths = {"report": tmp_path / "r.json", "page": tmp_path / "r.html", "result": tmp_path / "result.json"}
         try:
             validate.run(PARAMS, "walls", dataset, **paths)
         finally:
             assert paths["report"].exists()
             assert paths["page"].exists()
-        assert paths["receipt"].exists()
+        assert paths["result"].exists()
         return dataset
 
     return validated

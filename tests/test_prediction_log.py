@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import CracksError
-from pipeline.monitoring.prediction_log import LOOKS, N_DIMENSIONS, SCHEMA, PredictionLog, embeddings_of
+from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, N_DIMENSIONS, SCHEMA, PredictionLog, embeddings_of
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -27,7 +27,7 @@ def rows(n=3, *, start=NOON, model_version="7", photo="deck"):
             "photo": [f"{photo}-{row}" for row in range(n)],
             "path": [f"/photos/{photo}-{row}.jpg" for row in range(n)],
             "probability": np.linspace(0, 1, n, dtype=np.float32),
-            **{look: np.float32(position) for position, look in enumerate(LOOKS)},
+            **{look: np.float32(position) for position, look in enumerate(IMAGE_STATISTICS)},
             "embedding": list(np.arange(n * N_DIMENSIONS, dtype=np.float32).reshape(n, N_DIMENSIONS)),
         }
     )

@@ -15,7 +15,7 @@ def ignore(step, values):
 
 
 def probe(**changes):
-    settings = {"recipe": "probe", "backbone": "any", "n_components": 6, "strengths": [0.1, 0.001], "seed": 0}
+    settings = {"kind": "probe", "backbone": "any", "n_components": 6, "l2_penalties": [0.1, 0.001], "seed": 0}
     return Probe(**settings | changes)
 
 
@@ -34,26 +34,26 @@ def logits_of(head, features):
 
 def test_a_probe_learns_separable_rows_by_heart(tmp_path):
     rows = feature_rows(30)
-    head = fit_probe({"walls": rows}, probe(strengths=[1e-4]), TrainingHistory(tmp_path / "h", ignore))
+    head = fit_probe({"walls": rows}, probe(l2_penalties=[1e-4]), TrainingHistory(tmp_path / "h", ignore))
     np.testing.assert_array_equal(logits_of(head, rows.features) > 0, rows.labels)
 
 
 def test_the_head_on_plain_features_has_the_loss_that_was_learned_on_components(tmp_path):
     rows = feature_rows(40, noise=1.5)
     history = TrainingHistory(tmp_path / "h", ignore)
-    head = fit_probe({"walls": rows}, probe(strengths=[0.01]), history)
+    head = fit_probe({"walls": rows}, probe(l2_penalties=[0.01]), history)
     loss = np.logaddexp(0, np.where(rows.labels, -1, 1) * logits_of(head, rows.features)).mean()
     assert loss == pytest.approx(history.rows[0]["loss"], rel=1e-3)
 
 
-def test_the_strength_with_the_lowest_loss_on_folds_held_out_is_chosen(tmp_path):
+def test_the_penalty_with_the_lowest_loss_on_folds_held_out_is_chosen(tmp_path):
     rows = feature_rows(24, noise=2.5)
     history = TrainingHistory(tmp_path / "h", ignore)
-    chosen = fit_probe({"walls": rows}, probe(strengths=[1e-6, 0.1, 10.0]), history)
-    assert [row["strength"] for row in history.rows] == [10.0, 0.1, 1e-6]
-    best = min(history.rows, key=lambda row: row["val_loss"])["strength"]
+    chosen = fit_probe({"walls": rows}, probe(l2_penalties=[1e-6, 0.1, 10.0]), history)
+    assert [row["l2_penalty"] for row in history.rows] == [10.0, 0.1, 1e-6]
+    best = min(history.rows, key=lambda row: row["val_loss"])["l2_penalty"]
     assert best == 0.1  # neither end: without a penalty it learns noise, with a huge one nothing
-    alone = fit_probe({"walls": rows}, probe(strengths=[best]), TrainingHistory(tmp_path / "alone", ignore))
+    alone = fit_probe({"walls": rows}, probe(l2_penalties=[best]), TrainingHistory(tmp_path / "alone", ignore))
     np.testing.assert_array_equal(chosen.kernel, alone.kernel)
 
 
@@ -64,7 +64,7 @@ def test_a_row_is_never_judged_by_a_model_that_saw_its_fold(tmp_path):
     features = np.repeat(once, 2, axis=0).astype(np.float16)  # pairs of copies, one of each label: nothing to learn
     groups_kept = Rows(features, labels, np.arange(36) // 2 % N_FOLDS, np.full(36, "walls"))
     history = TrainingHistory(tmp_path / "h", ignore)
-    fit_probe({"walls": groups_kept}, probe(n_components=30, strengths=[1e-3]), history)
+    fit_probe({"walls": groups_kept}, probe(n_components=30, l2_penalties=[1e-3]), history)
     assert history.rows[0]["val_loss"] >= np.log(2) - 1e-6
 
 
@@ -146,14 +146,14 @@ def test_a_head_that_says_the_same_of_all_has_no_say():
     np.testing.assert_array_equal([*nothing.kernel, nothing.bias], [0, 0, 0])
 
 
-def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_strength(tmp_path):
+def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_penalty(tmp_path):
     walls, decks = feature_rows(30), feature_rows(30, seed=1)
     rng = np.random.default_rng(0)
     for rows, blind in ((walls, slice(0, 3)), (decks, slice(3, 6))):  # what tells on one says nothing on the other
         rows.features[:, blind] = rng.permutation(rows.features[:, blind])
     history = TrainingHistory(tmp_path / "h", ignore)
     both = fit_probe({"walls": walls, "decks": decks}, probe(), history)
-    assert [(row["phase"], row["strength"]) for row in history.rows] == [
+    assert [(row["phase"], row["l2_penalty"]) for row in history.rows] == [
         ("decks", 0.1),
         ("decks", 0.001),
         ("walls", 0.1),

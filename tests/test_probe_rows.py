@@ -10,37 +10,39 @@ from pipeline.data.training_images import side_of
 from pipeline.errors import CracksError
 from pipeline.params import Params
 from pipeline.training import embedder
-from pipeline.training.probe_rows import N_FOLDS, deal_folds, heads_of, rows_of
+from pipeline.training.probe_rows import N_FOLDS, assign_folds, heads_of, rows_of
 
 
 @pytest.mark.slow
 def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_images_that_params_ask_for(
     two_datasets, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.training.hairline_cracks.trace", lambda pixels, size_px: np.eye(size_px, dtype=bool))
+    monkeypatch.setattr(
+        "pipeline.training.hairline_cracks.crack_line", lambda pixels, size_px: np.eye(size_px, dtype=bool)
+    )
     train_side = side_of(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
     settings = json.loads(json.dumps(PARAMS))
-    settings["candidates"]["probe"]["turn"] = ["theirs"]
-    settings["candidates"]["probe"]["traced"] = {"of": ["ours"], "cells_a_side": [2], "n_images": 12}
+    settings["candidates"]["probe"]["orientations"] = ["theirs"]
+    settings["candidates"]["probe"]["hairline_mosaics"] = {"of": ["ours"], "cells_a_side": [2], "n_images": 12}
     params = Params.model_validate(settings)
     backbone = params.backbones["small"]
     manifest = pd.read_parquet(two_datasets.manifest)
     embed.run(backbone, manifest, two_datasets.datasets, tmp_path / "unfinished", tmp_path / "features")
     real, precisions = embedder.Embedder.features, set()
 
-    def watched(self, images, *, for_training):
+    def monitored(self, images, *, for_training):
         precisions.add(for_training)
         return real(self, images, for_training=for_training)
 
-    monkeypatch.setattr(embedder.Embedder, "features", watched)
+    monkeypatch.setattr(embedder.Embedder, "features", monitored)
     rows = rows_of(backbone, params.candidates["probe"], train_side, tmp_path / "features", tmp_path / "more")
     assert precisions == {True}
     sizes = train_side.rows["dataset"].value_counts()
-    assert list(rows) == ["ours", "ours, traced", "theirs"]
-    ours, traced, theirs = rows.values()
+    assert list(rows) == ["ours", "ours, hairlines", "theirs"]
+    ours, hairlines, theirs = rows.values()
     assert pd.Series(ours.sources).value_counts().to_dict() == {"ours": sizes["ours"], "mosaics": 24}
-    assert pd.Series(traced.sources).value_counts().to_dict() == {"ours": sizes["ours"], "traced": 12}
-    assert not np.array_equal(traced.features[-12:], ours.features[-12:])
+    assert pd.Series(hairlines.sources).value_counts().to_dict() == {"ours": sizes["ours"], "hairline_mosaics": 12}
+    assert not np.array_equal(hairlines.features[-12:], ours.features[-12:])
     assert pd.Series(theirs.sources).value_counts().to_dict() == {"theirs": 8 * sizes["theirs"]}
     labels = train_side.labels[(train_side.rows["dataset"] == "theirs").to_numpy()]
     np.testing.assert_array_equal(theirs.labels, np.tile(labels, 8))
@@ -74,7 +76,7 @@ def test_data_sets_of_one_label_each_are_learned_from_together():
 def test_groups_stay_together_in_a_fold_and_each_fold_has_both_labels():
     labels = np.arange(60) % 2 == 0
     groups = np.array([f"{'c' if label else 'i'}{number // 6}" for number, label in enumerate(labels.tolist())])
-    folds = deal_folds(labels, groups)
+    folds = assign_folds(labels, groups)
     assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
     assert all(len(set(labels[folds == fold])) == 2 for fold in range(N_FOLDS))
 
@@ -82,5 +84,5 @@ def test_groups_stay_together_in_a_fold_and_each_fold_has_both_labels():
 def test_too_few_groups_of_a_label_are_refused():
     labels = np.array([True, True, False, False, False, False])
     groups = np.array(["a", "b", "c", "d", "e", "f"])
-    with pytest.raises(CracksError, match=r"train side has 2 groups of crack, a probe needs 3 .* recipe finetune"):
-        deal_folds(labels, groups)
+    with pytest.raises(CracksError, match=r"train side has 2 groups of crack, a probe needs 3 .* kind finetune"):
+        assign_folds(labels, groups)

@@ -39,7 +39,7 @@ def test_real_concrete_leads_to_a_challenger_that_is_tested_without_leaks(untouc
     def make_quick(params: dict[str, Any]) -> None:
         params["contract"]["min_images_per_label"] = 30
         params["backbones"]["efficientnet-lite0"]["image_size_px"] = 128
-        for kind in ("mosaics", "traced"):
+        for kind in ("mosaics", "hairline_mosaics"):
             params["candidates"]["mosaics-lite0"][kind]["n_images"] = 120
 
     untouched.edit_params(make_quick)
@@ -49,5 +49,5 @@ def test_real_concrete_leads_to_a_challenger_that_is_tested_without_leaks(untouc
     assert metrics["split"]["leaks"] == 0
     assert metrics["split"]["n_copies"] > 30
     assert metrics["test"]["f1"] >= 0.98
-    assert metrics["outside"]["sdnet"]["auroc"] > 0.6
+    assert metrics["external"]["sdnet"]["auroc"] > 0.6
     assert untouched.model_versions() == [("1", "challenger")]

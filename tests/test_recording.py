@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images import look
+from pipeline.data.images import image_statistics
 from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of
 from serving import recording
 from serving.kept_images import KeptImages
@@ -50,7 +50,7 @@ def test_an_image_becomes_a_row_with_its_looks_and_embedding(tmp_path, draw_tile
     [row] = PredictionLog(tmp_path).read().to_dict(orient="records")
     assert (row["time"], row["model_version"], row["source"], row["photo"]) == (NOW, "3", "predict", "a.jpg")
     assert row["probability"] == pytest.approx(0.7)
-    assert {name: row[name] for name in look(pixels)} == pytest.approx(look(pixels), rel=1e-5)
+    assert {name: row[name] for name in image_statistics(pixels)} == pytest.approx(image_statistics(pixels), rel=1e-5)
     np.testing.assert_allclose(row["embedding"], embeddings_of(np.arange(40, dtype=np.float32)[None])[0], rtol=1e-5)
     assert dropped == []
 

@@ -56,7 +56,7 @@ METRICS = {
     "split": {"n_images": 6, "n_groups": 5, "n_copies": 1, "n_excluded": 0, "leaks": 0},
     "test": SCORES,
     "tests": {"demo": SCORES},
-    "outside": {"bridge": {**SCORES, "f1": 0.3}},
+    "external": {"bridge": {**SCORES, "f1": 0.3}},
 }
 DVC_LOCK = """
 schema: '2.0'
@@ -256,7 +256,7 @@ def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
         "candidate": PROBE,
         "trained_on": "demo",
         "demo": "true",
-        "contract": "green",
+        "contract": "passed",
         "test_f1": "0.8000",
         "test_auroc": "none",
         "test_ece": "0.1000",
@@ -315,8 +315,8 @@ def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
     assert parent.info.status == "FINISHED"
     assert parent.data.params["split.fractions.train"] == "0.6"
     assert parent.data.tags["dvc.data/datasets/demo"] == "ccc.dir"
-    scores = {name: parent.data.metrics[name] for name in ("test.f1", "outside.bridge.f1", "split.leaks")}
-    assert scores == {"test.f1": 0.8, "outside.bridge.f1": 0.3, "split.leaks": 0}
+    scores = {name: parent.data.metrics[name] for name in ("test.f1", "external.bridge.f1", "split.leaks")}
+    assert scores == {"test.f1": 0.8, "external.bridge.f1": 0.3, "split.leaks": 0}
     names = {item.path for folder in (None, "plots") for item in project.client.list_artifacts(parent_id, folder)}
     assert names == {
         "report.html",

@@ -12,7 +12,7 @@ import pytest
 from registry import MODEL, TAGS, make_registry
 
 from pipeline.models.classifier import Classifier
-from pipeline.monitoring.monitored_model import watched_model
+from pipeline.monitoring.monitored_model import monitored_model
 from pipeline.params import load_params
 from pipeline.registry import promote, tracking
 from pipeline.registry.history import opened
@@ -48,7 +48,7 @@ def before(tmp_path, empty_store, monkeypatch):
 def test_it_is_found_and_answers_as_it_did(before, reference):
     with found_model(MODEL, reference) as found:
         model = found.load()
-        assert found.known_concrete() is not None
+        assert found.detector() is not None
         assert model.golden_difference() < 1e-5
     answers = [float(model.outputs(image)["probability"][0]) for image in (DARK, LIGHT)]
     assert answers == pytest.approx(PROBABILITIES, abs=1e-4)
@@ -68,7 +68,7 @@ def test_it_is_served_and_watched(before, tmp_path):
     Registry(MODEL).fetch(wanted, tmp_path / "kept")
     _, known = proven(tmp_path / "kept")
     assert (wanted.number, known is not None) == ("1", True)
-    assert watched_model(MODEL).reference["dataset"].tolist() == ["walls"]
+    assert monitored_model(MODEL).reference["dataset"].tolist() == ["walls"]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ PREDICTIONS = pd.DataFrame(
     {
         "dataset": ["ours"] * 4 + ["bridge"] * 3,
         "row": [0, 1, 2, 3, 0, 1, 2],
-        "split": ["test"] * 4 + ["outside"] * 3,
+        "split": ["test"] * 4 + ["external"] * 3,
         "label": ["crack", "crack", "intact", "intact", "crack", "intact", "crack"],
         "probability": [0.9, 0.8, 0.2, 0.1, 0.7, 0.2, 0.3],
         "slice": "",
@@ -65,7 +65,7 @@ def write_results_of_evaluate(folder, encode):
     PREDICTIONS.to_parquet(folder / "predictions.parquet")
     PREDICTIONS.tail(1).assign(occlusion_map=[np.arange(49.0)]).to_parquet(folder / "mistakes.parquet")
     slice_table(PREDICTIONS, 0.5).to_csv(folder / "slices.csv", index=False)
-    (test, outside) = (PREDICTIONS[PREDICTIONS["split"] == split] for split in ("test", "outside"))
+    (test, external) = (PREDICTIONS[PREDICTIONS["split"] == split] for split in ("test", "external"))
     summary = {
         "demo": False,
         "trained_on": ["ours"],
@@ -73,9 +73,9 @@ def write_results_of_evaluate(folder, encode):
         "split": SPLIT,
         "test": score(test),
         "tests": {"ours": score(test)},
-        "outside": {"bridge": score(outside)},
+        "external": {"bridge": score(external)},
         "decision": {"threshold": 0.5, "review_from": 0.4, "review_to": 0.6},
-        "leaking": LEAKING,
+        "leakage": LEAKING,
     }
     (folder / "scores.json").write_text(json.dumps(summary))
     layer = {"title": "a layer", "detail": "Dense", "shape": [None, 4], "n_weights": 3, "is_nested": True}

@@ -16,7 +16,7 @@ from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.examples import Picture
 from pipeline.evaluation.model_card import SIDES, DatasetFacts
 from pipeline.evaluation.plots import wilson_interval
-from pipeline.evaluation.report_page import Material, render
+from pipeline.evaluation.report_page import ReportInputs, render
 from pipeline.evaluation.slices import slice_table
 from pipeline.models.metrics import log_loss, scores
 
@@ -32,7 +32,7 @@ def drawn_predictions(rng, dataset, split, n, separation):
         {"dataset": dataset, "path": paths, "split": split, "label": label, "probability": probability}
     )
     looks = {"brightness": rng.uniform(50, 200, n), "sharpness": rng.uniform(5, 500, n), "size": 227}
-    photo = [str(index // 60) if split == "outside" else None for index in range(n)]
+    photo = [str(index // 60) if split == "external" else None for index in range(n)]
     surface = np.where(np.arange(n) % 3 == 0, "Walls", "Decks")
     return table.assign(group=[f"{dataset}{index // 3}" for index in range(n)], photo=photo, slice=surface, **looks)
 
@@ -87,17 +87,17 @@ def facts(name, *, is_trained_on, **sides):
     return DatasetFacts(name, is_trained_on, f"source of {name}", dict.fromkeys(SIDES, 0) | sides, 5, 4, 3)
 
 
-def material(rng, predictions):
+def report_inputs(rng, predictions):
     false = [drawn_picture(rng, f"Negative/{index:05d}.jpg", "intact", 0.32 + 0.02 * index) for index in range(12)]
     missed = [drawn_picture(rng, f"Positive/{index:05d}.jpg", "crack", 0.30 - 0.02 * index) for index in range(12)]
-    return Material(
+    return ReportInputs(
         slices=slice_table(predictions, DECISION["threshold"]),
         mistakes={"Test": false + missed},
         samples={},
         architecture=Markup("<svg><text>a network</text></svg>"),
         datasets=[
             facts("halls", is_trained_on=True, train=7, test=2, excluded=1),
-            facts("bridges", is_trained_on=False, outside=8),
+            facts("bridges", is_trained_on=False, external=8),
         ],
         weights="of the start",
     )
@@ -114,12 +114,12 @@ def drawn_inputs():
         [
             drawn_predictions(rng, "halls", "test", 600, 5.0),
             drawn_predictions(rng, "walls", "test", 400, 4.0),
-            drawn_predictions(rng, "bridges", "outside", 500, 2.5),
-            drawn_predictions(rng, "tunnel", "outside", 100, 2.0).assign(label="crack"),
+            drawn_predictions(rng, "bridges", "external", 500, 2.5),
+            drawn_predictions(rng, "tunnel", "external", 100, 2.0).assign(label="crack"),
         ],
         ignore_index=True,
     )
-    test, outside = (predictions[predictions["split"] == split] for split in ("test", "outside"))
+    test, external = (predictions[predictions["split"] == split] for split in ("test", "external"))
     candidates = {}
     for name, separation in (("probe-lite0", 3.5), ("finetune-lite0", 4.6), ("finetune-mobilenet", 4.2)):
         validation = drawn_predictions(rng, "halls", "validation", 900, separation)
@@ -133,23 +133,23 @@ def drawn_inputs():
             "split": {"n_images": 20134, "n_groups": 18871, "n_copies": 1263, "n_excluded": 12, "leaks": 0},
             "test": score(test),
             "tests": {name: score(rows) for name, rows in test.groupby("dataset")},
-            "outside": {name: score(rows) for name, rows in outside.groupby("dataset")},
-            "leaking": dict(LEAKING),
+            "external": {name: score(rows) for name, rows in external.groupby("dataset")},
+            "leakage": dict(LEAKING),
             "decision": DECISION,
         },
         "candidates": candidates,
         "histories": {
-            "probe-lite0": drawn_history(rng, 5, 0).assign(strength=[0.1, 0.03, 0.01, 0.003, 0.001]),
+            "probe-lite0": drawn_history(rng, 5, 0).assign(l2_penalty=[0.1, 0.03, 0.01, 0.003, 0.001]),
             "finetune-lite0": drawn_history(rng, 5, 12),
             "finetune-mobilenet": drawn_history(rng, 5, 9),
         },
         "predictions": predictions,
-        "material": material(rng, predictions),
+        "inputs": report_inputs(rng, predictions),
     }
 
 
 def without_pictures(given):
-    return given | {"histories": {}, "material": replace(given["material"], mistakes={})}
+    return given | {"histories": {}, "inputs": replace(given["inputs"], mistakes={})}
 
 
 def page_of(given):
@@ -169,9 +169,9 @@ def page():
 
 @pytest.fixture(scope="module")
 def warning_page():
-    """Of a model that no number should be believed of: demo, two leaks, no outside set."""
+    """Of a model that no number should be believed of: demo, two leaks, no external test set."""
     given = without_pictures(inputs())
-    given["metrics"] |= {"demo": True, "outside": {}}
+    given["metrics"] |= {"demo": True, "external": {}}
     given["metrics"]["split"]["leaks"] = 2
     given["predictions"] = given["predictions"].query("split == 'test'")
     return page_of(given)
@@ -205,8 +205,8 @@ def test_each_set_has_its_row_of_scores_and_a_missing_score_is_a_dash(page):
     metrics = inputs()["metrics"]
     rows = {"Test, all": metrics["test"]}
     rows |= {f"Test: {name}": scores for name, scores in metrics["tests"].items()}
-    rows |= {f"Outside: {name}": scores for name, scores in metrics["outside"].items()}
-    assert list(rows) == ["Test, all", "Test: halls", "Test: walls", "Outside: bridges", "Outside: tunnel"]
+    rows |= {f"External: {name}": scores for name, scores in metrics["external"].items()}
+    assert list(rows) == ["Test, all", "Test: halls", "Test: walls", "External: bridges", "External: tunnel"]
     for head, shown in rows.items():
         words = [f"{shown['n']:,}"]
         for name in ("accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold"):
@@ -216,7 +216,7 @@ def test_each_set_has_its_row_of_scores_and_a_missing_score_is_a_dash(page):
                 words.append(f"{low:.4f}\N{EN DASH}{high:.4f}")
         assert page.row(head) == words
     assert len(page.row("Test, all")) == 1 + 5 * 2 + 1
-    assert page.row("Outside: tunnel").count("—") == 2
+    assert page.row("External: tunnel").count("—") == 2
 
 
 def test_a_score_is_never_rounded_to_perfect_or_to_nothing(few):
@@ -240,12 +240,12 @@ def test_what_goes_to_a_person_is_counted_with_the_lower_end_of_the_band_and_wit
         {
             "dataset": "halls",
             "path": list("abcdefgh"),
-            "split": ["test"] * 7 + ["outside"],
+            "split": ["test"] * 7 + ["external"],
             "label": ["intact", "crack", "crack", "intact", "crack", "crack", "intact", "intact"],
             "probability": [0.1, 0.1199, 0.12, 0.31, 0.7399, 0.74, 0.9, 0.5],
         }
     )
-    few["metrics"] |= {"test": few["metrics"]["test"] | {"n": 7}, "outside": {}}
+    few["metrics"] |= {"test": few["metrics"]["test"] | {"n": 7}, "external": {}}
     page = page_of(few)
     assert page.row("intact") == ["below", "0.1200", "2", "28.6%", "1", "1"]
     assert page.row("a person should look") == ["between", "3", "42.9%", "2", "1"]
@@ -268,16 +268,16 @@ def test_a_share_is_never_rounded_to_all_or_to_none(few):
         {"dataset": "halls", "split": "test", "label": ["crack"] * 5000 + ["intact"] * 5000, "probability": 0.9}
     )
     few["predictions"].loc[[0, 9999], "probability"] = 0.0
-    few["metrics"]["outside"] = {}
+    few["metrics"]["external"] = {}
     text = page_of(few).text
     assert "is crack 4,999 >99.9% 1 <0.1% is intact 4,999 >99.9% 1 <0.1%" in text
 
 
 def test_a_set_with_one_label_has_counts_but_no_curve(page):
-    assert "Outside: tunnel called crack called intact" in page.text
+    assert "External: tunnel called crack called intact" in page.text
     assert "is intact 0 — 0 —" in page.text
     assert (
-        "Test Outside: bridges In the first two a dot marks the chosen threshold. Outside: tunnel has no curve"
+        "Test External: bridges In the first two a dot marks the chosen threshold. External: tunnel has no curve"
         in page.text
     )
 
@@ -287,9 +287,9 @@ def test_a_leak_is_told_and_no_leak_is_told(page, warning_page):
     assert "Leaks 0 no group is on more than one side" in page.text
 
 
-def test_without_outside_sets_the_page_says_what_is_not_known(page, warning_page):
-    assert "There is no outside set, so nothing here tells" in warning_page.text
-    assert "There is no outside set" not in page.text
+def test_without_external_test_sets_the_page_says_what_is_not_known(page, warning_page):
+    assert "There is no external test set, so nothing here tells" in warning_page.text
+    assert "There is no external test set" not in page.text
 
 
 def test_missed_cracks_come_first_from_the_lowest_probability_then_false_alarms_from_the_highest(page):
@@ -303,7 +303,7 @@ def test_missed_cracks_come_first_from_the_lowest_probability_then_false_alarms_
 def test_a_picture_is_shown_whole_in_its_colours_and_small(few):
     pixels = np.zeros((300, 1200, 3), np.uint8)
     pixels[:, :600, 0] = pixels[:, 600:, 2] = 255
-    few["material"] = replace(few["material"], mistakes={"Test": [Picture("a.jpg", "halls", "crack", 0.1, pixels)]})
+    few["inputs"] = replace(few["inputs"], mistakes={"Test": [Picture("a.jpg", "halls", "crack", 0.1, pixels)]})
     (shown,) = page_of(few).all("img")
     image = Image.open(io.BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
     assert image.size == (256, 64)
@@ -315,23 +315,23 @@ def test_the_page_stays_below_four_megabytes_with_24_mistakes_of_noise(few):
     rng = np.random.default_rng(3)
     noise = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
     shown = [Picture(f"{index}.jpg", "halls", "crack", 0.1, noise, noise) for index in range(24)]
-    few["material"] = replace(few["material"], mistakes={"Test": shown})
+    few["inputs"] = replace(few["inputs"], mistakes={"Test": shown})
     assert len(render(**few).encode()) < 4_000_000
 
 
 def test_hostile_text_is_shown_and_not_obeyed(few):
     hostile = "\"><script>alert('x')</script>"
     picture = Picture(hostile, hostile, "crack", 0.1, np.zeros((8, 8, 3), np.uint8))
-    few["material"] = replace(
-        few["material"],
+    few["inputs"] = replace(
+        few["inputs"],
         mistakes={"Test": [picture]},
         samples={hostile: [picture]},
-        slices=few["material"].slices.replace({"slice": {"Decks": hostile, "3": hostile}}),
-        datasets=[replace(few["material"].datasets[0], name=hostile, source=hostile)],
+        slices=few["inputs"].slices.replace({"slice": {"Decks": hostile, "3": hostile}}),
+        datasets=[replace(few["inputs"].datasets[0], name=hostile, source=hostile)],
         weights=hostile,
     )
     few["predictions"] = few["predictions"].replace({"dataset": {"bridges": hostile}})
-    few["metrics"]["outside"] = {hostile: few["metrics"]["outside"]["bridges"]}
+    few["metrics"]["external"] = {hostile: few["metrics"]["external"]["bridges"]}
     few["metrics"]["candidate"] = hostile
     few["histories"] = {hostile: inputs()["histories"]["finetune-lite0"]}
     page = page_of(few)
@@ -353,7 +353,7 @@ def test_every_plot_follows_the_theme_of_the_page(page):
 def test_each_candidate_has_a_loss_and_an_accuracy_curve_and_its_best_epoch(page):
     names = [attributes.get("aria-label") for attributes in page.all("div")]
     for name, history in inputs()["histories"].items():
-        if "strength" not in history:
+        if "l2_penalty" not in history:
             assert {f"Loss of {name} by epoch", f"Accuracy of {name} by epoch"} <= set(names)
             best, n = history["val_loss"].argmin() + 1, len(history)
             assert f"{history['val_loss'].min():.4f}, after epoch {best} of {n}." in page.text
@@ -364,13 +364,13 @@ def test_a_probe_has_its_curves_by_penalty_and_names_the_best_one(page):
     assert {"Loss of probe-lite0 by penalty", "Accuracy of probe-lite0 by penalty"} <= set(names)
     history = inputs()["histories"]["probe-lite0"]
     best = history.loc[history["val_loss"].idxmin()]
-    assert f"{best['val_loss']:.4f}, with a penalty of {best['strength']}." in page.text
+    assert f"{best['val_loss']:.4f}, with a penalty of {best['l2_penalty']}." in page.text
 
 
 def test_each_head_of_a_probe_has_its_curves_and_its_best_penalty(few):
-    strengths = [0.1, 0.01, 0.001]
+    l2_penalties = [0.1, 0.01, 0.001]
     heads = [
-        drawn_history(np.random.default_rng(seed), 3, 0).assign(strength=strengths, phase=phase)
+        drawn_history(np.random.default_rng(seed), 3, 0).assign(l2_penalty=l2_penalties, phase=phase)
         for seed, phase in ((1, "walls"), (2, "decks"))
     ]
     few["histories"] = {"one-head": heads[0], "two-heads": pd.concat(heads, ignore_index=True)}
@@ -378,7 +378,7 @@ def test_each_head_of_a_probe_has_its_curves_and_its_best_penalty(few):
     for head, phase in zip(heads, ("walls", "decks"), strict=True):
         best = head.loc[head["val_loss"].idxmin()]
         assert (
-            f"the head for {phase} on folds held out: {best['val_loss']:.4f}, with a penalty of {best['strength']}."
+            f"the head for {phase} on folds held out: {best['val_loss']:.4f}, with a penalty of {best['l2_penalty']}."
             in two
         )
         assert two.count(f">{phase}</text>") == 2  # beside its line of validation, for loss and accuracy
@@ -411,20 +411,20 @@ def test_every_image_has_a_text_every_table_has_headers_and_no_id_is_used_twice(
 
 
 def test_each_slice_has_its_row_and_the_hardest_photos_are_named(page):
-    table = inputs()["material"].slices
-    decks = table[(table["set"] == "outside:bridges") & (table["slice"] == "Decks")].iloc[0]
-    words = re.search(r"Slices of outside:bridges.*?</table>", page.html, re.DOTALL).group()
+    table = inputs()["inputs"].slices
+    decks = table[(table["set"] == "external:bridges") & (table["slice"] == "Decks")].iloc[0]
+    words = re.search(r"Slices of external:bridges.*?</table>", page.html, re.DOTALL).group()
     assert f"<td>{decks['f1']:.4f}" in words
     assert f"{decks['f1_low']:.4f}\N{EN DASH}{decks['f1_high']:.4f}" in words
-    photos = table[(table["set"] == "outside:bridges") & (table["kind"] == "photo")].sort_values("balanced_f1")
-    hardest = re.search(r"Hardest photos of outside:bridges.*?</table>", page.html, re.DOTALL).group()
+    photos = table[(table["set"] == "external:bridges") & (table["kind"] == "photo")].sort_values("balanced_f1")
+    hardest = re.search(r"Hardest photos of external:bridges.*?</table>", page.html, re.DOTALL).group()
     heads = re.findall(r'scope="row">(.*?)<', hardest)
     assert heads == photos.dropna(subset="balanced_f1")["slice"].head(10).tolist()
 
 
 def test_a_slice_that_is_too_small_is_a_dash_and_a_page_of_such_has_no_chart(few):
     small = few["predictions"].groupby("split").head(29)
-    few["material"] = replace(few["material"], slices=slice_table(small, 0.31))
+    few["inputs"] = replace(few["inputs"], slices=slice_table(small, 0.31))
     page = page_of(few)
     assert "There are too few images for a chart." in page.text
     row = page.html.split("Slices of test")[1].split("</tr>")[1]
@@ -433,8 +433,8 @@ def test_a_slice_that_is_too_small_is_a_dash_and_a_page_of_such_has_no_chart(few
 
 def test_one_data_set_alone_is_not_charted_twice(few):
     alone = few["predictions"].query("dataset != 'walls'")
-    given = replace(few["material"], slices=slice_table(alone, 0.31))
-    labels = [attributes.get("aria-label") for attributes in page_of(few | {"material": given}).all("div")]
+    given = replace(few["inputs"], slices=slice_table(alone, 0.31))
+    labels = [attributes.get("aria-label") for attributes in page_of(few | {"inputs": given}).all("div")]
     assert "Slices of test" in labels
     assert "Slices of test:halls" not in labels
     labels = [attributes.get("aria-label") for attributes in page_of(few).all("div")]
@@ -442,10 +442,10 @@ def test_one_data_set_alone_is_not_charted_twice(few):
 
 
 def test_the_chart_names_each_slice_but_the_photos(few):
-    plot = page_of(few).html.split("Balanced F1 of the slices of outside:bridges")[1].split("</svg>")[0]
+    plot = page_of(few).html.split("Balanced F1 of the slices of external:bridges")[1].split("</svg>")[0]
     names = re.findall(r">((?:all|surface|brightness|sharpness|photo)[^<]*)<", plot)
-    table = few["material"].slices
-    brightness = table[(table["set"] == "outside:bridges") & (table["kind"] == "brightness")]["slice"]
+    table = few["inputs"].slices
+    brightness = table[(table["set"] == "external:bridges") & (table["kind"] == "brightness")]["slice"]
     assert names[:3] == ["all", "surface Decks", "surface Walls"]
     assert names[3:7] == [f"brightness {value}" for value in brightness]
     assert not [name for name in names if name.startswith("photo")]
@@ -457,9 +457,9 @@ def test_both_splits_are_side_by_side_and_images_left_out_are_told(page, few):
     assert "73 of 200 validation images, on which it is scored, have a copy" in page.text
     assert "randomly drawn whole groups" not in page.text
     assert "Here the random split does not look better" not in page.text
-    few["metrics"]["leaking"] |= {"random_n_errors": 5}
+    few["metrics"]["leakage"] |= {"random_n_errors": 5}
     assert "Here the random split does not look better" in page_of(few).text
-    few["metrics"]["leaking"] |= {"n_images": 900, "n_scored_with_copy_in_train": 0}
+    few["metrics"]["leakage"] |= {"n_images": 900, "n_scored_with_copy_in_train": 0}
     text = page_of(few).text
     assert "Of 1,000 images, 900 in randomly drawn whole groups were used" in text
     assert "Nothing leaks here even at random" in text
@@ -471,29 +471,29 @@ def test_the_card_names_what_was_trained_on_and_what_the_model_must_not_do(page,
     assert "No mark is no proof of soundness." in page.text
     assert "Weights at the start: of the start." in page.text
     assert "doi" not in page.text
-    outside = inputs()["predictions"].query("dataset == 'bridges' and label == 'crack'")
-    n_missed = (outside["probability"] < DECISION["threshold"]).sum()
-    assert f"On bridges it missed {n_missed} of {len(outside)} cracks" in page.text
+    external = inputs()["predictions"].query("dataset == 'bridges' and label == 'crack'")
+    n_missed = (external["probability"] < DECISION["threshold"]).sum()
+    assert f"On bridges it missed {n_missed} of {len(external)} cracks" in page.text
     assert "It was not tested on concrete from elsewhere." in warning_page.text
     assert "It was not tested on concrete from elsewhere." not in page.text
 
 
 def test_each_data_set_has_its_row_of_counts(page):
     assert page.row("halls") == ["trained", "on", "10", "50.0%", "4", "7", "0", "2", "0", "1", "3"]
-    assert page.row("bridges") == ["outside", "set", "8", "62.5%", "4", "0", "0", "0", "8", "0", "3"]
+    assert page.row("bridges") == ["external", "test", "set", "8", "62.5%", "4", "0", "0", "0", "8", "0", "3"]
 
 
-def test_photos_that_an_outside_set_lends_to_validation_are_told(page, few):
+def test_photos_that_an_external_test_set_lends_to_validation_are_told(page, few):
     assert "are on validation: the model was not trained on them" not in page.text
-    lending = facts("bridges", is_trained_on=False, outside=8, validation=1234)
-    few["material"] = replace(few["material"], datasets=[lending])
-    assert "1,234 images of the outside set bridges are on validation" in page_of(few).text
+    lending = facts("bridges", is_trained_on=False, external=8, validation=1234)
+    few["inputs"] = replace(few["inputs"], datasets=[lending])
+    assert "1,234 images of the external test set bridges are on validation" in page_of(few).text
 
 
 def test_random_predictions_are_framed_by_whether_they_are_right(few):
     rng = np.random.default_rng(0)
     shown = [drawn_picture(rng, f"{label}-{p}.jpg", label, p) for label, p in (("crack", 0.31), ("intact", 0.31))]
-    few["material"] = replace(few["material"], samples={"halls": shown, "walls": shown[:1]})
+    few["inputs"] = replace(few["inputs"], samples={"halls": shown, "walls": shown[:1]})
     page = page_of(few)
     right, wrong = re.findall(r'<ul class="pictures framed are-(right|wrong)">(.*?)</ul>', page.html, re.DOTALL)[:2]
     assert (right[0], "crack-0.31.jpg" in right[1], "intact-0.31.jpg" in right[1]) == ("right", True, False)
@@ -501,16 +501,16 @@ def test_random_predictions_are_framed_by_whether_they_are_right(few):
     assert page.text.count("None is wrong.") == 1
 
 
-def test_mistakes_on_outside_sets_have_their_own_gallery_with_maps(few):
+def test_mistakes_on_external_test_sets_have_their_own_gallery_with_maps(few):
     pixels = np.zeros((8, 8, 3), np.uint8)
-    mistakes = {"Test": [], "Outside: bridges": [Picture("a.jpg", "bridges", "intact", 0.9, pixels, pixels)]}
-    few["material"] = replace(few["material"], mistakes=mistakes)
+    mistakes = {"Test": [], "External: bridges": [Picture("a.jpg", "bridges", "intact", 0.9, pixels, pixels)]}
+    few["inputs"] = replace(few["inputs"], mistakes=mistakes)
     page = page_of(few)
     assert [image["alt"] for image in page.all("img")] == [
         "False alarm: a.jpg of bridges",
         "Where the model looked in a.jpg of bridges",
     ]
-    assert "Test: missed cracks None. Test: false alarms None. Outside: bridges: missed cracks None." in page.text
+    assert "Test: missed cracks None. Test: false alarms None. External: bridges: missed cracks None." in page.text
 
 
 def test_the_architecture_is_in_the_page_as_it_was_drawn(page):

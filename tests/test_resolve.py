@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.inference.out_of_distribution import KnownConcrete
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector
 from pipeline.registry import tracking
 from pipeline.registry.resolve import ModelFiles, found_model, locate, model_of
 
@@ -173,7 +173,7 @@ def test_the_identity_changes_with_the_threshold(folder, tmp_path):
 def test_a_model_travels_with_what_it_knows(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "other")
     none = np.zeros((0, 64))
-    KnownConcrete(np.zeros(64), np.eye(64), 7.0, (), none).save(tmp_path / "other" / "known_concrete.npz")
+    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, (), none).save(tmp_path / "other" / "known_concrete.npz")
     with found_model("cracks", str(tmp_path / "other")) as found:
         files = ModelFiles.read(found)
     model, known = model_of(files)
@@ -185,24 +185,28 @@ def test_a_model_travels_with_what_it_knows(folder, tmp_path):
 def test_a_model_that_is_converted_keeps_what_it_knows(folder, tmp_path):
     for name in ("model.keras", "decision.json"):
         shutil.copy(folder / name, tmp_path / name)
-    KnownConcrete(np.zeros(64), np.eye(64), 7.0, (), np.zeros((0, 64))).save(tmp_path / "known_concrete.npz")
+    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, (), np.zeros((0, 64))).save(
+        tmp_path / "known_concrete.npz"
+    )
     with found_model("cracks", str(tmp_path)) as found:
         assert found.folder != tmp_path
-        assert found.known_concrete().limit == 7.0
+        assert found.detector().limit == 7.0
 
 
 def test_a_folder_of_the_registry_has_the_same_model_in_its_own_place(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "fetched" / "extra_files")
     (tmp_path / "fetched" / "MLmodel").touch()
     none = np.zeros((0, 64))
-    KnownConcrete(np.zeros(64), np.eye(64), 7.0, (), none).save(tmp_path / "fetched/extra_files/known_concrete.npz")
+    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, (), none).save(
+        tmp_path / "fetched/extra_files/known_concrete.npz"
+    )
     with found_model("cracks", str(tmp_path / "fetched")) as found:
         assert found.folder == tmp_path / "fetched" / "extra_files"
-        assert found.known_concrete().limit == 7.0
+        assert found.detector().limit == 7.0
         assert found.load().image_size_px == 32
 
 
 def test_what_a_model_knows_is_optional(folder):
     with found_model("cracks", str(folder)) as found:
-        assert found.known_concrete() is None
+        assert found.detector() is None
         assert model_of(ModelFiles.read(found))[1] is None

@@ -54,7 +54,7 @@ def open_the_inbox(project: Project) -> None:
             "max_ece": 1,
             "min_slice_recall": 0,
             "min_groups": 4,
-            "margins": {"test": 1, "slice": 1, "outside": 1},
+            "margins": {"test": 1, "slice": 1, "external": 1},
             "budgets": {"p95_ms": 10000, "resident_mb": 10000, "size_mb": 1000},
         }
 

@@ -32,7 +32,7 @@ from pipeline.inbox.retraining import (
     tell_once,
 )
 from pipeline.monitoring import labelling
-from pipeline.monitoring.monitored_model import Watched
+from pipeline.monitoring.monitored_model import MonitoredModel
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Flow, Params
 from pipeline.project import LOG_FOLDER
@@ -152,13 +152,13 @@ def test_what_has_passed_is_told_again_when_it_comes_again(tmp_path, told):
 
 
 @pytest.fixture
-def watched(monkeypatch):
-    """Version 7 is watched, which was trained on walls."""
-    found = Watched("7", photos(0, 5).assign(dataset="walls"), 0.5)
-    monkeypatch.setattr(labelling, "watched_model", lambda name: found)
+def monitored(monkeypatch):
+    """Version 7 is monitored, which was trained on walls."""
+    found = MonitoredModel("7", photos(0, 5).assign(dataset="walls"), 0.5)
+    monkeypatch.setattr(labelling, "monitored_model", lambda name: found)
 
 
-def test_the_images_most_worth_labelling_of_all_that_the_model_scored_are_exported(tmp_path, params, watched):
+def test_the_images_most_worth_labelling_of_all_that_the_model_scored_are_exported(tmp_path, params, monitored):
     seen = photos(1, 3)  # of twelve tiles
     for month, version in ((3, "7"), (4, "7"), (5, "6")):
         rows = seen.assign(
@@ -168,10 +168,10 @@ def test_the_images_most_worth_labelling_of_all_that_the_model_scored_are_export
     line = images_to_label(tmp_path, params)
     table = tmp_path / "data" / "monitoring" / "to-label" / "list.csv"
     assert f"of {2 * len(seen)}, are listed in {table}; 0 of them lie beside it" in line
-    assert len(pd.read_csv(table)) == min(2 * len(seen), params.monitor.worth_labelling)
+    assert len(pd.read_csv(table)) == min(2 * len(seen), params.monitor.n_to_label)
 
 
-def test_where_nothing_was_logged_the_message_says_so(tmp_path, params, watched):
+def test_where_nothing_was_logged_the_message_says_so(tmp_path, params, monitored):
     assert re.search("cannot be said.*has nothing of version 7.*cracks predict", images_to_label(tmp_path, params))
     assert not (tmp_path / "data").exists()
 
@@ -180,7 +180,7 @@ def test_a_model_whose_training_images_are_not_known_is_named_in_the_message(tmp
     def fail(name):
         raise CracksError("registered without its reference")
 
-    monkeypatch.setattr(labelling, "watched_model", fail)
+    monkeypatch.setattr(labelling, "monitored_model", fail)
     assert "registered without its reference" in images_to_label(tmp_path, params)
 
 
@@ -188,7 +188,7 @@ def test_a_registry_that_is_away_sends_no_message_without_images(tmp_path, param
     def fail(name):
         raise UnavailableError("away")
 
-    monkeypatch.setattr(labelling, "watched_model", fail)
+    monkeypatch.setattr(labelling, "monitored_model", fail)
     with pytest.raises(UnavailableError):
         images_to_label(tmp_path, params)
 

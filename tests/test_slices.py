@@ -32,10 +32,10 @@ def slice_row(table, kind, value, name="test"):
     return row
 
 
-def test_the_sets_are_test_each_data_set_of_it_and_each_outside_set():
-    rows = pd.concat([rows_of(4, dataset="b"), rows_of(2, dataset="a"), rows_of(3, dataset="a-far", split="outside")])
+def test_the_sets_are_test_each_data_set_of_it_and_each_external_set():
+    rows = pd.concat([rows_of(4, dataset="b"), rows_of(2, dataset="a"), rows_of(3, dataset="a-far", split="external")])
     sizes = {name: len(part) for name, part in sets_of(rows).items()}
-    assert list(sizes.items()) == [("test", 6), ("test:a", 2), ("test:b", 4), ("outside:a-far", 3)]
+    assert list(sizes.items()) == [("test", 6), ("test:a", 2), ("test:b", 4), ("external:a-far", 3)]
 
 
 def test_a_surface_has_the_scores_of_its_images_alone():

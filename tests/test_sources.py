@@ -143,9 +143,9 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path):
     os.mkfifo(folder / "pipe.jpg")
     found = {entry.path: (entry.content, entry.reason) for entry in entries(folder)}
     reason = "a link that leads out of the folder, or no file"
-    outside = [f"Positive/{name}.jpg" for name in (*links, "broken", "loop")]
+    external = [f"Positive/{name}.jpg" for name in (*links, "broken", "loop")]
     kept = {"Positive/a.jpg": (b"a", ""), "Positive/a link within.jpg": (b"a", "")}
-    assert found == kept | dict.fromkeys([*outside, "pipe.jpg"], (None, reason))
+    assert found == kept | dict.fromkeys([*external, "pipe.jpg"], (None, reason))
 
 
 def test_a_file_in_a_folder_that_is_too_large_is_named_and_not_read(tmp_path):

@@ -61,7 +61,7 @@ def test_a_green_split_writes_manifest_summary_report_and_page(places, params, c
     split.run(params, **places)
     manifest = pd.read_parquet(places["manifest_path"])
     assert manifest["dataset"].value_counts().to_dict() == {"walls": 48, "bridges": 16}
-    assert (manifest["split"] == "outside").equals(manifest["dataset"] == "bridges")
+    assert (manifest["split"] == "external").equals(manifest["dataset"] == "bridges")
     walls = manifest[manifest["dataset"] == "walls"]
     assert set(walls["split"]) == set(SIDES)
     assert (walls["group"].value_counts() == 2).sum() == 8
@@ -69,10 +69,10 @@ def test_a_green_split_writes_manifest_summary_report_and_page(places, params, c
     assert summary == {"n_images": 48, "n_groups": 40, "n_copies": 8, "n_excluded": 0, "leaks": 0}
     report = json.loads(places["report"].read_text())
     assert (report["dataset"], report["success"], len(report["rules"])) == ("split", True, 5)
-    assert report["facts"]["outside images"] == "16"
+    assert report["facts"]["external images"] == "16"
     page = Page(places["page"].read_text())
     assert "no group, and no photo, is on two sides of the split" in page.text
-    assert "split: contract green" in caplog.messages
+    assert "split: contract passed" in caplog.messages
 
 
 def test_a_split_that_leaks_is_refused_with_rule_and_paths_and_no_manifest(places, params, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_split_that_leaks_is_refused_with_rule_and_paths_and_no_manifest(place
     assert len(Page(places["page"].read_text()).all("img")) == 2
 
 
-def test_a_copy_in_an_outside_set_is_refused(places, params, tmp_path):
+def test_a_copy_in_an_external_test_set_is_refused(places, params, tmp_path):
     files = drawn_files(n=20, seed=1)
     shared = {
         "crack/shared.jpg": changed(files["crack/0003.jpg"]),
@@ -108,7 +108,7 @@ def test_a_copy_in_an_outside_set_is_refused(places, params, tmp_path):
     (places["datasets"] / "bridges").unlink()
     ingest_files(shared, tmp_path / "shared").rename(places["datasets"] / "bridges")
     with pytest.raises(
-        RefusedError, match=r"no outside image has a copy(.|\n)*crack/shared\.jpg(.|\n)*crack/0003\.jpg"
+        RefusedError, match=r"no external image has a copy(.|\n)*crack/shared\.jpg(.|\n)*crack/0003\.jpg"
     ):
         split.run(params, **places)
     assert not places["manifest_path"].exists()
@@ -123,16 +123,16 @@ def test_the_command_line_exits_with_3_where_a_contract_is_missing(places, tmp_p
     monkeypatch.setattr(sys, "argv", ["split", "--params", str(tmp_path / "params.yaml"), *arguments])
     with pytest.raises(SystemExit, match=r"^3$"):
         run_main(split.main)
-    assert "Data set bridges has no green contract. Run `dvc repro validate@bridges`" in capsys.readouterr().err
+    assert "Data set bridges has not passed its contract. Run `dvc repro validate@bridges`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("receipt", [None, '{"success": false}'], ids=["missing", "red"])
-def test_a_data_set_without_a_green_contract_is_refused_and_nothing_is_written(places, params, receipt):
+@pytest.mark.parametrize("result", [None, '{"success": false}'], ids=["missing", "failed"])
+def test_a_data_set_without_a_passed_contract_is_refused_and_nothing_is_written(places, params, result):
     path = places["validated"] / "bridges.json"
     path.unlink()
-    if receipt:
-        path.write_text(receipt)
-    with pytest.raises(RefusedError, match=r"Data set bridges has no green contract\. Run `dvc repro"):
+    if result:
+        path.write_text(result)
+    with pytest.raises(RefusedError, match=r"Data set bridges has not passed its contract\. Run `dvc repro"):
         split.run(params, **places)
     assert not places["manifest_path"].parent.exists()
 

@@ -53,8 +53,8 @@ PLANTED = {
         [],
         {"is_twin_across_sides": [0, 1]},
     ),
-    "a copy in an outside set": (
-        [("bridges", None, "crack", "a", "1", "outside"), ("walls", None, "crack", "a", "2", "excluded")],
+    "a copy in an external test set": (
+        [("bridges", None, "crack", "a", "1", "external"), ("walls", None, "crack", "a", "2", "excluded")],
         [(0, 1)],
         {"is_shared": [0, 1], "is_excluded": [1]},
     ),
@@ -89,7 +89,7 @@ def test_what_is_planted_in_a_manifest_is_found_in_it(rows, pairs, expected):
 
 
 @pytest.mark.parametrize("case", [name for name in PLANTED if name not in ("nothing", "excluded images")])
-def test_a_planted_fault_turns_the_contract_of_the_split_red(case):
+def test_a_planted_fault_turns_the_contract_of_the_split_to_failed(case):
     rows, pairs, expected = PLANTED[case]
     broken = [rule for rule in check(checked(rows, pairs_of(*pairs)), split_rules()) if not rule.success]
     assert len([rule for rule in broken if rule.severity == "fail"]) == len(expected.keys() - {"is_excluded"})
@@ -170,7 +170,7 @@ def test_the_summary_of_a_hand_worked_example():
             ("decks", None, "crack", "b", "3", "test"),
             ("walls", None, "crack", "b", "3", "train"),
             ("walls", None, "crack", "c", "4", "excluded"),
-            ("bridges", None, "crack", "c", "5", "outside"),
+            ("bridges", None, "crack", "c", "5", "external"),
         ]
     )
     summary = summarise(found, TRAIN_ON)

@@ -10,7 +10,7 @@ from pipeline.models.export import calibrated, linear_classifier
 from pipeline.models.linear_head import LinearHead
 from pipeline.params import Backbone
 
-BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32, taps=("head_conv",))
+BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32, feature_layers=("head_conv",))
 DECISION = Decision(threshold=0.4, review_from=0.2, review_to=0.8)
 
 

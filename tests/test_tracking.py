@@ -102,7 +102,7 @@ def test_a_candidate_runs_under_its_parent_with_its_params(store):
         assert run.info.status == "RUNNING"
     (run,) = children(store)
     assert (run.info.run_name, run.info.status) == (CANDIDATE, "FINISHED")
-    assert run.data.params["recipe"] == "probe"
+    assert run.data.params["kind"] == "probe"
     assert run.data.params["backbone.architecture"] == "efficientnet-lite0"
 
 

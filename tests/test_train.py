@@ -70,19 +70,19 @@ def test_the_history_has_a_row_for_each_head_and_strength_which_was_also_sent_li
     history = pd.read_csv(trained.folder / "history.csv")
     assert history["step"].tolist() == trained.epochs == [0, 1, 2, 3]
     assert history["phase"].tolist() == ["ours", "ours", "theirs", "theirs"]
-    assert history["strength"].tolist() == [0.1, 0.01, 0.1, 0.01]
-    assert set(history) == {"step", "phase", "epoch", "strength", "loss", "val_loss", "accuracy", "val_accuracy"}
+    assert history["l2_penalty"].tolist() == [0.1, 0.01, 0.1, 0.01]
+    assert set(history) == {"step", "phase", "epoch", "l2_penalty", "loss", "val_loss", "accuracy", "val_accuracy"}
 
 
 def test_candidates_are_compared_by_both_losses_weighted_where_photos_are_lent(two_datasets):
     validation = side_of(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
     settings = json.loads(json.dumps(PARAMS))
     settings["split"]["train_on"] = ["ours"]  # so that the two images of "theirs" are lent
-    settings["select"]["outside_weight"] = 0.25
+    settings["select"]["external_weight"] = 0.25
     probabilities = np.array([0.9, 0.1, 0.9, 0.1, 0.5, 0.5])
     found = validation_scores(validation, probabilities, 0.5, Params.model_validate(settings))
     assert found["log_loss_in_domain"] == pytest.approx(-np.log(0.9))
-    assert found["log_loss_outside"] == pytest.approx(np.log(2))
+    assert found["log_loss_external"] == pytest.approx(np.log(2))
     assert found["selection_loss"] == pytest.approx(0.75 * -np.log(0.9) + 0.25 * np.log(2))
 
 

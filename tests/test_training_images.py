@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from pipeline.data.training_images import learned_from, learned_groups, side_of
+from pipeline.data.training_images import side_of, trained_groups, training_images
 
 MANIFEST = pd.DataFrame(
     {
@@ -9,33 +9,33 @@ MANIFEST = pd.DataFrame(
         "sha256": list("abcde"),
         "photo": ["p1", None, "p2", "p3", None],
         "group": ["g1", "g2", "g3", "g4", "g5"],
-        "split": ["train", "validation", "test", "outside", "excluded"],
+        "split": ["train", "validation", "test", "external", "excluded"],
     }
 )
 
 
 def test_a_model_learns_from_training_and_validation_alone():
-    assert list(learned_from(MANIFEST)["sha256"]) == ["a", "b"]
-    assert learned_from(MANIFEST)["photo"].iloc[0] == "walls/p1"
+    assert list(training_images(MANIFEST)["sha256"]) == ["a", "b"]
+    assert training_images(MANIFEST)["photo"].iloc[0] == "walls/p1"
 
 
 def test_a_group_counts_as_seen_by_an_image_of_the_same_bytes_wherever_it_is_today():
     today = pd.DataFrame(
         {"dataset": "other", "sha256": ["x", "b", "y"], "photo": None, "group": ["g7", "g7", "g8"], "split": "test"}
     )
-    assert learned_groups(today, learned_from(MANIFEST)) == {"g7"}
+    assert trained_groups(today, training_images(MANIFEST)) == {"g7"}
 
 
 def test_a_group_counts_as_seen_by_another_tile_of_a_photo_that_was_learned_from():
     today = pd.DataFrame(
         {"dataset": "walls", "sha256": ["x", "y"], "photo": ["p1", "p2"], "group": ["g1", "g3"], "split": "test"}
     )
-    assert learned_groups(today, learned_from(MANIFEST)) == {"g1"}
+    assert trained_groups(today, training_images(MANIFEST)) == {"g1"}
 
 
 def test_images_without_a_photo_have_none_in_common():
     today = pd.DataFrame({"dataset": "walls", "sha256": ["x"], "photo": [None], "group": ["g1"], "split": "test"})
-    assert learned_groups(today, learned_from(MANIFEST)) == set()
+    assert trained_groups(today, training_images(MANIFEST)) == set()
 
 
 def test_a_side_holds_its_own_images_with_their_labels(two_datasets, draw_tile):

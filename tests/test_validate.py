@@ -26,7 +26,7 @@ def places(tmp_path):
     return {
         "report": tmp_path / "reports" / "walls.json",
         "page": tmp_path / "reports" / "walls.html",
-        "receipt": tmp_path / "validated" / "walls.json",
+        "result": tmp_path / "validated" / "walls.json",
     }
 
 
@@ -34,17 +34,17 @@ def params_with(**contract):
     return params_for(["walls"], contract={"min_decodable_share": 0.9} | contract)
 
 
-def test_a_green_contract_writes_report_page_and_receipt(dataset, places, caplog):
+def test_a_passed_contract_writes_report_page_and_result(dataset, places, caplog):
     caplog.set_level("INFO", "pipeline")
     validate.run(params_with(), "walls", dataset, **places)
-    assert json.loads(places["receipt"].read_text()) == {"dataset": "walls", "success": True}
+    assert json.loads(places["result"].read_text()) == {"dataset": "walls", "success": True}
     report = json.loads(places["report"].read_text())
     assert (report["dataset"], report["success"]) == ("walls", True)
     assert report["facts"]["images"] == "12"
     assert len(report["rules"]) == 15
     assert all(rule["success"] for rule in report["rules"])
     assert "crack/broken.jpg" in Page(places["page"].read_text()).text
-    assert caplog.messages == ["walls: contract green"]
+    assert caplog.messages == ["walls: contract passed"]
 
 
 def test_a_broken_rule_is_refused_with_what_was_observed_and_the_paths(dataset, places):
@@ -63,7 +63,7 @@ def test_a_broken_rule_is_refused_with_what_was_observed_and_the_paths(dataset, 
     (broken,) = [rule for rule in report["rules"] if not rule["success"]]
     assert (broken["severity"], len(broken["paths"])) == ("fail", 10)
     assert "no side is shorter than 65 px" in Page(places["page"].read_text()).text
-    assert not places["receipt"].exists()
+    assert not places["result"].exists()
 
 
 def test_every_broken_rule_is_named(dataset, places):
@@ -72,12 +72,12 @@ def test_every_broken_rule_is_named(dataset, places):
     assert "at least 7 images are labelled intact. Observed: 6" in str(caught.value)
 
 
-def test_a_warning_is_reported_and_turns_nothing_red(places, tmp_path, caplog):
+def test_a_warning_is_reported_and_fails_nothing(places, tmp_path, caplog):
     files = drawn_files(n=5, mirrored=1)
     copied = ingest_files(files, tmp_path)
     caplog.clear()
     validate.run(params_with(), "walls", copied, **places)
-    assert places["receipt"].exists()
+    assert places["result"].exists()
     report = json.loads(places["report"].read_text())
     (broken,) = [rule for rule in report["rules"] if not rule["success"]]
     assert (broken["severity"], report["success"]) == ("warn", True)
@@ -99,20 +99,20 @@ def test_photos_must_be_known_where_the_data_set_has_a_pattern(places, tmp_path)
         validate.run(named, "walls", some, **places)
 
 
-def test_a_red_contract_takes_the_receipt_of_a_former_run_away(dataset, places):
+def test_a_failed_contract_takes_the_result_of_a_former_run_away(dataset, places):
     validate.run(params_with(), "walls", dataset, **places)
-    assert places["receipt"].exists()
+    assert places["result"].exists()
     with pytest.raises(RefusedError, match="breaks its contract"):
         validate.run(params_with(max_size_px=63), "walls", dataset, **places)
-    assert not places["receipt"].exists()
+    assert not places["result"].exists()
 
 
-def test_a_run_that_fails_halfway_leaves_no_receipt_of_a_former_one(places, tmp_path):
-    places["receipt"].parent.mkdir()
-    places["receipt"].write_text('{"success": true}')
+def test_a_run_that_fails_halfway_leaves_no_result_of_a_former_one(places, tmp_path):
+    places["result"].parent.mkdir()
+    places["result"].write_text('{"success": true}')
     with pytest.raises(FileNotFoundError, match="nowhere"):
         validate.run(params_with(), "walls", tmp_path / "nowhere", **places)
-    assert not places["receipt"].exists()
+    assert not places["result"].exists()
 
 
 @pytest.mark.parametrize(("n_needed", "code"), [(6, 0), (7, 3)])
@@ -133,7 +133,7 @@ def test_the_command_line_ends_with_0_where_green_and_3_where_red(
     else:
         run_main(validate.main)
         assert "error" not in capsys.readouterr().err
-    assert places["receipt"].exists() == (code == 0)
+    assert places["result"].exists() == (code == 0)
     assert places["report"].exists()
 
 

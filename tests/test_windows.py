@@ -12,8 +12,8 @@ from test_drift import photos
 from pipeline.errors import CracksError
 from pipeline.monitoring import windows
 from pipeline.monitoring.drift_page import as_markdown
-from pipeline.monitoring.labelling import export, worth_labelling
-from pipeline.monitoring.monitored_model import Watched
+from pipeline.monitoring.labelling import export, most_worth_labelling
+from pipeline.monitoring.monitored_model import MonitoredModel
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import load_params
 from pipeline.project import LOG_FOLDER
@@ -35,7 +35,7 @@ def logged(tiles, time, version="7"):
 def root(tmp_path, monkeypatch):
     """A project whose production, version 7, was trained on 40 photos of walls; nothing is sent anywhere."""
     reference = photos(0, 40).assign(dataset="walls")
-    monkeypatch.setattr(windows, "watched_model", lambda name: Watched("7", reference, 0.5))
+    monkeypatch.setattr(windows, "monitored_model", lambda name: MonitoredModel("7", reference, 0.5))
     monkeypatch.delenv("CRACKS_NOTIFY_URL", raising=False)
     return tmp_path
 
@@ -108,7 +108,7 @@ def test_only_what_the_watched_model_scored_counts(root, told):
 
 def test_photos_like_one_of_two_data_sets_are_no_drift(root, told, monkeypatch):
     both = pd.concat([photos(0, 40).assign(dataset="walls"), photos(1, 12, shift=8).assign(dataset="decks")])
-    monkeypatch.setattr(windows, "watched_model", lambda name: Watched("7", both, 0.5))
+    monkeypatch.setattr(windows, "monitored_model", lambda name: MonitoredModel("7", both, 0.5))
     see(root, photos(2, 6, shift=8), MONDAY)
     finding = windows.run(PARAMS, root, MONDAY + WEEK)
     assert (finding.verdict, finding.dataset) == ("no drift", "decks")
@@ -138,12 +138,12 @@ def test_the_most_worth_are_unsure_or_far_and_every_photo_gives_its_best_first()
     )
     log = pd.concat([log, log.iloc[[0]]], ignore_index=True)  # scored twice
     reference = pd.DataFrame({"embedding": [embedding(0), embedding(1)]})
-    chosen = worth_labelling(log, reference, 4, threshold=0.5)
+    chosen = most_worth_labelling(log, reference, 4, threshold=0.5)
     assert chosen["path"].tolist() == ["a-far", "b-dull", "a-unsure", "b-duller"]
     assert chosen["reason"].tolist()[0] == "far from training"
     assert chosen["reason"].tolist()[2] == "unsure"
     assert chosen["distance"][0] == pytest.approx(8 * np.sqrt(32))
-    assert len(worth_labelling(log, reference, 3, threshold=0.5)) == 3
+    assert len(most_worth_labelling(log, reference, 3, threshold=0.5)) == 3
 
 
 def test_images_that_still_exist_are_copied_beside_the_list(tmp_path):
@@ -173,7 +173,7 @@ def test_the_reference_takes_evenly_of_photos_and_one_image_of_each_group_where_
         [
             manifest("decks", 9, 50, with_photos=True),
             manifest("walls", 300, 2, with_photos=False),
-            manifest("outside", 5, 5, with_photos=True),
+            manifest("external", 5, 5, with_photos=True),
         ],
         ignore_index=True,
     )
@@ -217,7 +217,7 @@ def test_a_registered_model_carries_what_it_was_trained_on_and_its_predictions_a
 
 @pytest.mark.slow
 def test_a_model_registered_without_its_reference_is_named_with_what_to_do(tmp_path, monkeypatch):
-    from pipeline.monitoring.monitored_model import watched_model
+    from pipeline.monitoring.monitored_model import monitored_model
 
     monkeypatch.setenv("DVC_ROOT", "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
@@ -227,4 +227,4 @@ def test_a_model_registered_without_its_reference_is_named_with_what_to_do(tmp_p
     registry = make_registry(tmp_path / "project", graph, None)
     registry.client.set_registered_model_alias(registry.name, "challenger", registry.add(0.5))
     with pytest.raises(CracksError, match=r"cracks version 1 was registered without reference\.parquet.*make run"):
-        watched_model(registry.name)
+        monitored_model(registry.name)

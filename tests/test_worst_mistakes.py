@@ -27,13 +27,13 @@ def test_the_worst_mistakes_come_first():
     ]
 
 
-def test_test_is_one_set_and_each_outside_set_another():
+def test_test_is_one_set_and_each_external_test_set_another():
     mistakes = [("crack", 0.1)] * 4 * N_A_KIND
     sets = np.repeat(["ours", "second", "bridge", "tunnel"], N_A_KIND)
-    table = greys_scored(*mistakes).assign(dataset=sets, split=np.repeat(["test", "outside"], 2 * N_A_KIND))
+    table = greys_scored(*mistakes).assign(dataset=sets, split=np.repeat(["test", "external"], 2 * N_A_KIND))
     found = worst_mistakes(table, 0.5)
-    assert found.groupby("split").size().to_dict() == {"test": N_A_KIND, "outside": 2 * N_A_KIND}
-    assert found[found["split"] == "outside"].groupby("dataset").size().tolist() == [N_A_KIND, N_A_KIND]
+    assert found.groupby("split").size().to_dict() == {"test": N_A_KIND, "external": 2 * N_A_KIND}
+    assert found[found["split"] == "external"].groupby("dataset").size().tolist() == [N_A_KIND, N_A_KIND]
 
 
 def test_of_many_mistakes_a_few_of_each_kind_are_kept():

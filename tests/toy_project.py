@@ -56,7 +56,7 @@ def _write_reports(folder: Path) -> None:
     scores = {"selection_loss": 0.2, "f1": 0.9, "auroc": None, "ece": 0.1, "n": 18}
     rule = {"text": "both labels are there", "severity": "fail", "success": True, "observed": "both", "paths": []}
     files = {
-        "scores": {"demo": True, "candidate": CANDIDATES[0], "test": scores, "outside": {}},
+        "scores": {"demo": True, "candidate": CANDIDATES[0], "test": scores, "external": {}},
         "registered": {"name": "cracks", "version": "1", "run_id": "1234"},
         "validation-demo": {"dataset": "demo", "success": True, "facts": {}, "rules": [rule]},
         **{f"candidates/{name}": scores for name in CANDIDATES},

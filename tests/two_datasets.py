@@ -42,15 +42,15 @@ PARAMS = {
     },
     "candidates": {
         "probe": {
-            "recipe": "probe",
+            "kind": "probe",
             "backbone": "small",
             "n_components": 8,
-            "strengths": [0.1, 0.01],
+            "l2_penalties": [0.1, 0.01],
             "mosaics": {"of": ["ours"], "cells_a_side": [2, 3], "n_images": 12},
             "seed": 0,
         },
         "finetune": {
-            "recipe": "finetune",
+            "kind": "finetune",
             "backbone": "small",
             "batch_size": 4,
             "dropout": 0.2,
@@ -58,12 +58,12 @@ PARAMS = {
             "head": {"optimizer": "adam", "learning_rate": 0.01, "max_epochs": 1, "patience_epochs": None},
             "tuning": {"optimizer": "adam", "learning_rate": 0.001, "max_epochs": 2, "patience_epochs": 2},
             "unfreeze_from": "block_16_expand",
-            "kept_views": None,
+            "cached_augmentations": None,
             "seed": 0,
         },
     },
     "embed": {"dask_address": None},
-    "select": {"outside_weight": 0.5},
+    "select": {"external_weight": 0.5},
     "decide": {
         "missed_crack_cost": 2,
         "false_alarm_cost": 1,

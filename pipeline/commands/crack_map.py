@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "map",
         help="show where cracks are in photos",
-        description="Map photos: for each a picture with the heat, a table of tiles and a report; a page over all.",
+        description="Map photos: for each a picture with the overlay, a table of tiles and a report; a page over all.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="photos, or folders of photos")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")

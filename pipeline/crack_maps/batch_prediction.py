@@ -18,13 +18,13 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.data.images import Sizes, UnreadableImageError, batches_by_size, decode, look, stored_size
+from pipeline.data.images import Sizes, UnreadableImageError, batches_by_size, decode, image_statistics, stored_size
 from pipeline.data.path_metadata import photo_of
 from pipeline.files import replacing
 from pipeline.inference.cluster import computed_on_cluster
 from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.inference.served import BATCH_IMAGES, ServedModel
-from pipeline.monitoring.prediction_log import LOOKS, embeddings_of
+from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, embeddings_of
 from pipeline.registry.resolve import FoundModel, ModelFiles, model_of
 
 PART_IMAGES = 64
@@ -74,7 +74,7 @@ def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = F
             if observes:
                 embeddings = embeddings_of(outputs["features"])
                 for (position, pixels), embedding in zip(decoded.items(), embeddings, strict=True):
-                    observed[position] = {**look(pixels), "embedding": embedding}
+                    observed[position] = {**image_statistics(pixels), "embedding": embedding}
 
     readable = np.array(list(sizes), np.int64)
     batches = _batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
@@ -85,7 +85,7 @@ def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = F
     table = pd.DataFrame({"probability": probabilities, "label": labels, "error": errors})
     if not observes:
         return table
-    return table.join(pd.DataFrame.from_dict(observed, orient="index", columns=[*LOOKS, "embedding"]))
+    return table.join(pd.DataFrame.from_dict(observed, orient="index", columns=[*IMAGE_STATISTICS, "embedding"]))
 
 
 def _batches(sizes: Sizes) -> Iterator[npt.NDArray[np.int64]]:
@@ -127,7 +127,7 @@ def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None,
     """
     readable = table[table["error"] == ""]
     paths = [str(Path(path).absolute()) for path in readable["path"]]
-    return readable[["probability", *LOOKS, "embedding"]].assign(
+    return readable[["probability", *IMAGE_STATISTICS, "embedding"]].assign(
         time=pd.Timestamp(time),
         model_version=model_version,
         source="predict",

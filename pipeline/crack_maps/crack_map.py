@@ -21,13 +21,13 @@ from pipeline.crack_maps.tiles import Starts, grid
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, Outputs
-from pipeline.inference.out_of_distribution import KnownConcrete, Sketches, Surface, sketches
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Projections, Surface, projected
 from pipeline.inference.served import ServedModel
 from pipeline.params import Map
 
 BATCH_TILES = 4  # activations of more do not fit the cache, and take longer
 CHUNK_TILES = 1024  # whose features are held at once, 25 kB each
-CELL_PX = 16  # of the raster by which areas are measured and heat is drawn
+CELL_PX = 16  # of the raster by which areas are measured and overlay is drawn
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
 
@@ -41,8 +41,8 @@ class CrackMap:
 
     Attributes:
         tiles: a row a tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
-            intact or review), familiar (whether it looks like concrete that the model knows; None where that is not
-            recorded).
+            intact or review), in_distribution (whether it looks like concrete that the model knows; None where that is
+            not recorded).
         width_px: of the upright photo.
         height_px: of the upright photo.
         overlap: of neighbouring tiles, as a share of a tile.
@@ -76,7 +76,7 @@ class CrackMap:
 class CrackMapper:
     """A model, ready to map photos; may be used from several threads at once."""
 
-    def __init__(self, model: ServedModel, params: Map, known: KnownConcrete | None = None) -> None:
+    def __init__(self, model: ServedModel, params: Map, known: OutOfDistributionDetector | None = None) -> None:
         """Take a model, how photos are cut, and the concrete that the model knows, where that is recorded."""
         self._model = model
         self._params = params
@@ -114,11 +114,11 @@ class CrackMapper:
                 "probability": probabilities,
             }
         )
-        familiar = None if self._known is None else self._known.is_familiar(images)
+        in_distribution = None if self._known is None else self._known.is_in_distribution(images)
         surface = None if self._known is None else self._known.nearest_surface(images)
         verdicts = [self._model.decision.verdict(float(probability)) for probability in probabilities]
-        tiles["label"] = verdicts if familiar is None else np.where(familiar, verdicts, "review")
-        tiles["familiar"] = familiar
+        tiles["label"] = verdicts if in_distribution is None else np.where(in_distribution, verdicts, "review")
+        tiles["in_distribution"] = in_distribution
         return CrackMap(tiles, width, height, self._params.overlap, scale, surface)
 
     def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
@@ -141,8 +141,8 @@ class CrackMapper:
 
     def _scored(
         self, pixels: Pixels, places: list[tuple[int, int]], size: int, on_tiles: OnTiles | None
-    ) -> tuple[npt.NDArray[np.float32], Sketches]:
-        """Return the probability, (n,), and the sketch of each tile that begins at (top, left)."""
+    ) -> tuple[npt.NDArray[np.float32], Projections]:
+        """Return the probability, (n,), and the projection of each tile that begins at (top, left)."""
 
         def score(first: int) -> Outputs:
             chosen = places[first : first + BATCH_TILES]
@@ -158,7 +158,7 @@ class CrackMapper:
             batches = list(self._pool.map(score, range(start, stop, BATCH_TILES)))
             probabilities += [batch["probability"] for batch in batches]
             # not in the threads: matrix products bring threads of their own, which would take their cores
-            images.append(sketches(np.concatenate([batch["features"] for batch in batches])))
+            images.append(projected(np.concatenate([batch["features"] for batch in batches])))
         return np.concatenate(probabilities), np.concatenate(images)
 
 

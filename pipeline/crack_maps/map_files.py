@@ -22,7 +22,7 @@ from pipeline.crack_maps.batch_prediction import Content, read
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper
 from pipeline.crack_maps.map_notes import warnings_of
 from pipeline.crack_maps.map_page import render_maps
-from pipeline.crack_maps.overlay import heat_picture
+from pipeline.crack_maps.overlay import overlay_picture
 from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
 from pipeline.errors import CracksError
@@ -109,7 +109,9 @@ def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[s
         "n_tiles": len(tiles),
         "n_crack": int((tiles["label"] == "crack").sum()),
         "n_review": len(review),
-        "n_unfamiliar": None if tiles["familiar"].isna().any() else int((~tiles["familiar"].astype(bool)).sum()),
+        "n_out_of_distribution": None
+        if tiles["in_distribution"].isna().any()
+        else int((~tiles["in_distribution"].astype(bool)).sum()),
         "notes": warnings_of(crack_map),
         "review": review[["row", "col", "x", "y", "size", "probability"]].round(4).to_dict(orient="records"),
     }
@@ -126,7 +128,7 @@ def files_of(mapper: CrackMapper, job: Job, path: Path, content: bytes) -> Photo
     crack_map = mapper.map(photo.pixels, job.mm_per_px)
     words = " ".join(warnings_of(crack_map)[:2])
     picture = io.BytesIO()
-    heat_picture(photo.pixels, crack_map, words).save(picture, "JPEG", quality=JPEG_QUALITY)
+    overlay_picture(photo.pixels, crack_map, words).save(picture, "JPEG", quality=JPEG_QUALITY)
     tiles = crack_map.tiles.assign(photo=str(path), probability=crack_map.tiles["probability"].round(4))
     return PhotoFiles(
         picture.getvalue(), tiles[TILE_COLUMNS].to_csv(index=False), report_of(path, photo, crack_map, job)
@@ -161,7 +163,7 @@ def _mapper_there(files: ModelFiles, params: Map) -> CrackMapper:
 
 def _mapped_here(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator[tuple[Path, PhotoFiles | str]]:
     """Yield each photo with its files; while the tiles of one are scored, the next is decoded."""
-    mapper = CrackMapper(found.load(), job.params, found.known_concrete())
+    mapper = CrackMapper(found.load(), job.params, found.detector())
     with ThreadPoolExecutor(PHOTOS_AT_ONCE) as pool:
         running: deque[tuple[Path, Future[PhotoFiles | str]]] = deque()
         for path in paths:

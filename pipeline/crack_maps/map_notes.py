@@ -15,5 +15,9 @@ def warnings_of(crack_map: CrackMap) -> list[str]:
             f"On the test images that this photo looks most like ({surface.name}), the model missed "
             f"{surface.n_missed} of {surface.n_cracks} cracks."
         )
-    strange = "" if crack_map.tiles["familiar"].notna().all() else "It cannot tell what is unlike all that it has seen."
+    strange = (
+        ""
+        if crack_map.tiles["in_distribution"].notna().all()
+        else "It cannot tell what is unlike all that it has seen."
+    )
     return [missed, NOT_PROOF, crack_map.scale, *([strange] if strange else [])]

@@ -1,4 +1,4 @@
-"""The picture of a crack map: the photo, the heat over it, frames around what needs a person, and a legend below."""
+"""The picture of a crack map: the photo, the overlay over it, frames around what needs a person, and a legend below."""
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colours = npt.NDArray[np.uint8]  # (..., 4), RGBA
 
 
-def heat_picture(pixels: Pixels, crack_map: CrackMap, words: str) -> Image.Image:
-    """Return the photo under its heat, with frames and a legend.
+def overlay_picture(pixels: Pixels, crack_map: CrackMap, words: str) -> Image.Image:
+    """Return the photo under its overlay, with frames and a legend.
 
     Args:
         pixels: of the upright photo, uint8, (height, width, 3).
@@ -31,11 +31,11 @@ def heat_picture(pixels: Pixels, crack_map: CrackMap, words: str) -> Image.Image
     legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), words)
     picture = Image.new("RGB", (width, height + legend.height), PAPER)
     picture.paste(Image.fromarray(pixels))
-    heat = colours(crack_map.raster(crack_map.tiles["probability"].to_numpy()))
+    overlay = colours(crack_map.raster(crack_map.tiles["probability"].to_numpy()))
     # as large as whole cells, of which the last ones reach over the edge
-    size = heat.shape[1] * CELL_PX, heat.shape[0] * CELL_PX
-    shade = Image.fromarray(heat[..., :3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
-    opacity = Image.fromarray(heat[..., 3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
+    size = overlay.shape[1] * CELL_PX, overlay.shape[0] * CELL_PX
+    shade = Image.fromarray(overlay[..., :3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
+    opacity = Image.fromarray(overlay[..., 3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
     picture.paste(shade, mask=opacity)
     _draw_marks(ImageDraw.Draw(picture), crack_map)
     picture.paste(legend, (0, height))
@@ -43,7 +43,7 @@ def heat_picture(pixels: Pixels, crack_map: CrackMap, words: str) -> Image.Image
 
 
 def colours(probabilities: npt.NDArray[np.float64]) -> Colours:
-    """Return the colour of the heat at each probability 0..1, uint8 RGBA, shape (..., 4)."""
+    """Return the colour of the overlay at each probability 0..1, uint8 RGBA, shape (..., 4)."""
     stops = np.array(RAMP)
     channels = [np.interp(probabilities, stops[:, 0], stops[:, column]) for column in range(1, 5)]
     opacity, *rgb = channels

@@ -1,7 +1,7 @@
 """The data contract as a Great Expectations suite: the rules for a data set, and what came of them.
 
 Columns are computed first, then the library's own expectations hold them against the limits of params.yaml. A rule of
-severity "warning" is shown and counted, and does not turn a contract red.
+severity "warning" is shown and counted, and does not fail a contract.
 """
 
 import logging
@@ -202,7 +202,7 @@ def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, repor
             f"{name} breaks its contract:\n{in_words(broken)}\nMend the data, or change `contract` in params.yaml. "
             f"{page} shows it in pictures."
         )
-    log.info("%s: contract green", name)
+    log.info("%s: contract passed", name)
 
 
 def in_words(broken: Sequence[Rule]) -> str:

@@ -19,7 +19,7 @@ from pipeline.data.images import (
     INVENTORY_FILE,
     QUARANTINE_FILE,
     UnreadableImageError,
-    look,
+    image_statistics,
     open_image,
     thumbnail,
     to_pixels,
@@ -54,7 +54,7 @@ def describe(file: tuple[str, bytes, int]) -> dict[str, Any]:
         "mode": image.mode,
         "format": image.format,
         "n_bytes": len(content),
-        **look(pixels),
+        **image_statistics(pixels),
         "fingerprint": fingerprint(thumbnail(pixels)).tobytes(),
     }
 

@@ -25,8 +25,8 @@ Pairs = npt.NDArray[np.int64]  # (n_pairs, 2), positions of images that belong t
 
 
 @dataclass(frozen=True)
-class Dealing:
-    """How new groups are dealt: shares of the images for each side, and what a person decided beforehand."""
+class SplitSettings:
+    """How new groups are assigned: shares of the images for each side, and what a person decided beforehand."""
 
     fractions: Fractions
     seed: int
@@ -41,31 +41,31 @@ def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataF
         pairs: copies among them, columns first and second (positions).
         params: who is trained on, shares, seed, and photos that are given to a side.
     """
-    outside = ~images["dataset"].isin(params.train_on)
+    external = ~images["dataset"].isin(params.train_on)
     photo = qualified_photos(images)
-    lent = photo.map(params.photo_sides).where(outside).dropna()
-    dealt = deal(
+    lent = photo.map(params.photo_sides).where(external).dropna()
+    assigned = assign_sides(
         pd.DataFrame(
             {
                 "batch": age(images, params.train_on),
                 "sha256": images["sha256"],
-                # by the label that it came with: a review that corrects it must not deal its neighbours anew
+                # by the label that it came with: a review that corrects it must not assign its neighbours anew
                 "stratum": images["dataset"] + "/" + images["slice"] + "/" + images["first_label"],
                 "photo": photo,
                 "fixed_side": fixed_sides(images, params.train_on),
             }
         ),
         links_between(images, pairs),
-        Dealing(params.fractions, params.seed, params.photo_sides),
+        SplitSettings(params.fractions, params.seed, params.photo_sides),
     )
-    manifest = images[MANIFEST_COLUMNS].assign(group=dealt["group"], split=dealt["side"])
+    manifest = images[MANIFEST_COLUMNS].assign(group=assigned["group"], split=assigned["side"])
     manifest.loc[lent.index, "split"] = lent
-    manifest.loc[images["disputed"].notna(), "split"] = EXCLUDED  # dealt as before, so that no other image moves
+    manifest.loc[images["disputed"].notna(), "split"] = EXCLUDED  # assigned as before, so that no other image moves
     return manifest
 
 
 def age(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
-    """Return when each image came, 0 the oldest: outside sets, then the first batch of each data set, and so on."""
+    """Return when each image came, 0 the oldest: external test sets, then the first batch of each data set, and on."""
     order = images.groupby("dataset")["batch"].transform(lambda batches: pd.factorize(batches)[0])
     return (order + 1).where(images["dataset"].isin(train_on), 0).astype(int)
 
@@ -79,24 +79,25 @@ def links_between(images: pd.DataFrame, pairs: pd.DataFrame) -> Pairs:
 
 
 def fixed_sides(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
-    """Return the side of images that are not dealt, None of others: what is not trained on, and reviews.
+    """Return the side of images that are not assigned, None of others: what is not trained on, and reviews.
 
     Reviews are of images that a model was unsure of or that someone doubted: no sample that one could test on.
     """
     sides = pd.Series(None, index=images.index, dtype=object)
     sides[images["is_review"].astype(bool)] = "train"
-    sides[~images["dataset"].isin(train_on)] = "outside"
+    sides[~images["dataset"].isin(train_on)] = "external"
     return sides
 
 
-def deal(images: pd.DataFrame, links: Pairs, dealing: Dealing) -> pd.DataFrame:
+def assign_sides(images: pd.DataFrame, links: Pairs, settings: SplitSettings) -> pd.DataFrame:
     """Return for each image its `group`, named by the smallest sha256 that founded it, and its `side`.
 
     Args:
         images: oldest first, positions 0..n-1 as index; columns batch (int, ascending), sha256, stratum (groups are
-            dealt in each alone), photo (DATASET/PHOTO, or None), fixed_side (of images that are not dealt, or None).
+            assigned in each alone), photo (DATASET/PHOTO, or None), fixed_side (of images that are not assigned, or
+            None).
         links: pairs of positions that belong together.
-        dealing: shares, seed and sides that are given.
+        settings: shares, seed and sides that are given.
 
     Raises:
         CracksError: photos that are linked were given to different sides.
@@ -110,25 +111,25 @@ def deal(images: pd.DataFrame, links: Pairs, dealing: Dealing) -> pd.DataFrame:
         parts = _linked_parts(so_far, conducting)
         old, new = parts[parts.index < newcomers.index[0]], parts[newcomers.index]
         joining = _sides_of_known_parts(result.loc[old.index], old)
-        founding = _deal_new_parts(newcomers[~new.isin(joining.index)], new, dealing)
+        founding = _assign_new_parts(newcomers[~new.isin(joining.index)], new, settings)
         decided = pd.concat([joining, founding]).loc[new].set_axis(new.index)
-        decided["side"] = decided["side"].where(_may_take(decided["side"], _given(newcomers, dealing)), EXCLUDED)
+        decided["side"] = decided["side"].where(_may_take(decided["side"], _given(newcomers, settings)), EXCLUDED)
         result.loc[new.index] = decided
     return result
 
 
-def _given(images: pd.DataFrame, dealing: Dealing) -> "pd.Series[str]":
+def _given(images: pd.DataFrame, settings: SplitSettings) -> "pd.Series[str]":
     """Return the side that each image, or its photo, was given beforehand; None or NaN where it is free."""
-    return images["fixed_side"].astype(object).fillna(_side_of_photo(images, dealing))
+    return images["fixed_side"].astype(object).fillna(_side_of_photo(images, settings))
 
 
-def _side_of_photo(images: pd.DataFrame, dealing: Dealing) -> "pd.Series[str]":
-    return images["photo"].astype(object).map(dealing.photo_sides)
+def _side_of_photo(images: pd.DataFrame, settings: SplitSettings) -> "pd.Series[str]":
+    return images["photo"].astype(object).map(settings.photo_sides)
 
 
 def _may_take(side: "pd.Series[str]", given: "pd.Series[str]") -> "pd.Series[bool]":
-    """Return which images may be on the side of their part: a given one on its own alone, others on any but outside."""
-    return (given == side) | (given.isna() & (side != "outside"))
+    """Return which images may be on the side of their part: a given one on its own alone, others not on external."""
+    return (given == side) | (given.isna() & (side != "external"))
 
 
 def _linked_parts(positions: npt.NDArray[np.int64], links: Pairs) -> "pd.Series[int]":
@@ -146,36 +147,36 @@ def _sides_of_known_parts(known: pd.DataFrame, parts: "pd.Series[int]") -> pd.Da
     return joined
 
 
-def _deal_new_parts(images: pd.DataFrame, parts: "pd.Series[int]", dealing: Dealing) -> pd.DataFrame:
+def _assign_new_parts(images: pd.DataFrame, parts: "pd.Series[int]", settings: SplitSettings) -> pd.DataFrame:
     """Return group and side for each part of which no member was known."""
     by_part = images.groupby(parts[images.index])
     founded = pd.DataFrame({"group": by_part["sha256"].min(), "stratum": by_part["stratum"].min(), "n": by_part.size()})
     founded["side"] = None
     for _, stratum in founded.groupby("stratum"):
-        founded.loc[stratum.index, "side"] = _deal_stratum(stratum, dealing)
-    # a person's word on a photo goes before the side that an image is fixed to, and nothing before "outside"
-    of_photo = _side_of_photo(images, dealing)
+        founded.loc[stratum.index, "side"] = _assign_stratum(stratum, settings)
+    # a person's word on a photo goes before the side that an image is fixed to, and nothing before "external"
+    of_photo = _side_of_photo(images, settings)
     for part, members in images[of_photo.notna() | images["fixed_side"].notna()].groupby(parts[images.index]):
         fixed, named = members["fixed_side"].dropna(), of_photo[members.index].dropna()
-        is_outside = (fixed == "outside").any()
-        founded.loc[part, "side"] = "outside" if is_outside else _one_side(members, named if len(named) else fixed)
+        is_external = (fixed == "external").any()
+        founded.loc[part, "side"] = "external" if is_external else _one_side(members, named if len(named) else fixed)
     return founded[["group", "side"]]
 
 
-def _deal_stratum(groups: pd.DataFrame, dealing: Dealing) -> list[str]:
+def _assign_stratum(groups: pd.DataFrame, settings: SplitSettings) -> list[str]:
     """Return a side for each group: systematic sampling in the order of a hash, from a start that is a hash too.
 
     So each side gets its share as nearly as the sizes of the groups allow, and a group that is alone in its batch is
-    dealt like any other.
+    assigned like any other.
     """
-    hashes = np.array([_uniform(f"{dealing.seed}:{name}") for name in groups["group"]])
+    hashes = np.array([_uniform(f"{settings.seed}:{name}") for name in groups["group"]])
     order = np.argsort(hashes)
     sizes = groups["n"].to_numpy()[order]
     middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()  # 0..1
-    start = _uniform(f"{dealing.seed}:start:{groups['group'].min()}")
+    start = _uniform(f"{settings.seed}:start:{groups['group'].min()}")
     places = np.empty(len(groups))
     places[order] = (start + middles) % 1
-    borders = np.cumsum([dealing.fractions.train, dealing.fractions.validation])
+    borders = np.cumsum([settings.fractions.train, settings.fractions.validation])
     return [SIDES[index] for index in np.searchsorted(borders, places, side="right")]
 
 

@@ -103,7 +103,7 @@ def thumbnail(pixels: Pixels) -> Pixels:
     return np.asarray(grey.resize((THUMBNAIL_SIZE_PX, THUMBNAIL_SIZE_PX), Image.Resampling.BOX))
 
 
-def look(pixels: Pixels) -> dict[str, float]:
+def image_statistics(pixels: Pixels) -> dict[str, float]:
     """Return how an image looks, by its grey levels 0..255.
 
     Returns:

@@ -18,7 +18,7 @@ MAX_SHARE_OF_A_GROUP = 0.5  # of a label, or of a slice: a larger one leaves not
 def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str, ...]) -> pd.DataFrame:
     """Return the manifest with the columns that the contract of the split speaks of, each 0 or 1.
 
-    They are computed from the manifest itself, and from the copies; not from how it was dealt.
+    They are computed from the manifest itself, and from the copies; not from how it was assigned.
     """
     split, used = manifest["split"], manifest["split"] != EXCLUDED
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
@@ -31,12 +31,12 @@ def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str
 
     both_used = used.to_numpy()[first] & used.to_numpy()[second]
     side, dataset, label = (manifest[column].to_numpy() for column in ("split", "dataset", "label"))
-    outside = ~manifest["dataset"].isin(train_on).to_numpy()
+    external = ~manifest["dataset"].isin(train_on).to_numpy()
     leaking = touched(both_used & (side[first] != side[second]))
     return manifest.assign(
         is_leak=(on_two_sides(manifest["group"]) | on_two_sides(qualified_photos(manifest))).astype(int) | leaking,
         is_twin_across_sides=on_two_sides(manifest["sha256"]).astype(int),
-        is_shared=touched(outside[first] != outside[second]),
+        is_shared=touched(external[first] != external[second]),
         is_conflict=touched((label[first] != label[second]) & (dataset[first] != dataset[second])),
         is_excluded=(~used).astype(int),
     )
@@ -55,7 +55,7 @@ def split_rules() -> list["Expectation"]:
             column="is_twin_across_sides", value_set=[0], notes="no two images of the same bytes are on two sides"
         ),
         gxe.ExpectColumnValuesToBeInSet(
-            column="is_shared", value_set=[0], notes="no outside image has a copy in a data set trained on"
+            column="is_shared", value_set=[0], notes="no external image has a copy in a data set trained on"
         ),
         gxe.ExpectColumnValuesToBeInSet(
             column="is_conflict", value_set=[0], notes="no image has a copy with the other label in another data set"
@@ -71,9 +71,9 @@ def split_rules() -> list["Expectation"]:
 
 def check_sides(manifest: pd.DataFrame) -> None:
     """Raise CracksError unless both labels are on every side and no group swallows a label or a slice."""
-    dealt = manifest[manifest["split"].isin(SIDES)]
+    assigned = manifest[manifest["split"].isin(SIDES)]
     for side in SIDES:
-        labels = set(dealt.loc[dealt["split"] == side, "label"])
+        labels = set(assigned.loc[assigned["split"] == side, "label"])
         if labels != {"crack", "intact"}:
             raise CracksError(
                 f"The {side} side has {sorted(labels) or 'no images'}, it needs both crack and intact: too few groups. "
@@ -81,7 +81,7 @@ def check_sides(manifest: pd.DataFrame) -> None:
                 "everything for one photo."
             )
     for column in ("label", "slice"):
-        for value, rows in dealt.groupby(column):
+        for value, rows in assigned.groupby(column):
             sizes = rows["group"].value_counts()
             if sizes.iloc[0] > max(1, MAX_SHARE_OF_A_GROUP * len(rows)):
                 example = rows.loc[rows["group"] == sizes.index[0], "path"].iloc[0]

@@ -11,7 +11,7 @@ from pipeline.data.images import LabelledImages
 from pipeline.data.path_metadata import qualified_photos
 
 # Travels with a registered model, so that no later test counts these images as unseen.
-LEARNED_FROM_FILE = "learned_from.parquet"
+TRAINING_IMAGES_FILE = "learned_from.parquet"  # as version 0.1.0 called it: registered models have it so
 TRAINING_SIDES = ("train", "validation")
 
 RowNumbers = npt.NDArray[np.int64]  # (n,), of an inventory
@@ -29,7 +29,7 @@ class Sides(NamedTuple):
         return np.concatenate(self)
 
 
-def rows_learned_from(manifest: pd.DataFrame) -> dict[str, Sides]:
+def training_rows(manifest: pd.DataFrame) -> dict[str, Sides]:
     """Return by data set the rows of its inventory that are on the train and the validation side."""
 
     def of(images: pd.DataFrame, side: str) -> RowNumbers:
@@ -45,18 +45,18 @@ def side_of(manifest: pd.DataFrame, split: str, datasets: Path) -> LabelledImage
     return LabelledImages(rows[["dataset", "row", "label", "group"]], datasets)
 
 
-def learned_from(manifest: pd.DataFrame) -> pd.DataFrame:
+def training_images(manifest: pd.DataFrame) -> pd.DataFrame:
     """Return the images that a model trained on this manifest learns from, columns sha256 and photo (or missing)."""
     rows = manifest[manifest["split"].isin(TRAINING_SIDES)]
     return pd.DataFrame({"sha256": rows["sha256"], "photo": qualified_photos(rows)}).reset_index(drop=True)
 
 
-def learned_groups(manifest: pd.DataFrame, learned: pd.DataFrame) -> frozenset[str]:
+def trained_groups(manifest: pd.DataFrame, learned: pd.DataFrame) -> frozenset[str]:
     """Return today's groups with an image from which a model has learned, or of a photo that it has seen.
 
     Args:
         manifest: today's, with columns dataset, photo, sha256 and group.
-        learned: of `learned_from`, when the model was registered.
+        learned: of `training_images`, when the model was registered.
     """
-    is_learned = manifest["sha256"].isin(learned["sha256"]) | qualified_photos(manifest).isin(learned["photo"].dropna())
-    return frozenset(manifest.loc[is_learned, "group"])
+    is_known = manifest["sha256"].isin(learned["sha256"]) | qualified_photos(manifest).isin(learned["photo"].dropna())
+    return frozenset(manifest.loc[is_known, "group"])

@@ -25,7 +25,7 @@ class Picture:
         label: crack or intact, the truth.
         probability: of a crack, 0..1.
         pixels: RGB, uint8, shape (height, width, 3), any size.
-        heat: the same picture under the map of where the model looked, where there is one.
+        overlay: the same picture under the map of where the model looked, where there is one.
 
     """
 
@@ -34,19 +34,19 @@ class Picture:
     label: str
     probability: float
     pixels: Pixels
-    heat: Pixels | None = None
+    overlay: Pixels | None = None
 
 
 def pictures_of(rows: pd.DataFrame, datasets: Path) -> Iterator[Picture]:
-    """Yield the picture of each row, with `heat` where the rows have an `occlusion_map`: a square, row by row."""
+    """Yield the picture of each row, with `overlay` where the rows have an `occlusion_map`: a square, row by row."""
     images = LabelledImages(rows, datasets)
     for position, row in enumerate(images.rows.to_dict(orient="records")):
         pixels = images.pixels(position)
-        heat = None
+        overlay = None
         if "occlusion_map" in row:
             occlusion_map = np.reshape(row["occlusion_map"], (math.isqrt(len(row["occlusion_map"])), -1))
-            heat = occlusion_overlay(pixels, occlusion_map)
-        yield Picture(row["path"], row["dataset"], row["label"], row["probability"], pixels, heat)
+            overlay = occlusion_overlay(pixels, occlusion_map)
+        yield Picture(row["path"], row["dataset"], row["label"], row["probability"], pixels, overlay)
 
 
 def random_predictions(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What leaking is worth: the same plain model, trained and scored on the leak-free split and on a random one.
+"""What leakage is worth: the same plain model, trained and scored on the leak-free split and on a random one.
 
 It is scored on the validation side: the test side is for the model that was chosen. Features are those that `embed`
 has left, so the random split scores some images on features in the training precision.
@@ -51,7 +51,7 @@ def _scores(features: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], si
 def compare(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> dict[str, float | int]:
     """Return the scores of logistic regression on both splits, and how far the random one leaks.
 
-    The random one deals the same images, each by itself, to sides of the same sizes.
+    The random one assign the same images, each by itself, to sides of the same sizes.
 
     Args:
         images: a row an image: label, group, split (train or validation; both labels on train).
@@ -76,15 +76,15 @@ def compare(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> dict[str
     }
 
 
-def leaking(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | int]:
+def leakage_effect(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | int]:
     """Return `compare` of the images that training reads.
 
     Args:
         manifest: of `split`, the rows of the data sets trained on.
         features_folder: of one backbone.
     """
-    dealt = manifest[manifest["split"].isin(TRAINING_SIDES)]
-    images = drawn_groups(dealt).sort_values(["dataset", "row"])
+    assigned = manifest[manifest["split"].isin(TRAINING_SIDES)]
+    images = drawn_groups(assigned).sort_values(["dataset", "row"])
     # sums over many rows overflow where features are kept in half precision
     features = features_of(images, features_folder).astype(np.float32)
-    return {"n_available": len(dealt), **compare(images, features)}
+    return {"n_available": len(assigned), **compare(images, features)}

@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.data.images import INVENTORY_FILE, read_quarantine
 from pipeline.params import Params
 
-SIDES = ("train", "validation", "test", "outside", "excluded")
+SIDES = ("train", "validation", "test", "external", "excluded")
 KNOWN_SHARE = 0.99  # of the images that must look like those of a published data set
 
 
@@ -47,7 +47,7 @@ class DatasetFacts:
 
     Attributes:
         name: in params.yaml.
-        is_trained_on: if not, it is an outside set.
+        is_trained_on: if not, it is an external test set.
         source: where it is from and its licence, as far as that can be told.
         sides: images on each side of the split, by its name.
         n_crack, n_groups, n_quarantined: of its images, what they form, and files that could not be used.

@@ -28,8 +28,8 @@ def occlusion_map(score: "Scorer", pixels: Pixels) -> Heat:
     """
     probabilities = np.clip(score(_with_one_cell_hidden(pixels)).astype(np.float64), LOGIT_LIMIT, 1 - LOGIT_LIMIT)
     logits = np.log(probabilities / (1 - probabilities))
-    heat: Heat = (logits[0] - logits[1:]).reshape(N_CELLS_A_SIDE, N_CELLS_A_SIDE)
-    return heat
+    overlay: Heat = (logits[0] - logits[1:]).reshape(N_CELLS_A_SIDE, N_CELLS_A_SIDE)
+    return overlay
 
 
 def _with_one_cell_hidden(pixels: Pixels) -> "Batch":

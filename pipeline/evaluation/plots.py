@@ -51,8 +51,8 @@ class ScoredSet:
 
 
 def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
-    """Return the loss and the accuracy of a candidate by epoch, or of a probe by the strength of its penalty."""
-    if "strength" in history:
+    """Return the loss and the accuracy of a candidate by epoch, or of a probe by its L2 penalty."""
+    if "l2_penalty" in history:
         return _penalty_plots(name, history)
     epochs = history["step"] + 1
     tuning = epochs[history["phase"] == "tuning"]
@@ -76,15 +76,15 @@ def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
         heads = history.groupby("phase")
         for dataset, head in heads:
             axes.set_prop_cycle(None)  # validation and training look the same for every head
-            [held_out] = axes.plot(head["strength"], head[f"val_{quantity}"], marker=".")
-            axes.plot(head["strength"], head[quantity], marker=".")
+            [held_out] = axes.plot(head["l2_penalty"], head[f"val_{quantity}"], marker=".")
+            axes.plot(head["l2_penalty"], head[quantity], marker=".")
             if len(heads) > 1:
-                place = (head["strength"].iloc[0], head[f"val_{quantity}"].iloc[0])
+                place = (head["l2_penalty"].iloc[0], head[f"val_{quantity}"].iloc[0])
                 axes.annotate(str(dataset), place, (0, 6), textcoords="offset points", color=held_out.get_color())
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.invert_xaxis()  # from a stiff head to one that learns by heart, as epochs go
-        axes.set(xlabel="strength of the penalty", ylabel=quantity)
+        axes.set(xlabel="L2 penalty", ylabel=quantity)
         if quantity == "loss":
             _log_scale(axes)
 

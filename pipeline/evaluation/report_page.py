@@ -24,12 +24,12 @@ N_WORST_PHOTOS = 10
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportInputs:
     """What the report shows besides the scores.
 
     Attributes:
         slices: of `slice_table`.
-        mistakes: by set ("Test", "Outside: NAME") the worst ones, in any order.
+        mistakes: by set ("Test", "External: NAME") the worst ones, in any order.
         samples: by data set, random predictions.
         architecture: of the chosen model, inline SVG.
         datasets: those trained on first.
@@ -51,7 +51,7 @@ def render(
     candidates: Mapping[str, Mapping[str, Any]],
     histories: Mapping[str, pd.DataFrame],
     predictions: pd.DataFrame,
-    material: Material,
+    inputs: ReportInputs,
 ) -> str:
     """Return the page: HTML with styles, plots and pictures inside; equal inputs give equal pages.
 
@@ -60,17 +60,17 @@ def render(
         candidates: by name, scores on validation: selection_loss, n, accuracy, f1, auroc, balanced_accuracy, ece,
             threshold.
         histories: by candidate, a row an epoch: step (from 0, over both phases), phase (head or tuning), loss,
-            val_loss, accuracy, val_accuracy; of a probe, a row for each data set, which is its phase, and strength of
-            the penalty, and `strength`.
-        predictions: a row an image: dataset, split (test or outside), label (crack or intact), probability (0..1).
-        material: all else.
+            val_loss, accuracy, val_accuracy; of a probe, a row for each head, which is its phase, and
+            `l2_penalty`.
+        predictions: a row an image: dataset, split (test or external), label (crack or intact), probability (0..1).
+        inputs: all else.
 
     """
     decision = metrics["decision"]  # review_from <= threshold <= review_to
     threshold = decision["threshold"]
     scored_sets = scored_sets_of(predictions)
     curve_sets = [scored for scored in scored_sets if scored.n_crack and scored.n_intact]
-    shown_slices = _shown_slices(material.slices)
+    shown_slices = _shown_slices(inputs.slices)
     return template("evaluation/templates/report.html.j2").render(
         percent=_percent,
         metrics=metrics,
@@ -85,14 +85,14 @@ def render(
         roc=roc_plot(curve_sets, threshold),
         precision_recall=precision_recall_plot(curve_sets, threshold),
         reliability=reliability_plot(curve_sets),
-        mistakes={name: _by_kind(pictures) for name, pictures in material.mistakes.items()},
-        samples={name: _by_call(pictures, threshold) for name, pictures in material.samples.items()},
+        mistakes={name: _by_kind(pictures) for name, pictures in inputs.mistakes.items()},
+        samples={name: _by_call(pictures, threshold) for name, pictures in inputs.samples.items()},
         slices={name: _records(rows) for name, rows in shown_slices.items()},
         slice_plots={
             name: slices_plot(name, rows) for name, rows in shown_slices.items() if rows["balanced_f1"].notna().any()
         },
-        photos=_worst_photos(material.slices),
-        material=material,
+        photos=_worst_photos(inputs.slices),
+        inputs=inputs,
     )
 
 
@@ -106,7 +106,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def scored_sets_of(predictions: pd.DataFrame) -> list[ScoredSet]:
-    """Return test as one set, then each outside set."""
+    """Return test as one set, then each external test set."""
     return [
         ScoredSet(name, (rows["label"] == "crack").to_numpy(), rows["probability"].to_numpy())
         for name, rows in named_sets(predictions).items()
@@ -114,10 +114,10 @@ def scored_sets_of(predictions: pd.DataFrame) -> list[ScoredSet]:
 
 
 def named_sets(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the rows of test as one set, then of each outside set, by the name that the report gives it."""
+    """Return the rows of test as one set, then of each external test set, by the name that the report gives it."""
     is_test = predictions["split"] == "test"
-    outside = predictions[~is_test].groupby("dataset")
-    return {"Test": predictions[is_test], **{f"Outside: {name}": rows for name, rows in outside}}
+    external = predictions[~is_test].groupby("dataset")
+    return {"Test": predictions[is_test], **{f"External: {name}": rows for name, rows in external}}
 
 
 def _zones(test: ScoredSet, decision: Mapping[str, float]) -> dict[str, dict[str, int]]:
@@ -156,8 +156,8 @@ def _shown_slices(slices: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _worst_photos(slices: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
-    """Return by outside set the photos with the lowest balanced F1."""
-    photos = slices[(slices["kind"] == "photo") & slices["set"].str.startswith("outside:")]
+    """Return by external test set the photos with the lowest balanced F1."""
+    photos = slices[(slices["kind"] == "photo") & slices["set"].str.startswith("external:")]
     photos = photos[photos["balanced_f1"].notna()].sort_values("balanced_f1", kind="stable")
     return {str(name): _records(rows.head(N_WORST_PHOTOS)) for name, rows in photos.groupby("set")}
 

@@ -30,11 +30,11 @@ def with_measures(predictions: pd.DataFrame, datasets: Path) -> pd.DataFrame:
 
 
 def sets_of(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return what is scored as a whole: `test`, and by data set `test:NAME` and `outside:NAME`."""
+    """Return what is scored as a whole: `test`, and by data set `test:NAME` and `external:NAME`."""
     sets = {"test": predictions[predictions["split"] == "test"]}
     for (dataset, split), rows in predictions.groupby(["dataset", "split"]):
         sets[f"{split}:{dataset}"] = rows
-    return {name: sets[name] for name in sorted(sets, key=lambda name: (name.partition(":")[0] == "outside", name))}
+    return {name: sets[name] for name in sorted(sets, key=lambda name: (name.partition(":")[0] == "external", name))}
 
 
 def slices_of(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -63,7 +63,7 @@ def slice_table(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     Scores are missing in a slice of fewer than 30 images or of one label only, and where they are undefined.
 
     Args:
-        predictions: a row an image: dataset, split (test or outside), label, slice, photo, group, probability (0..1),
+        predictions: a row an image: dataset, split (test or external), label, slice, photo, group, probability (0..1),
             brightness, sharpness and size.
         threshold: from which an image counts as crack.
     """

@@ -8,21 +8,21 @@ from pipeline.data.images import LabelledImages
 from pipeline.evaluation.occlusion import occlusion_map
 from pipeline.evaluation.scoring import Scorer
 
-N_A_KIND = 6  # of missed cracks and of false alarms, of test and of each outside set
+N_A_KIND = 6  # of missed cracks and of false alarms, of test and of each external test set
 
 
 def worst_mistakes(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Return the rows of the most confident mistakes: of test, then of each outside set, up to six of each kind.
+    """Return the rows of the most confident mistakes: of test, then of each external test set, up to six of each kind.
 
     Missed cracks come first, then false alarms, each from the most confident on.
 
     Args:
-        predictions: a row an image: dataset, split (test or outside), label, probability (0..1).
+        predictions: a row an image: dataset, split (test or external), label, probability (0..1).
         threshold: from which an image counts as crack.
     """
     is_test = predictions["split"] == "test"
-    outside = predictions[~is_test].groupby("dataset")
-    return pd.concat([_worst(predictions[is_test], threshold), *(_worst(rows, threshold) for _, rows in outside)])
+    external = predictions[~is_test].groupby("dataset")
+    return pd.concat([_worst(predictions[is_test], threshold), *(_worst(rows, threshold) for _, rows in external)])
 
 
 def _worst(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:

@@ -5,7 +5,7 @@
     python -m pipeline.inference.build_starter served --recipe data/demo.yaml --out data/serving/starter
 
 `head` writes starter.npz from a probe that was trained with examples/params.metu-and-sdnet.yaml; with --check it
-compares instead. `concrete` writes starter_concrete.npz, what concrete the model knows, from the data of the same
+compares instead. `concrete` writes starter_detector.npz, what concrete the model knows, from the data of the same
 params after `dvc repro split`. `served` writes the form in which a server answers that has no other model yet.
 """
 
@@ -24,9 +24,9 @@ from pipeline.data.images import LabelledImages, decode
 from pipeline.errors import RefusedError
 from pipeline.files import replacing, replacing_folder
 from pipeline.inference.conversion import write_served
-from pipeline.inference.ood_fitting import acquaint
+from pipeline.inference.ood_fitting import fit_detector
 from pipeline.inference.served import ServedModel, served_outputs
-from pipeline.inference.starter import STARTER_CONCRETE, STARTER_FILE, load_starter, write_served_starter
+from pipeline.inference.starter import STARTER_DETECTOR, STARTER_FILE, load_starter, write_served_starter
 from pipeline.models.classifier import Classifier
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main
@@ -86,8 +86,8 @@ def _concrete(args: argparse.Namespace) -> None:
     cracks = tested[tested["label"] == "crack"]  # nothing asks for the probability of an intact image
     for positions, outputs in served_outputs(model, LabelledImages(cracks, args.datasets), progress="scoring"):
         tested.loc[cracks.index[positions], "probability"] = outputs["probability"]
-    acquaint(model, manifest, tested, args.datasets).save(STARTER_CONCRETE)
-    log.info("%s: %d bytes", STARTER_CONCRETE, STARTER_CONCRETE.stat().st_size)
+    fit_detector(model, manifest, tested, args.datasets).save(STARTER_DETECTOR)
+    log.info("%s: %d bytes", STARTER_DETECTOR, STARTER_DETECTOR.stat().st_size)
 
 
 def _served(args: argparse.Namespace) -> None:
@@ -105,7 +105,7 @@ def main() -> None:
     head.add_argument("--model", type=Path, required=True, help="folder of the trained candidate")
     head.add_argument("--check", action="store_true", help="compare with the file that is there")
     head.set_defaults(run=_head)
-    concrete = commands.add_parser("concrete", help="write starter_concrete.npz")
+    concrete = commands.add_parser("concrete", help="write starter_detector.npz")
     concrete.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
     concrete.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
     concrete.set_defaults(run=_concrete)

@@ -1,4 +1,4 @@
-"""Learning what concrete a model knows, from the images that it was calibrated and tested on."""
+"""Fitting the out-of-distribution detector of a model, on the images that it was calibrated and tested on."""
 
 from pathlib import Path
 
@@ -6,40 +6,49 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.images import LabelledImages
-from pipeline.inference.out_of_distribution import N_DIMENSIONS, KnownConcrete, Sketches, Surface, learn, sketches
+from pipeline.inference.out_of_distribution import (
+    N_DIMENSIONS,
+    OutOfDistributionDetector,
+    Projections,
+    Surface,
+    fit,
+    projected,
+)
 from pipeline.inference.served import ServedModel, served_outputs
 
 MAX_KNOWN = 1000  # images of validation; with more the mean and the covariance hardly change
 MAX_OF_SURFACE = 100  # images by which a surface is recognised
-SHARE_STRANGE = 0.002  # of images like the known ones, that may count as strange
+FALSE_ALARM_SHARE = 0.002  # of images like the known ones, that may count as strange
 
 
-def acquaint(model: ServedModel, manifest: pd.DataFrame, tested: pd.DataFrame, datasets: Path) -> KnownConcrete:
-    """Return what concrete a model knows.
+def fit_detector(
+    model: ServedModel, manifest: pd.DataFrame, tested: pd.DataFrame, datasets: Path
+) -> OutOfDistributionDetector:
+    """Return the detector of a model.
 
     Args:
         model: the served form.
         manifest: rows of split, of which those of validation count.
-        tested: a row an image of the test and outside sides: dataset, row, label, slice and probability.
+        tested: a row an image of the test and external sides: dataset, row, label, slice and probability.
         datasets: folder with a folder per data set.
     """
     known = _some(manifest[manifest["split"] == "validation"], MAX_KNOWN)
-    images = sketches_of(model, known, datasets)
+    images = projections_of(model, known, datasets)
     is_reference = np.arange(len(known)) % 2 == 0
     surfaces = {}
     for name, rows in tested.groupby(_surface_names(tested)):
         cracks = rows[rows["label"] == "crack"]
         n_missed = int((cracks["probability"] < model.decision.threshold).sum())
         surface = Surface(str(name), len(cracks), n_missed)
-        surfaces[surface] = sketches_of(model, _some(rows, MAX_OF_SURFACE), datasets)
-    return learn(images[is_reference], images[~is_reference], SHARE_STRANGE, surfaces)
+        surfaces[surface] = projections_of(model, _some(rows, MAX_OF_SURFACE), datasets)
+    return fit(images[is_reference], images[~is_reference], FALSE_ALARM_SHARE, surfaces)
 
 
-def sketches_of(model: ServedModel, rows: pd.DataFrame, datasets: Path) -> Sketches:
-    """Return the sketch of each image, in the order of `rows`: dataset, row, label."""
+def projections_of(model: ServedModel, rows: pd.DataFrame, datasets: Path) -> Projections:
+    """Return the projection of each image, in the order of `rows`: dataset, row, label."""
     found = np.empty((len(rows), N_DIMENSIONS))
     for positions, outputs in served_outputs(model, LabelledImages(rows, datasets), progress="recognising"):
-        found[positions] = sketches(outputs["features"])
+        found[positions] = projected(outputs["features"])
     return found
 
 

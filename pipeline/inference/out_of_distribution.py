@@ -1,7 +1,8 @@
-"""The concrete that a model knows: what its images look like to the network, and how many cracks it missed on which.
+"""The out-of-distribution detector of a model, and how many cracks the model missed on which surface.
 
 A probability means something on images like those of validation, on which it was calibrated. Elsewhere (sky, plants,
-a wall of bricks) it is a guess, and a person should look. A file of a few kB beside the model tells the two apart.
+a wall of bricks) it is a guess, and a person should look. The detector tells the two apart by the Mahalanobis distance
+of an image's features from those of validation images; it is a file of a few kB beside the model.
 """
 
 import json
@@ -16,13 +17,13 @@ from pipeline.files import replacing
 from pipeline.models.model_files import extra_files
 from pipeline.models.projection import project
 
-KNOWN_CONCRETE_FILE = "known_concrete.npz"
+DETECTOR_FILE = "known_concrete.npz"  # as version 0.1.0 called it: registered models have it under this name
 N_DIMENSIONS = 64
 MIN_KNOWN = 2 * N_DIMENSIONS  # images; of fewer, a covariance says nothing
 RIDGE = 0.01  # of the mean variance, added to each: with few images the covariance is singular without
 
 Values = npt.NDArray[np.floating[Any]]
-Sketches = npt.NDArray[np.float64]  # (n, N_DIMENSIONS)
+Projections = npt.NDArray[np.float64]  # (n, N_DIMENSIONS)
 
 
 @dataclass(frozen=True)
@@ -40,39 +41,39 @@ class Surface:
     n_missed: int
 
 
-def sketches(features: Values) -> Sketches:
+def projected(features: Values) -> Projections:
     """Return features, (n, n_features), as 64 numbers each, between which distances are nearly kept, (n, 64)."""
     return project(features, N_DIMENSIONS).astype(np.float64)
 
 
 @dataclass(frozen=True)
-class KnownConcrete:
-    """What the model knows.
+class OutOfDistributionDetector:
+    """Tells images like those of validation from others.
 
     Attributes:
-        mean: of the sketches of known images, (64,).
+        mean: of the projections of validation images, (64,).
         precision: inverse of their covariance, (64, 64).
-        limit: the largest distance of an image that still counts as known, None where too few images are known to tell.
+        limit: the largest distance that counts as in distribution, None where there were too few images to tell.
         surfaces: what the model was tested on.
-        centres: mean sketch of each surface, (n_surfaces, 64).
+        centres: mean projection of each surface, (n_surfaces, 64).
     """
 
-    mean: Sketches
-    precision: Sketches
+    mean: Projections
+    precision: Projections
     limit: float | None
     surfaces: tuple[Surface, ...]
-    centres: Sketches
+    centres: Projections
 
-    def distances(self, images: Sketches) -> npt.NDArray[np.float64]:
+    def distances(self, images: Projections) -> npt.NDArray[np.float64]:
         """Return how far each image is from the known ones, (n,) (Mahalanobis 1936)."""
         away = images - self.mean
         return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", away, self.precision, away)))
 
-    def is_familiar(self, images: Sketches) -> npt.NDArray[np.bool_] | None:
+    def is_in_distribution(self, images: Projections) -> npt.NDArray[np.bool_] | None:
         """Return whether each image is like known ones, (n,), None where it cannot tell."""
         return None if self.limit is None else self.distances(images) <= self.limit
 
-    def nearest_surface(self, images: Sketches) -> Surface | None:
+    def nearest_surface(self, images: Projections) -> Surface | None:
         """Return the tested surface that most of these images look like, None where none was tested."""
         if not self.surfaces:
             return None
@@ -93,7 +94,7 @@ class KnownConcrete:
             np.savez_compressed(file, **arrays)
 
     @classmethod
-    def load(cls, file: Path) -> "KnownConcrete":
+    def load(cls, file: Path) -> "OutOfDistributionDetector":
         """Read a file that `save` wrote. Raises OSError, ValueError or KeyError where it is none."""
         with np.load(file) as arrays:
             return cls(
@@ -105,31 +106,33 @@ class KnownConcrete:
             )
 
 
-def load_known_concrete(folder: Path) -> KnownConcrete | None:
-    """Return what concrete the model in `folder` knows, None where that was not recorded.
+def load_detector(folder: Path) -> OutOfDistributionDetector | None:
+    """Return the detector of the model in `folder`, None where it has none.
 
     Raises:
-        OSError, ValueError or KeyError: it is recorded, and the file is broken.
+        OSError, ValueError or KeyError: its file is broken.
     """
-    file = extra_files(folder) / KNOWN_CONCRETE_FILE
-    return KnownConcrete.load(file) if file.exists() else None
+    file = extra_files(folder) / DETECTOR_FILE
+    return OutOfDistributionDetector.load(file) if file.exists() else None
 
 
-def learn(
-    reference: Sketches, held_out: Sketches, share_strange: float, tested: dict[Surface, Sketches]
-) -> KnownConcrete:
-    """Return what a model knows.
+def fit(
+    reference: Projections, held_out: Projections, false_alarm_share: float, tested: dict[Surface, Projections]
+) -> OutOfDistributionDetector:
+    """Return the detector of a model.
 
     Args:
         reference: of known images.
         held_out: of others like them, by which the limit is chosen.
-        share_strange: of these, the share that may count as strange.
+        false_alarm_share: of these, the share that may count as strange.
         tested: by surface, of some of its images.
     """
     centres = np.array([images.mean(axis=0) for images in tested.values()]).reshape(-1, N_DIMENSIONS)
     if len(reference) < MIN_KNOWN:
-        return KnownConcrete(np.zeros(N_DIMENSIONS), np.eye(N_DIMENSIONS), None, tuple(tested), centres)
+        return OutOfDistributionDetector(np.zeros(N_DIMENSIONS), np.eye(N_DIMENSIONS), None, tuple(tested), centres)
     covariance = np.cov(reference, rowvar=False)
     covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    known = KnownConcrete(reference.mean(axis=0), np.asarray(np.linalg.inv(covariance)), None, tuple(tested), centres)
-    return replace(known, limit=float(np.quantile(known.distances(held_out), 1 - share_strange)))
+    known = OutOfDistributionDetector(
+        reference.mean(axis=0), np.asarray(np.linalg.inv(covariance)), None, tuple(tested), centres
+    )
+    return replace(known, limit=float(np.quantile(known.distances(held_out), 1 - false_alarm_share)))

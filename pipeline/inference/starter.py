@@ -1,6 +1,6 @@
 """The starter model, which ships with the project: a head trained on METU and SDNET2018 together.
 
-starter.npz holds the head, the calibration and the decision, starter_concrete.npz what concrete the model knows; the
+starter.npz holds the head, the calibration and the decision, starter_detector.npz what concrete the model knows; the
 weights of the backbone come from their package. `build_starter` writes the files; docs/starter-model.md is the card.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.data.images import Pixels
 from pipeline.inference.conversion import write_served
-from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE
+from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.models.calibration import Calibration, Platt
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
@@ -21,7 +21,7 @@ from pipeline.models.linear_head import LinearHead
 from pipeline.params import Backbone
 
 STARTER_FILE = Path(__file__).with_name("starter.npz")
-STARTER_CONCRETE = Path(__file__).with_name("starter_concrete.npz")
+STARTER_DETECTOR = Path(__file__).with_name("starter_detector.npz")
 
 
 def load_starter(path: Path = STARTER_FILE) -> Classifier:
@@ -41,4 +41,4 @@ def load_starter(path: Path = STARTER_FILE) -> Classifier:
 def write_served_starter(golden: list[Pixels], folder: Path) -> None:
     """Write the starter model in its served form, with what concrete it knows; as `write_served` does."""
     write_served(load_starter(), golden, folder)
-    shutil.copyfile(STARTER_CONCRETE, folder / KNOWN_CONCRETE_FILE)
+    shutil.copyfile(STARTER_DETECTOR, folder / DETECTOR_FILE)

@@ -93,13 +93,13 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 ReLU6: models/official/efficientnet/lite in the TensorFlow TPU repository. MobileNetV2: arXiv:1801.04381."""
 
 
-def build_backbone(architecture: str, taps: Sequence[str] = (), *, pretrained: bool = True) -> keras.Model:
+def build_backbone(architecture: str, feature_layers: Sequence[str] = (), *, pretrained: bool = True) -> keras.Model:
     """Build the network called `architecture`, with the weights of ImageNet or with random ones.
 
     Input: float32 (batch, height, width, 3), RGB in 0..1 less `IMAGENET_MEAN` over `IMAGENET_STD`, height and width of
     32 px or more. Output: float32 (batch, n_features), in 0..6: the mean of the last convolution over the image, 1280
-    features; or, of each convolution in `taps`, such as "block_11_expand", its mean and its maximum, because a thin
-    crack fills little of an image and leaves no mark in a mean.
+    features; or, of each convolution in `feature_layers`, such as "block_11_expand", its mean and its maximum, because
+    a thin crack fills little of an image and leaves no mark in a mean.
 
     The layers are called "stem_conv", "block_0_depthwise", "block_0_project", "block_1_expand", ..., "head_conv" and
     "features", with "_bn", "_relu", "_pad" or "_add" behind the name for what belongs to a convolution or a block.
@@ -119,23 +119,23 @@ def build_backbone(architecture: str, taps: Sequence[str] = (), *, pretrained: b
     model = keras.Model(inputs, features, name=architecture)
     if pretrained:
         _transplant(model, read_torch_file(weights_path(architecture)))
-    return _tapped(model, taps) if taps else model
+    return _tapped(model, feature_layers) if feature_layers else model
 
 
-def _tapped(model: keras.Model, taps: Sequence[str]) -> keras.Model:
+def _tapped(model: keras.Model, feature_layers: Sequence[str]) -> keras.Model:
     names = {layer.name for layer in model.layers}
     known = [name.removesuffix("_relu") for name in names if name.endswith("_relu")]
-    if unknown := sorted(set(taps) - set(known)):
+    if unknown := sorted(set(feature_layers) - set(known)):
         raise CracksError(
             f"The backbone {model.name} has no convolution {', '.join(unknown)} to tap. "
             f"Known are {', '.join(sorted(known))}."
         )
     pooled = []
-    for tap in taps:
+    for tap in feature_layers:
         activation = model.get_layer(f"{tap}_relu").output  # (n, h, w, c)
         pooled.append(keras.layers.GlobalAveragePooling2D(name=f"{tap}_mean")(activation))  # (n, c)
         pooled.append(keras.layers.GlobalMaxPooling2D(name=f"{tap}_max")(activation))  # (n, c)
-    return keras.Model(model.input, keras.layers.Concatenate(name="taps")(pooled), name=model.name)
+    return keras.Model(model.input, keras.layers.Concatenate(name="feature_layers")(pooled), name=model.name)
 
 
 def _inverted_residual(x: keras.KerasTensor, name: str, network: Architecture, block: BlockGroup) -> keras.KerasTensor:

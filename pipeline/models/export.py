@@ -13,7 +13,7 @@ from pipeline.params import Backbone
 def linear_classifier(backbone: Backbone, head: LinearHead) -> keras.Model:
     """Return the uncalibrated graph of a frozen backbone and a linear head on its features."""
     dense = keras.layers.Dense(1, name="head")
-    network = build_backbone(backbone.architecture, backbone.taps)
+    network = build_backbone(backbone.architecture, backbone.feature_layers)
     classifier = build_classifier(network, backbone.image_size_px, [dense])
     dense.set_weights([head.kernel[:, None], np.array([head.bias], np.float32)])
     return classifier

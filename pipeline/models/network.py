@@ -37,7 +37,7 @@ def image_input() -> keras.KerasTensor:
 def build_embedder(backbone: Backbone) -> keras.Model:
     """Return the frozen network: uint8 RGB (batch, height, width, 3) -> {"features": (batch, n_features)}."""
     image = image_input()
-    network = build_backbone(backbone.architecture, backbone.taps)
+    network = build_backbone(backbone.architecture, backbone.feature_layers)
     features = network(preprocessed(image, backbone.image_size_px), training=False)
     return keras.Model(image, {"features": features}, name="embedder")
 

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.monitoring.prediction_log import LOOKS
+from pipeline.monitoring.prediction_log import IMAGE_STATISTICS
 from pipeline.params import Monitor
 
 Values = npt.NDArray[np.float64]
 Choices = npt.NDArray[np.int64]  # (n_choices, n_photos of the window), positions; the first one is the window itself
 
-ALL_LOOKS = "image statistics"  # how they vary together
+ALL_STATISTICS = "image statistics"  # how they vary together
 EMBEDDING = "embedding"  # with the image statistics
 CHOICES_PER_ALARM = 40  # so many choices reach the limit by chance, so that its rate is known to about a sixth
 GATHERED_ROWS = 100_000  # in memory at a time
@@ -87,7 +87,7 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
     if reference.empty or window.empty:
         raise ValueError("There is no photo to compare.")
     # Another window must have other choices: the same ones again and again would be too few or too many for ever.
-    rng = np.random.default_rng(zlib.crc32(window[list(LOOKS)].to_numpy(np.float64).tobytes()))
+    rng = np.random.default_rng(zlib.crc32(window[list(IMAGE_STATISTICS)].to_numpy(np.float64).tobytes()))
     # A mean over few tiles varies more: the reference gets no more of them than the window has.
     n_tiles = int(window["photo"].value_counts().min())
     known = thinned(reference, n_tiles, rng)
@@ -96,7 +96,9 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
     choices = random_choices(len(photos), n_photos, alpha_of(monitor), rng)
     statistics = statistics_of(photos, list(monitor.statistics), choices)
     scores, largest, limit = judge(np.stack(list(statistics.values())), alpha_of(monitor))
-    means = {name: (photo_looks(known)[name].mean(), photo_looks(window)[name].mean()) for name in LOOKS}
+    means = {
+        name: (photo_statistics(known)[name].mean(), photo_statistics(window)[name].mean()) for name in IMAGE_STATISTICS
+    }
     return Comparison(
         n_photos=n_photos,
         n_tiles_per_photo=n_tiles,
@@ -119,20 +121,20 @@ def thinned(tiles: pd.DataFrame, n_tiles: int, rng: np.random.Generator) -> pd.D
     return tiles.iloc[rng.permutation(len(tiles))].groupby("photo").head(n_tiles)
 
 
-def photo_looks(tiles: pd.DataFrame) -> pd.DataFrame:
+def photo_statistics(tiles: pd.DataFrame) -> pd.DataFrame:
     """Return the mean image statistics of each photo over its tiles."""
-    return tiles.groupby("photo")[list(LOOKS)].mean()
+    return tiles.groupby("photo")[list(IMAGE_STATISTICS)].mean()
 
 
 def photo_scores(window: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """Return what is compared of each photo, those of the window first: means over tiles, 0 over all photos.
 
-    Columns are those of LOOKS, as normal scores, and 0..31 for the embedding. Normal scores keep a heavy tail from
-    counting more than another. They are those of tiles, not of photos: a mean of many skewed values is no typical
-    value, so by their own ranks photos of many tiles would differ from photos of few.
+    Columns are those of IMAGE_STATISTICS, as normal scores, and 0..31 for the embedding. Normal scores keep a heavy
+    tail from counting more than another. They are those of tiles, not of photos: a mean of many skewed values is no
+    typical value, so by their own ranks photos of many tiles would differ from photos of few.
     """
     tiles = pd.concat([window, reference], ignore_index=True)
-    values = pd.DataFrame(normal_scores(tiles[list(LOOKS)]), columns=list(LOOKS))
+    values = pd.DataFrame(normal_scores(tiles[list(IMAGE_STATISTICS)]), columns=list(IMAGE_STATISTICS))
     embedding = pd.DataFrame(np.stack(list(tiles["embedding"])).astype(np.float64))
     is_reference = np.arange(len(tiles)) >= len(window)
     photos = pd.concat([values, embedding], axis=1).groupby([is_reference, tiles["photo"].to_numpy()]).mean()
@@ -156,13 +158,13 @@ def statistics_of(photos: pd.DataFrame, names: list[str], choices: Choices) -> d
         names: of image statistics, and "embedding", which takes them along.
         choices: positions of the chosen photos, (n_choices, n_chosen).
     """
-    looks = [name for name in names if name in LOOKS]
-    values = photos[looks].to_numpy()  # (n_photos, n_looks)
-    statistics = {name: np.abs(values[choices, column].mean(axis=1)) for column, name in enumerate(looks)}
-    if len(looks) > 1:
-        statistics[ALL_LOOKS] = mean_product(whitened(values), choices)
+    columns = [name for name in names if name in IMAGE_STATISTICS]
+    values = photos[columns].to_numpy()  # (n_photos, n_statistics)
+    statistics = {name: np.abs(values[choices, column].mean(axis=1)) for column, name in enumerate(columns)}
+    if len(columns) > 1:
+        statistics[ALL_STATISTICS] = mean_product(whitened(values), choices)
     if EMBEDDING in names:
-        embedding = photos.drop(columns=list(LOOKS)).to_numpy()
+        embedding = photos.drop(columns=list(IMAGE_STATISTICS)).to_numpy()
         statistics[EMBEDDING] = mean_product(whitened(np.hstack([values, embedding])), choices)
     return statistics
 

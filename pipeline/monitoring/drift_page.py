@@ -11,8 +11,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.dates import date2num
 
-from pipeline.monitoring.drift import Comparison, photo_looks
-from pipeline.monitoring.prediction_log import LOOKS
+from pipeline.monitoring.drift import Comparison, photo_statistics
+from pipeline.monitoring.prediction_log import IMAGE_STATISTICS
 from pipeline.page import COLOURS, svg, template
 
 N_BINS = 24
@@ -56,7 +56,7 @@ def windows_image(windows: Sequence[dict[str, Any]]) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
 
 
-def look_plot(name: str, reference: "pd.Series[float]", window: "pd.Series[float]") -> Markup:
+def statistic_plot(name: str, reference: "pd.Series[float]", window: "pd.Series[float]") -> Markup:
     """Return how the photos trained on are spread over an image statistic, with a line for each photo of the window."""
 
     def draw(axes: Axes) -> None:
@@ -89,11 +89,11 @@ def render_drift(
         lines: the verdict in words.
         is_drawn: whether the model was trained on drawn images.
     """
-    before, now = photo_looks(reference), photo_looks(window)
+    before, now = photo_statistics(reference), photo_statistics(window)
     return template("monitoring/drift.html.j2").render(
         comparison=comparison,
         rows=comparison.scores.sort_values("score", ascending=False).to_dict("records"),
-        plots={name: look_plot(name, before[name], now[name]) for name in LOOKS},
+        plots={name: statistic_plot(name, before[name], now[name]) for name in IMAGE_STATISTICS},
         windows_plot=windows_plot(windows),
         n_windows=len(windows),
         lines=lines,

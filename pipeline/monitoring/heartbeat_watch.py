@@ -34,7 +34,7 @@ class HeartbeatWatch:
         self._since_s = 0.0  # when it was seen first
         self._tell_after_s: float = LATE_S  # doubled by every try, for those that reach nobody
 
-    def look(self, now_s: float) -> None:
+    def check(self, now_s: float) -> None:
         """Look once, and tell what is new.
 
         Args:
@@ -58,7 +58,7 @@ def follow(stopping: threading.Event) -> None:
     watch = HeartbeatWatch()
     while not stopping.is_set():
         try:
-            watch.look(time.monotonic())
+            watch.check(time.monotonic())
         except Exception:
             log.exception("The sign of life of the schedules cannot be watched")
         stopping.wait(INTERVAL_S)

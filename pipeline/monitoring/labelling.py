@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
-from pipeline.monitoring.monitored_model import Watched, watched_model
+from pipeline.monitoring.monitored_model import MonitoredModel, monitored_model
 from pipeline.monitoring.prediction_log import Embeddings, PredictionLog
 from pipeline.params import Params
 from pipeline.project import LOG_FOLDER
@@ -18,7 +18,7 @@ COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"
 UNSURE, FAR = "unsure", "far from training"
 
 
-def worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, threshold: float) -> pd.DataFrame:
+def most_worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, threshold: float) -> pd.DataFrame:
     """Return the n images most worth labelling: the model is unsure of them, or they are far from what it has learned.
 
     Both are shares: of the log's images, so many are surer, or nearer to training (uncertainty sampling, Lewis and
@@ -62,7 +62,7 @@ def distances(embeddings: Embeddings, known: Embeddings) -> npt.NDArray[np.float
 def export(chosen: pd.DataFrame, folder: Path) -> int:
     """Write the list of chosen images and copies of those that still exist into a new `folder`; return how many exist.
 
-    list.csv has the columns of `worth_labelling`, and `file`, the name of the copy, empty where there is none.
+    list.csv has the columns of `most_worth_labelling`, and `file`, the name of the copy, empty where there is none.
     """
     with replacing_folder(folder) as partial:
         files = [_copied(path, place, partial) for place, path in enumerate(chosen["path"])]
@@ -70,9 +70,9 @@ def export(chosen: pd.DataFrame, folder: Path) -> int:
     return sum(map(bool, files))
 
 
-def export_worth(rows: pd.DataFrame, watched: Watched, n: int, folder: Path) -> str:
+def export_worth(rows: pd.DataFrame, monitored: MonitoredModel, n: int, folder: Path) -> str:
     """Export the n images of the log's `rows` most worth labelling into `folder`; return what to do with them."""
-    chosen = worth_labelling(rows, watched.reference, n, watched.threshold)
+    chosen = most_worth_labelling(rows, monitored.reference, n, monitored.threshold)
     n_copied = export(chosen, folder)
     return (
         f"The {len(chosen):,} images most worth labelling, of {len(rows):,}, are listed in {folder / 'list.csv'}; "
@@ -81,20 +81,20 @@ def export_worth(rows: pd.DataFrame, watched: Watched, n: int, folder: Path) -> 
 
 
 def export_from_log(params: Params, root: Path, folder: Path) -> str:
-    """Export, with `export_worth`, of all that the prediction log of a project has of the model that is watched.
+    """Export, with `export_worth`, of all that the prediction log of a project has of the model that is monitored.
 
     Raises:
         CracksError: it has nothing of that model, or there is none, or one without what it was trained on.
         UnavailableError: the tracking server does not answer.
     """
-    watched = watched_model(params.register_as.name)
-    rows = PredictionLog(root / LOG_FOLDER).read(model_version=watched.version)
+    monitored = monitored_model(params.register_as.name)
+    rows = PredictionLog(root / LOG_FOLDER).read(model_version=monitored.version)
     if rows.empty:
         raise CracksError(
-            f"The prediction log {root / LOG_FOLDER} has nothing of version {watched.version}. Score images first: "
+            f"The prediction log {root / LOG_FOLDER} has nothing of version {monitored.version}. Score images first: "
             "`cracks predict PATH --log`."
         )
-    return export_worth(rows, watched, params.monitor.worth_labelling, folder)
+    return export_worth(rows, monitored, params.monitor.n_to_label, folder)
 
 
 def _copied(path: str | float | None, place: int, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The model whose predictions are watched, as the registry has it; it is never run, so no TensorFlow is needed."""
+"""The model whose predictions are monitored, as the registry has it; it is never run, so no TensorFlow is needed."""
 
 import tempfile
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ REFERENCE_FILE = "reference.parquet"  # as the stage of this name writes it, bes
 
 
 @dataclass(frozen=True)
-class Watched:
-    """The model that is watched: its version, what it was trained on, and its threshold."""
+class MonitoredModel:
+    """The model that is monitored: its version, what it was trained on, and its threshold."""
 
     version: str
     reference: pd.DataFrame
     threshold: float
 
 
-def watched_model(name: str) -> Watched:
+def monitored_model(name: str) -> MonitoredModel:
     """Return the model in production, or the challenger where nothing was promoted yet.
 
     Raises:
@@ -43,4 +43,4 @@ def watched_model(name: str) -> Watched:
                 f"{name} version {version} was registered without {REFERENCE_FILE}, which says what it was trained on. "
                 "Train and register a model again: `make run`."
             )
-        return Watched(version, pd.read_parquet(files / REFERENCE_FILE), load_decision(files).threshold)
+        return MonitoredModel(version, pd.read_parquet(files / REFERENCE_FILE), load_decision(files).threshold)

@@ -1,25 +1,25 @@
-"""What is noted of an image that a model sees: the probability, how the image looks, and its embedding."""
+"""What is noted of an image that a model sees: the probability, the statistics of the image, and its embedding."""
 
 import numpy as np
 import pandas as pd
 
-from pipeline.data.images import Images, Pixels, look
+from pipeline.data.images import Images, Pixels, image_statistics
 from pipeline.models.classifier import Classifier
 from pipeline.models.network import run_in_batches
-from pipeline.monitoring.prediction_log import LOOKS, N_DIMENSIONS, embeddings_of
+from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, N_DIMENSIONS, embeddings_of
 
 
-class _LookedAt:
+class _DescribedImages:
     """Images that are described when they are decoded, so that nothing is decoded twice."""
 
     def __init__(self, images: Images) -> None:
         self.sizes = images.sizes
-        self.looks: list[dict[str, float]] = [{}] * len(images.sizes)
+        self.statistics: list[dict[str, float]] = [{}] * len(images.sizes)
         self._images = images
 
     def pixels(self, position: int) -> Pixels:
         pixels = self._images.pixels(position)
-        self.looks[position] = look(pixels)
+        self.statistics[position] = image_statistics(pixels)
         return pixels
 
 
@@ -33,9 +33,9 @@ def observe(classifier: Classifier, images: Images, *, progress: str) -> pd.Data
     """
     n = len(images.sizes)
     probabilities, embeddings = np.empty(n, np.float32), np.empty((n, N_DIMENSIONS), np.float32)
-    looked_at = _LookedAt(images)
-    for positions, outputs in run_in_batches(classifier.model, looked_at, progress=progress):
+    described = _DescribedImages(images)
+    for positions, outputs in run_in_batches(classifier.model, described, progress=progress):
         probabilities[positions] = outputs["probability"]
         embeddings[positions] = embeddings_of(outputs["features"])
-    looks = pd.DataFrame(looked_at.looks, columns=list(LOOKS), dtype=np.float32)
-    return looks.assign(probability=probabilities, embedding=list(embeddings))
+    table = pd.DataFrame(described.statistics, columns=list(IMAGE_STATISTICS), dtype=np.float32)
+    return table.assign(probability=probabilities, embedding=list(embeddings))

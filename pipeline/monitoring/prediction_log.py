@@ -24,7 +24,7 @@ from pipeline.models.projection import project
 Embeddings = npt.NDArray[np.float32]  # (n, N_DIMENSIONS)
 
 N_DIMENSIONS = 32
-LOOKS = ("brightness", "contrast", "sharpness", "dark_share", "bright_share")
+IMAGE_STATISTICS = ("brightness", "contrast", "sharpness", "dark_share", "bright_share")
 SCHEMA = pa.schema(
     [
         pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         pa.field("photo", pa.string(), nullable=False),
         pa.field("path", pa.string()),
         pa.field("probability", pa.float32(), nullable=False),
-        *(pa.field(name, pa.float32(), nullable=False) for name in LOOKS),
+        *(pa.field(name, pa.float32(), nullable=False) for name in IMAGE_STATISTICS),
         pa.field("embedding", pa.list_(pa.float32(), N_DIMENSIONS), nullable=False),
     ]
 )

@@ -19,7 +19,7 @@ from pipeline.files import write_json, write_text
 from pipeline.monitoring.drift import Comparison, can_alarm, compare
 from pipeline.monitoring.drift_page import render_drift, windows_image
 from pipeline.monitoring.labelling import export_worth
-from pipeline.monitoring.monitored_model import Watched, watched_model
+from pipeline.monitoring.monitored_model import MonitoredModel, monitored_model
 from pipeline.monitoring.notify import notify
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Monitor, Params
@@ -71,12 +71,12 @@ def nearest(rows: pd.DataFrame, reference: pd.DataFrame, monitor: Monitor) -> tu
     return max(compared, key=lambda pair: pair[1].p_value)
 
 
-def look(rows: pd.DataFrame, watched: Watched, monitor: Monitor) -> Finding:
+def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor) -> Finding:
     """Compare the rows of the prediction log of one window with what the model was trained on."""
     n_photos = rows["photo"].nunique()
-    found = nearest(rows, watched.reference, monitor)
+    found = nearest(rows, monitored.reference, monitor)
     if found is None:
-        n_known = watched.reference.groupby("dataset")["photo"].nunique().min()
+        n_known = monitored.reference.groupby("dataset")["photo"].nunique().min()
         return Finding(
             "too few photos",
             [
@@ -88,7 +88,7 @@ def look(rows: pd.DataFrame, watched: Watched, monitor: Monitor) -> Finding:
     chance = f"chance alone does as much in {comparison.p_value:.2%} of windows, the limit is {comparison.alpha:.2%}"
     if comparison.has_drifted:
         lines = [
-            f"{n_photos} photos are unlike what version {watched.version} was trained on, and least unlike {name}: "
+            f"{n_photos} photos are unlike what version {monitored.version} was trained on, and least unlike {name}: "
             f"{', '.join(comparison.moved)} ({chance}).",
             "Without labels of such images, training again would give the same model.",
         ]
@@ -121,9 +121,9 @@ def record(finding: Finding, version: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def tell(finding: Finding, rows: pd.DataFrame, watched: Watched, monitor: Monitor, root: Path) -> bool:
+def tell(finding: Finding, rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor, root: Path) -> bool:
     """Export the images most worth labelling and tell someone of the drift; return whether the message arrived."""
-    to_label = export_worth(rows, watched, monitor.worth_labelling, root / TO_LABEL)
+    to_label = export_worth(rows, monitored, monitor.n_to_label, root / TO_LABEL)
     lines = [*finding.lines, to_label, f"Pictures: {root / PAGE}"]
     return notify("Drift: production sees images unlike those it was trained on", lines)
 
@@ -141,22 +141,22 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
         UnavailableError: the tracking server does not answer.
     """
     monitor, state = params.monitor, read_state(root / MONITORING_STATE)
-    watched = watched_model(params.register_as.name)
-    since, closes = next_window(state["windows"], watched.version, monitor)
+    monitored = monitored_model(params.register_as.name)
+    since, closes = next_window(state["windows"], monitored.version, monitor)
     if closes is not None and now < closes:
         return Finding(
             "too early", [f"The last window closed on {since or closes:%d %B}, the next one on {closes:%d %B}."]
         )
-    rows = PredictionLog(root / LOG_FOLDER, monitor.log_max_mb).read(since, now, watched.version)
-    finding = look(rows, watched, monitor)
+    rows = PredictionLog(root / LOG_FOLDER, monitor.log_max_mb).read(since, now, monitored.version)
+    finding = check_window(rows, monitored, monitor)
     log.info("%s: %s", finding.verdict, " ".join(finding.lines))
     if finding.comparison is None:
         return finding
-    windows = [*state["windows"], record(finding, watched.version, now)][-MAX_WINDOWS_KEPT:]
-    known = watched.reference[watched.reference["dataset"] == finding.dataset]
+    windows = [*state["windows"], record(finding, monitored.version, now)][-MAX_WINDOWS_KEPT:]
+    known = monitored.reference[monitored.reference["dataset"] == finding.dataset]
     page = render_drift(finding.comparison, known, rows, windows, finding.lines, is_drawn=params.is_demo)
     write_text(root / PAGE, page)
     # Told before it is noted as told: a crash in between tells twice, not never.
-    told = finding.verdict == "drift" and (bool(state["told"]) or tell(finding, rows, watched, monitor, root))
+    told = finding.verdict == "drift" and (bool(state["told"]) or tell(finding, rows, monitored, monitor, root))
     write_json(root / MONITORING_STATE, {"told": told, "windows": windows})
     return finding

@@ -70,12 +70,13 @@ class Fractions(Section):
 class Split(Section):
     """Who is trained on, and how groups are dealt to the three sides."""
 
-    train_on: tuple[Name, ...] = Field(min_length=1, description="the other data sets are outside sets")
+    train_on: tuple[Name, ...] = Field(min_length=1, description="the other data sets are external test sets")
     fractions: Fractions
     seed: int
     copies: Copies
     photos: dict[Literal["train", "validation", "test"], tuple[str, ...]] = Field(
-        default={}, description="photos given to a side, as DATASET/PHOTO; an outside set can lend to validation alone"
+        default={},
+        description="photos given to a side, as DATASET/PHOTO; an external test set can lend to validation alone",
     )
 
     @property
@@ -87,5 +88,7 @@ class Split(Section):
     def _photos_may_go_there(self) -> "Split":
         for photo, side in self.photo_sides.items():
             if photo.split("/")[0] not in self.train_on and side != "validation":
-                raise ValueError(f"photos.{side} names {photo!r} of an outside set, which can lend to validation alone")
+                raise ValueError(
+                    f"photos.{side} names {photo!r} of an external test set, which can lend to validation alone"
+                )
         return self

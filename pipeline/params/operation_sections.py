@@ -19,13 +19,13 @@ class Monitor(Section):
     """What is kept of what production sees, and when that counts as drift."""
 
     log_max_mb: float = Field(gt=0, description="of the prediction log; its oldest files go above it")
-    reference_images: int = Field(ge=100, description="of each data set trained on, to compare with")
+    n_reference_images: int = Field(ge=100, description="of each data set trained on, to compare with")
     statistics: tuple[Measure | Literal["embedding"], ...] = Field(min_length=1, description="what is compared")
     cron: str = Field(description="when to look at what production saw, such as 0 6 * * *")
     window_photos: int = Field(ge=2, description="photos that an alarm needs at least")
     windows_per_month: float = Field(gt=0, description="a window is closed no more often")
     false_alarms_per_month: float = Field(gt=0, description="over all windows and all statistics")
-    worth_labelling: int = Field(ge=1, description="images to export for labelling when there is drift")
+    n_to_label: int = Field(ge=1, description="images to export for labelling when there is drift")
 
 
 class Margins(Section):
@@ -33,7 +33,7 @@ class Margins(Section):
 
     test: float = Field(gt=0, le=1, description="as a whole, which must be shown with 97.5 % confidence")
     slice: Share = Field(description="on each slice of the test side, as observed")
-    outside: Share = Field(description="on each outside set, as observed")
+    external: Share = Field(description="on each external test set, as observed")
 
 
 class Budgets(Section):

@@ -1,7 +1,7 @@
 """The whole of params.yaml: reading it, and explaining what is wrong with it."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,20 @@ from pipeline.params.section import Name, Section
 from pipeline.params.training_sections import Backbone, Candidate, Decide, Embed, Probe, Select
 
 Setting = TypeVar("Setting")
+
+# Where a parameter of version 0.1.0 stood ("*": any name), and what it is called now.
+RENAMED = {
+    ("backbones", "*", "taps"): "feature_layers",
+    ("candidates", "*", "kept_views"): "cached_augmentations",
+    ("candidates", "*", "recipe"): "kind",
+    ("candidates", "*", "strengths"): "l2_penalties",
+    ("candidates", "*", "traced"): "hairline_mosaics",
+    ("candidates", "*", "turn"): "orientations",
+    ("monitor", "reference_images"): "n_reference_images",
+    ("monitor", "worth_labelling"): "n_to_label",
+    ("promote", "margins", "outside"): "external",
+    ("select", "outside_weight"): "external_weight",
+}
 
 
 class Params(Section):
@@ -49,8 +63,8 @@ class Params(Section):
                     f"candidates.{name}.backbone is {candidate.backbone!r}, backbones has {sorted(self.backbones)}"
                 )
             if isinstance(candidate, Probe):
-                self._are_trained_on(f"candidates.{name}.turn", candidate.turn)
-                for kind, wanted in (("mosaics", candidate.mosaics), ("traced", candidate.traced)):
+                self._are_trained_on(f"candidates.{name}.orientations", candidate.orientations)
+                for kind, wanted in (("mosaics", candidate.mosaics), ("hairline_mosaics", candidate.hairline_mosaics)):
                     self._are_trained_on(f"candidates.{name}.{kind}.of", wanted.of if wanted else ())
         return self
 
@@ -84,11 +98,14 @@ def load_params(path: Path) -> Params:
     """Read and check params.yaml.
 
     Raises:
-        CracksError: the file is missing, is not YAML, or has an unknown, missing or impossible parameter.
+        CracksError: the file is missing, is not YAML, or has an unknown, renamed, missing or impossible parameter.
 
     """
     try:
-        return Params.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if renamed := list(_renamed(document)):
+            raise CracksError(f"{path} has parameters of an earlier version:\n  " + "\n  ".join(renamed))
+        return Params.model_validate(document)
     except FileNotFoundError:
         raise CracksError(f"There is no {path}. Restore it with git, or copy one of examples/.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -107,7 +124,7 @@ def named(settings: Mapping[str, Setting], name: str, kind: str) -> Setting:
 def _explain(path: Path, error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        # pydantic puts the recipe's name into the location of a candidate; params.yaml has no such level
+        # pydantic puts the kind into the location of a candidate; params.yaml has no such level
         parts = [str(part) for part in problem["loc"]]
         if parts[:1] == ["candidates"]:
             del parts[2:3]
@@ -119,6 +136,16 @@ def _explain(path: Path, error: ValidationError) -> str:
             line += f" (received {problem['input']!r})"
         lines.append(line)
     return f"{path} cannot be used:\n  " + "\n  ".join(lines) + "\nMend it, or copy one of examples/."
+
+
+def _renamed(values: object, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield for each key in `values`, at `place` of params.yaml, that had another name once, what it is called now."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        here = (*place, str(key))
+        for old, new in RENAMED.items():
+            if len(old) == len(here) and all(part in ("*", name) for part, name in zip(old, here, strict=True)):
+                yield f"{'.'.join(here)} is called {new} now"
+        yield from _renamed(value, here)
 
 
 def _known_keys() -> set[str]:

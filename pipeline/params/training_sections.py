@@ -12,7 +12,7 @@ class Backbone(Section):
 
     architecture: str
     image_size_px: int = Field(ge=32, le=1024)
-    taps: tuple[str, ...] = Field(
+    feature_layers: tuple[str, ...] = Field(
         default=(), description="convolutions whose mean and maximum are the features; none: the mean of the last one"
     )
     training_precision: Precision = Field(
@@ -37,17 +37,17 @@ class MosaicSet(Section):
 class Probe(Section):
     """Logistic regression on cached features of the frozen backbone."""
 
-    recipe: Literal["probe"]
+    kind: Literal["probe"]
     backbone: Name
     n_components: int = Field(ge=1, description="principal components of the features that it sees")
-    strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    l2_penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         min_length=1, description="of the L2 penalty per image; grouped cross-validation chooses one"
     )
-    turn: tuple[Name, ...] = Field(
+    orientations: tuple[Name, ...] = Field(
         default=(), description="data sets whose training images are seen in all eight orientations"
     )
     mosaics: MosaicSet | None = None
-    traced: MosaicSet | None = Field(
+    hairline_mosaics: MosaicSet | None = Field(
         default=None,
         description="mosaics of sound cells, across which cracks are drawn; a head of its own learns these",
     )
@@ -73,7 +73,7 @@ class Augmentation(Section):
 class Finetune(Section):
     """First the head on the frozen backbone, then the upper blocks too."""
 
-    recipe: Literal["finetune"]
+    kind: Literal["finetune"]
     backbone: Name
     batch_size: int = Field(ge=1)
     dropout: Share
@@ -81,7 +81,7 @@ class Finetune(Section):
     head: Phase
     tuning: Phase
     unfreeze_from: str = Field(description="first layer of the backbone that the second phase trains")
-    kept_views: int | None = Field(
+    cached_augmentations: int | None = Field(
         ge=1,
         description="augmented versions of an image that go through the frozen layers once, and are kept on disk; "
         "null: augmented anew each epoch, all layers computed each time",
@@ -89,13 +89,13 @@ class Finetune(Section):
     seed: int
 
 
-Candidate = Annotated[Probe | Finetune, Field(discriminator="recipe")]
+Candidate = Annotated[Probe | Finetune, Field(discriminator="kind")]
 
 
 class Select(Section):
     """How candidates are compared on validation."""
 
-    outside_weight: Share = Field(description="of photos lent by outside sets, against the data sets trained on")
+    external_weight: Share = Field(description="of photos lent by external test sets, against the data sets trained on")
 
 
 class Decide(Section):

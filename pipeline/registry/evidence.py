@@ -51,7 +51,7 @@ class Comparison:
         test: both weighted accuracies there.
         low: lower end of the one-sided 97.5 % interval of challenger less incumbent.
         confidence: 0..1, with which the challenger is the better one.
-        slices, outside: both weighted accuracies on parts of the test side, and on whole outside sets.
+        slices, external: both weighted accuracies on parts of the test side, and on whole external test sets.
     """
 
     version: str
@@ -62,7 +62,7 @@ class Comparison:
     low: Figure
     confidence: Figure
     slices: Mapping[str, Change]
-    outside: Mapping[str, Change]
+    external: Mapping[str, Change]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Lineage:
 
     Attributes:
         data_hashes: by path, of the data that it was trained on.
-        contract: "green" if each of its data sets kept the data contract.
+        contract: "passed" if each of its data sets kept the data contract.
         commit: of the code, or "unknown".
         is_dirty: whether the code differed from the commit; None where that is not known.
         dirty_is_allowed: whether a person takes that upon them.

@@ -92,13 +92,13 @@ def not_worse(role: str, comparison: Comparison | Unknown, rules: Promote) -> Ru
 
 
 def no_part_falls(role: str, comparison: Comparison | Unknown, rules: Promote) -> RuleResult:
-    """Rule 3: on no slice of the test side and on no outside set the challenger falls by more than the margin."""
+    """Rule 3: on no slice of the test side and on no external test set the challenger falls by more than the margin."""
     name = f"parts against {role}"
     if isinstance(comparison, Unknown):
         return _unknown(name, comparison)
     parts = [
         *((part, change, rules.margins.slice) for part, change in comparison.slices.items()),
-        *((part, change, rules.margins.outside) for part, change in comparison.outside.items()),
+        *((part, change, rules.margins.external) for part, change in comparison.external.items()),
     ]
     problems = [
         f"{part} falls from {_shown(change.incumbent)} to {_shown(change.challenger)} on {change.n_images} images, by "
@@ -107,7 +107,7 @@ def no_part_falls(role: str, comparison: Comparison | Unknown, rules: Promote) -
         if not _at_most(_fall(change), margin)
     ]
     falls = [fall for _, change, _ in parts if (fall := _fall(change)) is not None]
-    good = f"{len(comparison.slices)} slices and {len(comparison.outside)} outside sets"
+    good = f"{len(comparison.slices)} slices and {len(comparison.external)} external test sets"
     good += f", the largest fall is {_shown(max(0.0, *falls))}" if falls else ""
     return _result(name, problems, good, {part: _negative(_fall(change)) for part, change, _ in parts})
 
@@ -145,8 +145,8 @@ def lineage(found: Lineage | Unknown) -> RuleResult:
 def _lineage_problems(found: Lineage) -> Iterator[str]:
     if not found.data_hashes:
         yield "the hashes of its data are not known"
-    if found.contract != "green":
-        yield f"its data contract is {found.contract}, not green"
+    if found.contract not in ("passed", "green"):  # "green" is what version 0.1.0 wrote
+        yield f"its data contract is {found.contract}, not passed"
     if not found.dirty_is_allowed:
         if found.commit == "unknown":
             yield "the commit of its code is not known (--allow-dirty takes it as it is)"

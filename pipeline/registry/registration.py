@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.images import LabelledImages, Pixels
-from pipeline.data.training_images import LEARNED_FROM_FILE, learned_from
+from pipeline.data.training_images import TRAINING_IMAGES_FILE, training_images
 from pipeline.errors import RefusedError
-from pipeline.inference.ood_fitting import acquaint
-from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE
+from pipeline.inference.ood_fitting import fit_detector
+from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.registry.repro_runs import Results
 
@@ -70,9 +70,9 @@ def write_extra_files(classifier: "Classifier", results: Results, out: Path) -> 
     manifest = pd.read_parquet(results.manifest)
     write_checked_served(classifier, golden_images(manifest, results.datasets), out)
     shutil.copy(results.reference, out)
-    learned_from(manifest).to_parquet(out / LEARNED_FROM_FILE, index=False)
-    known = acquaint(ServedModel.load(out), manifest, pd.read_parquet(results.predictions), results.datasets)
-    known.save(out / KNOWN_CONCRETE_FILE)
+    training_images(manifest).to_parquet(out / TRAINING_IMAGES_FILE, index=False)
+    known = fit_detector(ServedModel.load(out), manifest, pd.read_parquet(results.predictions), results.datasets)
+    known.save(out / DETECTOR_FILE)
 
 
 def golden_images(manifest: pd.DataFrame, datasets: Path) -> list[Pixels]:

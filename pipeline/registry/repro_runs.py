@@ -46,10 +46,10 @@ def data_hashes(dvc_lock: Path) -> dict[str, str]:
 
 
 def contract_state(validated: Path, params: Params) -> str:
-    """Return "green" if every data set has a receipt of keeping the data contract, else "red"."""
-    receipts = [validated / f"{name}.json" for name in params.datasets]
-    kept = all(receipt.exists() and json.loads(receipt.read_text())["success"] is True for receipt in receipts)
-    return "green" if kept else "red"
+    """Return "passed" if every data set has a result of keeping the data contract, else "failed"."""
+    results = [validated / f"{name}.json" for name in params.datasets]
+    kept = all(result.exists() and json.loads(result.read_text())["success"] is True for result in results)
+    return "passed" if kept else "failed"
 
 
 def complete_candidates(
@@ -92,7 +92,7 @@ def complete_parent(
     hashes = data_hashes(results.dvc_lock)
     for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():
         client.set_tag(parent_id, name, value)
-    _log_scores(client, parent_id, {name: scores[name] for name in ("split", "test", "tests", "outside")})
+    _log_scores(client, parent_id, {name: scores[name] for name in ("split", "test", "tests", "external")})
     for path in (results.report, results.scores, results.manifest, results.dvc_lock):
         if path.exists():
             client.log_artifact(parent_id, str(path))

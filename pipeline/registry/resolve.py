@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import CracksError
-from pipeline.inference.out_of_distribution import KNOWN_CONCRETE_FILE, KnownConcrete, load_known_concrete
+from pipeline.inference.out_of_distribution import DETECTOR_FILE, OutOfDistributionDetector, load_detector
 from pipeline.inference.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, ServedModel
 from pipeline.models.decision import DECISION_FILE
 from pipeline.models.model_files import extra_files
@@ -39,13 +39,13 @@ class FoundModel:
         """Return the model, ready to score. Raises CracksError."""
         return ServedModel.load(self.folder)
 
-    def known_concrete(self) -> KnownConcrete | None:
+    def detector(self) -> OutOfDistributionDetector | None:
         """Return what concrete it knows, None where that was not recorded."""
-        return load_known_concrete(self.folder)
+        return load_detector(self.folder)
 
     def identity(self) -> str:
         """Return a hash of all that decides an answer."""
-        paths = [self.folder / name for name in (GRAPH_FILE, WEIGHTS_FILE, DECISION_FILE, KNOWN_CONCRETE_FILE)]
+        paths = [self.folder / name for name in (GRAPH_FILE, WEIGHTS_FILE, DECISION_FILE, DETECTOR_FILE)]
         return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.exists())).hexdigest()
 
 
@@ -62,17 +62,17 @@ class ModelFiles:
     @classmethod
     def read(cls, found: FoundModel) -> "ModelFiles":
         """Read the files of a model."""
-        paths = [found.folder / name for name in (*SERVED_FILES, KNOWN_CONCRETE_FILE)]
+        paths = [found.folder / name for name in (*SERVED_FILES, DETECTOR_FILE)]
         return cls(tuple((path.name, path.read_bytes()) for path in paths if path.exists()))
 
 
 @lru_cache(maxsize=1)
-def model_of(files: ModelFiles) -> tuple[ServedModel, KnownConcrete | None]:
+def model_of(files: ModelFiles) -> tuple[ServedModel, OutOfDistributionDetector | None]:
     """Return the model of these files and the concrete it knows, the same ones for the next call."""
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         for name, content in files.contents:
             (Path(scratch) / name).write_bytes(content)
-        return ServedModel.load(Path(scratch)), load_known_concrete(Path(scratch))
+        return ServedModel.load(Path(scratch)), load_detector(Path(scratch))
 
 
 @contextmanager
@@ -136,6 +136,6 @@ def _write_served_form(folder: Path | None, out: Path) -> None:
         write_served_starter([], out)
         return
     write_served(Classifier.load(folder), [], out)
-    known = extra_files(folder) / KNOWN_CONCRETE_FILE
+    known = extra_files(folder) / DETECTOR_FILE
     if known.exists():
-        shutil.copyfile(known, out / KNOWN_CONCRETE_FILE)
+        shutil.copyfile(known, out / DETECTOR_FILE)

@@ -49,7 +49,7 @@ def summary_lines(folder: Path) -> list[str]:
     metrics, registered = read_report(folder, "scores.json"), read_report(folder, "registered.json")
     lines = ["Demo: drawn images. These numbers say nothing about real concrete."] if metrics["demo"] else []
     lines.append(f"Best candidate, chosen on validation: {metrics['candidate']}")
-    for name, scores in {"test": metrics["test"], **metrics["outside"]}.items():
+    for name, scores in {"test": metrics["test"], **metrics["external"]}.items():
         auroc = "none" if scores["auroc"] is None else f"{scores['auroc']:.4f}"
         lines.append(f"  {name}: F1 {scores['f1']:.4f}, AUROC {auroc}, ECE {scores['ece']:.4f}, {scores['n']} images")
     if registered["version"] is None:

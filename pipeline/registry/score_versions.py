@@ -1,8 +1,8 @@
 """Registered versions scored afresh on today's test images, in the form in which they are served.
 
 A score that was stored with an old version was measured on other images and says nothing beside a new one. So every
-model is scored again, on the test side and the outside sets of today's manifest, without the groups from which one of
-the two has learned.
+model is scored again, on the test side and the external test sets of today's manifest, without the groups from which
+one of the two has learned.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.data.images import Images, LabelledImages
-from pipeline.data.training_images import LEARNED_FROM_FILE, learned_groups
+from pipeline.data.training_images import TRAINING_IMAGES_FILE, trained_groups
 from pipeline.errors import CracksError
 from pipeline.evaluation.bootstrap import SCORES, paired_difference, scores_with_intervals, weighted_accuracy
 from pipeline.evaluation.slices import MIN_IMAGES, slices_of, with_measures
@@ -66,14 +66,14 @@ class Scored:
 
 
 def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
-    """Return today's test side and outside sets.
+    """Return today's test side and external test sets.
 
     Raises:
         CracksError: the stages that make them have not run here.
     """
     try:
         manifest = pd.read_parquet(manifest_path)
-        rows = manifest[manifest["split"].isin(("test", "outside"))].reset_index(drop=True)
+        rows = manifest[manifest["split"].isin(("test", "external"))].reset_index(drop=True)
         return TestSet(with_measures(rows, datasets), LabelledImages(rows, datasets), manifest)
     except OSError as error:
         raise CracksError(
@@ -97,14 +97,14 @@ def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
     """
     model = ServedModel.load(folder)
     try:
-        learned = pd.read_parquet(folder / LEARNED_FROM_FILE)
+        learned = pd.read_parquet(folder / TRAINING_IMAGES_FILE)
     except OSError:
         raise CracksError(f"version {version} does not say from which images it has learned") from None
     return Scored(
         version,
         score_images(model, test_set.images, progress=f"scoring version {version}"),
         model.decision.threshold,
-        learned_groups(test_set.manifest, learned),
+        trained_groups(test_set.manifest, learned),
     )
 
 
@@ -162,7 +162,7 @@ def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Dec
     if len(set(is_crack[at].tolist())) < 2:
         return Unknown(f"of the test images that neither version {incumbent.version} nor the challenger has learned "
                        "from, none or all are cracks")  # fmt: skip
-    outside = {name: part.index for name, part in test_set.rows[~on_test].groupby("dataset")}
+    external = {name: part.index for name, part in test_set.rows[~on_test].groupby("dataset")}
     groups = rows["group"].to_numpy()
     difference = paired_difference(
         is_crack[at], right[challenger.version][at], right[incumbent.version][at], groups, crack_weight
@@ -177,9 +177,9 @@ def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Dec
         low=difference.low,
         confidence=difference.confidence,
         slices={name: change(part) for name, part in parts_of(rows).items() if _has_enough(part)},
-        outside={
-            f"outside set {name!s}": change(test_set.rows.loc[index][is_clean.loc[index]])
-            for name, index in outside.items()
+        external={
+            f"external test set {name!s}": change(test_set.rows.loc[index][is_clean.loc[index]])
+            for name, index in external.items()
         },
     )
 

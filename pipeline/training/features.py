@@ -1,6 +1,6 @@
 """Features as `embed` keeps them: of each data set NAME.npy, and NAME.rows.npy, the rows of its inventory they are of.
 
-Only what training reads is embedded. The test side and outside sets are seen by the finished model alone.
+Only what training reads is embedded. The test side and external test sets are seen by the finished model alone.
 """
 
 from pathlib import Path

@@ -99,11 +99,11 @@ def fit_finetune(
     threads add up) whatever was before it in the same process.
     """
     keras.utils.set_random_seed(params.seed)
-    network = build_backbone(backbone.architecture, backbone.taps)
+    network = build_backbone(backbone.architecture, backbone.feature_layers)
     always_frozen = _always_frozen(network, params.unfreeze_from)  # before anything is trained under a misspelt name
     head = keras.layers.Dense(1, name="head")
     dropout = keras.layers.Dropout(params.dropout, seed=params.seed)
-    if params.kept_views is None:
+    if params.cached_augmentations is None:
         on_head, on_tuning = _on_images(backbone, network, [dropout, head], train, validation, params)
     else:
         on_head, on_tuning = _on_kept_views(
@@ -120,7 +120,7 @@ def fit_finetune(
 
 
 @dataclass(frozen=True)
-class _Material:
+class _PhaseData:
     """What a phase trains, on what.
 
     Attributes:
@@ -141,14 +141,14 @@ def _on_images(
     train: LabelledImages,
     validation: LabelledImages,
     params: Finetune,
-) -> tuple[_Material, _Material]:
+) -> tuple[_PhaseData, _PhaseData]:
     """Return what each phase trains, the usual way: all of the network, on images augmented anew each epoch."""
     image = image_input()
     values = preprocessed(image, backbone.image_size_px)
     augmentation = _augmentation_layers(params.augmentation, params.seed)
     model = keras.Model(image, _through([*augmentation, network, *head], values))
-    material = _Material(model, lambda _: train, validation)
-    return material, material
+    data = _PhaseData(model, lambda _: train, validation)
+    return data, data
 
 
 def _on_kept_views(
@@ -159,15 +159,15 @@ def _on_kept_views(
     validation: LabelledImages,
     params: Finetune,
     folder: Path,
-) -> tuple[_Material, _Material]:
+) -> tuple[_PhaseData, _PhaseData]:
     """Return what each phase trains: what is frozen in it was computed once for each view."""
-    assert params.kept_views is not None  # noqa: S101 - for mypy: the caller has asked
+    assert params.cached_augmentations is not None  # noqa: S101 - for mypy: the caller has asked
     cut = network.get_layer(params.unfreeze_from).input
     image = image_input()
     values = preprocessed(image, backbone.image_size_px)
     lower = keras.Model(image, {"features": keras.Model(network.input, cut)(values)})
     upper = keras.Model(cut, network.output)
-    views = Views(train, params.kept_views, params.augmentation, params.seed)
+    views = Views(train, params.cached_augmentations, params.augmentation, params.seed)
 
     def of_epoch(kept: Kept) -> Callable[[int], _Examples]:
         def examples(epoch: int) -> _Examples:
@@ -181,15 +181,15 @@ def _on_kept_views(
     features_train = keep_rows(upper, cut_train, folder / "features-train")
     features_validation = keep_rows(upper, cut_validation, folder / "features-validation")
 
-    def material(layers: Sequence[keras.Layer], kept: Kept, kept_validation: Kept) -> _Material:
+    def data(layers: Sequence[keras.Layer], kept: Kept, kept_validation: Kept) -> _PhaseData:
         example = keras.Input(kept.shape)
         model = keras.Model(example, _through(layers, example))
         every = np.arange(len(validation))
-        return _Material(model, of_epoch(kept), _KeptExamples(kept_validation, every, validation.labels))
+        return _PhaseData(model, of_epoch(kept), _KeptExamples(kept_validation, every, validation.labels))
 
     return (
-        material(head, features_train, features_validation),
-        material([upper, *head], cut_train, cut_validation),
+        data(head, features_train, features_validation),
+        data([upper, *head], cut_train, cut_validation),
     )
 
 
@@ -199,9 +199,9 @@ def _through(layers: Sequence[keras.Layer], values: keras.KerasTensor) -> keras.
     return values
 
 
-def _fit_phase(material: _Material, name: str, phase: Phase, params: Finetune, history: TrainingHistory) -> None:
+def _fit_phase(data: _PhaseData, name: str, phase: Phase, params: Finetune, history: TrainingHistory) -> None:
     """Train until the phase is over, an epoch at a time; the weights end as those of the best epoch or the last one."""
-    model, folder = material.model, history.path.parent
+    model, folder = data.model, history.path.parent
     optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[phase.optimizer]
     model.compile(  # after `trainable` has changed
         optimizer=optimizer(phase.learning_rate),
@@ -217,8 +217,8 @@ def _fit_phase(material: _Material, name: str, phase: Phase, params: Finetune, h
         epoch = len(losses)
         _reseed(model, params.seed, epoch)
         fitted = model.fit(
-            _Batches(material.train(epoch), params.batch_size, np.random.default_rng([params.seed, epoch])),
-            validation_data=_Batches(material.validation, params.batch_size, None),
+            _Batches(data.train(epoch), params.batch_size, np.random.default_rng([params.seed, epoch])),
+            validation_data=_Batches(data.validation, params.batch_size, None),
             initial_epoch=epoch,
             epochs=epoch + 1,
             shuffle=False,  # the batches are shuffled already, from a seed of this epoch

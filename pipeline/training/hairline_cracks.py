@@ -35,7 +35,7 @@ FADING_RANGE = (0.2, 1.4)
 
 
 @dataclass(frozen=True)
-class Traces:
+class CrackLines:
     """The lines along which the cracks of close-ups run.
 
     Attributes:
@@ -47,7 +47,7 @@ class Traces:
     folds: Folds
 
 
-def trace(pixels: Pixels, size_px: int) -> Line:
+def crack_line(pixels: Pixels, size_px: int) -> Line:
     """Return the line along which the cracks of a close-up run, (size_px, size_px); empty where none is clear.
 
     The middle of what is darker than its surroundings, by thinning (Zhang and Suen, A fast parallel algorithm for
@@ -65,7 +65,7 @@ def trace(pixels: Pixels, size_px: int) -> Line:
     return line if line.sum() >= MIN_LENGTH * size_px else np.zeros_like(line)
 
 
-def traces_of(images: Images, positions: npt.NDArray[np.int64], folds: Folds, size_px: int) -> Traces:
+def crack_lines_of(images: Images, positions: npt.NDArray[np.int64], folds: Folds, size_px: int) -> CrackLines:
     """Return the lines of the images at `positions` that have a clear one.
 
     Args:
@@ -76,9 +76,9 @@ def traces_of(images: Images, positions: npt.NDArray[np.int64], folds: Folds, si
     """
     lines = np.zeros((len(positions), size_px, size_px), bool)
     for line, position in zip(lines, positions, strict=True):
-        line[:] = trace(images.pixels(int(position)), size_px)
+        line[:] = crack_line(images.pixels(int(position)), size_px)
     is_clear = lines.any(axis=(1, 2))
-    return Traces(lines[is_clear], folds[is_clear])
+    return CrackLines(lines[is_clear], folds[is_clear])
 
 
 def drawn(surface: GreyLevels, line: Line, rng: np.random.Generator) -> GreyLevels:

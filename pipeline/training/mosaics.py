@@ -17,10 +17,10 @@ from pipeline.data.images import Images, LabelledImages, Pixels, Sizes
 from pipeline.errors import CracksError
 from pipeline.models.metrics import Labels
 from pipeline.params import MosaicSet
-from pipeline.training.hairline_cracks import Folds, GreyLevels, Traces, drawn, traces_of, turned_at_random
+from pipeline.training.hairline_cracks import CrackLines, Folds, GreyLevels, crack_lines_of, drawn, turned_at_random
 
 MAX_SOURCES = 6000  # close-ups kept shrunken in memory, 40 kB each at 112 px
-MAX_TRACES = 1000  # 50 kB each at 224 px; more help no more
+MAX_LINES = 1000  # 50 kB each at 224 px; more help no more
 SHARE_MIRRORED = 0.5  # of the surfaces that cracks are drawn on: one cell, mirrored on
 
 # What differs from one camera, weather and distance to the next, each drawn evenly from its range.
@@ -53,13 +53,13 @@ class Sources:
         cells: uint8, (n, size, size, 3).
         labels: (n,), True for crack.
         folds: (n,), of the cross-validation; all cells of a mosaic, and the crack drawn on it, are of one fold.
-        traces: of cracks, to draw them across sound cells; None: cracked mosaics have some cracked cells.
+        crack_lines: of cracks, to draw them across sound cells; None: cracked mosaics have some cracked cells.
     """
 
     cells: Pixels
     labels: Labels
     folds: Folds
-    traces: Traces | None = None
+    crack_lines: CrackLines | None = None
 
 
 class Mosaics:
@@ -94,19 +94,19 @@ class Mosaics:
                     f"{'cracked' if label else 'intact'} ones ({int((sources.labels == label).sum())} of "
                     f"{len(sources.labels)}). Name more data sets under mosaics.of, or leave mosaics out."
                 )
-        if sources.traces and set(known) - set(sources.traces.folds):
+        if sources.crack_lines and set(known) - set(sources.crack_lines.folds):
             raise CracksError(
-                f"Only {len(sources.traces.folds)} cracks of the images are clear enough to be traced, too few for the "
-                "cross-validation. Name more data sets under traced.of, or leave traced out."
+                f"Only {len(sources.crack_lines.folds)} cracks of the images are clear enough to trace, too few for "
+                "the cross-validation. Name more data sets under hairline_mosaics.of, or leave hairline_mosaics out."
             )
 
     def pixels(self, position: int) -> Pixels:
         """Return the mosaic at `position`: RGB, uint8, (size_px, size_px, 3)."""
         rng = np.random.default_rng([self._seed, position])
         side, cracked, fold = int(self._sides[position]), bool(self.labels[position]), int(self.folds[position])
-        if self._sources.traces:
+        if self._sources.crack_lines:
             surface = self._sound_surface(fold, side, rng)
-            return vary(self._with_crack(surface, self._sources.traces, fold, rng) if cracked else surface, rng)
+            return vary(self._with_crack(surface, self._sources.crack_lines, fold, rng) if cracked else surface, rng)
         n_cracked = int(rng.choice([1, 2, side])) if cracked else 0
         is_cracked = rng.permutation(side * side) < n_cracked
         chosen = [rng.choice(self._choice[fold, bool(crack)]) for crack in is_cracked]
@@ -120,8 +120,10 @@ class Mosaics:
         cells = self._sources.cells[rng.choice(self._choice[fold, False], side * side)]
         return compose(cells, side, self._size_px, rng, with_seams=True)
 
-    def _with_crack(self, surface: GreyLevels, traces: Traces, fold: int, rng: np.random.Generator) -> GreyLevels:
-        return drawn(surface, traces.lines[rng.choice(np.flatnonzero(traces.folds == fold))], rng)
+    def _with_crack(
+        self, surface: GreyLevels, crack_lines: CrackLines, fold: int, rng: np.random.Generator
+    ) -> GreyLevels:
+        return drawn(surface, crack_lines.lines[rng.choice(np.flatnonzero(crack_lines.folds == fold))], rng)
 
 
 def mosaics_of(
@@ -132,7 +134,7 @@ def mosaics_of(
     size_px: int,
     seed: int,
     *,
-    traced: bool = False,
+    with_hairlines: bool = False,
 ) -> Mosaics:
     """Return the mosaics that params describe, composed of the chosen training images alone.
 
@@ -143,17 +145,17 @@ def mosaics_of(
         params: what mosaics are wanted.
         size_px: of a mosaic.
         seed: decides what each is composed of.
-        traced: whether cracks are traced and drawn across sound cells.
+        with_hairlines: whether cracks are traced and drawn across intact cells.
     """
     rng = np.random.default_rng(seed)
     if len(chosen) > MAX_SOURCES:
         some = np.sort(rng.choice(len(chosen), MAX_SOURCES, replace=False))
         chosen, folds = chosen[some], folds[some]
-    labels, traces = train.labels[chosen], None
-    if traced:
-        few = rng.permutation(np.flatnonzero(labels))[:MAX_TRACES]
-        traces = traces_of(train, chosen[few], folds[few], size_px)
-    sources = Sources(shrunk(train, chosen, size_px // min(params.cells_a_side)), labels, folds, traces)
+    labels, crack_lines = train.labels[chosen], None
+    if with_hairlines:
+        few = rng.permutation(np.flatnonzero(labels))[:MAX_LINES]
+        crack_lines = crack_lines_of(train, chosen[few], folds[few], size_px)
+    sources = Sources(shrunk(train, chosen, size_px // min(params.cells_a_side)), labels, folds, crack_lines)
     return Mosaics(sources, params.cells_a_side, params.n_images, size_px, seed=seed)
 
 

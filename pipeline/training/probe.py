@@ -26,7 +26,7 @@ from pipeline.training.hairline_cracks import Folds
 # number of cores.
 N_THREADS = 1
 MAX_ITERATIONS = 1000
-MIN_SKILL = 0.01  # so that a logit is left where no head has learned anything
+MIN_GINI = 0.01  # so that a logit is left where no head has learned anything
 
 Weights = npt.NDArray[np.float64]  # (n,)
 
@@ -65,16 +65,16 @@ def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
 
 
 class Fitted(NamedTuple):
-    """A head, and its skill on folds held out: 2 AUROC - 1, which is 0 for guessing and 1 for no mistake."""
+    """A head, and its Gini coefficient on the held-out folds: 2 AUROC - 1, 0 for guessing and 1 for no mistake."""
 
     head: LinearHead
-    skill: float
+    gini: float
 
 
 def fit_probe(rows: Mapping[str, Rows], params: Probe, history: TrainingHistory) -> LinearHead:
     """Return the head that a probe has learned from `rows`, by the name of the head.
 
-    `history` gets a row for each head and strength of the penalty, strongest first; its phase is the name.
+    `history` gets a row for each head and L2 penalty, strongest first; its phase is the name.
     `loss` and `accuracy` are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
     """
     fitted = {name: fit_head(rows[name], params, history, name) for name in sorted(rows)}
@@ -82,34 +82,34 @@ def fit_probe(rows: Mapping[str, Rows], params: Probe, history: TrainingHistory)
 
 
 def joined(fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> LinearHead:
-    """Return the head whose logit is the mean of those of all heads, weighted by their skill.
+    """Return the head whose logit is the weighted mean of the logits of all heads.
 
-    A logit is taken over its spread on what the other heads have learned from: there no head is surer for having seen
-    the images.
+    A head is weighted by its Gini coefficient over the standard deviation of its logits on the training rows of the
+    other heads, where none has the advantage of having seen the images.
     """
     if len(fitted) == 1:
         return next(iter(fitted.values())).head
-    says = {name: _say(name, fitted, rows) for name in fitted}
-    total = sum(says.values()) or 1.0
-    shares = {name: say / total for name, say in says.items()}
+    ensemble_weights = {name: _ensemble_weight(name, fitted, rows) for name in fitted}
+    total = sum(ensemble_weights.values()) or 1.0
+    shares = {name: weight / total for name, weight in ensemble_weights.items()}
     kernel = sum(np.float32(shares[name]) * head.kernel for name, (head, _) in fitted.items())
     bias = sum(shares[name] * head.bias for name, (head, _) in fitted.items())
     return LinearHead(np.asarray(kernel), bias)
 
 
-def _say(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> float:
-    head, skill = fitted[name]
+def _ensemble_weight(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> float:
+    head, gini = fitted[name]
     variances = []
-    for other in rows.keys() - {name}:
+    for other in sorted(rows.keys() - {name}):
         logits = head.logits(rows[other].features).astype(np.float64)
         weights = equal_weights(rows[other].labels, rows[other].sources)
         variances.append(np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
     spread = float(np.sqrt(np.mean(variances)))
-    return max(skill, MIN_SKILL) / spread if spread > 0 else 0.0  # who says the same of all has nothing to say
+    return max(gini, MIN_GINI) / spread if spread > 0 else 0.0  # a constant logit tells nothing
 
 
 def fit_head(rows: Rows, params: Probe, history: TrainingHistory, phase: str) -> Fitted:
-    """Return the head that is learned from `rows`; `history` gets a row of `phase` for each strength of the penalty.
+    """Return the head that is learned from `rows`; `history` gets a row of `phase` for each L2 penalty.
 
     Features are standardised and reduced to their principal components while it learns; both are folded into the
     kernel.
@@ -123,21 +123,21 @@ def fit_head(rows: Rows, params: Probe, history: TrainingHistory, phase: str) ->
         reduced = pca.fit_transform(standard).astype(np.float64)  # (n, n_components)
         weights = equal_weights(rows.labels, rows.sources)
         fitted = []
-        for step, strength in enumerate(sorted(params.strengths, reverse=True)):
-            model = _fit(reduced, rows.labels, weights, strength)
-            held_out = _held_out(reduced, rows, weights, strength)
+        for step, l2_penalty in enumerate(sorted(params.l2_penalties, reverse=True)):
+            model = _fit(reduced, rows.labels, weights, l2_penalty)
+            held_out = _held_out(reduced, rows, weights, l2_penalty)
             values = {
-                "strength": strength,
+                "l2_penalty": l2_penalty,
                 **_scores("", rows.labels, model.predict_proba(reduced)[:, 1], weights),
                 **_scores("val_", rows.labels, held_out, weights),
             }
             history.add(phase, step, values)
-            skill = 2 * roc_auc_score(rows.labels, held_out, sample_weight=weights) - 1
-            fitted.append((values["val_loss"], model, skill))
-        _, best, skill = min(fitted, key=lambda triple: triple[0])
+            gini = 2 * roc_auc_score(rows.labels, held_out, sample_weight=weights) - 1
+            fitted.append((values["val_loss"], model, gini))
+        _, best, gini = min(fitted, key=lambda triple: triple[0])
         coefficients = best.coef_[0] @ pca.components_  # (n_features,)
         head = LinearHead.on_plain_features(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
-        return Fitted(head, float(skill))
+        return Fitted(head, float(gini))
 
 
 def _scores(prefix: str, labels: Labels, probabilities: Weights, weights: Weights) -> dict[str, float]:
@@ -147,17 +147,17 @@ def _scores(prefix: str, labels: Labels, probabilities: Weights, weights: Weight
     }
 
 
-def _fit(features: Weights, labels: Labels, weights: Weights, strength: float) -> LogisticRegression:
-    # `strength` is per image, so that it means the same for every number of images.
-    model = LogisticRegression(C=1 / (strength * len(labels)), max_iter=MAX_ITERATIONS)
+def _fit(features: Weights, labels: Labels, weights: Weights, l2_penalty: float) -> LogisticRegression:
+    # `l2_penalty` is per image, so that it means the same for every number of images.
+    model = LogisticRegression(C=1 / (l2_penalty * len(labels)), max_iter=MAX_ITERATIONS)
     return model.fit(features, labels, sample_weight=weights)
 
 
-def _held_out(features: Weights, rows: Rows, weights: Weights, strength: float) -> Weights:
+def _held_out(features: Weights, rows: Rows, weights: Weights, l2_penalty: float) -> Weights:
     """Return the probability of each row by a model that has not seen its fold, (n,)."""
     probabilities = np.empty(len(rows.labels))
     for fold in np.unique(rows.folds):
         held_out = rows.folds == fold
-        model = _fit(features[~held_out], rows.labels[~held_out], weights[~held_out], strength)
+        model = _fit(features[~held_out], rows.labels[~held_out], weights[~held_out], l2_penalty)
         probabilities[held_out] = model.predict_proba(features[held_out])[:, 1]
     return probabilities

@@ -17,7 +17,7 @@ from pipeline.training.mosaics import mosaics_of
 from pipeline.training.orientations import N_OTHERS, OtherOrientations
 from pipeline.training.probe import Rows
 
-N_FOLDS = 3  # each fit costs as much as the last one: three tell strengths that are tenfold apart well enough
+N_FOLDS = 3  # each fit costs as much as the last one: three tell penalties that are tenfold apart well enough
 
 Positions = npt.NDArray[np.int64]  # (n,), of images among those of the train side
 
@@ -48,10 +48,10 @@ def _rows_of_heads(
     unfinished: Path,
 ) -> dict[str, Rows]:
     labels, datasets = train.labels[chosen], train.rows["dataset"].to_numpy(str)[chosen]
-    folds = deal_folds(labels, train.rows["group"].to_numpy(str)[chosen])
+    folds = assign_folds(labels, train.rows["group"].to_numpy(str)[chosen])
     images = [Rows(known, labels, folds, datasets)]
 
-    turned = np.flatnonzero(np.isin(datasets, params.turn))
+    turned = np.flatnonzero(np.isin(datasets, params.orientations))
     if len(turned):
         others = OtherOrientations(Chosen(train, chosen[turned]))
         seen = embedded(backbone, others, unfinished / "turned", "turned images", for_training=True)
@@ -62,14 +62,16 @@ def _rows_of_heads(
         shrunken = np.flatnonzero(np.isin(datasets, wanted.of if wanted else ()))
         if wanted is None or not len(shrunken):
             return []
-        size_px, traced = backbone.image_size_px, kind == "traced"
-        mosaics = mosaics_of(train, chosen[shrunken], folds[shrunken], wanted, size_px, params.seed, traced=traced)
+        size_px, with_hairlines = backbone.image_size_px, kind == "hairline_mosaics"
+        mosaics = mosaics_of(
+            train, chosen[shrunken], folds[shrunken], wanted, size_px, params.seed, with_hairlines=with_hairlines
+        )
         seen = embedded(backbone, mosaics, unfinished / kind, "mosaics", for_training=True)
         return [Rows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), kind))]
 
     heads = {name: Rows.concatenated([*images, *composed(params.mosaics, "mosaics")])}
-    if traced := composed(params.traced, "traced"):
-        heads[f"{name}, traced"] = Rows.concatenated([*images, *traced])
+    if traced := composed(params.hairline_mosaics, "hairline_mosaics"):
+        heads[f"{name}, hairlines"] = Rows.concatenated([*images, *traced])
     return heads
 
 
@@ -94,7 +96,7 @@ def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
     return {name: len(np.unique(groups[chosen])) for name, chosen in (("crack", labels), ("intact", ~labels))}
 
 
-def deal_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
+def assign_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
     """Return a fold for each image, groups kept together, both labels spread over the folds; (n,).
 
     Raises:
@@ -104,7 +106,7 @@ def deal_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
         if n_groups < N_FOLDS:
             raise CracksError(
                 f"The train side has {n_groups} groups of {name}, a probe needs {N_FOLDS} for its cross-validation. "
-                "Add images, or use a candidate with recipe finetune."
+                "Add images, or use a candidate of kind finetune."
             )
     folds = np.empty(len(labels), np.int64)
     splitter = StratifiedGroupKFold(N_FOLDS)

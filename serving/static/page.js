@@ -1,7 +1,7 @@
 // The page: photos come in, maps are shown, tiles are reviewed, labels go out.
 
 import {ApiError, getModel, mapPhoto, onMissingKey, sendReviews} from "/static/api.js";
-import {Viewer, heatColour} from "/static/viewer.js";
+import {Viewer, overlayColour} from "/static/viewer.js";
 
 const AT_ONCE = 2; // photos under way: one travels while another is looked at
 const THUMBNAIL_PX = 96;
@@ -231,7 +231,7 @@ function drawThumbnail(canvas, picture, tile) {
 function updateTile(tile) {
   if (!tile.item) return;
   tile.item.dataset.said = tile.said ?? "";
-  const guess = tile.familiar === false ? "unlike known concrete" : tile.label;
+  const guess = tile.in_distribution === false ? "unlike known concrete" : tile.label;
   tile.item.querySelector(".said").textContent = tile.said ?? guess;
 }
 
@@ -407,7 +407,7 @@ function listen() {
 
 byId("reviewer").value = localStorage.getItem(REVIEWER) ?? "";
 byId("legend").querySelector("b").style.background =
-  `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(heatColour).join(", ")})`;
+  `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(overlayColour).join(", ")})`;
 onMissingKey(askForKey);
 listen();
 showModel();

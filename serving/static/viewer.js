@@ -3,10 +3,10 @@
 const MAX_SCALE = 8; // screen pixels for a pixel of the photo
 const STEP = 1.25;
 const HEAT_OPACITY = 0.42;
-const HEAT_PX = 4; // pixels of the photo for one of the heat
+const HEAT_PX = 4; // pixels of the photo for one of the overlay
 
 // From the threshold to 1: yellow, orange, red. Told apart by brightness too, not by hue alone.
-export function heatColour(strength) {
+export function overlayColour(strength) {
   return `hsl(${52 - 52 * strength} 95% ${58 - 18 * strength}%)`;
 }
 
@@ -95,7 +95,7 @@ export class Viewer {
     }
     if (this.showsMap) {
       context.globalAlpha = HEAT_OPACITY;
-      context.drawImage(this.#heat(), 0, 0, this.map.width, this.map.height);
+      context.drawImage(this.#overlay(), 0, 0, this.map.width, this.map.height);
       context.globalAlpha = 1;
       for (const tile of this.map.tiles) this.#markTile(context, tile);
     }
@@ -103,9 +103,9 @@ export class Viewer {
     if (this.selected) this.#outline(context, this.selected, "#0b5cad", 2.5);
   }
 
-  // The heat without its opacity, made anew for another map or threshold. Where tiles overlap, the hottest shows.
-  #heat() {
-    if (this.heat?.map === this.map && this.heat.threshold === this.threshold) return this.heat.canvas;
+  // The overlay without its opacity, made anew for another map or threshold. Where tiles overlap, the hottest shows.
+  #overlay() {
+    if (this.overlay?.map === this.map && this.overlay.threshold === this.threshold) return this.overlay.canvas;
     const canvas = document.createElement("canvas");
     canvas.width = Math.ceil(this.map.width / HEAT_PX);
     canvas.height = Math.ceil(this.map.height / HEAT_PX);
@@ -113,10 +113,10 @@ export class Viewer {
     context.scale(canvas.width / this.map.width, canvas.height / this.map.height);
     const marked = this.map.tiles.filter((tile) => tile.probability >= this.threshold);
     for (const tile of marked.sort((one, other) => one.probability - other.probability)) {
-      context.fillStyle = heatColour((tile.probability - this.threshold) / Math.max(1 - this.threshold, 1e-6));
+      context.fillStyle = overlayColour((tile.probability - this.threshold) / Math.max(1 - this.threshold, 1e-6));
       context.fillRect(tile.x, tile.y, tile.size, tile.size);
     }
-    this.heat = {map: this.map, threshold: this.threshold, canvas};
+    this.overlay = {map: this.map, threshold: this.threshold, canvas};
     return canvas;
   }
 
