@@ -17,7 +17,7 @@ RUN python -m venv .venv \
 FROM build AS build-worker
 COPY requirements.lock ./
 RUN uv pip sync --require-hashes requirements.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY pipeline pipeline
 COPY flows flows
 COPY serving serving
