@@ -1,7 +1,7 @@
 """A probe: logistic regression on the features of a frozen backbone, its penalty chosen by grouped cross-validation.
 
 Each data set has a head of its own, and the logits of all are averaged. One head for all does worse on each of them and
-on concrete that is like none (docs/models.md).
+on concrete that is like none (docs/experiments.md).
 """
 
 from collections.abc import Mapping, Sequence
