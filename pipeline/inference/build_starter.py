@@ -1,11 +1,11 @@
 """Build the files of the starter model. docs/starter-model.md says of what and when.
 
     python -m pipeline.inference.build_starter head --params params.yaml --model models/mosaics-lite0 [--check]
-    python -m pipeline.inference.build_starter concrete --datasets data/datasets --manifest data/manifest.parquet
+    python -m pipeline.inference.build_starter detector --datasets data/datasets --manifest data/manifest.parquet
     python -m pipeline.inference.build_starter served --recipe data/demo.yaml --out data/serving/starter
 
 `head` writes starter.npz from a probe that was trained with examples/params.metu-and-sdnet.yaml; with --check it
-compares instead. `concrete` writes starter_detector.npz, what concrete the model knows, from the data of the same
+compares instead. `detector` writes starter_detector.npz, the out-of-distribution detector, from the data of the same
 params after `dvc repro split`. `served` writes the form in which a server answers that has no other model yet.
 """
 
@@ -77,7 +77,7 @@ def _head(args: argparse.Namespace) -> None:
     log.info("The same model: at most %.5f of the largest weight apart", apart)
 
 
-def _concrete(args: argparse.Namespace) -> None:
+def _detector(args: argparse.Namespace) -> None:
     manifest = pd.read_parquet(args.manifest)
     with tempfile.TemporaryDirectory() as scratch:
         write_served(load_starter(), [], Path(scratch))
@@ -105,10 +105,10 @@ def main() -> None:
     head.add_argument("--model", type=Path, required=True, help="folder of the trained candidate")
     head.add_argument("--check", action="store_true", help="compare with the file that is there")
     head.set_defaults(run=_head)
-    concrete = commands.add_parser("concrete", help="write starter_detector.npz")
-    concrete.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    concrete.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
-    concrete.set_defaults(run=_concrete)
+    detector = commands.add_parser("detector", help="write starter_detector.npz")
+    detector.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
+    detector.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
+    detector.set_defaults(run=_detector)
     served = commands.add_parser("served", help="write the served form")
     served.add_argument("--recipe", type=Path, required=True, help="recipe of drawn images, for the golden ones")
     served.add_argument("--out", type=Path, required=True, help="folder to write")
