@@ -30,3 +30,14 @@ def test_the_drawing_is_safe_to_show_and_uses_the_colours_of_the_page():
     fills = {attributes["fill"] for attributes in page.all("rect") + page.all("text")}
     assert fills == {"var(--line)", "var(--series-0)", "var(--series-1)", "var(--text)"} | {"var(--muted)"} & fills
     assert all(fill.startswith("var(--") for fill in fills)
+
+
+def test_a_connector_meets_every_block_on_its_way_and_is_hidden_behind_them():
+    shapes = [(32, 32, 3), (4, 4, 1280), (7648,), (1,)]
+    page = Page(architecture_diagram([block(shape=shape) for shape in shapes]))
+    x, top, length = map(float, re.fullmatch(r"M([\d.]+) ([\d.]+)v([\d.]+)", page.all("path")[0]["d"]).groups())
+    boxes = [{side: float(box[side]) for side in ("x", "y", "width", "height")} for box in page.all("rect")]
+    assert all(box["x"] < x < box["x"] + box["width"] for box in boxes)
+    assert boxes[0]["y"] <= top <= boxes[0]["y"] + boxes[0]["height"]
+    assert boxes[-1]["y"] <= top + length <= boxes[-1]["y"] + boxes[-1]["height"]
+    assert [tag for tag, _ in page.elements if tag in ("path", "rect")] == ["path", *["rect"] * len(shapes)]

@@ -25,14 +25,13 @@ def _drawn(block: "Block", row: int, largest: int) -> Markup:
     height = 4 + 4 * log2(block["shape"][-1] or 1)
     top, middle = row * ROW_HEIGHT, row * ROW_HEIGHT + ROW_HEIGHT / 2
     colour = f"var(--series-{0 if block['is_nested'] else 1})" if block["n_weights"] else "var(--line)"
-    arrow = Markup('<path d="M{0} {1}v{2}" stroke="var(--muted)"/>').format(CENTRE, top - 8, 12) if row else ""
     return Markup(
-        '{}<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="4" fill="{}"/>'
+        '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="4" fill="{}"/>'
         '<text x="{}" y="{:.0f}" font-size="13" font-weight="600" fill="var(--text)">{}'
         '<tspan x="{}" dy="16" font-weight="400" fill="var(--text)">{}</tspan>'
         '<tspan x="{}" dy="14" font-size="11" font-weight="400" fill="var(--muted)">{}</tspan></text>'
     ).format(
-        arrow, CENTRE - width / 2, middle - height / 2, width, height, colour,
+        CENTRE - width / 2, middle - height / 2, width, height, colour,
         TEXT_FROM, top + 18, block["title"], TEXT_FROM, _numbers(block), TEXT_FROM, block["detail"],
     )  # fmt: skip
 
@@ -41,4 +40,8 @@ def architecture_diagram(blocks: Sequence["Block"]) -> Markup:
     """Return the blocks of a model from top to bottom, as inline SVG in the colours of the page."""
     largest = max((side or 1 for block in blocks for side in block["shape"][:-1]), default=1)
     rows = Markup("").join(_drawn(block, row, max(2, largest)) for row, block in enumerate(blocks))
-    return Markup('<svg viewBox="0 0 {} {}">{}</svg>').format(WIDTH, len(blocks) * ROW_HEIGHT, rows)
+    # from the first block to the last behind all of them, so that what shows of it meets them whatever their heights
+    connector = Markup('<path d="M{} {:.0f}v{}" stroke="var(--muted)"/>').format(
+        CENTRE, ROW_HEIGHT / 2, (len(blocks) - 1) * ROW_HEIGHT
+    )
+    return Markup('<svg viewBox="0 0 {} {}">{}{}</svg>').format(WIDTH, len(blocks) * ROW_HEIGHT, connector, rows)
