@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The only effect on import in this package, here because each library reads these when it is itself imported.
 # No program reports home:
