@@ -27,7 +27,7 @@ from pipeline.data.path_metadata import photo_of
 from pipeline.monitoring.drift import alpha_of, compare
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, N_DIMENSIONS, embeddings_of
 from pipeline.params import Backbone, Monitor
-from pipeline.training.embedder import embedded
+from pipeline.training.embedder import embed_in_shards
 
 Pair = tuple[pd.DataFrame, pd.DataFrame]  # what was trained on, and a window
 
@@ -55,7 +55,7 @@ def tiles_of(name: str, backbone: Backbone, folder: Path) -> pd.DataFrame:
     """Return photo (a group of copies where photos are not known), image statistics and embedding of a data set."""
     manifest = pd.read_parquet(folder / "manifest.parquet")
     mine = manifest[manifest["dataset"] == name].sort_values("row")
-    features = embedded(backbone, PackedImages(folder / "datasets" / name), folder / "unfinished" / name, name)
+    features = embed_in_shards(backbone, PackedImages(folder / "datasets" / name), folder / "unfinished" / name, name)
     chunks = [embeddings_of(features[start : start + CHUNK_IMAGES]) for start in range(0, len(features), CHUNK_IMAGES)]
     tiles = pd.read_parquet(folder / "datasets" / name / INVENTORY_FILE)[["path", *IMAGE_STATISTICS]]
     photos = mine["photo"].fillna(mine["group"]).to_numpy()

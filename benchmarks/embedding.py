@@ -25,12 +25,12 @@ import yaml
 from tqdm import tqdm
 
 from pipeline.data.images import PackedImages, Pixels
-from pipeline.inference.openvino_cpu import N_THREADS, supported
+from pipeline.inference.openvino_cpu import N_THREADS, supported_precision
 from pipeline.models.backbones import build_backbone
 from pipeline.models.network import build_embedder
 from pipeline.models.tf import keras
 from pipeline.params import Backbone, Params
-from pipeline.training.embedder import BATCH_IMAGES, Compute, converted, openvino_compute, tensorflow_compute
+from pipeline.training.embedder import BATCH_IMAGES, Compute, openvino_compute, tensorflow_compute, to_openvino
 
 Values = npt.NDArray[np.float32]
 Way = Callable[[Pixels], Values]
@@ -73,7 +73,7 @@ def operations_of(backbone: Backbone) -> int:
 def ways_of(backbone: Backbone) -> dict[str, Way]:
     """Return each way to run the backbone, from uint8 (n, height, width, 3) to float32 (n, n_features)."""
     model = build_embedder(backbone)
-    graph = converted(model)
+    graph = to_openvino(model)
 
     def in_batches(images: Pixels) -> list[Pixels]:
         return np.array_split(images, range(BATCH_IMAGES, len(images), BATCH_IMAGES))
@@ -91,7 +91,7 @@ def ways_of(backbone: Backbone) -> dict[str, Way]:
         "`tf.function`": lambda images: np.concatenate([one_thread(batch) for batch in in_batches(images)]),
         "OpenVINO, f32": in_threads(openvino_compute(graph)),
     }
-    if supported("bf16") == "bf16":
+    if supported_precision("bf16") == "bf16":
         ways["OpenVINO, bf16"] = in_threads(openvino_compute(graph, "bf16"))
     return ways
 

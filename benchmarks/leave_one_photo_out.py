@@ -34,12 +34,12 @@ from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import Labels, expected_calibration_error
 from pipeline.params import Params, Probe
 from pipeline.training.checkpoints import TrainingHistory
-from pipeline.training.embedder import embedded
+from pipeline.training.embedder import embed_in_shards
 from pipeline.training.features import Features
 from pipeline.training.hairline_cracks import Folds
 from pipeline.training.orientations import N_OTHERS, OtherOrientations
-from pipeline.training.probe import Rows, fit_head, joined
-from pipeline.training.probe_rows import N_FOLDS, assign_folds, rows_of
+from pipeline.training.probe import TrainingRows, average_heads, fit_head
+from pipeline.training.probe_rows import N_FOLDS, assign_folds, rows_by_head
 
 EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")
 
@@ -71,7 +71,12 @@ class Scored(NamedTuple):
 
 
 def leave_one_out(
-    base: Rows, tiles: Rows, turned: Rows, photos: npt.NDArray[np.str_], params: Probe, folder: Path
+    base: TrainingRows,
+    tiles: TrainingRows,
+    turned: TrainingRows,
+    photos: npt.NDArray[np.str_],
+    params: Probe,
+    folder: Path,
 ) -> Scored:
     """Return what is said of each tile by a probe that has not seen its photo.
 
@@ -88,9 +93,9 @@ def leave_one_out(
     def probe_of(some: Labels, folds: Folds) -> LinearHead:
         known, known_turned = chosen(tiles, some), chosen(turned, np.tile(some, N_OTHERS))
         known, known_turned = replace(known, folds=folds), replace(known_turned, folds=np.tile(folds, N_OTHERS))
-        rows = Rows.concatenated([known, known_turned])
+        rows = TrainingRows.concatenated([known, known_turned])
         own_head = fit_head(rows, params, unread_history(folder), "tiles")
-        return joined({"base": base_head, "tiles": own_head}, {"base": base, "tiles": rows})
+        return average_heads({"base": base_head, "tiles": own_head}, {"base": base, "tiles": rows})
 
     def left_out(photo: str) -> tuple[Labels, Values, Values, Labels]:
         here = photos == photo
@@ -116,9 +121,9 @@ def leave_one_out(
     return scored
 
 
-def chosen(rows: Rows, which: Labels) -> Rows:
+def chosen(rows: TrainingRows, which: Labels) -> TrainingRows:
     """Return some of the rows."""
-    return Rows(*(getattr(rows, name)[which] for name in vars(rows)))
+    return TrainingRows(*(getattr(rows, name)[which] for name in vars(rows)))
 
 
 def unread_history(folder: Path) -> TrainingHistory:
@@ -126,10 +131,10 @@ def unread_history(folder: Path) -> TrainingHistory:
     return TrainingHistory(Path(tempfile.mkdtemp(dir=folder)) / "history.jsonl", lambda step, values: None)
 
 
-def rows_without_folds(features: Features, inventory: pd.DataFrame, n_times: int) -> Rows:
+def rows_without_folds(features: Features, inventory: pd.DataFrame, n_times: int) -> TrainingRows:
     """Return the rows of features whose labels are those of the inventory, so many times over."""
     labels = np.tile((inventory["label"] == "crack").to_numpy(), n_times)
-    return Rows(features, labels, np.full(len(labels), -1), np.full(len(labels), "sdnet"))
+    return TrainingRows(features, labels, np.full(len(labels), -1), np.full(len(labels), "sdnet"))
 
 
 def prepared(metu: Path, sdnet: Path, folder: Path) -> Params:
@@ -174,10 +179,10 @@ def main() -> None:
         metu = side_of(manifest, "train", folder / "datasets")
         print(f"embedding what {name} learns from", flush=True)
         embed.run(backbone, manifest, folder / "datasets", folder / "unfinished" / "metu", folder / "features")
-        (base,) = rows_of(backbone, candidate, metu, folder / "features", folder / "unfinished").values()
+        (base,) = rows_by_head(backbone, candidate, metu, folder / "features", folder / "unfinished").values()
         images = PackedImages(folder / "datasets" / "sdnet")
-        upright = embedded(backbone, images, folder / "unfinished" / "tiles", "tiles")
-        seen = embedded(backbone, OtherOrientations(images), folder / "unfinished" / "turned", "turned tiles")
+        upright = embed_in_shards(backbone, images, folder / "unfinished" / "tiles", "tiles")
+        seen = embed_in_shards(backbone, OtherOrientations(images), folder / "unfinished" / "turned", "turned tiles")
         surfaces, photos = (images.inventory[column].to_numpy(str) for column in ("slice", "photo"))
         tiles = rows_without_folds(upright, images.inventory, 1)
         turned = rows_without_folds(seen, images.inventory, N_OTHERS)

@@ -65,7 +65,7 @@ def register_model(uri: str, images: list[bytes]) -> None:
     """Register a classifier with random weights in its head, as `make run` would register a probe."""
     import mlflow
 
-    from pipeline.inference.out_of_distribution import DETECTOR_FILE, fit, projected
+    from pipeline.inference.out_of_distribution import DETECTOR_FILE, detector_projection, fit
     from pipeline.inference.served import ServedModel
     from pipeline.models.calibration import Calibration, Platt
     from pipeline.models.classifier import Classifier
@@ -88,7 +88,7 @@ def register_model(uri: str, images: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as served:
         pixels = [decode(content) for content in images]
         write_checked_served(classifier, pixels[:4], Path(served))
-        seen = projected(ServedModel.load(Path(served)).outputs(np.stack(pixels))["features"])
+        seen = detector_projection(ServedModel.load(Path(served)).outputs(np.stack(pixels))["features"])
         fit(seen, seen, 0.05, {}).save(Path(served) / DETECTOR_FILE)
         mlflow.register_model(log_model(classifier, Path(served), run.info.run_id, NAME), NAME)
 

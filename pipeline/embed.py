@@ -18,10 +18,10 @@ from tqdm import tqdm
 from pipeline.data.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
 from pipeline.data.training_images import RowNumbers, Sides, training_rows
 from pipeline.files import replacing_folder
-from pipeline.inference.cluster import computed_on_cluster
+from pipeline.inference.cluster import compute_on_cluster
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
-from pipeline.training.embedder import embedder_of, has_shard, keep_shard, kept_shard, shards_of
+from pipeline.training.embedder import embedder_of, has_shard, load_shard, save_shard, shards_of
 from pipeline.training.features import Features, features_file, rows_file
 
 Task = tuple[list[bytes], Sizes, bool]  # the files of a shard, their sizes, and whether they are of the train side
@@ -82,8 +82,8 @@ def computed_there(
         return [images.content(row) for row in chosen], images.sizes[chosen], shard.for_training
 
     tasks = ((shard, task_of(shard)) for shard in shards)
-    yield from computed_on_cluster(
-        address, embed_files, backbone, tasks, otherwise="set embed.dask_address in params.yaml to null"
+    yield from compute_on_cluster(
+        address, embed_files, backbone, tasks, local_hint="set embed.dask_address in params.yaml to null"
     )
 
 
@@ -109,13 +109,13 @@ def embed_dataset(
     with tqdm(total=len(rows), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
         bar.update(len(rows) - sum(len(shard.positions) for shard in missing))
         for shard, features in computed:
-            keep_shard(unfinished, shard.positions, features)
+            save_shard(unfinished, shard.positions, features)
             bar.update(len(shard.positions))
-    first = kept_shard(unfinished, shards[0].positions)
+    first = load_shard(unfinished, shards[0].positions)
     shape = len(rows), first.shape[1]
     table = np.lib.format.open_memmap(features_file(out, dataset.name), "w+", np.float16, shape)
     for positions, _ in shards:
-        table[positions.start : positions.stop] = kept_shard(unfinished, positions)
+        table[positions.start : positions.stop] = load_shard(unfinished, positions)
     table.flush()
     np.save(rows_file(out, dataset.name), rows)
 

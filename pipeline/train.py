@@ -30,7 +30,7 @@ from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
 from pipeline.training.features import Features, features_of
 from pipeline.training.finetune import fit_finetune
 from pipeline.training.probe import fit_probe
-from pipeline.training.probe_rows import rows_of
+from pipeline.training.probe_rows import rows_by_head
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def fit(
     candidate = params.candidates[name]
     backbone = params.backbones[candidate.backbone]
     if isinstance(candidate, Probe):
-        head = fit_probe(rows_of(backbone, candidate, train, features, history.path.parent), candidate, history)
+        head = fit_probe(rows_by_head(backbone, candidate, train, features, history.path.parent), candidate, history)
         known = features_of(validation.rows, features)
         return linear_classifier(backbone, head), head.logits(known), known
     classifier = fit_finetune(backbone, train, validation, candidate, history)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.models.network import image_input
 from pipeline.models.tf import keras
 from pipeline.params import Augmentation
-from pipeline.training.activation_cache import Views, augmented, keep_activations
+from pipeline.training.activation_cache import AugmentedViews, augmented, cache_activations
 
 BOTH = Augmentation(flips="horizontal_and_vertical", max_rotation_turns=0.5)
 UPRIGHT = {"horizontal": 1, "vertical": 0}  # the axis that each flip turns round
@@ -40,7 +40,7 @@ def test_views_are_the_images_and_then_augmented_ones_the_same_each_time():
     images = SimpleNamespace(
         sizes=np.array([[20, 20], [20, 30]]), pixels=lambda position: noise(20, 20 + 10 * position)
     )
-    views = Views(images, 3, BOTH, seed=5)
+    views = AugmentedViews(images, 3, BOTH, seed=5)
     assert views.sizes.tolist() == images.sizes.tolist() * 3
     for position in range(6):
         view = views.pixels(position)
@@ -55,7 +55,7 @@ def test_kept_activations_are_those_of_the_layers_row_by_row(tmp_path):
     lower = keras.Model(image, {"features": keras.layers.Resizing(4, 4)(keras.layers.Rescaling(1 / 255)(image))})
     sizes = np.array([[8, 8], [12, 12], [8, 8]])
     images = SimpleNamespace(sizes=sizes, pixels=lambda position: noise(*sizes[position], seed=position))
-    kept = keep_activations(lower, images, tmp_path)
+    kept = cache_activations(lower, images, tmp_path)
     assert (kept.shape, kept.n_rows) == ((4, 4, 3), 3)
     for position in range(3):
         expected = lower(images.pixels(position)[None])["features"][0]

@@ -112,8 +112,8 @@ def test_each_of_three_worlds_is_known_by_its_features():
 
 
 def test_an_image_between_two_worlds_gets_the_mean_of_both_curves():
-    likeness = (LinearHead(np.zeros(2, np.float32), 0.0), LinearHead(np.array([1.0, 0.0], np.float32), 0.0))
-    calibration = Calibration((Platt(2, 0), Platt(0.5, -1)), likeness)
+    membership = (LinearHead(np.zeros(2, np.float32), 0.0), LinearHead(np.array([1.0, 0.0], np.float32), 0.0))
+    calibration = Calibration((Platt(2, 0), Platt(0.5, -1)), membership)
     features = np.array([[0.0, 7.0], [-50.0, 7.0], [50.0, 7.0]])
     one, other = sigmoid(2 * 1.5), sigmoid(0.5 * 1.5 - 1)
     found = calibration.probabilities(np.full(3, 1.5), features)
@@ -125,8 +125,8 @@ def test_the_exported_graph_computes_the_same_mixture():
     network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
     classifier = build_classifier(network, 32, [keras.layers.Dense(1, name="head")])
     kernels = np.array([[1.0, -2.0, 0.5], [0.2, 0.1, -0.3], [0, 0, 0.1]], np.float32)
-    likeness = tuple(LinearHead(kernel, bias) for kernel, bias in zip(kernels, (0.3, 0, -0.2), strict=True))
-    calibration = Calibration((Platt(2, 0.1), Platt(0.5, -1), Platt(1, 3)), likeness)
+    membership = tuple(LinearHead(kernel, bias) for kernel, bias in zip(kernels, (0.3, 0, -0.2), strict=True))
+    calibration = Calibration((Platt(2, 0.1), Platt(0.5, -1), Platt(1, 3)), membership)
     batch = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     plain = {name: np.asarray(output) for name, output in classifier(batch).items()}
     exported = {name: np.asarray(output) for name, output in calibrated(classifier, calibration)(batch).items()}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.crack_maps.overlay import colours, overlay_picture
 from pipeline.errors import CracksError
-from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Surface, fit, projected
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Surface, detector_projection, fit
 from pipeline.inference.served import ServedModel
 from pipeline.params import Map
 
@@ -109,7 +109,7 @@ def test_a_ground_resolution_out_of_proportion_is_refused(model):
 def test_tiles_unlike_all_known_ones_are_for_review_whatever_the_probability(model):
     rng = np.random.default_rng(0)
     grey = [np.full((1, 40, 40, 3), level, np.uint8) for level in rng.integers(200, 256, 300)]
-    images = np.concatenate([projected(model.outputs(image)["features"]) for image in grey])
+    images = np.concatenate([detector_projection(model.outputs(image)["features"]) for image in grey])
     surface = Surface("walls", 10, 3)
     known = fit(images[::2], images[1::2], 0.05, {surface: images})
     pixels = light_photo(48, 96)

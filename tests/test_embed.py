@@ -94,10 +94,10 @@ def test_the_train_side_alone_is_computed_for_training(address, datasets, manife
     def side(self, images, *, for_training):
         return np.full((len(images.sizes), 1), for_training, np.float16)
 
-    def computed_at_once(address, compute, shared, tasks, *, otherwise):
+    def computed_at_once(address, compute, shared, tasks, *, local_hint):
         return ((key, compute(shared, task)) for key, task in tasks)
 
-    monkeypatch.setattr(embed, "computed_on_cluster", computed_at_once)
+    monkeypatch.setattr(embed, "compute_on_cluster", computed_at_once)
     monkeypatch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
     monkeypatch.setattr(embedder.Embedder, "features", side)
     embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)

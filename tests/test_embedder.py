@@ -3,7 +3,7 @@ import openvino
 import pytest
 
 from pipeline.errors import CracksError
-from pipeline.inference.openvino_cpu import supported
+from pipeline.inference.openvino_cpu import supported_precision
 from pipeline.models.export import linear_classifier
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.network import build_embedder
@@ -11,15 +11,15 @@ from pipeline.params import Backbone
 from pipeline.training import embedder
 from pipeline.training.embedder import (
     Embedder,
-    complete_shards,
-    converted,
+    compute_missing_shards,
     has_shard,
-    keep_shard,
-    kept_shard,
+    load_shard,
     on_gpu,
     openvino_compute,
+    save_shard,
     shards_of,
     tensorflow_compute,
+    to_openvino,
 )
 
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64, feature_layers=("block_11_expand", "head_conv"))
@@ -43,7 +43,7 @@ def model():
 
 
 def test_openvino_and_tensorflow_give_the_same_features_for_every_size(model, draw_tile):
-    fast, reference = openvino_compute(converted(model)), tensorflow_compute(model)
+    fast, reference = openvino_compute(to_openvino(model)), tensorflow_compute(model)
     for size_px in (64, 50, 227):
         batch = np.stack([draw_tile(seed, cracked=True, size_px=size_px) for seed in range(3)])
         np.testing.assert_allclose(fast(batch), reference(batch), atol=1e-3)
@@ -63,7 +63,9 @@ def test_features_are_the_same_to_the_bit_when_they_are_computed_again(draw_tile
     np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles), Embedder(BACKBONE).features(tiles))
 
 
-@pytest.mark.skipif(on_gpu() or supported("bf16") != "bf16", reason="computed on a GPU, or a CPU without bfloat16")
+@pytest.mark.skipif(
+    on_gpu() or supported_precision("bf16") != "bf16", reason="computed on a GPU, or a CPU without bfloat16"
+)
 def test_features_to_learn_from_are_computed_in_the_training_precision_and_no_others(draw_tile):
     tiles = Tiles(draw_tile, 8)
     exact = Embedder(BACKBONE).features(tiles)
@@ -78,7 +80,7 @@ def test_features_to_learn_from_are_computed_in_the_training_precision_and_no_ot
 def test_a_cpu_without_the_training_precision_computes_all_in_single_precision_and_says_so(
     draw_tile, monkeypatch, caplog
 ):
-    monkeypatch.setattr(embedder, "supported", lambda precision: "f32")
+    monkeypatch.setattr(embedder, "supported_precision", lambda precision: "f32")
     tiles = Tiles(draw_tile, 8)
     with caplog.at_level("INFO"):
         made = Embedder(BACKBONE.model_copy(update={"training_precision": "bf16"}))
@@ -93,8 +95,8 @@ def test_a_precision_that_openvino_does_not_list_for_the_cpu_is_not_supported(mo
             return ["FP32", "INT8", "BIN"]
 
     monkeypatch.setattr(openvino, "Core", OldCore)
-    assert supported("bf16") == "f32"
-    assert supported("f32") == "f32"
+    assert supported_precision("bf16") == "f32"
+    assert supported_precision("f32") == "f32"
 
 
 def test_what_fails_in_a_batch_is_raised(draw_tile, monkeypatch):
@@ -141,22 +143,22 @@ def test_a_shard_is_found_again_once_it_is_kept(tmp_path):
     shard = range(4, 7)
     assert not has_shard(tmp_path / "new", shard)
     features = np.arange(6, dtype=np.float16).reshape(3, 2)
-    keep_shard(tmp_path / "new", shard, features)
-    np.testing.assert_array_equal(kept_shard(tmp_path / "new", shard), features)
+    save_shard(tmp_path / "new", shard, features)
+    np.testing.assert_array_equal(load_shard(tmp_path / "new", shard), features)
     assert has_shard(tmp_path / "new", shard)
     assert not has_shard(tmp_path / "new", range(7))
 
 
 def test_a_shard_that_is_kept_is_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(embedder, "SHARD_IMAGES", 4)
-    keep_shard(tmp_path, range(4, 8), np.full((4, 1), 7, np.float16))
+    save_shard(tmp_path, range(4, 8), np.full((4, 1), 7, np.float16))
     computed = []
 
     def compute(shard):
         computed.append(shard)
         return np.array(shard, np.float16)[:, None]
 
-    assert complete_shards(tmp_path, 10, compute, "computing") == shards_of(10)
+    assert compute_missing_shards(tmp_path, 10, compute, "computing") == shards_of(10)
     assert computed == [range(4), range(8, 10)]
-    found = [kept_shard(tmp_path, shard)[:, 0].tolist() for shard in shards_of(10)]
+    found = [load_shard(tmp_path, shard)[:, 0].tolist() for shard in shards_of(10)]
     assert found == [[0, 1, 2, 3], [7, 7, 7, 7], [8, 9]]

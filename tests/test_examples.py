@@ -1,7 +1,7 @@
 import numpy as np
 from packed_greys import greys_scored, write_greys
 
-from pipeline.evaluation.examples import N_A_KIND, pictures_of, random_predictions
+from pipeline.evaluation.examples import N_PER_KIND, pictures_of, random_predictions
 from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 
 
@@ -31,6 +31,6 @@ def test_random_predictions_are_right_then_wrong_and_the_same_each_time():
     shown, again = (random_predictions(greys_scored(*rows), 0.5) for _ in range(2))
     paths = shown["path"].tolist()
     assert again["path"].tolist() == paths
-    assert len(set(paths)) == N_A_KIND + 3
-    assert set(paths[N_A_KIND:]) == {"40.png", "41.png", "42.png"}
-    assert set(shown["label"][:N_A_KIND]) == {"crack", "intact"}
+    assert len(set(paths)) == N_PER_KIND + 3
+    assert set(paths[N_PER_KIND:]) == {"40.png", "41.png", "42.png"}
+    assert set(shown["label"][:N_PER_KIND]) == {"crack", "intact"}

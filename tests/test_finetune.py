@@ -8,7 +8,7 @@ from pipeline.models.backbones import build_backbone
 from pipeline.params import Backbone, Finetune
 from pipeline.training import activation_cache
 from pipeline.training.checkpoints import TrainingHistory
-from pipeline.training.embedder import computed
+from pipeline.training.embedder import compute_all
 from pipeline.training.finetune import fit_finetune
 
 SIZE_PX = 32
@@ -127,7 +127,7 @@ def test_what_is_frozen_is_computed_once_for_each_view_and_not_again_after_a_kil
 
     def counting(compute, images, shape):
         n_computed.append(len(images.sizes))
-        return computed(compute, images, shape)
+        return compute_all(compute, images, shape)
 
     def die(step, values):
         raise KilledError("at the first epoch")

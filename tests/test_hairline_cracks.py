@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from pictures import Pictures
 
-from pipeline.training.hairline_cracks import CrackLines, crack_line, crack_lines_of, drawn, turned_at_random
+from pipeline.training.hairline_cracks import (
+    CrackLines,
+    draw_hairline_crack,
+    extract_crack_line,
+    extract_crack_lines,
+    in_random_orientation,
+)
 
 SIZE_PX = 96
 
@@ -20,7 +26,7 @@ def cracked(top=40, width=8):
 
 
 def test_a_wide_crack_is_traced_along_its_middle_one_pixel_wide():
-    line = crack_line(cracked(top=40, width=8), SIZE_PX)
+    line = extract_crack_line(cracked(top=40, width=8), SIZE_PX)
     rows, columns = np.nonzero(line)
     assert np.bincount(columns).max() <= 2  # a step, now and then
     assert len(np.unique(columns)) > 0.85 * SIZE_PX
@@ -28,45 +34,45 @@ def test_a_wide_crack_is_traced_along_its_middle_one_pixel_wide():
 
 
 def test_a_line_is_traced_in_the_size_that_it_is_wanted_in():
-    line = crack_line(cracked(top=40, width=8), 48)
+    line = extract_crack_line(cracked(top=40, width=8), 48)
     assert line.shape == (48, 48)
     assert np.abs(np.nonzero(line)[0] - 21.75).mean() < 1.5
 
 
 @pytest.mark.parametrize("picture", [concrete(), np.full((SIZE_PX, SIZE_PX, 3), 130, np.uint8)], ids=["sound", "flat"])
 def test_sound_concrete_has_no_line(picture):
-    assert not crack_line(picture, SIZE_PX).any()
+    assert not extract_crack_line(picture, SIZE_PX).any()
 
 
 def test_a_band_that_is_hardly_darker_than_the_rest_is_no_crack():
     picture = concrete()
     picture[40:48] -= 15
-    assert not crack_line(picture, SIZE_PX).any()
+    assert not extract_crack_line(picture, SIZE_PX).any()
 
 
 def test_a_stain_is_no_crack():
     picture = concrete()
     picture[20:32, 20:32] = 50
-    assert not crack_line(picture, SIZE_PX).any()
+    assert not extract_crack_line(picture, SIZE_PX).any()
 
 
 def test_two_pieces_with_a_small_gap_are_one_crack():
     picture = cracked()
     picture[:, 46:49] = 150
-    columns = np.nonzero(crack_line(picture, SIZE_PX))[1]
+    columns = np.nonzero(extract_crack_line(picture, SIZE_PX))[1]
     assert set(range(30, 66)) <= set(columns.tolist())
 
 
 def test_images_without_a_clear_crack_are_left_out_and_the_others_keep_their_folds():
     tiles = Pictures([cracked(20), concrete(), cracked(60), cracked(70)])
-    found = crack_lines_of(tiles, np.array([3, 1, 0]), np.array([2, 1, 0]), SIZE_PX)
+    found = extract_crack_lines(tiles, np.array([3, 1, 0]), np.array([2, 1, 0]), SIZE_PX)
     assert found.folds.tolist() == [2, 0]
     assert [round(float(np.nonzero(line)[0].mean())) for line in found.lines] == pytest.approx([73, 23], abs=1)
 
 
 def test_of_no_images_there_are_no_traces():
     nothing = np.empty(0, np.int64)
-    found = crack_lines_of(Pictures([concrete()]), nothing, nothing, SIZE_PX)
+    found = extract_crack_lines(Pictures([concrete()]), nothing, nothing, SIZE_PX)
     assert isinstance(found, CrackLines)
     assert found.lines.shape == (0, SIZE_PX, SIZE_PX)
 
@@ -79,7 +85,7 @@ def test_a_drawn_crack_is_darker_along_the_line_alone_and_a_few_pixels_wide():
     line = np.zeros((SIZE_PX, SIZE_PX), bool)
     line[48] = True
     for seed in range(8):
-        picture = drawn(surface(), line, np.random.default_rng(seed))
+        picture = draw_hairline_crack(surface(), line, np.random.default_rng(seed))
         is_dark = picture[..., 0] < 149
         across = min(is_dark.sum(axis=0).max(), is_dark.sum(axis=1).max())
         assert 1 <= across <= 11
@@ -88,14 +94,14 @@ def test_a_drawn_crack_is_darker_along_the_line_alone_and_a_few_pixels_wide():
 
 
 def test_an_empty_line_leaves_the_surface_as_it_is():
-    picture = drawn(surface(), np.zeros((SIZE_PX, SIZE_PX), bool), np.random.default_rng(0))
+    picture = draw_hairline_crack(surface(), np.zeros((SIZE_PX, SIZE_PX), bool), np.random.default_rng(0))
     np.testing.assert_array_equal(picture, surface())
 
 
 def test_cracks_differ_in_depth_and_place_from_one_seed_to_the_next():
     line = np.zeros((SIZE_PX, SIZE_PX), bool)
     line[20] = True
-    pictures = [drawn(surface(), line, np.random.default_rng(seed)) for seed in range(12)]
+    pictures = [draw_hairline_crack(surface(), line, np.random.default_rng(seed)) for seed in range(12)]
     assert len({float(picture.min()) for picture in pictures}) == 12
     means = [(picture[..., 0].mean(axis=1), picture[..., 0].mean(axis=0)) for picture in pictures]
     places = {("row", by_row.argmin()) if by_row.min() < by_column.min() else ("column", by_column.argmin())
@@ -105,5 +111,5 @@ def test_cracks_differ_in_depth_and_place_from_one_seed_to_the_next():
 
 def test_all_eight_orientations_come_up():
     picture = np.arange(9).reshape(3, 3)
-    seen = {turned_at_random(picture, np.random.default_rng(seed)).tobytes() for seed in range(100)}
+    seen = {in_random_orientation(picture, np.random.default_rng(seed)).tobytes() for seed in range(100)}
     assert len(seen) == 8

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from pipeline.evaluation import leakage as module
-from pipeline.evaluation.leakage import compare, drawn_groups, leakage_effect, random_sides
+from pipeline.evaluation.leakage import compare_splits, leakage_effect, random_sides, sample_groups
 from pipeline.training.features import features_file, rows_file
 
 
@@ -21,7 +21,7 @@ def twins(n_pairs=150, n_features=20, seed=0):
 
 def test_copies_across_sides_make_a_useless_model_look_good():
     images, features = twins(n_features=200)
-    result = compare(images, features)
+    result = compare_splits(images, features)
     assert result["leak_free_f1"] < 0.7
     assert result["random_f1"] > result["leak_free_f1"] + 0.15
     assert result["random_errors_per_thousand"] < result["leak_free_errors_per_thousand"] - 150
@@ -32,7 +32,7 @@ def test_leaked_images_are_counted_by_hand(monkeypatch):
     assigned = np.where(np.array(list("tv tt vv tv tv tt".replace(" ", ""))) == "t", "train", "validation")
     images = images.assign(split=np.sort(assigned), label=["crack", "intact"] * 6)
     monkeypatch.setattr(module, "random_sides", lambda images: assigned)
-    result = compare(images, features)
+    result = compare_splits(images, features)
     assert (result["n_scored"], result["n_scored_with_copy_in_train"]) == (5, 3)
     assert result["share_of_scored_with_copy_in_train"] == pytest.approx(3 / 5)
 
@@ -47,7 +47,7 @@ def test_a_random_split_has_the_sizes_of_the_other_and_differs_from_it():
 
 
 def test_errors_per_thousand_and_errors_agree():
-    result = compare(*twins())
+    result = compare_splits(*twins())
     for split in ("leak_free", "random"):
         errors = result[f"{split}_errors_per_thousand"] * result["n_scored"] / 1000
         assert result[f"{split}_n_errors"] == pytest.approx(errors)
@@ -56,7 +56,7 @@ def test_errors_per_thousand_and_errors_agree():
 def test_whole_groups_are_drawn_and_as_many_as_fit(monkeypatch):
     monkeypatch.setattr(module, "MAX_IMAGES", 101)
     images, _ = twins()
-    drawn = drawn_groups(images)
+    drawn = sample_groups(images)
     assert len(drawn) == 100
     assert set(drawn["group"].value_counts()) == {2}
     assert drawn.index.max() > 150
@@ -74,7 +74,7 @@ def test_features_are_taken_by_the_row_of_the_image_and_what_training_does_not_r
     others = shifted.head(7).assign(row=np.arange(7), split=["excluded", "test"] * 3 + ["test"])
     result = leakage_effect(pd.concat([others, shifted]).sample(frac=1, random_state=3), tmp_path)
     assert (result["n_available"], result["n_images"]) == (300, 300)
-    expected = compare(images, features)
+    expected = compare_splits(images, features)
     assert result["leak_free_f1"] == pytest.approx(expected["leak_free_f1"])
 
 
@@ -85,11 +85,11 @@ def test_features_in_half_precision_do_not_overflow(tmp_path):
         keep(tmp_path, large.astype(np.float16).astype(dtype), images["row"].to_numpy())
         result = leakage_effect(images, tmp_path)
         assert result["random_f1"] == pytest.approx(
-            compare(images, large.astype(np.float16).astype(float))["random_f1"]
+            compare_splits(images, large.astype(np.float16).astype(float))["random_f1"]
         )
 
 
 def test_a_feature_that_never_changes_does_no_harm():
     images, features = twins()
     features[:, 0] = 5
-    assert np.isfinite(compare(images, features)["leak_free_f1"])
+    assert np.isfinite(compare_splits(images, features)["leak_free_f1"])

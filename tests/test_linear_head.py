@@ -19,5 +19,5 @@ def test_a_head_learned_on_standardised_features_answers_the_same_on_plain_ones(
     features = np.random.default_rng(0).normal([5, -40], [0.1, 100], (50, 2)).astype(np.float32)
     scale = Scale.of(features)
     coefficients = np.array([0.7, -1.2])
-    head = LinearHead.on_plain_features(coefficients, 0.5, scale)
+    head = LinearHead.from_standardised(coefficients, 0.5, scale)
     np.testing.assert_allclose(head.logits(features), scale.standardised(features) @ coefficients + 0.5, atol=1e-4)

@@ -10,7 +10,7 @@ from pipeline.data.training_images import side_of
 from pipeline.errors import CracksError
 from pipeline.params import Params
 from pipeline.training.hairline_cracks import CrackLines
-from pipeline.training.mosaics import Mosaics, Sources, compose, mirrored_on, mosaics_of, shrunk, vary
+from pipeline.training.mosaics import Mosaics, Sources, build_mosaics, compose, extend_by_mirroring, shrink, vary
 
 DARK, GREY = 60, 130
 
@@ -36,7 +36,7 @@ def sources():
 
 
 @pytest.fixture
-def with_hairlines(sources):
+def hairline_sources(sources):
     """The same, with a crack to draw for each fold."""
     return replace(sources, crack_lines=CrackLines(np.stack([line_at(24), line_at(12)]), np.array([0, 1])))
 
@@ -57,17 +57,17 @@ def test_sources_of_one_label_are_refused_in_words(sources, labels, few):
         mosaics(replace(sources, labels=np.array(labels)))
 
 
-def test_sources_without_a_crack_that_can_be_traced_are_refused_in_words(with_hairlines):
-    one = CrackLines(with_hairlines.crack_lines.lines[:1], with_hairlines.crack_lines.folds[:1])
+def test_sources_without_a_crack_that_can_be_traced_are_refused_in_words(hairline_sources):
+    one = CrackLines(hairline_sources.crack_lines.lines[:1], hairline_sources.crack_lines.folds[:1])
     with pytest.raises(CracksError, match=r"Only 1 cracks .* under hairline_mosaics\.of"):
-        mosaics(replace(with_hairlines, crack_lines=one))
+        mosaics(replace(hairline_sources, crack_lines=one))
 
 
 def test_images_are_shrunk_by_means_of_areas():
     image = np.zeros((8, 8, 3), np.uint8)
     image[:4, :4] = 200
     image[0, 4:] = 80
-    small = shrunk(Pictures([image, image + 10]), np.array([1, 0]), 2)
+    small = shrink(Pictures([image, image + 10]), np.array([1, 0]), 2)
     np.testing.assert_array_equal(small[1, :, :, 0], [[200, 20], [0, 0]])
     np.testing.assert_array_equal(small[0, :, :, 0], [[210, 30], [10, 10]])
 
@@ -109,9 +109,9 @@ def test_a_cracked_mosaic_has_a_crack_and_an_intact_one_has_none(sources, monkey
     assert has_crack == drawn.labels.tolist()
 
 
-def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(with_hairlines, monkeypatch):
+def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(hairline_sources, monkeypatch):
     monkeypatch.setattr("pipeline.training.mosaics.vary", lambda image, rng: image)
-    some = mosaics(with_hairlines)
+    some = mosaics(hairline_sources)
     for position, (cracked, fold) in enumerate(zip(some.labels, some.folds, strict=True)):
         picture = some.pixels(position)
         sound = DARK if fold else GREY
@@ -120,24 +120,26 @@ def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(with_hairlines, 
         assert picture.min() > 0.15 * sound  # a crack of a cell would be black
 
 
-def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(with_hairlines, monkeypatch):
+def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(hairline_sources, monkeypatch):
     lines = []
-    monkeypatch.setattr("pipeline.training.mosaics.drawn", lambda surface, line, rng: lines.append(line) or surface)
-    some = mosaics(with_hairlines)
+    monkeypatch.setattr(
+        "pipeline.training.mosaics.draw_hairline_crack", lambda surface, line, rng: lines.append(line) or surface
+    )
+    some = mosaics(hairline_sources)
     for position in range(24):
         some.pixels(position)
     expected = [line_at(12 if fold else 24) for fold in some.folds[::2]]
     np.testing.assert_array_equal(lines, expected)
 
 
-def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(with_hairlines, monkeypatch):
+def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(hairline_sources, monkeypatch):
     kinds = []
     blank = np.zeros((48, 48, 3), np.float32)
     monkeypatch.setattr(
         "pipeline.training.mosaics.compose", lambda *_, with_seams: kinds.append(("seams", with_seams)) or blank
     )
-    monkeypatch.setattr("pipeline.training.mosaics.mirrored_on", lambda *_: kinds.append("mirrored") or blank)
-    some = mosaics(with_hairlines, n_images=100)
+    monkeypatch.setattr("pipeline.training.mosaics.extend_by_mirroring", lambda *_: kinds.append("mirrored") or blank)
+    some = mosaics(hairline_sources, n_images=100)
     for position in range(200):
         some.pixels(position)
     assert set(kinds[::2]) == set(kinds[1::2]) == {("seams", True), "mirrored"}
@@ -147,7 +149,7 @@ def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(wi
 def test_a_cell_that_is_mirrored_on_has_no_seams():
     slope = np.repeat(np.arange(0, 240, 15, dtype=np.uint8)[None, :, None], 16, axis=0).repeat(3, axis=2)
     for seed in range(8):
-        surface = mirrored_on(slope, 3, 47, np.random.default_rng(seed))
+        surface = extend_by_mirroring(slope, 3, 47, np.random.default_rng(seed))
         assert surface.shape == (47, 47, 3)
         assert max(np.abs(np.diff(surface, axis=axis)).max() for axis in (0, 1)) <= 15
         assert surface.max() == 225
@@ -190,6 +192,6 @@ def test_mosaics_are_composed_of_the_chosen_training_images_alone(two_datasets, 
     monkeypatch.setattr(train_side, "pixels", lambda position: seen.append(position) or np.zeros((40, 40, 3), np.uint8))
     chosen = np.arange(1, len(train_side) - 1)
     wanted = Params.model_validate(PARAMS).candidates["probe"].mosaics
-    mosaics = mosaics_of(train_side, chosen, chosen // 2 % 3, wanted, 32, seed=0)
+    mosaics = build_mosaics(train_side, chosen, chosen // 2 % 3, wanted, 32, seed=0)
     assert len(mosaics.labels) == 2 * 12
     assert seen == chosen.tolist()

@@ -6,7 +6,7 @@ from threadpoolctl import threadpool_info
 from pipeline.models.linear_head import LinearHead
 from pipeline.params import Probe
 from pipeline.training.checkpoints import TrainingHistory
-from pipeline.training.probe import Fitted, Rows, equal_weights, fit_probe, joined
+from pipeline.training.probe import FittedHead, TrainingRows, average_heads, equal_weights, fit_probe
 from pipeline.training.probe_rows import N_FOLDS
 
 
@@ -20,12 +20,12 @@ def probe(**changes):
 
 
 def feature_rows(n, seed=0, noise=0.3):
-    """Rows whose features separate the labels, in units that differ a thousandfold."""
+    """Training rows whose features separate the labels, in units that differ a thousandfold."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 2 == 0
     features = rng.normal(0, noise, (n, 6)) + np.where(labels, 1, -1)[:, None]
     features = (features * [0.1, 1, 10, 100, 1, 1] + [5, 0, 3, -40, 1, 1]).astype(np.float16)
-    return Rows(features, labels, np.arange(n) // 2 % N_FOLDS, np.full(n, "walls"))
+    return TrainingRows(features, labels, np.arange(n) // 2 % N_FOLDS, np.full(n, "walls"))
 
 
 def logits_of(head, features):
@@ -62,7 +62,7 @@ def test_a_row_is_never_judged_by_a_model_that_saw_its_fold(tmp_path):
     labels = np.arange(36) % 2 == 0
     once = rng.normal(0, 1, (18, 30))
     features = np.repeat(once, 2, axis=0).astype(np.float16)  # pairs of copies, one of each label: nothing to learn
-    groups_kept = Rows(features, labels, np.arange(36) // 2 % N_FOLDS, np.full(36, "walls"))
+    groups_kept = TrainingRows(features, labels, np.arange(36) // 2 % N_FOLDS, np.full(36, "walls"))
     history = TrainingHistory(tmp_path / "h", ignore)
     fit_probe({"walls": groups_kept}, probe(n_components=30, l2_penalties=[1e-3]), history)
     assert history.rows[0]["val_loss"] >= np.log(2) - 1e-6
@@ -110,16 +110,18 @@ def head_on(*kernel, bias=0.0):
 
 
 def rows_with(features):
-    """Rows of one crack and one intact image."""
-    return Rows(np.array(features, np.float16), np.array([True, False]), np.zeros(2, np.int64), np.full(2, "walls"))
+    """Training rows of one crack and one intact image."""
+    return TrainingRows(
+        np.array(features, np.float16), np.array([True, False]), np.zeros(2, np.int64), np.full(2, "walls")
+    )
 
 
 def test_heads_are_averaged_over_their_spread_on_what_the_other_has_learned_from():
     rows = {"walls": rows_with([[4, 0], [0, 0]]), "decks": rows_with([[0, 1], [0, -3]])}
     # on the decks the logits of the walls' head are 10 and -30, a standard deviation of 20; the other way round 2 and
     # -2 about their mean, so 2: the shares are 1/20 and 1/2 of their sum
-    fitted = {"walls": Fitted(head_on(50, 10, bias=3), 1.0), "decks": Fitted(head_on(1, 7, bias=1), 1.0)}
-    head = joined(fitted, rows)
+    fitted = {"walls": FittedHead(head_on(50, 10, bias=3), 1.0), "decks": FittedHead(head_on(1, 7, bias=1), 1.0)}
+    head = average_heads(fitted, rows)
     np.testing.assert_allclose(head.kernel, [(50 + 10) / 11, (10 + 70) / 11], rtol=1e-6)
     assert head.bias == pytest.approx((3 + 10) / 11)
 
@@ -127,22 +129,22 @@ def test_heads_are_averaged_over_their_spread_on_what_the_other_has_learned_from
 def test_a_head_that_guesses_has_hardly_a_say():
     rows = {"walls": rows_with([[1, 0], [-1, 0]]), "decks": rows_with([[1, 0], [-1, 0]])}
     good, guessing, worse = (
-        Fitted(head_on(1, 0), 0.8),
-        Fitted(head_on(0.5, 0, bias=9), 0.0),
-        Fitted(head_on(1, 0, bias=9), -0.3),
+        FittedHead(head_on(1, 0), 0.8),
+        FittedHead(head_on(0.5, 0, bias=9), 0.0),
+        FittedHead(head_on(1, 0, bias=9), -0.3),
     )
-    head = joined({"walls": good, "decks": guessing}, rows)
+    head = average_heads({"walls": good, "decks": guessing}, rows)
     # 0.8 over a spread of 1 against 0.01 over a spread of 0.5
     assert head.bias == pytest.approx(9 * 0.02 / 0.82)
-    assert joined({"walls": good, "decks": worse}, rows).bias == pytest.approx(9 * 0.01 / 0.81)
+    assert average_heads({"walls": good, "decks": worse}, rows).bias == pytest.approx(9 * 0.01 / 0.81)
 
 
 def test_a_head_that_says_the_same_of_all_has_no_say():
     rows = {"walls": rows_with([[1, 0], [-1, 0]]), "decks": rows_with([[2, 0], [-1, 0]])}
-    silent = Fitted(head_on(0, 5, bias=9), 1.0)
-    head = joined({"walls": Fitted(head_on(3, 0, bias=1), 0.5), "decks": silent}, rows)
+    silent = FittedHead(head_on(0, 5, bias=9), 1.0)
+    head = average_heads({"walls": FittedHead(head_on(3, 0, bias=1), 0.5), "decks": silent}, rows)
     np.testing.assert_allclose([*head.kernel, head.bias], [3, 0, 1])
-    nothing = joined({"walls": silent, "decks": silent}, rows)
+    nothing = average_heads({"walls": silent, "decks": silent}, rows)
     np.testing.assert_array_equal([*nothing.kernel, nothing.bias], [0, 0, 0])
 
 

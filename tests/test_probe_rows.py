@@ -10,7 +10,7 @@ from pipeline.data.training_images import side_of
 from pipeline.errors import CracksError
 from pipeline.params import Params
 from pipeline.training import embedder
-from pipeline.training.probe_rows import N_FOLDS, assign_folds, heads_of, rows_of
+from pipeline.training.probe_rows import N_FOLDS, assign_folds, images_by_head, rows_by_head
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_imag
     two_datasets, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "pipeline.training.hairline_cracks.crack_line", lambda pixels, size_px: np.eye(size_px, dtype=bool)
+        "pipeline.training.hairline_cracks.extract_crack_line", lambda pixels, size_px: np.eye(size_px, dtype=bool)
     )
     train_side = side_of(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
     settings = json.loads(json.dumps(PARAMS))
@@ -35,7 +35,7 @@ def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_imag
         return real(self, images, for_training=for_training)
 
     monkeypatch.setattr(embedder.Embedder, "features", monitored)
-    rows = rows_of(backbone, params.candidates["probe"], train_side, tmp_path / "features", tmp_path / "more")
+    rows = rows_by_head(backbone, params.candidates["probe"], train_side, tmp_path / "features", tmp_path / "more")
     assert precisions == {True}
     sizes = train_side.rows["dataset"].value_counts()
     assert list(rows) == ["ours", "ours, hairlines", "theirs"]
@@ -53,7 +53,7 @@ def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_imag
 
 
 def positions_by_head(names, labels, groups):
-    found = heads_of(np.array(names), np.array(labels), np.array(groups))
+    found = images_by_head(np.array(names), np.array(labels), np.array(groups))
     return {name: positions.tolist() for name, positions in found.items()}
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.inference.build_starter import difference, write_starter
+from pipeline.inference.build_starter import relative_difference, write_starter
 from pipeline.inference.starter import STARTER_FILE, load_starter
 from pipeline.models.calibration import Calibration, Platt
 from pipeline.models.classifier import Classifier
@@ -45,19 +45,19 @@ def test_starters_are_compared_by_their_largest_difference(probe, tmp_path):
     with np.load(tmp_path / "one.npz") as arrays:
         moved = dict(arrays)
     np.savez(tmp_path / "same.npz", **moved)
-    assert difference(tmp_path / "one.npz", tmp_path / "same.npz") == 0
+    assert relative_difference(tmp_path / "one.npz", tmp_path / "same.npz") == 0
     for kind in moved.keys() - {"settings"}:
         other = moved | {kind: moved[kind].copy()}
         other[kind].flat[0] += np.float32(0.1 * np.abs(moved[kind]).max())
         np.savez(tmp_path / "other.npz", **other)
-        assert difference(tmp_path / "one.npz", tmp_path / "other.npz") == pytest.approx(0.1, rel=1e-3)
+        assert relative_difference(tmp_path / "one.npz", tmp_path / "other.npz") == pytest.approx(0.1, rel=1e-3)
         other[kind].flat[0] = np.nan
         np.savez(tmp_path / "broken.npz", **other)
-        assert difference(tmp_path / "one.npz", tmp_path / "broken.npz") == float("inf")
+        assert relative_difference(tmp_path / "one.npz", tmp_path / "broken.npz") == float("inf")
     np.savez(tmp_path / "shorter.npz", **moved | {"kernel": moved["kernel"][1:]})
-    assert difference(tmp_path / "one.npz", tmp_path / "shorter.npz") == float("inf")
+    assert relative_difference(tmp_path / "one.npz", tmp_path / "shorter.npz") == float("inf")
     np.savez(tmp_path / "fewer.npz", kernel=moved["kernel"])
-    assert difference(tmp_path / "one.npz", tmp_path / "fewer.npz") == float("inf")
+    assert relative_difference(tmp_path / "one.npz", tmp_path / "fewer.npz") == float("inf")
 
 
 def test_the_starter_that_ships_is_small_and_ready():

@@ -4,7 +4,7 @@ import pytest
 from packed_greys import greys_scored, write_greys
 
 from pipeline.evaluation.occlusion import occlusion_map
-from pipeline.evaluation.worst_mistakes import N_A_KIND, with_occlusion_maps, worst_mistakes
+from pipeline.evaluation.worst_mistakes import N_PER_KIND, with_occlusion_maps, worst_mistakes
 
 
 def unsure(batch):
@@ -28,20 +28,20 @@ def test_the_worst_mistakes_come_first():
 
 
 def test_test_is_one_set_and_each_external_test_set_another():
-    mistakes = [("crack", 0.1)] * 4 * N_A_KIND
-    sets = np.repeat(["ours", "second", "bridge", "tunnel"], N_A_KIND)
-    table = greys_scored(*mistakes).assign(dataset=sets, split=np.repeat(["test", "external"], 2 * N_A_KIND))
+    mistakes = [("crack", 0.1)] * 4 * N_PER_KIND
+    sets = np.repeat(["ours", "second", "bridge", "tunnel"], N_PER_KIND)
+    table = greys_scored(*mistakes).assign(dataset=sets, split=np.repeat(["test", "external"], 2 * N_PER_KIND))
     found = worst_mistakes(table, 0.5)
-    assert found.groupby("split").size().to_dict() == {"test": N_A_KIND, "external": 2 * N_A_KIND}
-    assert found[found["split"] == "external"].groupby("dataset").size().tolist() == [N_A_KIND, N_A_KIND]
+    assert found.groupby("split").size().to_dict() == {"test": N_PER_KIND, "external": 2 * N_PER_KIND}
+    assert found[found["split"] == "external"].groupby("dataset").size().tolist() == [N_PER_KIND, N_PER_KIND]
 
 
 def test_of_many_mistakes_a_few_of_each_kind_are_kept():
-    n = N_A_KIND + 3
+    n = N_PER_KIND + 3
     rows = [("crack", 0.01 * k) for k in range(n)] + [("intact", 0.9)] * n
     found = worst_mistakes(greys_scored(*rows), 0.5)
-    assert found["label"].tolist() == ["crack"] * N_A_KIND + ["intact"] * N_A_KIND
-    assert found["probability"].iloc[N_A_KIND - 1] == pytest.approx(0.01 * (N_A_KIND - 1))
+    assert found["label"].tolist() == ["crack"] * N_PER_KIND + ["intact"] * N_PER_KIND
+    assert found["probability"].iloc[N_PER_KIND - 1] == pytest.approx(0.01 * (N_PER_KIND - 1))
 
 
 def test_each_mistake_has_the_map_of_its_own_picture_also_after_a_way_through_a_file(tmp_path, encode):

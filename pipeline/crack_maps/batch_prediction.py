@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.data.images import Sizes, UnreadableImageError, batches_by_size, decode, image_statistics, stored_size
 from pipeline.data.path_metadata import photo_of
 from pipeline.files import replacing
-from pipeline.inference.cluster import computed_on_cluster
+from pipeline.inference.cluster import compute_on_cluster
 from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.inference.served import BATCH_IMAGES, ServedModel
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, embeddings_of
@@ -208,12 +208,12 @@ def run(
         tables = ((part, score(model, [read(path) for path in parts[part]], observes=observes)) for part in missing)
     else:
         tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
-        tables = computed_on_cluster(
+        tables = compute_on_cluster(
             dask_address,
             bound(score_there, observes=observes),
             ModelFiles.read(found),
             tasks,
-            otherwise="leave --dask out",
+            local_hint="leave --dask out",
         )
     with (
         _gathering(note) as gather,

@@ -21,7 +21,7 @@ from pipeline.crack_maps.tiles import Starts, grid
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, Outputs
-from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Projections, Surface, projected
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Projections, Surface, detector_projection
 from pipeline.inference.served import ServedModel
 from pipeline.params import Map
 
@@ -158,7 +158,7 @@ class CrackMapper:
             batches = list(self._pool.map(score, range(start, stop, BATCH_TILES)))
             probabilities += [batch["probability"] for batch in batches]
             # not in the threads: matrix products bring threads of their own, which would take their cores
-            images.append(projected(np.concatenate([batch["features"] for batch in batches])))
+            images.append(detector_projection(np.concatenate([batch["features"] for batch in batches])))
         return np.concatenate(probabilities), np.concatenate(images)
 
 

@@ -27,7 +27,7 @@ from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
 from pipeline.errors import CracksError
 from pipeline.files import replacing, write_json, write_text
-from pipeline.inference.cluster import computed_on_cluster
+from pipeline.inference.cluster import compute_on_cluster
 from pipeline.params import Map
 from pipeline.registry.resolve import FoundModel, ModelFiles, model_of
 
@@ -180,7 +180,7 @@ def _mapped_on(
 ) -> Iterator[tuple[Path, PhotoFiles | str]]:
     shared = (ModelFiles.read(found), job)
     tasks = ((path, (path, read(path))) for path in paths)
-    yield from computed_on_cluster(address, mapped_there, shared, tasks, otherwise="leave --dask out")
+    yield from compute_on_cluster(address, mapped_there, shared, tasks, local_hint="leave --dask out")
 
 
 def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:

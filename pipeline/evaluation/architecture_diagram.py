@@ -18,7 +18,7 @@ def _numbers(block: "Block") -> str:
     return f"{shape}; {block['n_weights']:,} weights" if block["n_weights"] else shape
 
 
-def _drawn(block: "Block", row: int, largest: int) -> Markup:
+def _draw_block(block: "Block", row: int, largest: int) -> Markup:
     """Return a block: the wider, the larger its images; the higher, the more channels."""
     size = max((side or largest for side in block["shape"][:-1]), default=0)
     width = max(14.0, MAX_BLOCK * log2(1 + size) / log2(1 + largest))
@@ -39,8 +39,8 @@ def _drawn(block: "Block", row: int, largest: int) -> Markup:
 def architecture_diagram(blocks: Sequence["Block"]) -> Markup:
     """Return the blocks of a model from top to bottom, as inline SVG in the colours of the page."""
     largest = max((side or 1 for block in blocks for side in block["shape"][:-1]), default=1)
-    rows = Markup("").join(_drawn(block, row, max(2, largest)) for row, block in enumerate(blocks))
-    # from the first block to the last behind all of them, so that what shows of it meets them whatever their heights
+    rows = Markup("").join(_draw_block(block, row, max(2, largest)) for row, block in enumerate(blocks))
+    # From the first block to the last behind all of them, so that it meets each of them whatever their heights.
     connector = Markup('<path d="M{} {:.0f}v{}" stroke="var(--muted)"/>').format(
         CENTRE, ROW_HEIGHT / 2, (len(blocks) - 1) * ROW_HEIGHT
     )

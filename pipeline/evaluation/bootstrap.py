@@ -68,7 +68,7 @@ def weighted_scorer(
         with np.errstate(divide="ignore", invalid="ignore"):
             halves = cracks[:, 2:] / (2 * n_crack) + intact[:, 2:] / (2 * n_intact)
             return {
-                **_of_calls(cracks[:, 1], intact[:, 1], cracks[:, 0], intact[:, 0]),
+                **_threshold_scores(cracks[:, 1], intact[:, 1], cracks[:, 0], intact[:, 0]),
                 **rank(weights),
                 "ece": np.abs(cracks[:, 2:] + intact[:, 2:]).sum(axis=1) / (cracks[:, 0] + intact[:, 0]),
                 "balanced_ece": np.abs(halves).sum(axis=1),
@@ -77,7 +77,7 @@ def weighted_scorer(
     return score
 
 
-def _of_calls(found: Floats, false_alarms: Floats, n_crack: Floats, n_intact: Floats) -> dict[str, Floats]:
+def _threshold_scores(found: Floats, false_alarms: Floats, n_crack: Floats, n_intact: Floats) -> dict[str, Floats]:
     recall, fallout = found / n_crack, false_alarms / n_intact
     return {
         "accuracy": (found + n_intact - false_alarms) / (n_crack + n_intact),
@@ -106,7 +106,7 @@ def _ranking_scorer(
     n_above = np.searchsorted(-probabilities[intact], -thresholds, side="left")
 
     def rank(weights: Floats) -> dict[str, Floats]:
-        found, false_alarms = _cumulated(weights, groups[cracks]), _cumulated(weights, groups[intact])
+        found, false_alarms = _cumulative_weights(weights, groups[cracks]), _cumulative_weights(weights, groups[intact])
         total_crack, total_intact = found[:, -1], false_alarms[:, -1]
         found, above, false_alarms = found[:, n_found], false_alarms[:, n_above], false_alarms[:, n_false]
         more_found = np.diff(found, axis=1, prepend=0)
@@ -120,7 +120,7 @@ def _ranking_scorer(
     return rank
 
 
-def _cumulated(weights: Floats, groups: npt.NDArray[np.int64]) -> Floats:
+def _cumulative_weights(weights: Floats, groups: npt.NDArray[np.int64]) -> Floats:
     """Return the cumulated weights of images of these groups, from none to all, (n_resamples, n + 1)."""
     cumulated = np.zeros((len(weights), len(groups) + 1))
     np.cumsum(weights[:, groups], axis=1, out=cumulated[:, 1:])

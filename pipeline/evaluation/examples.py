@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline.data.images import LabelledImages, Pixels
 from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 
-N_A_KIND = 6  # of right and of wrong predictions
+N_PER_KIND = 6  # of right and of wrong predictions
 SEED = 0
 
 
@@ -52,4 +52,6 @@ def pictures_of(rows: pd.DataFrame, datasets: Path) -> Iterator[Picture]:
 def random_predictions(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Return random ones of `rows`: six called right, then six called wrong, or all that there are."""
     right = (rows["label"] == "crack") == (rows["probability"] >= threshold)
-    return pd.concat([part.sample(min(N_A_KIND, len(part)), random_state=SEED) for part in (rows[right], rows[~right])])
+    return pd.concat(
+        [part.sample(min(N_PER_KIND, len(part)), random_state=SEED) for part in (rows[right], rows[~right])]
+    )

@@ -21,7 +21,7 @@ SEED = 0
 Sides = npt.NDArray[np.object_]  # (n,), train or validation
 
 
-def drawn_groups(images: pd.DataFrame) -> pd.DataFrame:
+def sample_groups(images: pd.DataFrame) -> pd.DataFrame:
     """Return the images of random groups, about MAX_IMAGES of them, or all where there are not so many."""
     groups = images["group"].drop_duplicates().sample(frac=1, random_state=SEED)
     sizes = images["group"].value_counts().loc[groups]
@@ -48,7 +48,7 @@ def _scores(features: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], si
     }
 
 
-def compare(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> dict[str, float | int]:
+def compare_splits(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> dict[str, float | int]:
     """Return the scores of logistic regression on both splits, and how far the random one leaks.
 
     The random one assign the same images, each by itself, to sides of the same sizes.
@@ -77,14 +77,14 @@ def compare(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> dict[str
 
 
 def leakage_effect(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | int]:
-    """Return `compare` of the images that training reads.
+    """Return `compare_splits` of the images that training reads.
 
     Args:
         manifest: of `split`, the rows of the data sets trained on.
         features_folder: of one backbone.
     """
     assigned = manifest[manifest["split"].isin(TRAINING_SIDES)]
-    images = drawn_groups(assigned).sort_values(["dataset", "row"])
+    images = sample_groups(assigned).sort_values(["dataset", "row"])
     # sums over many rows overflow where features are kept in half precision
     features = features_of(images, features_folder).astype(np.float32)
-    return {"n_available": len(assigned), **compare(images, features)}
+    return {"n_available": len(assigned), **compare_splits(images, features)}

@@ -27,7 +27,7 @@ class Block(TypedDict):
     is_nested: bool
 
 
-def _feeder(model: keras.Model, nested: keras.Model) -> str:
+def _feeding_layer(model: keras.Model, nested: keras.Model) -> str:
     """Return the name of the layer of the functional `model` whose output goes into `nested`."""
     (settings,) = [entry for entry in model.get_config()["layers"] if entry["config"]["name"] == nested.name]
     return str(settings["inbound_nodes"][0]["args"][0]["config"]["keras_history"][0])
@@ -74,7 +74,7 @@ def blocks(model: keras.Model) -> list[Block]:
     result: list[Block] = []
     for layer in model.layers:
         if isinstance(layer, keras.Model) and len(layer.inputs) == 1:
-            result += _stages(layer, shapes[_feeder(model, layer)])
+            result += _stages(layer, shapes[_feeding_layer(model, layer)])
         else:
             detail, n_weights = type(layer).__name__, layer.count_params()
             result.append(_block(layer.name, detail, shapes[layer.name], n_weights, is_nested=False))

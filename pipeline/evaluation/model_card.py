@@ -10,7 +10,7 @@ from pipeline.data.images import INVENTORY_FILE, read_quarantine
 from pipeline.params import Params
 
 SIDES = ("train", "validation", "test", "external", "excluded")
-KNOWN_SHARE = 0.99  # of the images that must look like those of a published data set
+MIN_MATCHING_SHARE = 0.99  # of the images that must look like those of a published data set
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def source_of(inventory: pd.DataFrame, *, is_drawn: bool) -> str:
     for known in PUBLISHED:
         fits = inventory["path"].str.fullmatch(known.path_pattern)
         fits &= (inventory[["height", "width"]] == known.side_px).all(axis=1)
-        if fits.mean() >= KNOWN_SHARE:
+        if fits.mean() >= MIN_MATCHING_SHARE:
             return known.citation
     return "your own data: note its origin, owner and licence before you pass the model on"
 

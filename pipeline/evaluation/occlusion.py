@@ -14,13 +14,13 @@ from pipeline.data.images import Pixels
 if TYPE_CHECKING:  # scoring needs TensorFlow, this does not
     from pipeline.evaluation.scoring import Batch, Scorer
 
-Heat = npt.NDArray[np.float64]  # (rows, columns), in logits
+OcclusionMap = npt.NDArray[np.float64]  # (rows, columns), in logits
 
 N_CELLS_A_SIDE = 7
 LOGIT_LIMIT = 1e-6  # a probability nearer to 0 or 1 counts as this near: float32 tells no more apart
 
 
-def occlusion_map(score: "Scorer", pixels: Pixels) -> Heat:
+def occlusion_map(score: "Scorer", pixels: Pixels) -> OcclusionMap:
     """Return by how much each cell of a 7 by 7 grid speaks for a crack, in logits, (7, 7).
 
     It is the logit of the whole picture less the logit with the cell hidden, positive where hiding makes a crack less
@@ -28,8 +28,8 @@ def occlusion_map(score: "Scorer", pixels: Pixels) -> Heat:
     """
     probabilities = np.clip(score(_with_one_cell_hidden(pixels)).astype(np.float64), LOGIT_LIMIT, 1 - LOGIT_LIMIT)
     logits = np.log(probabilities / (1 - probabilities))
-    overlay: Heat = (logits[0] - logits[1:]).reshape(N_CELLS_A_SIDE, N_CELLS_A_SIDE)
-    return overlay
+    differences: OcclusionMap = (logits[0] - logits[1:]).reshape(N_CELLS_A_SIDE, N_CELLS_A_SIDE)
+    return differences
 
 
 def _with_one_cell_hidden(pixels: Pixels) -> "Batch":

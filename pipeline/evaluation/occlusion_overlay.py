@@ -10,15 +10,15 @@ FOR_CRACK, AGAINST_CRACK = (230, 60, 20), (30, 110, 230)  # RGB
 MAX_OPACITY = 0.75
 
 
-def occlusion_overlay(pixels: Pixels, overlay: npt.NDArray[np.float64]) -> Pixels:
+def occlusion_overlay(pixels: Pixels, occlusion_map: npt.NDArray[np.float64]) -> Pixels:
     """Return the picture in grey under its map: red for a crack, blue against, the strongest cell the least clear.
 
     Args:
         pixels: RGB, uint8, (height, width, 3).
-        overlay: in logits, positive for a crack, (rows, columns).
+        occlusion_map: in logits, positive for a crack, (rows, columns).
     """
     height, width, _ = pixels.shape
-    strength = overlay / max(float(np.abs(overlay).max()), np.finfo(float).tiny)  # -1..1
+    strength = occlusion_map / max(float(np.abs(occlusion_map).max()), np.finfo(float).tiny)  # -1..1
     drawn = Image.fromarray(strength.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
     opacity = np.asarray(drawn)[..., None] * MAX_OPACITY  # (height, width, 1)
     colour = np.where(opacity > 0, np.array(FOR_CRACK), np.array(AGAINST_CRACK))

@@ -21,8 +21,8 @@ def plot_tables(test: ScoredSet, threshold: float, histories: Mapping[str, pd.Da
     precision, recall, _ = precision_recall_curve(test.labels, test.probabilities)
     training = pd.concat([history.assign(candidate=name) for name, history in histories.items()])
     return {
-        "roc": _thin(pd.DataFrame({"fpr": fpr, "tpr": tpr})),
-        "precision_recall": _thin(pd.DataFrame({"recall": recall, "precision": precision})),
+        "roc": _downsample(pd.DataFrame({"fpr": fpr, "tpr": tpr})),
+        "precision_recall": _downsample(pd.DataFrame({"recall": recall, "precision": precision})),
         "reliability": reliability_table(test),
         "confusion": pd.DataFrame(
             {
@@ -34,5 +34,5 @@ def plot_tables(test: ScoredSet, threshold: float, histories: Mapping[str, pd.Da
     }
 
 
-def _thin(curve: pd.DataFrame) -> pd.DataFrame:
+def _downsample(curve: pd.DataFrame) -> pd.DataFrame:
     return curve.iloc[np.unique(np.linspace(0, len(curve) - 1, MAX_CURVE_POINTS).round().astype(int))]

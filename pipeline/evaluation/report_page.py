@@ -19,7 +19,7 @@ from pipeline.evaluation.plots import (
 )
 from pipeline.page import DASHES, template
 
-CHARTED = ("all", "surface", "brightness", "sharpness", "size")  # kinds of slices; photos can be hundreds
+PLOTTED_KINDS = ("all", "surface", "brightness", "sharpness", "size")  # kinds of slices; photos can be hundreds
 N_WORST_PHOTOS = 10
 
 
@@ -86,7 +86,7 @@ def render(
         precision_recall=precision_recall_plot(curve_sets, threshold),
         reliability=reliability_plot(curve_sets),
         mistakes={name: _by_kind(pictures) for name, pictures in inputs.mistakes.items()},
-        samples={name: _by_call(pictures, threshold) for name, pictures in inputs.samples.items()},
+        samples={name: _by_correctness(pictures, threshold) for name, pictures in inputs.samples.items()},
         slices={name: _records(rows) for name, rows in shown_slices.items()},
         slice_plots={
             name: slices_plot(name, rows) for name, rows in shown_slices.items() if rows["balanced_f1"].notna().any()
@@ -137,7 +137,7 @@ def _by_kind(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
     }
 
 
-def _by_call(pictures: Sequence[Picture], threshold: float) -> dict[str, list[Picture]]:
+def _by_correctness(pictures: Sequence[Picture], threshold: float) -> dict[str, list[Picture]]:
     def is_right(picture: Picture) -> bool:
         return (picture.probability >= threshold) == (picture.label == "crack")
 
@@ -149,7 +149,7 @@ def _by_call(pictures: Sequence[Picture], threshold: float) -> dict[str, list[Pi
 
 def _shown_slices(slices: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the charted slices by set; of a single data set trained on, `test` shows them already."""
-    charted = slices[slices["kind"].isin(CHARTED)]
+    charted = slices[slices["kind"].isin(PLOTTED_KINDS)]
     sets = {str(name): rows for name, rows in charted.groupby("set", sort=False)}
     alone = [name for name in sets if name.startswith("test:")]
     return {name: rows for name, rows in sets.items() if not (len(alone) == 1 and name in alone)}

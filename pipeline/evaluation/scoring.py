@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.models.network import traced
+from pipeline.models.network import as_tf_function
 from pipeline.models.tf import keras
 
 Batch = npt.NDArray[np.uint8]  # (n, height, width, 3), RGB
@@ -17,7 +17,7 @@ def scorer(model: keras.Model) -> Scorer:
 
     `model` is an exported graph. It is traced once, for all sizes, as `Classifier` runs it.
     """
-    compute = traced(model)
+    compute = as_tf_function(model)
 
     def score(batch: Batch) -> npt.NDArray[np.float32]:
         probabilities: npt.NDArray[np.float32] = compute(batch)["probability"].numpy()

@@ -8,7 +8,7 @@ from pipeline.data.images import LabelledImages
 from pipeline.evaluation.occlusion import occlusion_map
 from pipeline.evaluation.scoring import Scorer
 
-N_A_KIND = 6  # of missed cracks and of false alarms, of test and of each external test set
+N_PER_KIND = 6  # of missed cracks and of false alarms, of test and of each external test set
 
 
 def worst_mistakes(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -27,8 +27,8 @@ def worst_mistakes(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 def _worst(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
     is_crack, called = rows["label"] == "crack", rows["probability"] >= threshold
-    missed = rows[is_crack & ~called].sort_values("probability").head(N_A_KIND)
-    false = rows[~is_crack & called].sort_values("probability", ascending=False).head(N_A_KIND)
+    missed = rows[is_crack & ~called].sort_values("probability").head(N_PER_KIND)
+    false = rows[~is_crack & called].sort_values("probability", ascending=False).head(N_PER_KIND)
     return pd.concat([missed, false])
 
 

@@ -50,7 +50,7 @@ def write_starter(classifier: Classifier, backbone: Backbone, path: Path) -> Non
         np.savez_compressed(file, **arrays, settings=np.array(json.dumps(settings)))
 
 
-def difference(one: Path, other: Path) -> float:
+def relative_difference(one: Path, other: Path) -> float:
     """Return how far the weights of two starter files are apart, as a share of the largest weight of their kind."""
     with np.load(one) as ours, np.load(other) as theirs:
         kinds = set(ours) - {"settings"}
@@ -68,7 +68,7 @@ def _head(args: argparse.Namespace) -> None:
     if not args.check:
         log.info("%s: %d bytes", target, target.stat().st_size)
         return
-    apart = difference(STARTER_FILE, target)
+    apart = relative_difference(STARTER_FILE, target)
     target.unlink()
     if apart > TOLERANCE:
         raise RefusedError(

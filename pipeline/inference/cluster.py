@@ -14,13 +14,13 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def computed_on_cluster(
+def compute_on_cluster(
     address: str,
     compute: Callable[[Shared, Task], Result],
     shared: Shared,
     tasks: Iterable[tuple[Key, Task]],
     *,
-    otherwise: str,
+    local_hint: str,
 ) -> Iterator[tuple[Key, Result]]:
     """Yield the key and the result of each task, computed by the Dask cluster at `address`, as they come.
 
@@ -29,7 +29,7 @@ def computed_on_cluster(
         compute: what is done to a task.
         shared: what every task needs; it travels once.
         tasks: by key, read no faster than they are computed.
-        otherwise: what a person does who has no cluster, in words.
+        local_hint: what a person does who has no cluster, in words.
 
     Raises:
         UnavailableError: no scheduler answers at `address`, or it has no worker.
@@ -40,7 +40,7 @@ def computed_on_cluster(
         client = Client(address, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError) as error:
         raise UnavailableError(
-            f"No Dask scheduler answers at {address!r}: {error}. Start it, or {otherwise} to compute on this machine."
+            f"No Dask scheduler answers at {address!r}: {error}. Start it, or {local_hint} to compute on this machine."
         ) from None
     with client:
         n_workers = len(client.scheduler_info()["workers"])

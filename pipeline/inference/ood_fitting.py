@@ -11,13 +11,13 @@ from pipeline.inference.out_of_distribution import (
     OutOfDistributionDetector,
     Projections,
     Surface,
+    detector_projection,
     fit,
-    projected,
 )
 from pipeline.inference.served import ServedModel, served_outputs
 
-MAX_KNOWN = 1000  # images of validation; with more the mean and the covariance hardly change
-MAX_OF_SURFACE = 100  # images by which a surface is recognised
+MAX_VALIDATION_IMAGES = 1000  # images of validation; with more the mean and the covariance hardly change
+MAX_SURFACE_IMAGES = 100  # images by which a surface is recognised
 FALSE_ALARM_SHARE = 0.002  # of images like the known ones, that may count as strange
 
 
@@ -32,7 +32,7 @@ def fit_detector(
         tested: a row an image of the test and external sides: dataset, row, label, slice and probability.
         datasets: folder with a folder per data set.
     """
-    known = _some(manifest[manifest["split"] == "validation"], MAX_KNOWN)
+    known = _some(manifest[manifest["split"] == "validation"], MAX_VALIDATION_IMAGES)
     images = projections_of(model, known, datasets)
     is_reference = np.arange(len(known)) % 2 == 0
     surfaces = {}
@@ -40,7 +40,7 @@ def fit_detector(
         cracks = rows[rows["label"] == "crack"]
         n_missed = int((cracks["probability"] < model.decision.threshold).sum())
         surface = Surface(str(name), len(cracks), n_missed)
-        surfaces[surface] = projections_of(model, _some(rows, MAX_OF_SURFACE), datasets)
+        surfaces[surface] = projections_of(model, _some(rows, MAX_SURFACE_IMAGES), datasets)
     return fit(images[is_reference], images[~is_reference], FALSE_ALARM_SHARE, surfaces)
 
 
@@ -48,7 +48,7 @@ def projections_of(model: ServedModel, rows: pd.DataFrame, datasets: Path) -> Pr
     """Return the projection of each image, in the order of `rows`: dataset, row, label."""
     found = np.empty((len(rows), N_DIMENSIONS))
     for positions, outputs in served_outputs(model, LabelledImages(rows, datasets), progress="recognising"):
-        found[positions] = projected(outputs["features"])
+        found[positions] = detector_projection(outputs["features"])
     return found
 
 

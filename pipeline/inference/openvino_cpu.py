@@ -16,7 +16,7 @@ N_THREADS = os.cpu_count() or 1
 WARM_UP_PX = 32
 
 
-def supported(precision: Precision) -> Precision:
+def supported_precision(precision: Precision) -> Precision:
     """Return a precision where this CPU computes in it, else single precision."""
     return precision if precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
@@ -32,7 +32,7 @@ class CompiledGraph:
         }
         self._compiled = openvino.Core().compile_model(graph, "CPU", settings)
         self._outputs = {output.any_name: output for output in self._compiled.outputs}
-        self._mine = threading.local()  # an infer request serves one thread
+        self._thread_local = threading.local()  # an infer request serves one thread
         # OpenVINO sets up its use of NumPy at the first call; two threads that are first at once wait for each other
         # for ever.
         first = self(np.zeros((1, WARM_UP_PX, WARM_UP_PX, 3), np.uint8))
@@ -40,7 +40,7 @@ class CompiledGraph:
 
     def __call__(self, batch: Pixels) -> Outputs:
         """Return the outputs, float32, (n, …) each, of uint8 RGB images of one size, (n, height, width, 3)."""
-        if not hasattr(self._mine, "request"):
-            self._mine.request = self._compiled.create_infer_request()
-        results = self._mine.request.infer({0: batch})
+        if not hasattr(self._thread_local, "request"):
+            self._thread_local.request = self._compiled.create_infer_request()
+        results = self._thread_local.request.infer({0: batch})
         return {name: np.array(results[output]) for name, output in self._outputs.items()}

@@ -19,7 +19,7 @@ from pipeline.models.projection import project
 
 DETECTOR_FILE = "known_concrete.npz"  # as version 0.1.0 called it: registered models have it under this name
 N_DIMENSIONS = 64
-MIN_KNOWN = 2 * N_DIMENSIONS  # images; of fewer, a covariance says nothing
+MIN_REFERENCE_IMAGES = 2 * N_DIMENSIONS  # images; of fewer, a covariance says nothing
 RIDGE = 0.01  # of the mean variance, added to each: with few images the covariance is singular without
 
 Values = npt.NDArray[np.floating[Any]]
@@ -41,7 +41,7 @@ class Surface:
     n_missed: int
 
 
-def projected(features: Values) -> Projections:
+def detector_projection(features: Values) -> Projections:
     """Return features, (n, n_features), as 64 numbers each, between which distances are nearly kept, (n, 64)."""
     return project(features, N_DIMENSIONS).astype(np.float64)
 
@@ -128,7 +128,7 @@ def fit(
         tested: by surface, of some of its images.
     """
     centres = np.array([images.mean(axis=0) for images in tested.values()]).reshape(-1, N_DIMENSIONS)
-    if len(reference) < MIN_KNOWN:
+    if len(reference) < MIN_REFERENCE_IMAGES:
         return OutOfDistributionDetector(np.zeros(N_DIMENSIONS), np.eye(N_DIMENSIONS), None, tuple(tested), centres)
     covariance = np.cov(reference, rowvar=False)
     covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))

@@ -118,11 +118,11 @@ def build_backbone(architecture: str, feature_layers: Sequence[str] = (), *, pre
     features = keras.layers.GlobalAveragePooling2D(name="features")(x)  # (n, 1280)
     model = keras.Model(inputs, features, name=architecture)
     if pretrained:
-        _transplant(model, read_torch_file(weights_path(architecture)))
-    return _tapped(model, feature_layers) if feature_layers else model
+        _load_state_dict(model, read_torch_file(weights_path(architecture)))
+    return _pool_feature_layers(model, feature_layers) if feature_layers else model
 
 
-def _tapped(model: keras.Model, feature_layers: Sequence[str]) -> keras.Model:
+def _pool_feature_layers(model: keras.Model, feature_layers: Sequence[str]) -> keras.Model:
     names = {layer.name for layer in model.layers}
     known = [name.removesuffix("_relu") for name in names if name.endswith("_relu")]
     if unknown := sorted(set(feature_layers) - set(known)):
@@ -174,7 +174,7 @@ def _convolve(
     return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
 
 
-def _transplant(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
+def _load_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
     """Copy a PyTorch state dict into `model`: both are in the order of the forward pass, whatever the names."""
     arrays = [
         _keras_layout(array)

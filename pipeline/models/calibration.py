@@ -20,7 +20,7 @@ Values = npt.NDArray[np.floating[Any]]
 
 # Weight of the squared norm, per image, of the heads that tell data sets apart. That is easy; the penalty keeps them
 # from being sure of images that are like none.
-LIKENESS_PENALTY = 0.3
+MEMBERSHIP_PENALTY = 0.3
 MAX_ITERATIONS = 1000
 
 
@@ -41,19 +41,19 @@ class Calibration:
 
     Attributes:
         curves: one for each data set.
-        likeness: where there are several, for each of them a head on the features; the softmax of what they say is the
+        membership: where there are several, for each of them a head on the features; the softmax of what they say is the
             share of the curves in the probability.
     """
 
     curves: tuple[Platt, ...]
-    likeness: tuple[LinearHead, ...] = ()
+    membership: tuple[LinearHead, ...] = ()
 
     def probabilities(self, logits: Values, features: Values) -> Values:
         """Return the probability of a crack of each image: logits (n,), features (n, n_features) -> (n,)."""
         by_curve = np.stack([curve.probabilities(logits) for curve in self.curves], axis=1)  # (n, n_curves)
-        if not self.likeness:
+        if not self.membership:
             return np.asarray(by_curve[:, 0])
-        likeness = np.stack([head.logits(features).astype(np.float64) for head in self.likeness], axis=1)
+        likeness = np.stack([head.logits(features).astype(np.float64) for head in self.membership], axis=1)
         return np.asarray((softmax(likeness) * by_curve).sum(axis=1))
 
 
@@ -97,13 +97,13 @@ def fit_calibration(labels: Labels, logits: Values, features: Values, datasets: 
     if len(curves) == 1:
         return Calibration(curves)
     known = np.isin(datasets, with_both)
-    return Calibration(curves, _fit_likeness(features[known], datasets[known]))
+    return Calibration(curves, _fit_membership(features[known], datasets[known]))
 
 
-def _fit_likeness(features: Values, datasets: npt.NDArray[np.str_]) -> tuple[LinearHead, ...]:
+def _fit_membership(features: Values, datasets: npt.NDArray[np.str_]) -> tuple[LinearHead, ...]:
     """Return for each data set, in the order of their names, the head whose softmax tells how like it an image is."""
     scale = Scale.of(features)
-    model = LogisticRegression(C=1 / (LIKENESS_PENALTY * len(datasets)), max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(C=1 / (MEMBERSHIP_PENALTY * len(datasets)), max_iter=MAX_ITERATIONS)
     model.fit(scale.standardised(features), datasets)
     coefficients, intercepts = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
     if len(intercepts) == 1:  # of two classes, scikit-learn keeps the logit of the second
@@ -111,6 +111,6 @@ def _fit_likeness(features: Values, datasets: npt.NDArray[np.str_]) -> tuple[Lin
     # A softmax knows differences alone; a first head of nought takes no room in the starter's file.
     coefficients, intercepts = coefficients - coefficients[0], intercepts - intercepts[0]
     return tuple(
-        LinearHead.on_plain_features(kernel, float(intercept), scale)
+        LinearHead.from_standardised(kernel, float(intercept), scale)
         for kernel, intercept in zip(coefficients, intercepts, strict=True)
     )

@@ -26,11 +26,11 @@ def calibrated(classifier: keras.Model, calibration: Calibration) -> keras.Model
     curves = keras.layers.Dense(len(slopes), activation="sigmoid", name="calibration")
     probability = curves(classifier.output["logit"])  # (batch, n_curves)
     curves.set_weights([slopes[None, :], intercepts])
-    if calibration.likeness:
-        likeness = keras.layers.Dense(len(calibration.likeness), activation="softmax", name="likeness")
+    if calibration.membership:
+        likeness = keras.layers.Dense(len(calibration.membership), activation="softmax", name="likeness")
         shares = likeness(features)  # (batch, n_curves)
-        kernels = np.stack([head.kernel for head in calibration.likeness], axis=1)
-        likeness.set_weights([kernels, np.array([head.bias for head in calibration.likeness], np.float32)])
+        kernels = np.stack([head.kernel for head in calibration.membership], axis=1)
+        likeness.set_weights([kernels, np.array([head.bias for head in calibration.membership], np.float32)])
         probability = keras.layers.Dot(axes=1, name="mixture")([shares, probability])  # (batch, 1)
     outputs = {"probability": keras.layers.Reshape((), name="probability")(probability), "features": features}
     return keras.Model(classifier.input, outputs, name="crack_classifier")

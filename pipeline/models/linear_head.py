@@ -47,7 +47,7 @@ class LinearHead(NamedTuple):
     bias: float
 
     @classmethod
-    def on_plain_features(cls, coefficients: FloatVector, intercept: float, scale: Scale) -> "LinearHead":
+    def from_standardised(cls, coefficients: FloatVector, intercept: float, scale: Scale) -> "LinearHead":
         """Return the head that does on plain features what `coefficients`, (n_features,), do on standardised ones."""
         kernel = coefficients / scale.std
         return cls(kernel.astype(np.float32), float(intercept - scale.mean @ kernel))

@@ -13,13 +13,13 @@ EXTRA_FILES = "extra_files"  # MLflow's folder of what travels beside a model
 
 def keras_file(folder: Path) -> Path:
     """Return the file of the Keras model in the folder of a model."""
-    return folder / "data" / MODEL_FILE if _is_of_registry(folder) else folder / MODEL_FILE
+    return folder / "data" / MODEL_FILE if _is_registry_folder(folder) else folder / MODEL_FILE
 
 
 def extra_files(folder: Path) -> Path:
     """Return where, in the folder of a model, the files are that travel beside the Keras model."""
-    return folder / EXTRA_FILES if _is_of_registry(folder) else folder
+    return folder / EXTRA_FILES if _is_registry_folder(folder) else folder
 
 
-def _is_of_registry(folder: Path) -> bool:
+def _is_registry_folder(folder: Path) -> bool:
     return (folder / MLMODEL_FILE).exists()

@@ -59,7 +59,7 @@ def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[ke
     return keras.Model(image, {"logit": logit, "features": features}, name="classifier")
 
 
-def traced(model: keras.Model) -> "tf.types.experimental.GenericFunction":
+def as_tf_function(model: keras.Model) -> "tf.types.experimental.GenericFunction":
     """Return `model` as one graph: uint8 RGB (batch, height, width, 3), of any size -> its outputs by name.
 
     One trace serves every size: a trace a size would cost seconds each on a folder of odd photos.
@@ -81,7 +81,7 @@ def run_in_batches(
         progress: what the progress bar says.
 
     """
-    compute = traced(model)
+    compute = as_tf_function(model)
     with tqdm(total=len(images.sizes), desc=progress, unit=" images", disable=None) as bar:
         for positions in batches_by_size(images.sizes, BATCH_IMAGES):
             batch = np.stack([images.pixels(int(position)) for position in positions])

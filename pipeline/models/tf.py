@@ -14,7 +14,7 @@ STDERR = 2
 
 
 @contextmanager
-def _stderr_held_back() -> Iterator[None]:
+def _buffered_stderr() -> Iterator[None]:
     sys.stderr.flush()
     shown = os.dup(STDERR)
     with tempfile.TemporaryFile() as held:
@@ -30,7 +30,7 @@ def _stderr_held_back() -> Iterator[None]:
             os.close(shown)
 
 
-with _stderr_held_back():
+with _buffered_stderr():
     import keras
     import tensorflow as tf
 

@@ -13,7 +13,14 @@ from PIL import Image
 from pipeline.data.images import Chosen, Images, Pixels, Sizes
 from pipeline.models.tf import keras
 from pipeline.params import Augmentation
-from pipeline.training.embedder import SHARD_IMAGES, complete_shards, compute_of, computed, shard_path, shards_of
+from pipeline.training.embedder import (
+    SHARD_IMAGES,
+    compute_all,
+    compute_function,
+    compute_missing_shards,
+    shard_path,
+    shards_of,
+)
 
 Activations = npt.NDArray[np.float16]
 
@@ -34,7 +41,7 @@ def augmented(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generat
 
 
 @dataclass(frozen=True)
-class Views:
+class AugmentedViews:
     """Images as they are, followed by `n_views - 1` augmented versions of all of them."""
 
     images: Images
@@ -56,7 +63,7 @@ class Views:
         return augmented(pixels, self.augmentation, np.random.default_rng([self.seed, position]))
 
 
-class Kept:
+class ActivationCache:
     """Arrays of one shape that are kept in shards in a folder, read when they are asked for."""
 
     def __init__(self, folder: Path, n_rows: int) -> None:
@@ -71,7 +78,7 @@ class Kept:
         return activations
 
 
-def keep_activations(lower: keras.Model, images: Images, folder: Path) -> Kept:
+def cache_activations(lower: keras.Model, images: Images, folder: Path) -> ActivationCache:
     """Run images through frozen layers once, going on from the shards that are in `folder`.
 
     Args:
@@ -80,18 +87,20 @@ def keep_activations(lower: keras.Model, images: Images, folder: Path) -> Kept:
         folder: where the shards are kept.
     """
     shape = lower.output["features"].shape[1:]
-    compute = compute_of(lower)
+    compute = compute_function(lower)
     n_images = len(images.sizes)
-    complete_shards(folder, n_images, lambda shard: computed(compute, Chosen(images, shard), shape), "frozen layers")
-    return Kept(folder, n_images)
+    compute_missing_shards(
+        folder, n_images, lambda shard: compute_all(compute, Chosen(images, shard), shape), "frozen layers"
+    )
+    return ActivationCache(folder, n_images)
 
 
-def keep_rows(upper: keras.Model, kept: Kept, folder: Path) -> Kept:
+def cache_features(upper: keras.Model, kept: ActivationCache, folder: Path) -> ActivationCache:
     """Run what is kept through more frozen layers, once: (batch, …) -> (batch, n_features)."""
 
     def activations(shard: range) -> Activations:
         batch = np.stack([kept.row(position) for position in shard])
         return np.asarray(upper.predict(batch, verbose=0), np.float16)
 
-    complete_shards(folder, kept.n_rows, activations, "frozen upper layers")
-    return Kept(folder, kept.n_rows)
+    compute_missing_shards(folder, kept.n_rows, activations, "frozen upper layers")
+    return ActivationCache(folder, kept.n_rows)

@@ -57,7 +57,7 @@ def n_epochs_done(folder: Path, phase: str) -> int:
     )
 
 
-def keep_weights(model: keras.Model, folder: Path, phase: str, losses: list[float]) -> None:
+def save_best_and_last_weights(model: keras.Model, folder: Path, phase: str, losses: list[float]) -> None:
     """Keep the weights and the optimizer's state after the last epoch, and those of the best one; others go."""
     last, best = len(losses) - 1, int(np.argmin(losses))
     partial = folder / f"{phase}.partial.weights.h5"  # Keras asks for the ending

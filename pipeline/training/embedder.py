@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from pipeline.data.images import Chosen, Images, Pixels, batches_by_size
 from pipeline.files import replacing
-from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, supported
-from pipeline.models.network import build_embedder, traced
+from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, supported_precision
+from pipeline.models.network import as_tf_function, build_embedder
 from pipeline.models.tf import keras, tf
 from pipeline.params import Backbone, Precision
 from pipeline.training.features import Features
@@ -40,7 +40,7 @@ class Embedder:
             self._exact = self._for_training = tensorflow_compute(model)
             return
         wanted = backbone.training_precision
-        graph, precision = converted(model), supported(wanted)
+        graph, precision = to_openvino(model), supported_precision(wanted)
         if precision != wanted:
             log.info("This CPU has no %s: what is learned from is computed in %s too", wanted, precision)
         self._exact = openvino_compute(graph)
@@ -52,10 +52,10 @@ class Embedder:
         In single precision, as a registered model computes them; `for_training`, in the backbone's training precision
         where this CPU has it.
         """
-        return computed(self._for_training if for_training else self._exact, images, (self.n_features,))
+        return compute_all(self._for_training if for_training else self._exact, images, (self.n_features,))
 
 
-def computed(compute: Compute, images: Images, shape: tuple[int, ...]) -> Features:
+def compute_all(compute: Compute, images: Images, shape: tuple[int, ...]) -> Features:
     """Return what `compute` makes of all images, float16, (n, *shape).
 
     Each thread decodes a batch and then computes it, so that no core waits.
@@ -72,9 +72,9 @@ def computed(compute: Compute, images: Images, shape: tuple[int, ...]) -> Featur
     return results
 
 
-def compute_of(model: keras.Model) -> Compute:
+def compute_function(model: keras.Model) -> Compute:
     """Return `model` (uint8 images -> {"features"}) as a function of one batch: on the GPU, or fast on the CPU."""
-    return tensorflow_compute(model) if on_gpu() else openvino_compute(converted(model))
+    return tensorflow_compute(model) if on_gpu() else openvino_compute(to_openvino(model))
 
 
 def on_gpu() -> bool:
@@ -84,17 +84,17 @@ def on_gpu() -> bool:
 
 def tensorflow_compute(model: keras.Model) -> Compute:
     """Return `model` (uint8 images -> {"features"}) as a function of one batch, run by TensorFlow."""
-    graph = traced(model)
+    graph = as_tf_function(model)
     return lambda batch: np.asarray(graph(batch)["features"])
 
 
-def converted(model: keras.Model) -> "openvino.Model":
+def to_openvino(model: keras.Model) -> "openvino.Model":
     """Return `model` (uint8 images -> {"features"}) as OpenVINO reads it."""
-    return openvino.convert_model(traced(model).get_concrete_function())
+    return openvino.convert_model(as_tf_function(model).get_concrete_function())
 
 
 def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> Compute:
-    """Return a converted graph as a function of one batch, run by OpenVINO.
+    """Return a to_openvino graph as a function of one batch, run by OpenVINO.
 
     May be called from several threads at once; there is a stream for each core.
     """
@@ -108,7 +108,7 @@ def embedder_of(backbone: Backbone) -> Embedder:
     return Embedder(backbone)
 
 
-def embedded(
+def embed_in_shards(
     backbone: Backbone, images: Images, unfinished: Path, what: str, *, for_training: bool = False
 ) -> Features:
     """Return the features of images, float16, (n, n_features), going on from the shards in `unfinished`.
@@ -119,8 +119,8 @@ def embedded(
     def features(shard: range) -> Features:
         return embedder_of(backbone).features(Chosen(images, shard), for_training=for_training)
 
-    shards = complete_shards(unfinished, len(images.sizes), features, f"embedding {what}")
-    return np.concatenate([kept_shard(unfinished, shard) for shard in shards])
+    shards = compute_missing_shards(unfinished, len(images.sizes), features, f"embedding {what}")
+    return np.concatenate([load_shard(unfinished, shard) for shard in shards])
 
 
 def shards_of(n_images: int) -> list[range]:
@@ -133,13 +133,13 @@ def has_shard(folder: Path, shard: range) -> bool:
     return shard_path(folder, shard).exists()
 
 
-def kept_shard(folder: Path, shard: range) -> Features:
+def load_shard(folder: Path, shard: range) -> Features:
     """Return a shard that is kept in `folder`."""
     features: Features = np.load(shard_path(folder, shard))
     return features
 
 
-def keep_shard(folder: Path, shard: range, features: Features) -> None:
+def save_shard(folder: Path, shard: range, features: Features) -> None:
     """Keep a finished shard in `folder`, whole or not at all."""
     with replacing(shard_path(folder, shard)) as partial, partial.open("wb") as file:
         np.save(file, features)
@@ -150,10 +150,12 @@ def shard_path(folder: Path, shard: range) -> Path:
     return folder / f"{shard.start:09}.npy"
 
 
-def complete_shards(folder: Path, n_rows: int, compute: Callable[[range], Features], progress: str) -> list[range]:
+def compute_missing_shards(
+    folder: Path, n_rows: int, compute: Callable[[range], Features], progress: str
+) -> list[range]:
     """Compute and keep each shard that `folder` lacks; return all shards of 0..n_rows-1."""
     shards = shards_of(n_rows)
     for shard in tqdm(shards, desc=progress, unit=" shards", disable=None):
         if not has_shard(folder, shard):
-            keep_shard(folder, shard, compute(shard))
+            save_shard(folder, shard, compute(shard))
     return shards

@@ -16,8 +16,14 @@ from pipeline.models.metrics import Labels
 from pipeline.models.network import build_classifier, image_input, preprocessed
 from pipeline.models.tf import keras
 from pipeline.params import Augmentation, Backbone, Finetune, Phase
-from pipeline.training.activation_cache import Activations, Kept, Views, keep_activations, keep_rows
-from pipeline.training.checkpoints import TrainingHistory, keep_weights, n_epochs_done, weights_file
+from pipeline.training.activation_cache import (
+    ActivationCache,
+    Activations,
+    AugmentedViews,
+    cache_activations,
+    cache_features,
+)
+from pipeline.training.checkpoints import TrainingHistory, n_epochs_done, save_best_and_last_weights, weights_file
 
 
 class _Examples(Protocol):
@@ -33,10 +39,10 @@ class _Examples(Protocol):
 
 
 @dataclass(frozen=True)
-class _KeptExamples:
+class _CachedExamples:
     """One kept view of each image."""
 
-    kept: Kept
+    kept: ActivationCache
     rows: npt.NDArray[np.int64]
     labels: Labels
 
@@ -104,18 +110,18 @@ def fit_finetune(
     head = keras.layers.Dense(1, name="head")
     dropout = keras.layers.Dropout(params.dropout, seed=params.seed)
     if params.cached_augmentations is None:
-        on_head, on_tuning = _on_images(backbone, network, [dropout, head], train, validation, params)
+        head_data, tuning_data = _data_from_images(backbone, network, [dropout, head], train, validation, params)
     else:
-        on_head, on_tuning = _on_kept_views(
+        head_data, tuning_data = _data_from_cache(
             backbone, network, [dropout, head], train, validation, params, history.path.parent
         )
 
     network.trainable = False
-    _fit_phase(on_head, "head", params.head, params, history)
+    _fit_phase(head_data, "head", params.head, params, history)
     network.trainable = True
     for layer in always_frozen:
         layer.trainable = False
-    _fit_phase(on_tuning, "tuning", params.tuning, params, history)
+    _fit_phase(tuning_data, "tuning", params.tuning, params, history)
     return build_classifier(network, backbone.image_size_px, [head])
 
 
@@ -134,7 +140,7 @@ class _PhaseData:
     validation: _Examples
 
 
-def _on_images(
+def _data_from_images(
     backbone: Backbone,
     network: keras.Model,
     head: Sequence[keras.Layer],
@@ -151,7 +157,7 @@ def _on_images(
     return data, data
 
 
-def _on_kept_views(
+def _data_from_cache(
     backbone: Backbone,
     network: keras.Model,
     head: Sequence[keras.Layer],
@@ -167,25 +173,25 @@ def _on_kept_views(
     values = preprocessed(image, backbone.image_size_px)
     lower = keras.Model(image, {"features": keras.Model(network.input, cut)(values)})
     upper = keras.Model(cut, network.output)
-    views = Views(train, params.cached_augmentations, params.augmentation, params.seed)
+    views = AugmentedViews(train, params.cached_augmentations, params.augmentation, params.seed)
 
-    def of_epoch(kept: Kept) -> Callable[[int], _Examples]:
+    def of_epoch(kept: ActivationCache) -> Callable[[int], _Examples]:
         def examples(epoch: int) -> _Examples:
             chosen = np.random.default_rng([params.seed, epoch]).integers(kept.n_rows // len(train), size=len(train))
-            return _KeptExamples(kept, chosen * len(train) + np.arange(len(train)), train.labels)
+            return _CachedExamples(kept, chosen * len(train) + np.arange(len(train)), train.labels)
 
         return examples
 
-    cut_train = keep_activations(lower, views, folder / "cut-train")
-    cut_validation = keep_activations(lower, validation, folder / "cut-validation")
-    features_train = keep_rows(upper, cut_train, folder / "features-train")
-    features_validation = keep_rows(upper, cut_validation, folder / "features-validation")
+    cut_train = cache_activations(lower, views, folder / "cut-train")
+    cut_validation = cache_activations(lower, validation, folder / "cut-validation")
+    features_train = cache_features(upper, cut_train, folder / "features-train")
+    features_validation = cache_features(upper, cut_validation, folder / "features-validation")
 
-    def data(layers: Sequence[keras.Layer], kept: Kept, kept_validation: Kept) -> _PhaseData:
+    def data(layers: Sequence[keras.Layer], kept: ActivationCache, kept_validation: ActivationCache) -> _PhaseData:
         example = keras.Input(kept.shape)
         model = keras.Model(example, _through(layers, example))
         every = np.arange(len(validation))
-        return _PhaseData(model, of_epoch(kept), _KeptExamples(kept_validation, every, validation.labels))
+        return _PhaseData(model, of_epoch(kept), _CachedExamples(kept_validation, every, validation.labels))
 
     return (
         data(head, features_train, features_validation),
@@ -227,7 +233,7 @@ def _fit_phase(data: _PhaseData, name: str, phase: Phase, params: Finetune, hist
         values = {key: float(series[0]) for key, series in fitted.history.items()}
         history.add(name, epoch, values)
         losses.append(values["val_loss"])
-        keep_weights(model, folder, name, losses)
+        save_best_and_last_weights(model, folder, name, losses)
     if phase.patience_epochs is not None:
         model.load_weights(weights_file(folder, name, int(np.argmin(losses))))
 

@@ -47,7 +47,7 @@ class CrackLines:
     folds: Folds
 
 
-def crack_line(pixels: Pixels, size_px: int) -> Line:
+def extract_crack_line(pixels: Pixels, size_px: int) -> Line:
     """Return the line along which the cracks of a close-up run, (size_px, size_px); empty where none is clear.
 
     The middle of what is darker than its surroundings, by thinning (Zhang and Suen, A fast parallel algorithm for
@@ -65,7 +65,7 @@ def crack_line(pixels: Pixels, size_px: int) -> Line:
     return line if line.sum() >= MIN_LENGTH * size_px else np.zeros_like(line)
 
 
-def crack_lines_of(images: Images, positions: npt.NDArray[np.int64], folds: Folds, size_px: int) -> CrackLines:
+def extract_crack_lines(images: Images, positions: npt.NDArray[np.int64], folds: Folds, size_px: int) -> CrackLines:
     """Return the lines of the images at `positions` that have a clear one.
 
     Args:
@@ -76,12 +76,12 @@ def crack_lines_of(images: Images, positions: npt.NDArray[np.int64], folds: Fold
     """
     lines = np.zeros((len(positions), size_px, size_px), bool)
     for line, position in zip(lines, positions, strict=True):
-        line[:] = crack_line(images.pixels(int(position)), size_px)
+        line[:] = extract_crack_line(images.pixels(int(position)), size_px)
     is_clear = lines.any(axis=(1, 2))
     return CrackLines(lines[is_clear], folds[is_clear])
 
 
-def drawn(surface: GreyLevels, line: Line, rng: np.random.Generator) -> GreyLevels:
+def draw_hairline_crack(surface: GreyLevels, line: Line, rng: np.random.Generator) -> GreyLevels:
     """Return the surface with a hairline crack along `line`, (size, size), turned and mirrored at random.
 
     Args:
@@ -91,7 +91,7 @@ def drawn(surface: GreyLevels, line: Line, rng: np.random.Generator) -> GreyLeve
     """
     from skimage import filters
 
-    turned = turned_at_random(line, rng)
+    turned = in_random_orientation(line, rng)
     profile = filters.gaussian(turned.astype(np.float32), rng.uniform(*WIDTH_SIGMA_PX))
     noise = filters.gaussian(rng.normal(size=line.shape), SURROUNDINGS_SIGMA * len(line))
     fading = np.clip(1 + FADING * noise / noise.std(), *FADING_RANGE)
@@ -99,7 +99,7 @@ def drawn(surface: GreyLevels, line: Line, rng: np.random.Generator) -> GreyLeve
     return np.asarray(surface * (1 - depth[..., None]), np.float32)
 
 
-def turned_at_random(picture: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
+def in_random_orientation(picture: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
     """Return a square picture in one of its eight orientations."""
     turned = np.rot90(picture, int(rng.integers(4)))
     return turned[:, ::-1] if rng.random() < 0.5 else turned

@@ -17,10 +17,17 @@ from pipeline.data.images import Images, LabelledImages, Pixels, Sizes
 from pipeline.errors import CracksError
 from pipeline.models.metrics import Labels
 from pipeline.params import MosaicSet
-from pipeline.training.hairline_cracks import CrackLines, Folds, GreyLevels, crack_lines_of, drawn, turned_at_random
+from pipeline.training.hairline_cracks import (
+    CrackLines,
+    Folds,
+    GreyLevels,
+    draw_hairline_crack,
+    extract_crack_lines,
+    in_random_orientation,
+)
 
 MAX_SOURCES = 6000  # close-ups kept shrunken in memory, 40 kB each at 112 px
-MAX_LINES = 1000  # 50 kB each at 224 px; more help no more
+MAX_CRACK_LINES = 1000  # 50 kB each at 224 px; more help no more
 SHARE_MIRRORED = 0.5  # of the surfaces that cracks are drawn on: one cell, mirrored on
 
 # What differs from one camera, weather and distance to the next, each drawn evenly from its range.
@@ -36,7 +43,7 @@ SHARE_BLURRED = 0.5
 SHARE_NOISY = 0.5
 
 
-def shrunk(images: Images, positions: npt.NDArray[np.int64], size_px: int) -> Pixels:
+def shrink(images: Images, positions: npt.NDArray[np.int64], size_px: int) -> Pixels:
     """Return the images at `positions` shrunk by area means to squares: uint8, (n, size_px, size_px, 3)."""
     cells = np.empty((len(positions), size_px, size_px, 3), np.uint8)
     for cell, position in zip(cells, positions, strict=True):
@@ -105,28 +112,30 @@ class Mosaics:
         rng = np.random.default_rng([self._seed, position])
         side, cracked, fold = int(self._sides[position]), bool(self.labels[position]), int(self.folds[position])
         if self._sources.crack_lines:
-            surface = self._sound_surface(fold, side, rng)
+            surface = self._intact_surface(fold, side, rng)
             return vary(self._with_crack(surface, self._sources.crack_lines, fold, rng) if cracked else surface, rng)
         n_cracked = int(rng.choice([1, 2, side])) if cracked else 0
         is_cracked = rng.permutation(side * side) < n_cracked
         chosen = [rng.choice(self._choice[fold, bool(crack)]) for crack in is_cracked]
         return vary(compose(self._sources.cells[chosen], side, self._size_px, rng), rng)
 
-    def _sound_surface(self, fold: int, side: int, rng: np.random.Generator) -> GreyLevels:
+    def _intact_surface(self, fold: int, side: int, rng: np.random.Generator) -> GreyLevels:
         """Return sound cells with their seams, which teach that an edge is no crack, or one that is mirrored on."""
         if rng.random() < SHARE_MIRRORED:
             cell = self._sources.cells[rng.choice(self._choice[fold, False])]
-            return mirrored_on(cell, side, self._size_px, rng)
+            return extend_by_mirroring(cell, side, self._size_px, rng)
         cells = self._sources.cells[rng.choice(self._choice[fold, False], side * side)]
         return compose(cells, side, self._size_px, rng, with_seams=True)
 
     def _with_crack(
         self, surface: GreyLevels, crack_lines: CrackLines, fold: int, rng: np.random.Generator
     ) -> GreyLevels:
-        return drawn(surface, crack_lines.lines[rng.choice(np.flatnonzero(crack_lines.folds == fold))], rng)
+        return draw_hairline_crack(
+            surface, crack_lines.lines[rng.choice(np.flatnonzero(crack_lines.folds == fold))], rng
+        )
 
 
-def mosaics_of(
+def build_mosaics(
     train: LabelledImages,
     chosen: npt.NDArray[np.int64],
     folds: Folds,
@@ -134,7 +143,7 @@ def mosaics_of(
     size_px: int,
     seed: int,
     *,
-    with_hairlines: bool = False,
+    draw_hairlines: bool = False,
 ) -> Mosaics:
     """Return the mosaics that params describe, composed of the chosen training images alone.
 
@@ -145,17 +154,17 @@ def mosaics_of(
         params: what mosaics are wanted.
         size_px: of a mosaic.
         seed: decides what each is composed of.
-        with_hairlines: whether cracks are traced and drawn across intact cells.
+        draw_hairlines: whether cracks are traced and drawn across intact cells.
     """
     rng = np.random.default_rng(seed)
     if len(chosen) > MAX_SOURCES:
         some = np.sort(rng.choice(len(chosen), MAX_SOURCES, replace=False))
         chosen, folds = chosen[some], folds[some]
     labels, crack_lines = train.labels[chosen], None
-    if with_hairlines:
-        few = rng.permutation(np.flatnonzero(labels))[:MAX_LINES]
-        crack_lines = crack_lines_of(train, chosen[few], folds[few], size_px)
-    sources = Sources(shrunk(train, chosen, size_px // min(params.cells_a_side)), labels, folds, crack_lines)
+    if draw_hairlines:
+        few = rng.permutation(np.flatnonzero(labels))[:MAX_CRACK_LINES]
+        crack_lines = extract_crack_lines(train, chosen[few], folds[few], size_px)
+    sources = Sources(shrink(train, chosen, size_px // min(params.cells_a_side)), labels, folds, crack_lines)
     return Mosaics(sources, params.cells_a_side, params.n_images, size_px, seed=seed)
 
 
@@ -181,7 +190,7 @@ def compose(
     colour = np.median(cells[0], axis=(0, 1))  # (3,)
     places = [(rows, columns) for rows in pairwise(edges) for columns in pairwise(edges)]
     for cell, ((top, bottom), (left, right)) in zip(cells, places, strict=True):
-        turned = turned_at_random(cell, rng)
+        turned = in_random_orientation(cell, rng)
         size = (int(right - left), int(bottom - top))
         shrunken = np.asarray(Image.fromarray(turned).resize(size, Image.Resampling.BOX), np.float32)
         mosaic[top:bottom, left:right] = (
@@ -190,7 +199,7 @@ def compose(
     return mosaic
 
 
-def mirrored_on(cell: Pixels, side: int, size_px: int, rng: np.random.Generator) -> GreyLevels:
+def extend_by_mirroring(cell: Pixels, side: int, size_px: int, rng: np.random.Generator) -> GreyLevels:
     """Return a cell, turned at random and shrunken, that goes on beyond its edges as its mirror image.
 
     Args:
@@ -203,7 +212,7 @@ def mirrored_on(cell: Pixels, side: int, size_px: int, rng: np.random.Generator)
         (size_px, size_px, 3).
     """
     cell_px = -(-size_px // side)
-    turned = Image.fromarray(turned_at_random(cell, rng))
+    turned = Image.fromarray(in_random_orientation(cell, rng))
     shrunken = np.asarray(turned.resize((cell_px, cell_px), Image.Resampling.BOX), np.float32)
     rest = (0, size_px - cell_px)
     return np.pad(shrunken, (rest, rest, (0, 0)), mode="symmetric")

@@ -32,7 +32,7 @@ Weights = npt.NDArray[np.float64]  # (n,)
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """What a head learns from.
 
     Attributes:
@@ -48,7 +48,7 @@ class Rows:
     sources: npt.NDArray[np.str_]
 
     @classmethod
-    def concatenated(cls, parts: "Sequence[Rows]") -> "Rows":
+    def concatenated(cls, parts: "Sequence[TrainingRows]") -> "TrainingRows":
         """Return the rows of all parts."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
 
@@ -64,24 +64,24 @@ def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
     return np.asarray(share / share.mean())
 
 
-class Fitted(NamedTuple):
+class FittedHead(NamedTuple):
     """A head, and its Gini coefficient on the held-out folds: 2 AUROC - 1, 0 for guessing and 1 for no mistake."""
 
     head: LinearHead
     gini: float
 
 
-def fit_probe(rows: Mapping[str, Rows], params: Probe, history: TrainingHistory) -> LinearHead:
+def fit_probe(rows: Mapping[str, TrainingRows], params: Probe, history: TrainingHistory) -> LinearHead:
     """Return the head that a probe has learned from `rows`, by the name of the head.
 
     `history` gets a row for each head and L2 penalty, strongest first; its phase is the name.
     `loss` and `accuracy` are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
     """
     fitted = {name: fit_head(rows[name], params, history, name) for name in sorted(rows)}
-    return joined(fitted, rows)
+    return average_heads(fitted, rows)
 
 
-def joined(fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> LinearHead:
+def average_heads(fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingRows]) -> LinearHead:
     """Return the head whose logit is the weighted mean of the logits of all heads.
 
     A head is weighted by its Gini coefficient over the standard deviation of its logits on the training rows of the
@@ -89,7 +89,7 @@ def joined(fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> LinearHead
     """
     if len(fitted) == 1:
         return next(iter(fitted.values())).head
-    ensemble_weights = {name: _ensemble_weight(name, fitted, rows) for name in fitted}
+    ensemble_weights = {name: _unnormalised_ensemble_weight(name, fitted, rows) for name in fitted}
     total = sum(ensemble_weights.values()) or 1.0
     shares = {name: weight / total for name, weight in ensemble_weights.items()}
     kernel = sum(np.float32(shares[name]) * head.kernel for name, (head, _) in fitted.items())
@@ -97,7 +97,9 @@ def joined(fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> LinearHead
     return LinearHead(np.asarray(kernel), bias)
 
 
-def _ensemble_weight(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str, Rows]) -> float:
+def _unnormalised_ensemble_weight(
+    name: str, fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingRows]
+) -> float:
     head, gini = fitted[name]
     variances = []
     for other in sorted(rows.keys() - {name}):
@@ -108,7 +110,7 @@ def _ensemble_weight(name: str, fitted: Mapping[str, Fitted], rows: Mapping[str,
     return max(gini, MIN_GINI) / spread if spread > 0 else 0.0  # a constant logit tells nothing
 
 
-def fit_head(rows: Rows, params: Probe, history: TrainingHistory, phase: str) -> Fitted:
+def fit_head(rows: TrainingRows, params: Probe, history: TrainingHistory, phase: str) -> FittedHead:
     """Return the head that is learned from `rows`; `history` gets a row of `phase` for each L2 penalty.
 
     Features are standardised and reduced to their principal components while it learns; both are folded into the
@@ -136,8 +138,8 @@ def fit_head(rows: Rows, params: Probe, history: TrainingHistory, phase: str) ->
             fitted.append((values["val_loss"], model, gini))
         _, best, gini = min(fitted, key=lambda triple: triple[0])
         coefficients = best.coef_[0] @ pca.components_  # (n_features,)
-        head = LinearHead.on_plain_features(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
-        return Fitted(head, float(gini))
+        head = LinearHead.from_standardised(coefficients, best.intercept_[0] - pca.mean_ @ coefficients, scale)
+        return FittedHead(head, float(gini))
 
 
 def _scores(prefix: str, labels: Labels, probabilities: Weights, weights: Weights) -> dict[str, float]:
@@ -153,7 +155,7 @@ def _fit(features: Weights, labels: Labels, weights: Weights, l2_penalty: float)
     return model.fit(features, labels, sample_weight=weights)
 
 
-def _held_out(features: Weights, rows: Rows, weights: Weights, l2_penalty: float) -> Weights:
+def _held_out(features: Weights, rows: TrainingRows, weights: Weights, l2_penalty: float) -> Weights:
     """Return the probability of each row by a model that has not seen its fold, (n,)."""
     probabilities = np.empty(len(rows.labels))
     for fold in np.unique(rows.folds):

@@ -10,21 +10,21 @@ from pipeline.data.images import Chosen, LabelledImages
 from pipeline.errors import CracksError
 from pipeline.models.metrics import Labels
 from pipeline.params import Backbone, MosaicSet, Probe
-from pipeline.training.embedder import embedded
+from pipeline.training.embedder import embed_in_shards
 from pipeline.training.features import Features, features_of
 from pipeline.training.hairline_cracks import Folds
-from pipeline.training.mosaics import mosaics_of
+from pipeline.training.mosaics import build_mosaics
 from pipeline.training.orientations import N_OTHERS, OtherOrientations
-from pipeline.training.probe import Rows
+from pipeline.training.probe import TrainingRows
 
 N_FOLDS = 3  # each fit costs as much as the last one: three tell penalties that are tenfold apart well enough
 
 Positions = npt.NDArray[np.int64]  # (n,), of images among those of the train side
 
 
-def rows_of(
+def rows_by_head(
     backbone: Backbone, params: Probe, train: LabelledImages, features: Path, unfinished: Path
-) -> dict[str, Rows]:
+) -> dict[str, TrainingRows]:
     """Return what each head of a probe learns from, by name.
 
     There is a head for each data set (but for small ones): it learns from the training images and, where params ask for
@@ -32,13 +32,13 @@ def rows_of(
     """
     datasets, groups = (train.rows[column].to_numpy(str) for column in ("dataset", "group"))
     known = features_of(train.rows, features)
-    heads: dict[str, Rows] = {}
-    for name, chosen in heads_of(datasets, train.labels, groups).items():
-        heads |= _rows_of_heads(name, backbone, params, train, chosen, known[chosen], unfinished / name)
+    heads: dict[str, TrainingRows] = {}
+    for name, chosen in images_by_head(datasets, train.labels, groups).items():
+        heads |= _rows_of_data_set(name, backbone, params, train, chosen, known[chosen], unfinished / name)
     return heads
 
 
-def _rows_of_heads(
+def _rows_of_data_set(
     name: str,
     backbone: Backbone,
     params: Probe,
@@ -46,36 +46,38 @@ def _rows_of_heads(
     chosen: Positions,
     known: Features,
     unfinished: Path,
-) -> dict[str, Rows]:
+) -> dict[str, TrainingRows]:
     labels, datasets = train.labels[chosen], train.rows["dataset"].to_numpy(str)[chosen]
     folds = assign_folds(labels, train.rows["group"].to_numpy(str)[chosen])
-    images = [Rows(known, labels, folds, datasets)]
+    images = [TrainingRows(known, labels, folds, datasets)]
 
     turned = np.flatnonzero(np.isin(datasets, params.orientations))
     if len(turned):
         others = OtherOrientations(Chosen(train, chosen[turned]))
-        seen = embedded(backbone, others, unfinished / "turned", "turned images", for_training=True)
+        seen = embed_in_shards(backbone, others, unfinished / "turned", "turned images", for_training=True)
         again = np.tile(turned, N_OTHERS)
-        images.append(Rows(seen, labels[again], folds[again], datasets[again]))
+        images.append(TrainingRows(seen, labels[again], folds[again], datasets[again]))
 
-    def composed(wanted: MosaicSet | None, kind: str) -> list[Rows]:
+    def composed(wanted: MosaicSet | None, kind: str) -> list[TrainingRows]:
         shrunken = np.flatnonzero(np.isin(datasets, wanted.of if wanted else ()))
         if wanted is None or not len(shrunken):
             return []
-        size_px, with_hairlines = backbone.image_size_px, kind == "hairline_mosaics"
-        mosaics = mosaics_of(
-            train, chosen[shrunken], folds[shrunken], wanted, size_px, params.seed, with_hairlines=with_hairlines
+        size_px, draw_hairlines = backbone.image_size_px, kind == "hairline_mosaics"
+        mosaics = build_mosaics(
+            train, chosen[shrunken], folds[shrunken], wanted, size_px, params.seed, draw_hairlines=draw_hairlines
         )
-        seen = embedded(backbone, mosaics, unfinished / kind, "mosaics", for_training=True)
-        return [Rows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), kind))]
+        seen = embed_in_shards(backbone, mosaics, unfinished / kind, "mosaics", for_training=True)
+        return [TrainingRows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), kind))]
 
-    heads = {name: Rows.concatenated([*images, *composed(params.mosaics, "mosaics")])}
+    heads = {name: TrainingRows.concatenated([*images, *composed(params.mosaics, "mosaics")])}
     if traced := composed(params.hairline_mosaics, "hairline_mosaics"):
-        heads[f"{name}, hairlines"] = Rows.concatenated([*images, *traced])
+        heads[f"{name}, hairlines"] = TrainingRows.concatenated([*images, *traced])
     return heads
 
 
-def heads_of(datasets: npt.NDArray[np.str_], labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, Positions]:
+def images_by_head(
+    datasets: npt.NDArray[np.str_], labels: Labels, groups: npt.NDArray[np.str_]
+) -> dict[str, Positions]:
     """Return by data set the positions, (n,), of the images that its head learns from.
 
     A data set with too few groups for a head of its own is learned from with the largest one that has enough. Where
