@@ -179,7 +179,7 @@ def test_a_backbone_without_pretraining_needs_no_weights(monkeypatch):
 def test_weights_of_another_network_are_refused(monkeypatch):
     monkeypatch.setattr(backbones, "weights_path", lambda _: weights_path("efficientnet-lite0"))
     with pytest.raises(
-        CracksError, match=r"not those of efficientnet-lite1: array \d+ has the shape .*, needed .*install"
+        CracksError, match=r"not those of efficientnet-lite1: array \d+ has the shape .*, expected .*install"
     ):
         build_backbone("efficientnet-lite1")
 
@@ -189,7 +189,7 @@ def test_weights_that_end_early_are_refused(monkeypatch):
     state.popitem()  # the counter of batches
     state.popitem()
     monkeypatch.setattr(backbones, "read_torch_file", lambda _: state)
-    with pytest.raises(CracksError, match=r"array 259 has the shape None, needed \(1280,\)"):
+    with pytest.raises(CracksError, match=r"array 259 has the shape None, expected \(1280,\)"):
         build_backbone("mobilenet-v2")
 
 

@@ -126,9 +126,12 @@ def test_feature_layers_give_mean_and_maximum_of_each_convolution(model, draw_ti
     np.testing.assert_allclose(features[1152 : 1152 + 1280], np.asarray(plain(batch)["features"])[0], atol=1e-4)
 
 
-def test_a_tap_that_there_is_not_is_refused_with_those_that_there_are():
+def test_an_unknown_feature_layer_is_refused_with_the_known_ones():
     backbone = BACKBONE.model_copy(update={"feature_layers": ("block_99_expand",)})
-    with pytest.raises(CracksError, match=r"mobilenet-v2 has no convolution block_99_expand to tap\. Known are block"):
+    message = (
+        r"mobilenet-v2 has no convolution block_99_expand, which feature_layers names\. Its convolutions are block"
+    )
+    with pytest.raises(CracksError, match=message):
         build_embedder(backbone)
 
 

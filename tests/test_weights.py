@@ -84,7 +84,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_is_executed(tmp_path, position)
     trace = tmp_path / "executed"
     hostile = b"\x80\x02cos\nsystem\n(" + opcodes(f"touch {trace}") + b"tR."
     honest = [pickle.dumps(value, protocol=2) for value in (MAGIC_NUMBER, 1001, SYSTEM_INFO, OrderedDict(), [])]
-    with pytest.raises(CracksError, match=r"os\.system is not admitted"):
+    with pytest.raises(CracksError, match=r"os\.system is not allowed"):
         read(tmp_path, b"".join([*honest[:position], hostile, *honest[position + 1 :]]))
     assert not trace.exists()
 
@@ -125,7 +125,7 @@ def test_a_damaged_byte_gives_tensors_or_a_clear_error_and_nothing_else(tmp_path
 )
 def test_a_tensor_outside_its_storage_is_refused(tmp_path, shape, strides, offset):
     code = tensor_opcodes("1", 6, shape, strides, offset)
-    with pytest.raises(CracksError, match=r"outside a storage|not made of counts|zip\(\) argument"):
+    with pytest.raises(CracksError, match=r"outside a storage|not made of non-negative|zip\(\) argument"):
         read(tmp_path, torch_file({"weight": code}, {"1": np.zeros(6, "<f4")}))
 
 
@@ -149,7 +149,7 @@ def test_a_storage_with_another_size_than_its_tensor_says_is_refused(tmp_path):
     [
         (b"", "pickle exhausted before seeing STOP"),
         (b"PK\x03\x04 the format of newer versions", "is not a file of PyTorch weights in the legacy format"),
-        (pickle.dumps(bytearray(8), protocol=5), "opcode .* is not admitted"),
+        (pickle.dumps(bytearray(8), protocol=5), "opcode .* is not allowed"),
         (b"\x80\x02Nr\xff\xff\xff\xff.", "memo index 4294967295 is larger than the file"),
         (b"Np4294967295\n.", "memo index 4294967295 is larger than the file"),
         (pickle.dumps(MAGIC_NUMBER + 1, protocol=2), "wrong magic number"),
@@ -157,7 +157,7 @@ def test_a_storage_with_another_size_than_its_tensor_says_is_refused(tmp_path):
         (torch_file({1: tensor_opcodes("1", 1, (), ())}, {"1": np.zeros(1, "<f4")}), "name is not a string"),
         (torch_file({"weight": opcodes("not a tensor")}, {}), "AttributeError"),
         (torch_file({"weight": tensor_opcodes("1", 1, (), ())}, {"2": np.zeros(1, "<f4")}), "KeyError: '2'"),
-        (torch_file({"weight": tensor_opcodes(1, 1, (), ())}, {}), "not to a whole storage"),
+        (torch_file({"weight": tensor_opcodes(1, 1, (), ())}, {}), "not to a complete storage"),
     ],
     ids=lambda value: value if isinstance(value, str) else "file",
 )

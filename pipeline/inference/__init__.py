@@ -1,1 +1,1 @@
-"""Running a model: its served form on OpenVINO, the starter model, the out-of-distribution detector."""
+"""Running a model: the served model on OpenVINO, the starter model, the out-of-distribution detector."""

@@ -1,12 +1,13 @@
-"""Build the files of the starter model. docs/starter-model.md says of what and when.
+"""Build the files of the starter model; docs/starter-model.md describes its data and when to build it again.
 
     python -m pipeline.inference.build_starter head --params params.yaml --model models/mosaics-lite0 [--check]
     python -m pipeline.inference.build_starter detector --datasets data/datasets --manifest data/manifest.parquet
     python -m pipeline.inference.build_starter served --recipe data/demo.yaml --out data/serving/starter
 
-`head` writes starter.npz from a probe that was trained with examples/params.metu-and-sdnet.yaml; with --check it
-compares instead. `detector` writes starter_detector.npz, the out-of-distribution detector, from the data of the same
-params after `dvc repro split`. `served` writes the form in which a server answers that has no other model yet.
+`head` writes starter.npz from a probe that was trained with examples/params.metu-and-sdnet.yaml; with --check it only
+compares the probe with the existing file. `detector` writes starter_detector.npz, the out-of-distribution detector,
+from the data of the same params after `dvc repro split`. `served` writes the served model, with which a server answers
+until another model is in production.
 """
 
 import argparse
@@ -33,31 +34,31 @@ from pipeline.stage import run_main
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 0.02  # of the largest weight: processors differ in the last bits, which training carries on
-N_GOLDEN = 8  # drawn images do to tell whether two ways of computing agree
+TOLERANCE = 0.02  # of the largest weight: processors differ in the last bits, and training amplifies that
+N_GOLDEN = 8  # demo images; they suffice to compare two implementations of a graph
 
 
 def write_starter(classifier: Classifier, backbone: Backbone, path: Path) -> None:
-    """Write the small part of a probe that its backbone's package does not have."""
+    """Write what a probe adds to its backbone, which comes from a package: head, calibration and decision."""
     kernel, bias = classifier.model.get_layer("head").get_weights()  # (n_features, 1), (1,)
     slopes, intercepts = classifier.model.get_layer("calibration").get_weights()  # (1, n_curves), (n_curves,)
     arrays = {"kernel": kernel[:, 0], "bias": bias, "slopes": slopes[0], "intercepts": intercepts}
     if len(intercepts) > 1:
-        likeness, likeness_bias = classifier.model.get_layer("likeness").get_weights()
-        arrays |= {"likeness": likeness, "likeness_bias": likeness_bias}
+        membership, membership_bias = classifier.model.get_layer("likeness").get_weights()
+        arrays |= {"likeness": membership, "likeness_bias": membership_bias}
     settings = {"backbone": backbone.model_dump(), "decision": classifier.decision.as_dict()}
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays, settings=np.array(json.dumps(settings)))
 
 
 def relative_difference(one: Path, other: Path) -> float:
-    """Return how far the weights of two starter files are apart, as a share of the largest weight of their kind."""
+    """Return the largest difference of the weights of two starter files, divided by the largest weight of an array."""
     with np.load(one) as ours, np.load(other) as theirs:
         kinds = set(ours) - {"settings"}
         if kinds != set(theirs) - {"settings"} or any(ours[kind].shape != theirs[kind].shape for kind in kinds):
             return float("inf")
-        apart = np.max([np.abs(ours[kind] - theirs[kind]).max() / np.abs(ours[kind]).max() for kind in kinds])
-        return float(apart) if np.isfinite(apart) else float("inf")
+        largest = np.max([np.abs(ours[kind] - theirs[kind]).max() / np.abs(ours[kind]).max() for kind in kinds])
+        return float(largest) if np.isfinite(largest) else float("inf")
 
 
 def _head(args: argparse.Namespace) -> None:
@@ -68,13 +69,14 @@ def _head(args: argparse.Namespace) -> None:
     if not args.check:
         log.info("%s: %d bytes", target, target.stat().st_size)
         return
-    apart = relative_difference(STARTER_FILE, target)
+    largest = relative_difference(STARTER_FILE, target)
     target.unlink()
-    if apart > TOLERANCE:
+    if largest > TOLERANCE:
         raise RefusedError(
-            f"The model differs from the starter by {apart:.3f} of its largest weight: it is another one."
+            f"The model differs from {STARTER_FILE.name} by {largest:.3f} of its largest weight, "
+            f"more than {TOLERANCE}: it is a different model."
         )
-    log.info("The same model: at most %.5f of the largest weight apart", apart)
+    log.info("The same model as %s: differences of at most %.5f of the largest weight", STARTER_FILE.name, largest)
 
 
 def _detector(args: argparse.Namespace) -> None:
@@ -83,7 +85,7 @@ def _detector(args: argparse.Namespace) -> None:
         write_served(load_starter(), [], Path(scratch))
         model = ServedModel.load(Path(scratch))
     tested = manifest[manifest["split"] == "test"].reset_index(drop=True).assign(probability=np.nan)
-    cracks = tested[tested["label"] == "crack"]  # nothing asks for the probability of an intact image
+    cracks = tested[tested["label"] == "crack"]  # the probabilities of intact images are not needed
     for positions, outputs in served_outputs(model, LabelledImages(cracks, args.datasets), progress="scoring"):
         tested.loc[cracks.index[positions], "probability"] = outputs["probability"]
     fit_detector(model, manifest, tested, args.datasets).save(STARTER_DETECTOR)
@@ -103,14 +105,14 @@ def main() -> None:
     head = commands.add_parser("head", help="write starter.npz")
     head.add_argument("--params", type=Path, required=True, help="params.yaml that the model was trained with")
     head.add_argument("--model", type=Path, required=True, help="folder of the trained candidate")
-    head.add_argument("--check", action="store_true", help="compare with the file that is there")
+    head.add_argument("--check", action="store_true", help="only compare with the existing file")
     head.set_defaults(run=_head)
     detector = commands.add_parser("detector", help="write starter_detector.npz")
     detector.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    detector.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
+    detector.add_argument("--manifest", type=Path, required=True, help="Parquet file that the stage split wrote")
     detector.set_defaults(run=_detector)
-    served = commands.add_parser("served", help="write the served form")
-    served.add_argument("--recipe", type=Path, required=True, help="recipe of drawn images, for the golden ones")
+    served = commands.add_parser("served", help="write the served model")
+    served.add_argument("--recipe", type=Path, required=True, help="YAML file of the demo, for the golden images")
     served.add_argument("--out", type=Path, required=True, help="folder to write")
     served.set_defaults(run=_served)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Work spread over a Dask cluster: what it needs travels with it, workers need no folder of this machine."""
+"""Run tasks on a Dask cluster. All inputs are sent to the workers, which need no shared folder."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from pipeline.errors import UnavailableError
 
 CONNECT_TIMEOUT_S = 15
-TASKS_PER_WORKER = 2  # one is computed, one waits: memory stays bounded
+TASKS_PER_WORKER = 2  # one running, one queued: memory stays bounded
 
 Shared = TypeVar("Shared")
 Key = TypeVar("Key")
@@ -22,14 +22,14 @@ def compute_on_cluster(
     *,
     local_hint: str,
 ) -> Iterator[tuple[Key, Result]]:
-    """Yield the key and the result of each task, computed by the Dask cluster at `address`, as they come.
+    """Run tasks on the Dask cluster at `address`; yield the key and the result of each as it completes.
 
     Args:
-        address: of the scheduler, such as tcp://host:8786.
-        compute: what is done to a task.
-        shared: what every task needs; it travels once.
-        tasks: by key, read no faster than they are computed.
-        local_hint: what a person does who has no cluster, in words.
+        address: address of the scheduler, such as tcp://host:8786.
+        compute: function of `shared` and a task.
+        shared: data that every task needs; it is sent to each worker once.
+        tasks: pairs of a key and a task; read no faster than they are computed.
+        local_hint: how to run without a cluster, for the error message.
 
     Raises:
         UnavailableError: no scheduler answers at `address`, or it has no worker.
@@ -46,12 +46,12 @@ def compute_on_cluster(
         n_workers = len(client.scheduler_info()["workers"])
         if not n_workers:
             raise UnavailableError(f"The Dask scheduler at {address!r} has no worker. Start one: dask worker {address}")
-        there = client.scatter(shared, broadcast=True)
+        scattered = client.scatter(shared, broadcast=True)
         waiting = iter(tasks)
         keys: dict[Any, Key] = {}
 
         def submit(key: Key, task: Task) -> Any:
-            future = client.submit(compute, there, task, pure=False)
+            future = client.submit(compute, scattered, task, pure=False)
             keys[future.key] = key
             return future
 

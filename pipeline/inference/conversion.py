@@ -1,4 +1,4 @@
-"""From the Keras model to the form in which it is served."""
+"""Convert a Keras model to the served model."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from pipeline.models.network import as_tf_function
 
 
 def write_served(classifier: Classifier, golden: list[Pixels], folder: Path) -> None:
-    """Write a model in the form in which it is served: SERVED_FILES.
+    """Convert a classifier to OpenVINO and write the files of the served model, SERVED_FILES.
 
     Args:
         classifier: the model.
-        golden: images whose probabilities by it are kept, so that whoever loads the form can check it.
-        folder: where the files go; it exists.
+        golden: images stored with the classifier's probabilities, to check the served model after loading.
+        folder: existing folder to write to.
     """
     model = classifier.model
     converted = openvino.convert_model(as_tf_function(model).get_concrete_function())

@@ -1,4 +1,4 @@
-"""Fitting the out-of-distribution detector of a model, on the images that it was calibrated and tested on."""
+"""Fit the out-of-distribution detector of a model to the images that it was calibrated and tested on."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from pipeline.inference.out_of_distribution import (
 )
 from pipeline.inference.served import ServedModel, served_outputs
 
-MAX_VALIDATION_IMAGES = 1000  # images of validation; with more the mean and the covariance hardly change
-MAX_SURFACE_IMAGES = 100  # images by which a surface is recognised
-FALSE_ALARM_SHARE = 0.002  # of images like the known ones, that may count as strange
+MAX_VALIDATION_IMAGES = 1000  # with more, the mean and the covariance hardly change
+MAX_SURFACE_IMAGES = 100  # whose mean represents a surface
+FALSE_ALARM_SHARE = 0.002  # of in-distribution images that may count as out-of-distribution
 
 
 def fit_detector(
@@ -26,38 +26,40 @@ def fit_detector(
 ) -> OutOfDistributionDetector:
     """Return the detector of a model.
 
+    Half of the validation images give the mean and the covariance, the others the limit.
+
     Args:
-        model: the served form.
-        manifest: rows of split, of which those of validation count.
-        tested: a row an image of the test and external sides: dataset, row, label, slice and probability.
+        model: the served model.
+        manifest: the table that the stage split wrote; only its validation rows are used.
+        tested: one row per test or external image: dataset, row, label, slice, probability and sha256.
         datasets: folder with a folder per data set.
     """
-    known = _some(manifest[manifest["split"] == "validation"], MAX_VALIDATION_IMAGES)
-    images = projections_of(model, known, datasets)
-    is_reference = np.arange(len(known)) % 2 == 0
+    validation = _sample(manifest[manifest["split"] == "validation"], MAX_VALIDATION_IMAGES)
+    images = projections_of(model, validation, datasets)
+    is_reference = np.arange(len(validation)) % 2 == 0
     surfaces = {}
     for name, rows in tested.groupby(_surface_names(tested)):
         cracks = rows[rows["label"] == "crack"]
         n_missed = int((cracks["probability"] < model.decision.threshold).sum())
         surface = Surface(str(name), len(cracks), n_missed)
-        surfaces[surface] = projections_of(model, _some(rows, MAX_SURFACE_IMAGES), datasets)
+        surfaces[surface] = projections_of(model, _sample(rows, MAX_SURFACE_IMAGES), datasets)
     return fit(images[is_reference], images[~is_reference], FALSE_ALARM_SHARE, surfaces)
 
 
 def projections_of(model: ServedModel, rows: pd.DataFrame, datasets: Path) -> Projections:
-    """Return the projection of each image, in the order of `rows`: dataset, row, label."""
-    found = np.empty((len(rows), N_DIMENSIONS))
-    for positions, outputs in served_outputs(model, LabelledImages(rows, datasets), progress="recognising"):
-        found[positions] = detector_projection(outputs["features"])
-    return found
+    """Return the projection of each image, (n, 64), in the order of `rows` (columns dataset, row and label)."""
+    projections = np.empty((len(rows), N_DIMENSIONS))
+    for positions, outputs in served_outputs(model, LabelledImages(rows, datasets), progress="computing features"):
+        projections[positions] = detector_projection(outputs["features"])
+    return projections
 
 
-def _some(rows: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Return at most `n` rows, drawn evenly by the hash of the image, so that another order gives the same ones."""
+def _sample(rows: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Return at most `n` rows, those with the smallest hash of the image: random, but independent of the row order."""
     return rows.sort_values("sha256").head(n)
 
 
 def _surface_names(rows: pd.DataFrame) -> "pd.Series[str]":
-    """Return the data set of each row and, where it has several surfaces, the surface."""
+    """Return the name of each row's surface: its data set and, if that has several surfaces, the surface."""
     several = rows.groupby("dataset")["slice"].transform("nunique") > 1
     return rows["dataset"] + (" " + rows["slice"].astype(str)).where(several, "")

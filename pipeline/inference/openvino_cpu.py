@@ -1,4 +1,4 @@
-"""Running a graph with OpenVINO on the cores of this machine, from several threads at once."""
+"""Run a graph with OpenVINO on all cores of this machine, from several threads at once."""
 
 import os
 import threading
@@ -17,29 +17,28 @@ WARM_UP_PX = 32
 
 
 def supported_precision(precision: Precision) -> Precision:
-    """Return a precision where this CPU computes in it, else single precision."""
+    """Return `precision` if this CPU supports it, else single precision."""
     return precision if precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 class CompiledGraph:
-    """A graph from uint8 RGB of any size to outputs by name; there is a stream for each core."""
+    """A compiled graph from uint8 RGB of any size to outputs by name, with one stream per core."""
 
     def __init__(self, graph: "openvino.Model", precision: Precision = "f32") -> None:
         settings = {
-            "INFERENCE_PRECISION_HINT": precision,  # by itself, OpenVINO takes bfloat16 where there is any
+            "INFERENCE_PRECISION_HINT": precision,  # by default, OpenVINO uses bfloat16 where the CPU has it
             "PERFORMANCE_HINT": "THROUGHPUT",
             "NUM_STREAMS": str(N_THREADS),
         }
         self._compiled = openvino.Core().compile_model(graph, "CPU", settings)
         self._outputs = {output.any_name: output for output in self._compiled.outputs}
-        self._thread_local = threading.local()  # an infer request serves one thread
-        # OpenVINO sets up its use of NumPy at the first call; two threads that are first at once wait for each other
-        # for ever.
+        self._thread_local = threading.local()  # an infer request must not be shared between threads
+        # The first call makes OpenVINO initialise its use of NumPy; two threads that do that at once deadlock.
         first = self(np.zeros((1, WARM_UP_PX, WARM_UP_PX, 3), np.uint8))
         self.shapes = {name: values.shape[1:] for name, values in first.items()}
 
     def __call__(self, batch: Pixels) -> Outputs:
-        """Return the outputs, float32, (n, …) each, of uint8 RGB images of one size, (n, height, width, 3)."""
+        """Return the outputs, float32, (n, …) each, for uint8 RGB images of one size, (n, height, width, 3)."""
         if not hasattr(self._thread_local, "request"):
             self._thread_local.request = self._compiled.create_infer_request()
         results = self._thread_local.request.infer({0: batch})

@@ -1,8 +1,8 @@
 """The out-of-distribution detector of a model, and how many cracks the model missed on which surface.
 
-A probability means something on images like those of validation, on which it was calibrated. Elsewhere (sky, plants,
-a wall of bricks) it is a guess, and a person should look. The detector tells the two apart by the Mahalanobis distance
-of an image's features from those of validation images; it is a file of a few kB beside the model.
+Probabilities are calibrated on validation images, and are reliable only for similar ones. For other images (sky,
+plants, a brick wall) they are guesses, and a person should look. The detector separates the two by the Mahalanobis
+distance of an image's features from those of validation images. It is a file of a few kB beside the model.
 """
 
 import json
@@ -17,10 +17,10 @@ from pipeline.files import replacing
 from pipeline.models.model_files import extra_files
 from pipeline.models.projection import project
 
-DETECTOR_FILE = "known_concrete.npz"  # as version 0.1.0 called it: registered models have it under this name
+DETECTOR_FILE = "known_concrete.npz"  # the name in version 0.1.0, under which registered models have it
 N_DIMENSIONS = 64
-MIN_REFERENCE_IMAGES = 2 * N_DIMENSIONS  # images; of fewer, a covariance says nothing
-RIDGE = 0.01  # of the mean variance, added to each: with few images the covariance is singular without
+MIN_REFERENCE_IMAGES = 2 * N_DIMENSIONS  # from fewer, the covariance cannot be estimated
+RIDGE = 0.01  # of the mean variance, added to each variance; without it the covariance of few images is singular
 
 Values = npt.NDArray[np.floating[Any]]
 Projections = npt.NDArray[np.float64]  # (n, N_DIMENSIONS)
@@ -28,12 +28,12 @@ Projections = npt.NDArray[np.float64]  # (n, N_DIMENSIONS)
 
 @dataclass(frozen=True)
 class Surface:
-    """A kind of concrete that the model was tested on, and how it fared.
+    """A kind of concrete that the model was tested on, and how many cracks it missed there.
 
     Attributes:
         name: data set, and surface where it has several, such as "sdnet Decks".
-        n_cracks: cracked images of it.
-        n_missed: of these, how many the model called intact at its threshold.
+        n_cracks: number of cracked test images.
+        n_missed: how many of these the model classified as intact, at its threshold.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Surface:
 
 
 def detector_projection(features: Values) -> Projections:
-    """Return features, (n, n_features), as 64 numbers each, between which distances are nearly kept, (n, 64)."""
+    """Return the random projection of features, (n, n_features), to the detector's dimensions, (n, 64)."""
     return project(features, N_DIMENSIONS).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class OutOfDistributionDetector:
-    """Tells images like those of validation from others.
+    """Detects images that are unlike the validation images.
 
     Attributes:
-        mean: of the projections of validation images, (64,).
-        precision: inverse of their covariance, (64, 64).
-        limit: the largest distance that counts as in distribution, None where there were too few images to tell.
-        surfaces: what the model was tested on.
-        centres: mean projection of each surface, (n_surfaces, 64).
+        mean: mean projection of the validation images, (64,).
+        precision: inverse of the covariance of their projections, (64, 64).
+        limit: largest in-distribution distance; None if there were too few images to choose it.
+        surfaces: the surfaces that the model was tested on.
+        centres: mean projection of the images of each surface, (n_surfaces, 64).
     """
 
     mean: Projections
@@ -65,16 +65,16 @@ class OutOfDistributionDetector:
     centres: Projections
 
     def distances(self, images: Projections) -> npt.NDArray[np.float64]:
-        """Return how far each image is from the known ones, (n,) (Mahalanobis 1936)."""
+        """Return the Mahalanobis distance of each image from the validation images, (n,)."""
         away = images - self.mean
         return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", away, self.precision, away)))
 
     def is_in_distribution(self, images: Projections) -> npt.NDArray[np.bool_] | None:
-        """Return whether each image is like known ones, (n,), None where it cannot tell."""
+        """Return whether each image is in-distribution, (n,), or None if the detector has no limit."""
         return None if self.limit is None else self.distances(images) <= self.limit
 
     def nearest_surface(self, images: Projections) -> Surface | None:
-        """Return the tested surface that most of these images look like, None where none was tested."""
+        """Return the surface to which most of these images are nearest, or None if no surface was tested."""
         if not self.surfaces:
             return None
         away = images[:, None] - self.centres[None]  # (n, n_surfaces, 64)
@@ -82,7 +82,7 @@ class OutOfDistributionDetector:
         return self.surfaces[int(np.bincount(nearest, minlength=len(self.surfaces)).argmax())]
 
     def save(self, path: Path) -> None:
-        """Write the file `path`, whole or not at all."""
+        """Write the detector to `path` atomically."""
         arrays: dict[str, Any] = {
             "mean": self.mean.astype(np.float32),
             "precision": self.precision.astype(np.float32),
@@ -95,7 +95,7 @@ class OutOfDistributionDetector:
 
     @classmethod
     def load(cls, file: Path) -> "OutOfDistributionDetector":
-        """Read a file that `save` wrote. Raises OSError, ValueError or KeyError where it is none."""
+        """Read a file that `save` wrote. Raises OSError, ValueError or KeyError if it is not one."""
         with np.load(file) as arrays:
             return cls(
                 mean=arrays["mean"].astype(np.float64),
@@ -107,10 +107,10 @@ class OutOfDistributionDetector:
 
 
 def load_detector(folder: Path) -> OutOfDistributionDetector | None:
-    """Return the detector of the model in `folder`, None where it has none.
+    """Return the detector of the model in `folder`, or None if it has none.
 
     Raises:
-        OSError, ValueError or KeyError: its file is broken.
+        OSError, ValueError or KeyError: its file is damaged.
     """
     file = extra_files(folder) / DETECTOR_FILE
     return OutOfDistributionDetector.load(file) if file.exists() else None
@@ -119,20 +119,20 @@ def load_detector(folder: Path) -> OutOfDistributionDetector | None:
 def fit(
     reference: Projections, held_out: Projections, false_alarm_share: float, tested: dict[Surface, Projections]
 ) -> OutOfDistributionDetector:
-    """Return the detector of a model.
+    """Return a detector fitted to projections.
 
     Args:
-        reference: of known images.
-        held_out: of others like them, by which the limit is chosen.
-        false_alarm_share: of these, the share that may count as strange.
-        tested: by surface, of some of its images.
+        reference: projections of in-distribution images, which give the mean and the covariance.
+        held_out: projections of other in-distribution images, which give the limit.
+        false_alarm_share: share of `held_out` that may count as out-of-distribution.
+        tested: for each surface, the projections of some of its images.
     """
     centres = np.array([images.mean(axis=0) for images in tested.values()]).reshape(-1, N_DIMENSIONS)
     if len(reference) < MIN_REFERENCE_IMAGES:
         return OutOfDistributionDetector(np.zeros(N_DIMENSIONS), np.eye(N_DIMENSIONS), None, tuple(tested), centres)
     covariance = np.cov(reference, rowvar=False)
     covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    known = OutOfDistributionDetector(
+    unlimited = OutOfDistributionDetector(
         reference.mean(axis=0), np.asarray(np.linalg.inv(covariance)), None, tuple(tested), centres
     )
-    return replace(known, limit=float(np.quantile(known.distances(held_out), 1 - false_alarm_share)))
+    return replace(unlimited, limit=float(np.quantile(unlimited.distances(held_out), 1 - false_alarm_share)))

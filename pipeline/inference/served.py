@@ -1,7 +1,7 @@
-"""The form in which a model is served: run by OpenVINO, so that a process that scores needs no TensorFlow.
+"""The served model: a model as OpenVINO runs it, so that a process that scores needs no TensorFlow.
 
-It travels with the registered model, beside the Keras model: the whole graph in single precision, the decision rule,
-and a few golden images with the answers of the Keras model. `pipeline.inference.conversion.write_served` makes it.
+Its files are registered beside the Keras model: the complete graph in single precision, the decision rule, and a few
+golden images with the answers of the Keras model. `pipeline.inference.conversion.write_served` writes them.
 """
 
 from collections.abc import Iterator
@@ -23,18 +23,18 @@ GRAPH_FILE = "openvino.xml"
 WEIGHTS_FILE = "openvino.bin"
 GOLDEN_FILE = "golden.npz"
 SERVED_FILES = (DECISION_FILE, GRAPH_FILE, WEIGHTS_FILE, GOLDEN_FILE)
-IMAGE_SIZE_KEY = "image_size_px"  # in the graph's own notes
-MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; two ways of computing the same graph differ by about 1e-5
-BATCH_IMAGES = 8  # larger ones do not run faster on a CPU: their activations do not fit its cache
+IMAGE_SIZE_KEY = "image_size_px"  # in the metadata of the graph
+MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; Keras and OpenVINO differ by about 1e-5
+BATCH_IMAGES = 8  # larger ones are no faster on a CPU, because their activations do not fit its cache
 
 
 class ServedModel:
-    """The graph from uint8 RGB to a probability and features, and when a probability means a crack.
+    """The graph from uint8 RGB to a probability and features, and the decision rule.
 
     Attributes:
         decision: the threshold and the review band.
-        image_size_px: the size at which the network sees an image.
-        n_features: how many features an image has.
+        image_size_px: size to which the graph resizes an image.
+        n_features: number of features of an image.
     """
 
     def __init__(self, graph: "openvino.Model", decision: Decision, golden: Path) -> None:
@@ -46,31 +46,31 @@ class ServedModel:
 
     @classmethod
     def load(cls, folder: Path) -> "ServedModel":
-        """Load the served form from a folder of the registry, or from one that has its files at its top.
+        """Load the served model from a folder fetched from the registry, or from a flat folder.
 
         Raises:
-            CracksError: a file is missing or is no such model.
+            CracksError: a file is missing or damaged.
         """
         files = extra_files(folder)
         missing = [name for name in SERVED_FILES if not (files / name).is_file()]
         if missing:
             raise CracksError(
-                f"{folder} holds no model that can be served: {', '.join(missing)} is missing. Register it again with "
-                "`dvc repro --single-item --force register`."
+                f"{folder} contains no model that can be served: {', '.join(missing)} is missing. Register it again "
+                "with `dvc repro --single-item --force register`."
             )
         try:
             return cls(openvino.Core().read_model(files / GRAPH_FILE), load_decision(files), files / GOLDEN_FILE)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise CracksError(
-                f"{folder} holds no model that can be served: {reason}. Fetch it again, or register it again with "
+                f"{folder} contains no model that can be served: {reason}. Fetch it again, or register it again with "
                 "`dvc repro --single-item --force register`."
             ) from None
 
     def outputs(self, batch: Pixels) -> Outputs:
-        """Return {"probability": (n,), "features": (n, n_features)}, float32, of images of one size.
+        """Return {"probability": (n,), "features": (n, n_features)}, float32, for images of one size.
 
-        May be called from several threads at once; there is a stream for each core.
+        Thread-safe; there is one stream per core.
 
         Args:
             batch: uint8 RGB, (n, height, width, 3).
@@ -78,7 +78,7 @@ class ServedModel:
         return self._compute(batch)
 
     def golden_difference(self) -> float:
-        """Return the largest difference, 0..1, to the probabilities that the Keras model gave the golden images.
+        """Return the largest difference, 0..1, from the Keras model's probabilities for the golden images.
 
         Raises:
             CracksError: the golden images cannot be read.
@@ -89,7 +89,7 @@ class ServedModel:
                 images = [arrays[f"image_{number}"] for number in range(len(expected))]
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise CracksError(
-                f"The golden images {self._golden.name} cannot be read: {error}. Fetch it again."
+                f"The golden images {self._golden.name} cannot be read: {error}. Fetch the model again."
             ) from None
         answers = [float(self.outputs(image[None])["probability"][0]) for image in images]
         return float(np.abs(np.array(answers) - expected).max())
@@ -98,14 +98,14 @@ class ServedModel:
 def served_outputs(
     model: ServedModel, images: Images, *, progress: str
 ) -> Iterator[tuple[npt.NDArray[np.int64], Outputs]]:
-    """Run a model over all images; yield (positions, outputs) of batches of one size, in no order of positions.
+    """Run a model over all images in batches of one size; yield (positions, outputs), not in the order of the images.
 
-    Each thread decodes a batch and then computes it, so that no core waits.
+    Each thread decodes a batch and then computes it, so that no core is idle.
 
     Args:
-        model: the served form.
-        images: what it is run over.
-        progress: what the progress bar says.
+        model: the served model.
+        images: the images.
+        progress: label of the progress bar.
     """
 
     def compute(positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Outputs]:

@@ -1,7 +1,8 @@
 """The starter model, which ships with the project: a head trained on METU and SDNET2018 together.
 
-starter.npz holds the head, the calibration and the decision, starter_detector.npz what concrete the model knows; the
-weights of the backbone come from their package. `build_starter` writes the files; docs/starter-model.md is the card.
+starter.npz contains the head, the calibration and the decision rule; starter_detector.npz the out-of-distribution
+detector. The weights of the backbone come from their package. `build_starter` writes the files; the model card is
+docs/starter-model.md.
 """
 
 import json
@@ -25,20 +26,20 @@ STARTER_DETECTOR = Path(__file__).with_name("starter_detector.npz")
 
 
 def load_starter(path: Path = STARTER_FILE) -> Classifier:
-    """Return the starter model, ready to score. Raises CracksError where the backbone's package is missing."""
+    """Return the starter model. Raises CracksError if the package of its backbone is missing."""
     with np.load(path) as arrays:
         settings = json.loads(str(arrays["settings"]))
         head = LinearHead(arrays["kernel"], float(arrays["bias"][0]))
         curves = tuple(Platt(*map(float, curve)) for curve in zip(arrays["slopes"], arrays["intercepts"], strict=True))
-        likeness: tuple[LinearHead, ...] = ()
+        membership: tuple[LinearHead, ...] = ()
         if len(curves) > 1:
             kernels, biases = arrays["likeness"].T, arrays["likeness_bias"]
-            likeness = tuple(LinearHead(kernel, float(bias)) for kernel, bias in zip(kernels, biases, strict=True))
+            membership = tuple(LinearHead(kernel, float(bias)) for kernel, bias in zip(kernels, biases, strict=True))
     classifier = linear_classifier(Backbone(**settings["backbone"]), head)
-    return Classifier(calibrated(classifier, Calibration(curves, likeness)), Decision(**settings["decision"]))
+    return Classifier(calibrated(classifier, Calibration(curves, membership)), Decision(**settings["decision"]))
 
 
 def write_served_starter(golden: list[Pixels], folder: Path) -> None:
-    """Write the starter model in its served form, with what concrete it knows; as `write_served` does."""
+    """Write the starter model as a served model, like `write_served`, with its out-of-distribution detector."""
     write_served(load_starter(), golden, folder)
     shutil.copyfile(STARTER_DETECTOR, folder / DETECTOR_FILE)

@@ -1,1 +1,1 @@
-"""The networks, and what is exported of them: graph, calibration, decision rule."""
+"""Networks, and what is exported with them: graph, calibration, decision rule."""

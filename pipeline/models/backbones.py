@@ -1,4 +1,4 @@
-"""Convolutional networks that turn a photo into 1280 features, with weights from ImageNet.
+"""Convolutional networks that turn an image into features, with weights pre-trained on ImageNet.
 
 EfficientNet-Lite and MobileNetV2 are both stacks of inverted residuals with ReLU6, so one builder serves both.
 """
@@ -23,7 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class BlockGroup(NamedTuple):
-    """Inverted residuals in a row; only the first of them has the stride and changes the number of channels."""
+    """Consecutive inverted residuals; only the first one has the stride and changes the number of channels."""
 
     repeats: int
     kernel_size_px: int
@@ -34,7 +34,7 @@ class BlockGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the builder needs to know of a network, and the image size that its weights were trained with.
+    """The parameters of a network, and the image size that its weights were trained with.
 
     `width` and `depth` scale the channels and the repeats of `groups`; the first and the last group keep their
     repeats. `strided_padding` is TensorFlow's "same" or PyTorch's "symmetric"; they differ for even image sizes.
@@ -48,7 +48,7 @@ class Architecture:
     depth: float = 1.0
 
     def blocks(self) -> Iterator[BlockGroup]:
-        """Yield every block, scaled, in the order of the forward pass, as a group of its own."""
+        """Yield every block, scaled, in the order of the forward pass, each as a group of one."""
         for index, group in enumerate(self.groups):
             is_scaled = 0 < index < len(self.groups) - 1
             repeats = ceil(group.repeats * self.depth) if is_scaled else group.repeats
@@ -58,7 +58,7 @@ class Architecture:
 
 
 def _round_channels(channels: float) -> int:
-    """Round to a multiple of 8. EfficientNet's limit to rounding down, a tenth, is never reached at these widths."""
+    """Round to a multiple of 8. EfficientNet rounds down by a tenth at most; these widths never reach that limit."""
     return int(channels + 4) // 8 * 8
 
 
@@ -94,18 +94,19 @@ ReLU6: models/official/efficientnet/lite in the TensorFlow TPU repository. Mobil
 
 
 def build_backbone(architecture: str, feature_layers: Sequence[str] = (), *, pretrained: bool = True) -> keras.Model:
-    """Build the network called `architecture`, with the weights of ImageNet or with random ones.
+    """Build the network `architecture`, with ImageNet weights or random ones.
 
-    Input: float32 (batch, height, width, 3), RGB in 0..1 less `IMAGENET_MEAN` over `IMAGENET_STD`, height and width of
-    32 px or more. Output: float32 (batch, n_features), in 0..6: the mean of the last convolution over the image, 1280
-    features; or, of each convolution in `feature_layers`, such as "block_11_expand", its mean and its maximum, because
-    a thin crack fills little of an image and leaves no mark in a mean.
+    Input: float32 (batch, height, width, 3), RGB in 0..1 minus `IMAGENET_MEAN`, divided by `IMAGENET_STD`; height and
+    width of 32 px or more. Output: float32 (batch, n_features), in 0..6. Without `feature_layers`, these are the means
+    of the last convolution over the image, 1280 features. With `feature_layers`, such as "block_11_expand", they are
+    the mean and the maximum of each of these convolutions: a thin crack fills little of an image and hardly changes a
+    mean.
 
     The layers are called "stem_conv", "block_0_depthwise", "block_0_project", "block_1_expand", ..., "head_conv" and
-    "features", with "_bn", "_relu", "_pad" or "_add" behind the name for what belongs to a convolution or a block.
+    "features". The suffixes "_bn", "_relu", "_pad" and "_add" mark what belongs to a convolution or a block.
 
-    Raises `CracksError` for an unknown architecture or tap, and for weights that are missing, damaged or of another
-    network.
+    Raises `CracksError` for an unknown architecture or feature layer, and for weights that are missing, damaged or of
+    another network.
     """
     if architecture not in ARCHITECTURES:
         raise CracksError(f"There is no backbone {architecture!r}. Choose one of: {', '.join(ARCHITECTURES)}")
@@ -127,14 +128,14 @@ def _pool_feature_layers(model: keras.Model, feature_layers: Sequence[str]) -> k
     known = [name.removesuffix("_relu") for name in names if name.endswith("_relu")]
     if unknown := sorted(set(feature_layers) - set(known)):
         raise CracksError(
-            f"The backbone {model.name} has no convolution {', '.join(unknown)} to tap. "
-            f"Known are {', '.join(sorted(known))}."
+            f"The backbone {model.name} has no convolution {', '.join(unknown)}, which feature_layers names. "
+            f"Its convolutions are {', '.join(sorted(known))}."
         )
     pooled = []
-    for tap in feature_layers:
-        activation = model.get_layer(f"{tap}_relu").output  # (n, h, w, c)
-        pooled.append(keras.layers.GlobalAveragePooling2D(name=f"{tap}_mean")(activation))  # (n, c)
-        pooled.append(keras.layers.GlobalMaxPooling2D(name=f"{tap}_max")(activation))  # (n, c)
+    for layer in feature_layers:
+        activation = model.get_layer(f"{layer}_relu").output  # (n, h, w, c)
+        pooled.append(keras.layers.GlobalAveragePooling2D(name=f"{layer}_mean")(activation))  # (n, c)
+        pooled.append(keras.layers.GlobalMaxPooling2D(name=f"{layer}_max")(activation))  # (n, c)
     return keras.Model(model.input, keras.layers.Concatenate(name="feature_layers")(pooled), name=model.name)
 
 
@@ -161,7 +162,7 @@ def _convolve(
     stride_px: int = 1,
     relu: bool = True,
 ) -> keras.KerasTensor:
-    """Convolution (depthwise if no `channels` are given), batch normalisation, ReLU6."""
+    """Return `x` after a convolution (depthwise without `channels`), batch normalisation and ReLU6."""
     padding = "same"
     if stride_px > 1 and network.strided_padding == "symmetric":
         x = keras.layers.ZeroPadding2D(kernel_size_px // 2, name=f"{name}_pad")(x)
@@ -175,7 +176,7 @@ def _convolve(
 
 
 def _load_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
-    """Copy a PyTorch state dict into `model`: both are in the order of the forward pass, whatever the names."""
+    """Copy a PyTorch state dict into `model`: both are in the order of the forward pass, whatever their names."""
     arrays = [
         _keras_layout(array)
         for name, array in state.items()
@@ -186,7 +187,7 @@ def _load_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -> Non
         if received != needed:
             raise CracksError(
                 f"The installed weights are not those of {model.name}: array {index} has the shape {received}, "
-                f"needed {needed}. Run `make install`"
+                f"expected {needed}. Run `make install`"
             )
     model.set_weights(arrays)
 

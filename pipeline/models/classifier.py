@@ -1,4 +1,4 @@
-"""A trained classifier as it is used: the exported graph and its decision rule, loaded from a folder."""
+"""A trained classifier: the exported graph and its decision rule, loaded from a folder."""
 
 import hashlib
 import json
@@ -18,38 +18,38 @@ from pipeline.models.tf import keras
 
 @dataclass(frozen=True)
 class Classifier:
-    """The graph from uint8 RGB to {"probability", "features"}, and when a probability means a crack."""
+    """The graph from uint8 RGB to {"probability", "features"}, and the rule that turns a probability into a verdict."""
 
     model: keras.Model
     decision: Decision
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
-        """Load a folder that `train` wrote, or one that was fetched from the registry.
+        """Load the model from a folder that `train` wrote, or that was fetched from the registry.
 
         Raises:
-            CracksError: a file is missing or is no model.
+            CracksError: a file is missing or is not a model.
         """
         try:
             decision = load_decision(extra_files(folder))
             return cls(keras.models.load_model(keras_file(folder), compile=False, safe_mode=True), decision)
         except (OSError, ValueError, TypeError) as error:
             raise CracksError(
-                f"{folder} holds no model that can be loaded: {error}. It needs {MODEL_FILE} and {DECISION_FILE}, "
+                f"{folder} contains no model that can be loaded: {error}. It needs {MODEL_FILE} and {DECISION_FILE}, "
                 "as `dvc repro` writes them into models/CANDIDATE."
             ) from None
 
     def probabilities(self, images: Images, *, progress: str) -> npt.NDArray[np.float32]:
-        """Return the probability of a crack of each image, float32, (n,); `progress` is what the bar says."""
+        """Return the probability of a crack in each image, float32, (n,); `progress` labels the progress bar."""
         probabilities = np.empty(len(images.sizes), np.float32)
         for positions, outputs in run_in_batches(self.model, images, progress=progress):
             probabilities[positions] = outputs["probability"]
         return probabilities
 
     def content_hash(self) -> str:
-        """Return a hash of all that decides an answer: weights, preprocessing, calibration, threshold and band.
+        """Return a hash of all that determines a verdict: weights, preprocessing, calibration, threshold, review band.
 
-        Two files saved from one model differ in bytes; their content hash does not.
+        Two files saved from the same model differ in bytes, but have the same content hash.
         """
         digest = hashlib.sha256(json.dumps(self.decision.as_dict(), sort_keys=True).encode())
         digest.update(json.dumps(self.model.get_config(), sort_keys=True, default=str).encode())

@@ -1,4 +1,4 @@
-"""From probabilities on validation to what the model says: threshold and review band."""
+"""The decision rule, threshold and review band, and how it is chosen on validation images."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,25 +9,25 @@ import numpy as np
 
 from pipeline.params import Decide
 
-if TYPE_CHECKING:  # what serves a model needs the rule, and none of the scores
+if TYPE_CHECKING:  # serving a model needs the rule, but not scikit-learn, which the scores import
     from pipeline.models.metrics import Labels, Probabilities
 
 DECISION_FILE = "decision.json"
 Verdict = Literal["crack", "intact", "review"]
 
-# How far limits stay away from the probabilities that they part: they are computed from features in half precision, and
-# those of the exported graph differ by up to 1.3e-4 (METU, 3,833 images).
+# Minimum distance of a limit from the probabilities that it separates. They are computed from features in half
+# precision; those of the exported graph differ by up to 1.3e-4 (METU, 3,833 images).
 MARGIN = 1e-3
 
 
 @dataclass(frozen=True)
 class Decision:
-    """When a probability reads as crack, as intact, or is for a person to look at.
+    """The rule that turns a probability into a verdict: crack, intact or review.
 
     Attributes:
-        threshold: from here on an image counts as crack in all scores.
-        review_from: from here on, and below `review_to`, a person should look.
-        review_to: from here on it is a crack for sure; below `review_from` it is intact for sure.
+        threshold: probability from which an image counts as a crack in all scores.
+        review_from: lower end of the review band; below it the verdict is intact.
+        review_to: upper end of the review band, not included; from it on the verdict is crack.
 
     """
 
@@ -36,7 +36,7 @@ class Decision:
     review_to: float
 
     def verdict(self, probability: float) -> Verdict:
-        """Return what `probability` reads as."""
+        """Return the verdict for `probability`."""
         if self.review_from <= probability < self.review_to:
             return "review"
         return "crack" if probability >= self.threshold else "intact"
@@ -47,19 +47,19 @@ class Decision:
 
 
 def load_decision(folder: Path) -> Decision:
-    """Return the rule kept in `folder`. Raises OSError, ValueError or TypeError where there is none."""
+    """Return the rule stored in `folder`. Raises OSError, ValueError or TypeError if there is none."""
     return Decision(**json.loads((folder / DECISION_FILE).read_text(encoding="utf-8")))
 
 
 def choose_threshold(labels: "Labels", probabilities: "Probabilities", costs: Decide) -> float:
     """Return the threshold with the least total cost of missed cracks and false alarms on these images.
 
-    Of equally cheap ones, the nearest (but for MARGIN) to the one that would be right if the probabilities were exact,
+    Among thresholds with equal cost, the nearest (up to MARGIN) to the optimum for exact probabilities is chosen:
     false_alarm_cost / (false_alarm_cost + missed_crack_cost) (Elkan, The Foundations of Cost-Sensitive Learning, 2001).
     """
     exact = costs.false_alarm_cost / (costs.false_alarm_cost + costs.missed_crack_cost)
     values = np.unique(probabilities)  # sorted
-    # A threshold that lies between two neighbouring values gives the same calls wherever it lies between them.
+    # All thresholds between two neighbouring values give the same predictions.
     low, high = np.concatenate([[0.0], values]), np.concatenate([values, [1.0]])  # (n_values + 1,)
     margin = np.minimum(MARGIN, (high - low) / 2)
     nearest = np.clip(exact, low + margin, high - margin)
@@ -71,16 +71,16 @@ def choose_threshold(labels: "Labels", probabilities: "Probabilities", costs: De
 
 
 def choose_decision(labels: "Labels", probabilities: "Probabilities", costs: Decide) -> Decision:
-    """Return threshold and review band for these validation images.
+    """Return the threshold and review band chosen on these validation images.
 
     The band reaches down until at most `review_share_of_cracks` of the cracks lie below it, and up until at most
-    `review_share_of_intact` of the intact images lie above it; it always holds the threshold or is empty at it.
+    `review_share_of_intact` of the intact images lie above it. It contains the threshold, or is empty at the threshold.
     """
     threshold = choose_threshold(labels, probabilities, costs)
     cracks, intact = np.sort(probabilities[labels]), np.sort(probabilities[~labels])[::-1]
     lowest = float(cracks[min(int(costs.review_share_of_cracks * len(cracks)), len(cracks) - 1)])
     highest = float(intact[min(int(costs.review_share_of_intact * len(intact)), len(intact) - 1)])
-    # Both images belong in the band.
+    # Both images belong to the band.
     return Decision(
         threshold,
         review_from=min(max(lowest - MARGIN, 0.0), threshold),

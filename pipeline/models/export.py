@@ -1,4 +1,4 @@
-"""The graph as it is exported: from uint8 RGB of any size to the calibrated probability of a crack and the features."""
+"""The exported graph: from uint8 RGB of any size to the calibrated probability of a crack and the features."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from pipeline.params import Backbone
 
 
 def linear_classifier(backbone: Backbone, head: LinearHead) -> keras.Model:
-    """Return the uncalibrated graph of a frozen backbone and a linear head on its features."""
+    """Return the uncalibrated graph: a frozen backbone and a linear head on its features."""
     dense = keras.layers.Dense(1, name="head")
     network = build_backbone(backbone.architecture, backbone.feature_layers)
     classifier = build_classifier(network, backbone.image_size_px, [dense])
@@ -27,10 +27,10 @@ def calibrated(classifier: keras.Model, calibration: Calibration) -> keras.Model
     probability = curves(classifier.output["logit"])  # (batch, n_curves)
     curves.set_weights([slopes[None, :], intercepts])
     if calibration.membership:
-        likeness = keras.layers.Dense(len(calibration.membership), activation="softmax", name="likeness")
-        shares = likeness(features)  # (batch, n_curves)
+        membership = keras.layers.Dense(len(calibration.membership), activation="softmax", name="likeness")
+        shares = membership(features)  # (batch, n_curves)
         kernels = np.stack([head.kernel for head in calibration.membership], axis=1)
-        likeness.set_weights([kernels, np.array([head.bias for head in calibration.membership], np.float32)])
+        membership.set_weights([kernels, np.array([head.bias for head in calibration.membership], np.float32)])
         probability = keras.layers.Dot(axes=1, name="mixture")([shares, probability])  # (batch, 1)
     outputs = {"probability": keras.layers.Reshape((), name="probability")(probability), "features": features}
     return keras.Model(classifier.input, outputs, name="crack_classifier")

@@ -1,4 +1,4 @@
-"""Scores of a binary classifier, as plain functions of labels and probabilities."""
+"""Scores of a binary classifier, as functions of labels and probabilities."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ N_ECE_BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, 2
 
 
 def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the mean distance, 0..1, between stated probability and observed share of cracks, over equal-width bins.
+    """Return the mean gap, 0..1, between predicted probability and observed share of cracks, over equal-width bins.
 
-    Each of 15 bins counts by its share of the images (Guo et al. 2017, for the probability of a crack).
+    Each of the 15 bins is weighted by its share of the images (Guo et al. 2017, for the probability of a crack).
     """
     bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
     stated = np.bincount(bins, weights=probabilities, minlength=N_ECE_BINS)
@@ -24,15 +24,15 @@ def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> 
 
 
 def log_loss(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the mean negative log-likelihood in nats; probabilities are kept 1e-7 away from 0 and 1."""
-    kept = np.clip(probabilities, 1e-7, 1 - 1e-7)
-    return float(-np.mean(np.where(labels, np.log(kept), np.log(1 - kept))))
+    """Return the mean negative log-likelihood in nats; probabilities are clipped to 1e-7..1 - 1e-7."""
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    return float(-np.mean(np.where(labels, np.log(clipped), np.log(1 - clipped))))
 
 
 def scores(labels: Labels, probabilities: Probabilities, threshold: float) -> dict[str, float | int | None]:
     """Return n, accuracy, f1, auroc, balanced_accuracy, ece and threshold.
 
-    An image counts as crack from `threshold` on. AUROC is None where only one label is there.
+    An image counts as a crack from `threshold` on. AUROC and balanced accuracy are None if only one label occurs.
     """
     called = probabilities >= threshold
     both = 0 < labels.sum() < len(labels)

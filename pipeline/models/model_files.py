@@ -1,23 +1,24 @@
-"""Where a model's files are, in a folder of the registry and in one that has them all at its top, as `train` writes it.
+"""Paths of a model's files, in a folder fetched from the registry or in one that `train` wrote, which is flat.
 
-Beside the Keras model travel decision.json, the served form (openvino.xml, openvino.bin, golden.npz), what concrete the
-model knows (known_concrete.npz), what it has learned from (learned_from.parquet) and its reference (reference.parquet).
+Beside the Keras model there are decision.json, the served model (openvino.xml, openvino.bin, golden.npz), the
+out-of-distribution detector (known_concrete.npz), the list of training images (learned_from.parquet) and the reference
+(reference.parquet).
 """
 
 from pathlib import Path
 
 MODEL_FILE = "model.keras"
-MLMODEL_FILE = "MLmodel"  # MLflow's own, by which a folder of the registry is known
-EXTRA_FILES = "extra_files"  # MLflow's folder of what travels beside a model
+MLMODEL_FILE = "MLmodel"  # written by MLflow; marks a folder fetched from the registry
+EXTRA_FILES = "extra_files"  # MLflow's folder for files beside a model
 
 
 def keras_file(folder: Path) -> Path:
-    """Return the file of the Keras model in the folder of a model."""
+    """Return the path of the Keras model in the folder of a model."""
     return folder / "data" / MODEL_FILE if _is_registry_folder(folder) else folder / MODEL_FILE
 
 
 def extra_files(folder: Path) -> Path:
-    """Return where, in the folder of a model, the files are that travel beside the Keras model."""
+    """Return the folder, in the folder of a model, of the files beside the Keras model."""
     return folder / EXTRA_FILES if _is_registry_folder(folder) else folder
 
 

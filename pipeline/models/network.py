@@ -1,6 +1,6 @@
-"""Graphs from uint8 RGB of any size to features and a logit, and running them.
+"""Build and run graphs from uint8 RGB of any size to features and a logit.
 
-Resizing and scaling are layers of the graph, so that embedding, training, evaluation and serving cannot disagree.
+Resizing and scaling are layers of the graph, so that embedding, training, evaluation and serving cannot differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,10 @@ BATCH_IMAGES = 64  # larger ones do not run faster on a CPU
 
 def preprocessed(image: keras.KerasTensor, image_size_px: int) -> keras.KerasTensor:
     """Return uint8 RGB, (batch, height, width, 3), as normalised float32, (batch, size, size, 3)."""
-    # To float first: of uint8, Keras rounds what it resizes to whole grey levels. Nothing but that, since scaling here
-    # would touch every pixel of the original once more, which takes an eighth of the time of a small network.
+    # Cast to float first: resizing uint8, Keras would round to whole grey levels. Scale only after resizing: scaling
+    # every pixel of the original takes an eighth of the time of a small network.
     values = keras.ops.cast(image, "float32")
-    keras.Model(image, values).operations[-1].name = "to_float"  # numbered, it would be another in each graph
+    keras.Model(image, values).operations[-1].name = "to_float"  # Keras would number it, differently in each graph
     values = keras.layers.Resizing(image_size_px, image_size_px, interpolation="bilinear", name="resize")(values)
     scale = [1 / 255 / std for std in IMAGENET_STD]
     offset = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
@@ -47,7 +47,7 @@ def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[ke
 
     Args:
         network: normalised float32 images -> features.
-        image_size_px: size at which `network` sees them.
+        image_size_px: size to which images are resized for `network`.
         head: layers from features, (batch, n_features), to the logit, (batch, 1).
 
     """
@@ -60,9 +60,9 @@ def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[ke
 
 
 def as_tf_function(model: keras.Model) -> "tf.types.experimental.GenericFunction":
-    """Return `model` as one graph: uint8 RGB (batch, height, width, 3), of any size -> its outputs by name.
+    """Return `model` as a tf.function: uint8 RGB (batch, height, width, 3), of any size -> its outputs by name.
 
-    One trace serves every size: a trace a size would cost seconds each on a folder of odd photos.
+    It is traced once for all sizes: a trace for each size would take seconds on a folder of photos of many sizes.
     """
     return tf.function(
         lambda image: model(image, training=False),
@@ -76,9 +76,9 @@ def run_in_batches(
     """Run `model` over all images in batches of one size; yield (positions, outputs by name).
 
     Args:
-        model: takes uint8 (batch, height, width, 3), gives a dictionary of tensors.
-        images: what it is run over.
-        progress: what the progress bar says.
+        model: takes uint8 (batch, height, width, 3), returns a dictionary of tensors.
+        images: the images.
+        progress: label of the progress bar.
 
     """
     compute = as_tf_function(model)
@@ -92,7 +92,7 @@ def run_in_batches(
 def logits_and_features(
     classifier: keras.Model, images: Images, *, progress: str
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]:
-    """Return the logits, (n,), and the features, (n, n_features), of all images by an uncalibrated classifier."""
+    """Return the logits, (n,), and features, (n, n_features), of all images by an uncalibrated classifier."""
     n_images = len(images.sizes)
     logits = np.empty(n_images, np.float32)
     features = np.empty((n_images, classifier.output["features"].shape[-1]), np.float16)

@@ -1,4 +1,4 @@
-"""Features of any width as a few numbers, between which distances are nearly kept."""
+"""Random projection of features to a few dimensions that nearly preserves distances."""
 
 from functools import lru_cache
 from typing import Any
@@ -10,11 +10,11 @@ Projected = npt.NDArray[np.float32]  # (n, n_dimensions)
 
 
 def project(features: npt.NDArray[np.floating[Any]], n_dimensions: int) -> Projected:
-    """Return features, (n, n_features), as `n_dimensions` numbers each.
+    """Return features, (n, n_features), projected to (n, n_dimensions).
 
     A Gaussian random projection (Johnson and Lindenstrauss 1984) of the square roots of the features' shares of their
-    sum: distances are then Hellinger's, in which no few strong features drown the others (Arandjelovic and Zisserman,
-    Three things everyone should know to improve object retrieval, 2012). The sign of a negative feature is kept.
+    sum. Distances are then Hellinger distances, which a few strong features do not dominate (Arandjelovic and
+    Zisserman, Three things everyone should know to improve object retrieval, 2012). A negative feature keeps its sign.
     """
     values = np.asarray(features, np.float32)
     totals = np.abs(values).sum(axis=1, keepdims=True)
@@ -26,7 +26,7 @@ def project(features: npt.NDArray[np.floating[Any]], n_dimensions: int) -> Proje
 
 @lru_cache(maxsize=8)
 def _matrix(n_features: int, n_dimensions: int) -> Projected:
-    # RandomState, because its stream is frozen for ever: what is kept is read against what another NumPy projected
+    # RandomState, because its stream never changes: stored projections must stay comparable with those by a later NumPy
     matrix = np.random.RandomState(0).standard_normal((n_features, n_dimensions))
     scaled: Projected = (matrix / np.sqrt(n_dimensions)).astype(np.float32)
     return scaled

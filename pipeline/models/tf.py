@@ -1,7 +1,7 @@
-"""TensorFlow and Keras, imported without TensorFlow's start-up lines, on which a reader cannot act.
+"""TensorFlow and Keras, imported without TensorFlow's start-up messages, which users can do nothing about.
 
-Some of them obey no setting (they are written before TensorFlow's log is set up), so standard error is held back while
-the libraries load, and given out only if that fails.
+No setting suppresses all of them (some are written before TensorFlow sets up its log). So standard error is buffered
+while the libraries load, and printed only if loading fails.
 """
 
 import os

