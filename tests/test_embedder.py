@@ -85,7 +85,7 @@ def test_a_cpu_without_the_training_precision_computes_all_in_single_precision_a
     with caplog.at_level("INFO"):
         made = Embedder(BACKBONE.model_copy(update={"training_precision": "bf16"}))
     np.testing.assert_array_equal(made.features(tiles, for_training=True), made.features(tiles))
-    assert "This CPU has no bf16: what is learned from is computed in f32 too" in caplog.text
+    assert "This CPU does not support bf16: training features are computed in f32 too" in caplog.text
 
 
 def test_a_precision_that_openvino_does_not_list_for_the_cpu_is_not_supported(monkeypatch):

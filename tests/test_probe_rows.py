@@ -84,5 +84,5 @@ def test_groups_stay_together_in_a_fold_and_each_fold_has_both_labels():
 def test_too_few_groups_of_a_label_are_refused():
     labels = np.array([True, True, False, False, False, False])
     groups = np.array(["a", "b", "c", "d", "e", "f"])
-    with pytest.raises(CracksError, match=r"train side has 2 groups of crack, a probe needs 3 .* kind finetune"):
+    with pytest.raises(CracksError, match=r"train side has 2 groups of crack, but a probe needs 3 .* kind finetune"):
         assign_folds(labels, groups)

@@ -1,1 +1,1 @@
-"""What candidates learn from, and how they learn."""
+"""Training data of the candidates, and how probes and fine-tuned networks are trained."""

@@ -1,6 +1,6 @@
-"""What the frozen lower layers of a network make of images, computed once and kept on disk.
+"""The activation cache: outputs of the frozen lower layers of a network, computed once and stored on disk.
 
-Fine-tuning reads it every epoch, where it would otherwise compute most of the network again for the same answer.
+Fine-tuning reads it in every epoch instead of computing most of the network again with the same result.
 """
 
 from dataclasses import dataclass
@@ -26,23 +26,23 @@ Activations = npt.NDArray[np.float16]
 
 
 def augmented(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generator) -> Pixels:
-    """Return the image flipped and turned at random: uint8, the same shape; edges are filled by reflection."""
+    """Return the image randomly flipped and rotated: uint8, the same shape; edges are filled by reflection."""
     if augmentation.flips != "vertical" and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     if augmentation.flips != "horizontal" and rng.random() < 0.5:
         pixels = pixels[::-1]
     turns = rng.uniform(-augmentation.max_rotation_turns, augmentation.max_rotation_turns)
     height, width = pixels.shape[:2]
-    # No corner of the turned frame reaches further out than this.
+    # The corners of the rotated frame reach no further out than this.
     margin = int(np.ceil((np.hypot(height, width) - min(height, width)) / 2))
     wide = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
-    turned = np.asarray(Image.fromarray(wide).rotate(360 * turns, Image.Resampling.BILINEAR))
-    return turned[margin : margin + height, margin : margin + width]
+    rotated = np.asarray(Image.fromarray(wide).rotate(360 * turns, Image.Resampling.BILINEAR))
+    return rotated[margin : margin + height, margin : margin + width]
 
 
 @dataclass(frozen=True)
 class AugmentedViews:
-    """Images as they are, followed by `n_views - 1` augmented versions of all of them."""
+    """All images unchanged, followed by `n_views - 1` augmented versions of all of them."""
 
     images: Images
     n_views: int
@@ -55,7 +55,7 @@ class AugmentedViews:
         return np.tile(self.images.sizes, (self.n_views, 1))
 
     def pixels(self, position: int) -> Pixels:
-        """Return a view, the same one each time: RGB, uint8, (height, width, 3)."""
+        """Return a view, reproducibly: RGB, uint8, (height, width, 3)."""
         view, image = divmod(position, len(self.images.sizes))
         pixels = self.images.pixels(image)
         if view == 0:
@@ -64,7 +64,7 @@ class AugmentedViews:
 
 
 class ActivationCache:
-    """Arrays of one shape that are kept in shards in a folder, read when they are asked for."""
+    """Arrays of one shape, stored in shards in a folder and read on demand."""
 
     def __init__(self, folder: Path, n_rows: int) -> None:
         self._shards = [np.load(shard_path(folder, shard), mmap_mode="r") for shard in shards_of(n_rows)]
@@ -79,12 +79,12 @@ class ActivationCache:
 
 
 def cache_activations(lower: keras.Model, images: Images, folder: Path) -> ActivationCache:
-    """Run images through frozen layers once, going on from the shards that are in `folder`.
+    """Return the cached outputs of frozen layers for all images, computing the shards that `folder` lacks.
 
     Args:
-        lower: uint8 (batch, height, width, 3) -> {"features": (batch, …)}, one shape for every size of image.
-        images: what is run through.
-        folder: where the shards are kept.
+        lower: uint8 (batch, height, width, 3) -> {"features": (batch, …)}, of one shape for images of any size.
+        images: the images.
+        folder: folder of the shards.
     """
     shape = lower.output["features"].shape[1:]
     compute = compute_function(lower)
@@ -95,12 +95,12 @@ def cache_activations(lower: keras.Model, images: Images, folder: Path) -> Activ
     return ActivationCache(folder, n_images)
 
 
-def cache_features(upper: keras.Model, kept: ActivationCache, folder: Path) -> ActivationCache:
-    """Run what is kept through more frozen layers, once: (batch, …) -> (batch, n_features)."""
+def cache_features(upper: keras.Model, cache: ActivationCache, folder: Path) -> ActivationCache:
+    """Return the cached outputs of further frozen layers for cached activations: (batch, …) -> (batch, n_features)."""
 
     def activations(shard: range) -> Activations:
-        batch = np.stack([kept.row(position) for position in shard])
+        batch = np.stack([cache.row(position) for position in shard])
         return np.asarray(upper.predict(batch, verbose=0), np.float16)
 
-    compute_missing_shards(folder, kept.n_rows, activations, "frozen upper layers")
-    return ActivationCache(folder, kept.n_rows)
+    compute_missing_shards(folder, cache.n_rows, activations, "frozen upper layers")
+    return ActivationCache(folder, cache.n_rows)

@@ -1,4 +1,4 @@
-"""What an unfinished training keeps on disk, so that a killed one goes on where it was."""
+"""Checkpoints of an unfinished training, from which a killed one resumes."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ EpochReport = Callable[[int, dict[str, float]], None]  # step from 0 over all ph
 
 
 def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
-    """Return the folder of unfinished work, one for each setting, so that a new setting never resumes an old run."""
+    """Return the checkpoint folder of a candidate; it depends on all settings, so that only an equal run is resumed."""
     candidate = named(params.candidates, name, "candidate")
     digest = hashlib.sha256(manifest.read_bytes())
     digest.update(candidate.model_dump_json().encode())
@@ -27,7 +27,7 @@ def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: s
 
 @dataclass
 class TrainingHistory:
-    """Rows of an epoch each, written to `path` as they come, so that a killed training knows what it had done."""
+    """One row per epoch, written to `path` after each epoch, so that a killed training can resume."""
 
     path: Path
     report: EpochReport
@@ -38,7 +38,7 @@ class TrainingHistory:
             self.rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def add(self, phase: str, epoch: int, values: dict[str, float]) -> None:
-        """Keep the row of an epoch; rows of the same phase from this epoch on are of a run that was killed."""
+        """Append the row of an epoch; drop rows of this phase from this epoch on, which a killed run left."""
         kept = [row for row in self.rows if row["phase"] != phase or row["epoch"] < epoch]
         self.rows = [*kept, {"step": len(kept), "phase": phase, "epoch": epoch, **values}]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -46,21 +46,21 @@ class TrainingHistory:
 
 
 def weights_file(folder: Path, phase: str, epoch: int) -> Path:
-    """Return the file of the weights after an epoch."""
+    """Return the path of the weights after an epoch."""
     return folder / f"{phase}-{epoch:04}.weights.h5"
 
 
 def n_epochs_done(folder: Path, phase: str) -> int:
-    """Return how many epochs of a phase have their weights in `folder`, or had until better ones came."""
+    """Return the number of finished epochs of a phase, from the weights in `folder`."""
     return max(
         (int(path.name[len(phase) + 1 :][:4]) + 1 for path in folder.glob(f"{phase}-????.weights.h5")), default=0
     )
 
 
 def save_best_and_last_weights(model: keras.Model, folder: Path, phase: str, losses: list[float]) -> None:
-    """Keep the weights and the optimizer's state after the last epoch, and those of the best one; others go."""
+    """Save weights and optimizer state after an epoch; keep those of the last and the best epoch, delete the others."""
     last, best = len(losses) - 1, int(np.argmin(losses))
-    partial = folder / f"{phase}.partial.weights.h5"  # Keras asks for the ending
+    partial = folder / f"{phase}.partial.weights.h5"  # Keras requires this extension
     model.save_weights(partial)
     partial.replace(weights_file(folder, phase, last))
     for epoch in range(last):

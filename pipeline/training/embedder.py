@@ -1,6 +1,6 @@
-"""A frozen backbone run over many images: OpenVINO on a CPU, TensorFlow where there is a GPU.
+"""Run a frozen backbone over many images, with OpenVINO on a CPU or with TensorFlow on a GPU.
 
-Work is done in shards; a finished shard is a file, so that a killed run goes on where it was.
+Features are computed in shards; a finished shard is a file, so that a killed run can resume.
 """
 
 import logging
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
 
-SHARD_IMAGES = 1024  # some seconds of work: little is lost by a kill, and starting a shard costs nothing against it
-BATCH_IMAGES = 8  # what a larger one is resized from does not fit the CPU's cache
+SHARD_IMAGES = 1024  # a few seconds of work: a killed run loses little, and the overhead of a shard is small
+BATCH_IMAGES = 8  # the original images of a larger one do not fit the CPU's cache
 
 
 class Embedder:
-    """A frozen backbone, ready to run."""
+    """Computes the features of a frozen backbone."""
 
     def __init__(self, backbone: Backbone) -> None:
         model = build_embedder(backbone)
@@ -42,23 +42,23 @@ class Embedder:
         wanted = backbone.training_precision
         graph, precision = to_openvino(model), supported_precision(wanted)
         if precision != wanted:
-            log.info("This CPU has no %s: what is learned from is computed in %s too", wanted, precision)
+            log.info("This CPU does not support %s: training features are computed in %s too", wanted, precision)
         self._exact = openvino_compute(graph)
         self._for_training = self._exact if precision == "f32" else openvino_compute(graph, precision)
 
     def features(self, images: Images, *, for_training: bool = False) -> Features:
         """Return the features of all images, float16, (n, n_features).
 
-        In single precision, as a registered model computes them; `for_training`, in the backbone's training precision
-        where this CPU has it.
+        They are computed in single precision, as a registered model does; with `for_training`, in the backbone's
+        training precision if this CPU supports it.
         """
         return compute_all(self._for_training if for_training else self._exact, images, (self.n_features,))
 
 
 def compute_all(compute: Compute, images: Images, shape: tuple[int, ...]) -> Features:
-    """Return what `compute` makes of all images, float16, (n, *shape).
+    """Return the result of `compute` for all images, float16, (n, *shape).
 
-    Each thread decodes a batch and then computes it, so that no core waits.
+    Each thread decodes a batch and then computes it, so that no core is idle.
     """
     results = np.empty((len(images.sizes), *shape), np.float16)
 
@@ -68,12 +68,12 @@ def compute_all(compute: Compute, images: Images, shape: tuple[int, ...]) -> Fea
 
     with ThreadPoolExecutor(N_THREADS) as pool:
         for _ in pool.map(fill, batches_by_size(images.sizes, BATCH_IMAGES)):
-            pass  # raises what a batch raised
+            pass  # raises the exception of a batch
     return results
 
 
 def compute_function(model: keras.Model) -> Compute:
-    """Return `model` (uint8 images -> {"features"}) as a function of one batch: on the GPU, or fast on the CPU."""
+    """Return `model` (uint8 images -> {"features"}) as a function of one batch, on the GPU if there is one."""
     return tensorflow_compute(model) if on_gpu() else openvino_compute(to_openvino(model))
 
 
@@ -89,14 +89,14 @@ def tensorflow_compute(model: keras.Model) -> Compute:
 
 
 def to_openvino(model: keras.Model) -> "openvino.Model":
-    """Return `model` (uint8 images -> {"features"}) as OpenVINO reads it."""
+    """Return `model` (uint8 images -> {"features"}) converted to OpenVINO."""
     return openvino.convert_model(as_tf_function(model).get_concrete_function())
 
 
 def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> Compute:
-    """Return a to_openvino graph as a function of one batch, run by OpenVINO.
+    """Return a converted graph as a function of one batch, run by OpenVINO.
 
-    May be called from several threads at once; there is a stream for each core.
+    The function is thread-safe; there is one stream per core.
     """
     compiled = CompiledGraph(graph, precision)
     return lambda batch: compiled(batch)["features"]
@@ -104,16 +104,21 @@ def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> C
 
 @lru_cache(maxsize=1)
 def embedder_of(backbone: Backbone) -> Embedder:
-    """Return the embedder of a backbone, the same one for the next call: a Dask worker builds it once."""
+    """Return the embedder of a backbone; the last one is cached, so that a Dask worker builds it once."""
     return Embedder(backbone)
 
 
 def embed_in_shards(
     backbone: Backbone, images: Images, unfinished: Path, what: str, *, for_training: bool = False
 ) -> Features:
-    """Return the features of images, float16, (n, n_features), going on from the shards in `unfinished`.
+    """Return the features of all images, float16, (n, n_features), computing the shards that `unfinished` lacks.
 
-    `for_training`: in the backbone's training precision.
+    Args:
+        backbone: the frozen network.
+        images: the images.
+        unfinished: folder of the shards.
+        what: name of the images on the progress bar.
+        for_training: whether to compute in the backbone's training precision.
     """
 
     def features(shard: range) -> Features:
@@ -124,36 +129,36 @@ def embed_in_shards(
 
 
 def shards_of(n_images: int) -> list[range]:
-    """Return the positions 0..n_images-1 in shards."""
+    """Split the positions 0..n_images-1 into shards."""
     return [range(start, min(n_images, start + SHARD_IMAGES)) for start in range(0, n_images, SHARD_IMAGES)]
 
 
 def has_shard(folder: Path, shard: range) -> bool:
-    """Return whether an earlier run has finished a shard in `folder`."""
+    """Return whether `folder` has the shard."""
     return shard_path(folder, shard).exists()
 
 
 def load_shard(folder: Path, shard: range) -> Features:
-    """Return a shard that is kept in `folder`."""
+    """Load a shard from `folder`."""
     features: Features = np.load(shard_path(folder, shard))
     return features
 
 
 def save_shard(folder: Path, shard: range, features: Features) -> None:
-    """Keep a finished shard in `folder`, whole or not at all."""
+    """Write a finished shard to `folder` atomically."""
     with replacing(shard_path(folder, shard)) as partial, partial.open("wb") as file:
         np.save(file, features)
 
 
 def shard_path(folder: Path, shard: range) -> Path:
-    """Return the file of a shard."""
+    """Return the path of a shard."""
     return folder / f"{shard.start:09}.npy"
 
 
 def compute_missing_shards(
     folder: Path, n_rows: int, compute: Callable[[range], Features], progress: str
 ) -> list[range]:
-    """Compute and keep each shard that `folder` lacks; return all shards of 0..n_rows-1."""
+    """Compute and save each shard that `folder` lacks; return all shards of 0..n_rows-1."""
     shards = shards_of(n_rows)
     for shard in tqdm(shards, desc=progress, unit=" shards", disable=None):
         if not has_shard(folder, shard):

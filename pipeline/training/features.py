@@ -1,6 +1,6 @@
-"""Features as `embed` keeps them: of each data set NAME.npy, and NAME.rows.npy, the rows of its inventory they are of.
+"""Read the features that `embed` stores: for each data set NAME.npy, and the inventory rows of these in NAME.rows.npy.
 
-Only what training reads is embedded. The test side and external test sets are seen by the finished model alone.
+Only images that training reads are embedded. Test images and external test sets are scored only by the final model.
 """
 
 from pathlib import Path
@@ -11,21 +11,21 @@ import pandas as pd
 
 from pipeline.data.training_images import RowNumbers
 
-Features = npt.NDArray[np.float16]  # (n, n_features); half precision rounds by 0.05 % and halves what is kept
+Features = npt.NDArray[np.float16]  # (n, n_features); half precision rounds by 0.05 % and takes half the space
 
 
 def features_file(folder: Path, name: str) -> Path:
-    """Return the file of the features of a data set, float16, (n, n_features)."""
+    """Return the path of the features of a data set, float16, (n, n_features)."""
     return folder / f"{name}.npy"
 
 
 def rows_file(folder: Path, name: str) -> Path:
-    """Return the file that tells of which rows of the inventory they are, int64, (n,)."""
+    """Return the path of the inventory rows that the features belong to, int64, (n,)."""
     return folder / f"{name}.rows.npy"
 
 
 def read_features(folder: Path, name: str, rows: RowNumbers) -> Features:
-    """Return the features of some rows of a data set's inventory, float16, (n, n_features).
+    """Return the features of `rows` of a data set's inventory, float16, (n, n_features).
 
     Raises:
         KeyError: a row was not embedded.
@@ -33,7 +33,7 @@ def read_features(folder: Path, name: str, rows: RowNumbers) -> Features:
     embedded = np.load(rows_file(folder, name))
     missing = np.setdiff1d(rows, embedded)
     if len(missing):
-        raise KeyError(f"{name} has no features of row {missing[0]} in {folder}: it is on neither train nor validation")
+        raise KeyError(f"{name} has no features of row {missing[0]} in {folder}: not on the train or validation side")
     features = np.load(features_file(folder, name), mmap_mode="r")
     order = np.argsort(embedded)
     return np.asarray(features[order[np.searchsorted(embedded, rows, sorter=order)]])
@@ -43,8 +43,8 @@ def features_of(images: pd.DataFrame, folder: Path) -> Features:
     """Return the features of images of several data sets, float16, (n, n_features).
 
     Args:
-        images: columns dataset and row; all images of a data set one after the other.
-        folder: of one backbone.
+        images: columns dataset and row; the images of a data set must be consecutive.
+        folder: folder of the features of one backbone.
 
     Raises:
         KeyError: an image was not embedded.

@@ -1,4 +1,4 @@
-"""Fine-tuning: the head of a pre-trained network, then its upper blocks, on augmented images."""
+"""Fine-tuning: training the head of a pre-trained network, then its upper blocks too, on augmented images."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from pipeline.training.checkpoints import TrainingHistory, n_epochs_done, save_b
 
 
 class _Examples(Protocol):
-    """What a phase learns from or is validated on: images, or what frozen layers have made of them."""
+    """Training or validation examples of a phase: images, or cached activations of images."""
 
     @property
     def labels(self) -> Labels: ...
@@ -40,9 +40,9 @@ class _Examples(Protocol):
 
 @dataclass(frozen=True)
 class _CachedExamples:
-    """One kept view of each image."""
+    """Cached activations of one view of each image."""
 
-    kept: ActivationCache
+    cache: ActivationCache
     rows: npt.NDArray[np.int64]
     labels: Labels
 
@@ -51,11 +51,11 @@ class _CachedExamples:
         return np.ones((len(self.rows), 2), np.int64)  # all of one shape
 
     def pixels(self, position: int) -> Activations:
-        return self.kept.row(int(self.rows[position]))
+        return self.cache.row(int(self.rows[position]))
 
 
 class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
-    """Batches of one image size each, shuffled where there is an rng, prepared while the network computes."""
+    """Batches of images of one size, shuffled if there is an rng, prepared while the network computes."""
 
     def __init__(self, examples: _Examples, batch_size: int, rng: np.random.Generator | None) -> None:
         super().__init__(workers=2, max_queue_size=8)
@@ -86,10 +86,10 @@ def _always_frozen(network: keras.Model, first_layer: str) -> list[keras.Layer]:
     names = [layer.name for layer in network.layers]
     if first_layer not in names:
         raise CracksError(
-            f"unfreeze_from is {first_layer!r}, the backbone {network.name} has no such layer. "
+            f"unfreeze_from is {first_layer!r}, but the backbone {network.name} has no such layer. "
             f"Its layers are {', '.join(name for name in names if name.endswith('_expand') or 'conv' in name)}."
         )
-    # Only frozen does BatchNorm stay in inference mode: `training=False` at the call gives way to what `fit` says.
+    # BatchNorm stays in inference mode only if frozen: `fit` overrides `training=False` in the call.
     norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     return [*network.layers[: names.index(first_layer)], *norms]
 
@@ -97,16 +97,16 @@ def _always_frozen(network: keras.Model, first_layer: str) -> list[keras.Layer]:
 def fit_finetune(
     backbone: Backbone, train: LabelledImages, validation: LabelledImages, params: Finetune, history: TrainingHistory
 ) -> keras.Model:
-    """Return the uncalibrated classifier that fine-tuning has made of the pre-trained network.
+    """Fine-tune a pre-trained network and return the uncalibrated classifier.
 
-    First the head alone learns, then the blocks from `unfreeze_from` on as well. BatchNorm stays as it was pre-trained,
-    in inference mode. What a killed run had finished, in the folder of `history`, is taken up again: each epoch draws
-    its random numbers from the seed and its own number, so that it comes out the same (but for the order in which
-    threads add up) whatever was before it in the same process.
+    First only the head is trained, then the blocks from `unfreeze_from` on too. BatchNorm keeps its pre-trained values
+    and stays in inference mode. A killed run is resumed from the folder of `history`. Each epoch draws its random
+    numbers from the seed and its own number, so that its result does not depend on whether the run was resumed (except
+    for the order in which threads add up).
     """
     keras.utils.set_random_seed(params.seed)
     network = build_backbone(backbone.architecture, backbone.feature_layers)
-    always_frozen = _always_frozen(network, params.unfreeze_from)  # before anything is trained under a misspelt name
+    always_frozen = _always_frozen(network, params.unfreeze_from)  # checked before anything is trained
     head = keras.layers.Dense(1, name="head")
     dropout = keras.layers.Dropout(params.dropout, seed=params.seed)
     if params.cached_augmentations is None:
@@ -127,12 +127,12 @@ def fit_finetune(
 
 @dataclass(frozen=True)
 class _PhaseData:
-    """What a phase trains, on what.
+    """The model and the examples of a phase.
 
     Attributes:
         model: from an example to the logit.
-        train: the training examples of an epoch.
-        validation: the validation examples.
+        train: function from an epoch to its training examples.
+        validation: validation examples.
     """
 
     model: keras.Model
@@ -148,7 +148,7 @@ def _data_from_images(
     validation: LabelledImages,
     params: Finetune,
 ) -> tuple[_PhaseData, _PhaseData]:
-    """Return what each phase trains, the usual way: all of the network, on images augmented anew each epoch."""
+    """Return the data of both phases without a cache: the complete network, on images augmented anew in each epoch."""
     image = image_input()
     values = preprocessed(image, backbone.image_size_px)
     augmentation = _augmentation_layers(params.augmentation, params.seed)
@@ -166,8 +166,8 @@ def _data_from_cache(
     params: Finetune,
     folder: Path,
 ) -> tuple[_PhaseData, _PhaseData]:
-    """Return what each phase trains: what is frozen in it was computed once for each view."""
-    assert params.cached_augmentations is not None  # noqa: S101 - for mypy: the caller has asked
+    """Return the data of both phases from the activation cache: frozen layers are computed once for each view."""
+    assert params.cached_augmentations is not None  # noqa: S101 - for mypy: the caller has checked
     cut = network.get_layer(params.unfreeze_from).input
     image = image_input()
     values = preprocessed(image, backbone.image_size_px)
@@ -175,10 +175,10 @@ def _data_from_cache(
     upper = keras.Model(cut, network.output)
     views = AugmentedViews(train, params.cached_augmentations, params.augmentation, params.seed)
 
-    def of_epoch(kept: ActivationCache) -> Callable[[int], _Examples]:
+    def examples_by_epoch(cache: ActivationCache) -> Callable[[int], _Examples]:
         def examples(epoch: int) -> _Examples:
-            chosen = np.random.default_rng([params.seed, epoch]).integers(kept.n_rows // len(train), size=len(train))
-            return _CachedExamples(kept, chosen * len(train) + np.arange(len(train)), train.labels)
+            chosen = np.random.default_rng([params.seed, epoch]).integers(cache.n_rows // len(train), size=len(train))
+            return _CachedExamples(cache, chosen * len(train) + np.arange(len(train)), train.labels)
 
         return examples
 
@@ -187,11 +187,11 @@ def _data_from_cache(
     features_train = cache_features(upper, cut_train, folder / "features-train")
     features_validation = cache_features(upper, cut_validation, folder / "features-validation")
 
-    def data(layers: Sequence[keras.Layer], kept: ActivationCache, kept_validation: ActivationCache) -> _PhaseData:
-        example = keras.Input(kept.shape)
+    def data(layers: Sequence[keras.Layer], cache: ActivationCache, validation_cache: ActivationCache) -> _PhaseData:
+        example = keras.Input(cache.shape)
         model = keras.Model(example, _through(layers, example))
         every = np.arange(len(validation))
-        return _PhaseData(model, of_epoch(kept), _CachedExamples(kept_validation, every, validation.labels))
+        return _PhaseData(model, examples_by_epoch(cache), _CachedExamples(validation_cache, every, validation.labels))
 
     return (
         data(head, features_train, features_validation),
@@ -206,7 +206,7 @@ def _through(layers: Sequence[keras.Layer], values: keras.KerasTensor) -> keras.
 
 
 def _fit_phase(data: _PhaseData, name: str, phase: Phase, params: Finetune, history: TrainingHistory) -> None:
-    """Train until the phase is over, an epoch at a time; the weights end as those of the best epoch or the last one."""
+    """Train a phase epoch by epoch; the final weights are those of the best epoch with patience, else of the last."""
     model, folder = data.model, history.path.parent
     optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[phase.optimizer]
     model.compile(  # after `trainable` has changed
@@ -227,8 +227,8 @@ def _fit_phase(data: _PhaseData, name: str, phase: Phase, params: Finetune, hist
             validation_data=_Batches(data.validation, params.batch_size, None),
             initial_epoch=epoch,
             epochs=epoch + 1,
-            shuffle=False,  # the batches are shuffled already, from a seed of this epoch
-            verbose=1 if sys.stdout.isatty() else 2,  # a bar for a person, a line an epoch for a log
+            shuffle=False,  # the batches are already shuffled, with the seed of this epoch
+            verbose=1 if sys.stdout.isatty() else 2,  # a progress bar in a terminal, one line per epoch in a log
         )
         values = {key: float(series[0]) for key, series in fitted.history.items()}
         history.add(name, epoch, values)
@@ -247,7 +247,7 @@ def _is_over(losses: list[float], phase: Phase) -> bool:
 
 
 def _reseed(model: keras.Model, seed: int, epoch: int) -> None:
-    """Set what dropout and augmentation draw from, so that an epoch does not depend on those before it."""
+    """Seed dropout and augmentation for an epoch, so that it does not depend on the epochs before."""
     for number, layer in enumerate(model.layers):
         for attribute in ("seed_generator", "generator"):
             if hasattr(layer, attribute):

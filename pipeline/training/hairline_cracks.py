@@ -1,8 +1,8 @@
-"""Cracks traced from close-ups and drawn again as hairlines.
+"""Synthetic hairline cracks: the centre lines of cracks in close-ups, drawn thinly across intact concrete.
 
-A crack that is shrunken with its surroundings (mosaics.py) gets thin, but short as well: it ends at the seam
-of its cell. On another structure cracks are thin and long. So the line along which a crack of a close-up runs is drawn
-across sound concrete, a pixel or two wide.
+Shrinking a crack together with its surroundings (mosaics.py) makes it thin, but also short: it ends at the edge of its
+cell. On other structures cracks are thin and long. So the centre line of a crack in a close-up is drawn across intact
+concrete, a pixel or two wide.
 """
 
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ from PIL import Image
 from pipeline.data.images import Images, Pixels
 
 Folds = npt.NDArray[np.int64]  # (n,), 0..n_folds-1
-GreyLevels = npt.NDArray[np.float32]  # (height, width, 3), 0..255, but not yet cut off there
-Line = npt.NDArray[np.bool_]  # (size, size), True along a crack, one pixel wide
+GreyLevels = npt.NDArray[np.float32]  # (height, width, 3), 0..255, not yet clipped
+Line = npt.NDArray[np.bool_]  # (size, size), True on the centre line of a crack, one pixel wide
 
-# A crack is what is darker than the concrete around it.
+# A crack is a region that is darker than the concrete around it.
 SURROUNDINGS_SIGMA = 1 / 9  # of the side of the image
 GRAIN_SIGMA_PX = 1.5  # smaller dark spots are grain
 MAX_BRIGHTNESS = 0.8  # of the surroundings
-MAX_SHARE = 0.1  # of the image: of rough concrete, much is darker than that
-N_GAPS_PX = 2  # twice as wide gaps in a crack are closed
-MIN_SHARE = 0.006  # of the image that a crack takes; smaller ones are stains
+MAX_SHARE = 0.1  # of the image: much of a rough surface is darker than that
+N_GAPS_PX = 2  # gaps in a crack of up to twice this width are closed
+MIN_SHARE = 0.006  # of the image that a crack covers; smaller regions are stains
 MIN_LENGTH = 0.67  # of the side of the image
 
-# How a crack looks from further away, each drawn evenly from its range.
+# Appearance of a crack from further away, each value drawn uniformly from its range.
 WIDTH_SIGMA_PX = (0.5, 1.6)
-DEPTH = (0.15, 0.6)  # share of the light that it takes where it is darkest
-FADING = 0.4  # standard deviation of the depth along the line, as a share of it
+DEPTH = (0.15, 0.6)  # share by which it darkens the surface where it is darkest
+FADING = 0.4  # standard deviation of the depth along the line, as a share of the depth
 FADING_RANGE = (0.2, 1.4)
 
 
 @dataclass(frozen=True)
 class CrackLines:
-    """The lines along which the cracks of close-ups run.
+    """Centre lines of the cracks in close-ups.
 
     Attributes:
-        lines: (n, size, size), True along a crack.
-        folds: (n,), of the cross-validation.
+        lines: (n, size, size), True on a centre line.
+        folds: (n,), cross-validation fold of each.
     """
 
     lines: npt.NDArray[np.bool_]
@@ -48,12 +48,12 @@ class CrackLines:
 
 
 def extract_crack_line(pixels: Pixels, size_px: int) -> Line:
-    """Return the line along which the cracks of a close-up run, (size_px, size_px); empty where none is clear.
+    """Return the centre line of the cracks in a close-up, (size_px, size_px); empty if there is no clear crack.
 
-    The middle of what is darker than its surroundings, by thinning (Zhang and Suen, A fast parallel algorithm for
-    thinning digital patterns, 1984).
+    Regions that are darker than their surroundings are thinned to one pixel (Zhang and Suen, A fast parallel algorithm
+    for thinning digital patterns, 1984).
     """
-    from skimage import filters, morphology  # takes a second, and most trainings do without
+    from skimage import filters, morphology  # the import takes a second, and most trainings do not need it
 
     grey = np.asarray(Image.fromarray(pixels).convert("L").resize((size_px, size_px)), np.float32)
     surroundings = filters.gaussian(grey, SURROUNDINGS_SIGMA * size_px)
@@ -66,13 +66,13 @@ def extract_crack_line(pixels: Pixels, size_px: int) -> Line:
 
 
 def extract_crack_lines(images: Images, positions: npt.NDArray[np.int64], folds: Folds, size_px: int) -> CrackLines:
-    """Return the lines of the images at `positions` that have a clear one.
+    """Return the centre lines of the images at `positions`, without those that show no clear crack.
 
     Args:
-        images: cracked ones among them.
-        positions: of cracked ones, (n,).
-        folds: of these, (n,).
-        size_px: of the lines.
+        images: all images.
+        positions: positions of cracked images, (n,).
+        folds: folds of the images at `positions`, (n,).
+        size_px: width and height of the lines.
     """
     lines = np.zeros((len(positions), size_px, size_px), bool)
     for line, position in zip(lines, positions, strict=True):
@@ -82,12 +82,12 @@ def extract_crack_lines(images: Images, positions: npt.NDArray[np.int64], folds:
 
 
 def draw_hairline_crack(surface: GreyLevels, line: Line, rng: np.random.Generator) -> GreyLevels:
-    """Return the surface with a hairline crack along `line`, (size, size), turned and mirrored at random.
+    """Return the surface with a hairline crack along `line`, which is randomly rotated and mirrored.
 
     Args:
         surface: (size, size, 3).
-        line: where the crack runs; may be empty.
-        rng: decides how the line is turned, and how wide, deep and faded the crack is.
+        line: centre line of the crack, (size, size); may be empty.
+        rng: determines the orientation of the line, and the width, depth and fading of the crack.
     """
     from skimage import filters
 
@@ -100,6 +100,6 @@ def draw_hairline_crack(surface: GreyLevels, line: Line, rng: np.random.Generato
 
 
 def in_random_orientation(picture: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
-    """Return a square picture in one of its eight orientations."""
+    """Return a square picture in a random one of its eight orientations."""
     turned = np.rot90(picture, int(rng.integers(4)))
     return turned[:, ::-1] if rng.random() < 0.5 else turned

@@ -1,8 +1,8 @@
-"""Training images composed of shrunken ones: cracks become thin and are surrounded by sound concrete.
+"""Mosaics: training images composed of shrunken ones, in which cracks are thin and surrounded by intact concrete.
 
-Close-ups teach a network that a crack is wide and fills the image. On another structure, photographed from further
-away, cracks are a few pixels wide. A mosaic of k x k shrunken close-ups, some of them cracked, shows cracks as they
-look there. Or all its cells are sound, and a crack is drawn across them (pipeline/training/hairline_cracks.py).
+In close-ups a crack is wide and fills the image. In photos of other structures, taken from further away, cracks are a
+few pixels wide. A mosaic of k x k shrunken close-ups, some of them cracked, imitates such photos. In a hairline mosaic
+all cells are intact, and a synthetic crack is drawn across them (pipeline/training/hairline_cracks.py).
 """
 
 from collections.abc import Sequence
@@ -26,15 +26,12 @@ from pipeline.training.hairline_cracks import (
     in_random_orientation,
 )
 
-MAX_SOURCES = 6000  # close-ups kept shrunken in memory, 40 kB each at 112 px
-MAX_CRACK_LINES = 1000  # 50 kB each at 224 px; more help no more
-SHARE_MIRRORED = 0.5  # of the surfaces that cracks are drawn on: one cell, mirrored on
+MAX_SOURCES = 6000  # shrunken close-ups in memory, 40 kB each at 112 px
+MAX_CRACK_LINES = 1000  # 50 kB each at 224 px; more bring no improvement
+SHARE_MIRRORED = 0.5  # of the surfaces of hairline mosaics: a single cell, extended by mirroring
 
-# What differs from one camera, weather and distance to the next, each drawn evenly from its range.
-CONTRAST = (
-    0.35,
-    1.1,
-)  # most ranges reach towards less: close-ups of wide cracks have more contrast than hairline cracks
+# Variation between cameras, weather and distances, each value drawn uniformly from its range.
+CONTRAST = (0.35, 1.1)  # mostly below 1: wide cracks in close-ups have more contrast than hairline cracks
 BRIGHTNESS_SHIFT = (-25.0, 25.0)  # grey levels
 COLOUR_GAIN = (0.92, 1.08)
 BLUR_SIGMA_PX = (0.3, 1.2)
@@ -44,7 +41,7 @@ SHARE_NOISY = 0.5
 
 
 def shrink(images: Images, positions: npt.NDArray[np.int64], size_px: int) -> Pixels:
-    """Return the images at `positions` shrunk by area means to squares: uint8, (n, size_px, size_px, 3)."""
+    """Return the images at `positions` as small squares, by area averaging: uint8, (n, size_px, size_px, 3)."""
     cells = np.empty((len(positions), size_px, size_px, 3), np.uint8)
     for cell, position in zip(cells, positions, strict=True):
         image = Image.fromarray(images.pixels(int(position)))
@@ -59,8 +56,8 @@ class Sources:
     Attributes:
         cells: uint8, (n, size, size, 3).
         labels: (n,), True for crack.
-        folds: (n,), of the cross-validation; all cells of a mosaic, and the crack drawn on it, are of one fold.
-        crack_lines: of cracks, to draw them across sound cells; None: cracked mosaics have some cracked cells.
+        folds: (n,), cross-validation folds; all cells of a mosaic, and the crack drawn on it, are of one fold.
+        crack_lines: centre lines to draw across intact cells; None: cracked mosaics have some cracked cells.
     """
 
     cells: Pixels
@@ -70,15 +67,15 @@ class Sources:
 
 
 class Mosaics:
-    """Mosaics drawn from a seed, cracked and intact in turn; each is composed when it is asked for."""
+    """Random mosaics, alternately cracked and intact; each is composed on demand, reproducibly from the seed."""
 
     def __init__(
         self, sources: Sources, cells_a_side: Sequence[int], n_images: int, size_px: int, *, seed: int
     ) -> None:
-        """Describe `n_images` mosaics for each of `cells_a_side`, of `size_px` x `size_px`.
+        """Plan `n_images` mosaics for each of `cells_a_side`, of `size_px` x `size_px`.
 
         Raises:
-            CracksError: the sources are not of both labels, in each fold, or have no crack to draw.
+            CracksError: in some fold, the sources lack a label or a crack line.
         """
         n = n_images * len(cells_a_side)
         self._sources = sources
@@ -87,23 +84,23 @@ class Mosaics:
         self._size_px = size_px
         self.sizes: Sizes = np.full((n, 2), size_px, np.int64)
         self.labels: Labels = np.arange(n) % 2 == 0
-        known = np.unique(sources.folds)
-        self.folds: Folds = known[np.arange(n) // 2 % len(known)]
+        folds = np.unique(sources.folds)
+        self.folds: Folds = folds[np.arange(n) // 2 % len(folds)]
         self._choice = {
             (int(fold), label): np.flatnonzero((sources.folds == fold) & (sources.labels == label))
-            for fold in known
+            for fold in folds
             for label in (True, False)
         }
         for (_, label), choice in self._choice.items():
             if not len(choice):
                 raise CracksError(
-                    f"Mosaics are composed of cracked and intact images, their sources have too few "
+                    f"Mosaics are composed of cracked and intact images, but there are too few "
                     f"{'cracked' if label else 'intact'} ones ({int((sources.labels == label).sum())} of "
                     f"{len(sources.labels)}). Name more data sets under mosaics.of, or leave mosaics out."
                 )
-        if sources.crack_lines and set(known) - set(sources.crack_lines.folds):
+        if sources.crack_lines and set(folds) - set(sources.crack_lines.folds):
             raise CracksError(
-                f"Only {len(sources.crack_lines.folds)} cracks of the images are clear enough to trace, too few for "
+                f"Only {len(sources.crack_lines.folds)} cracks in the images are clear enough to trace, too few for "
                 "the cross-validation. Name more data sets under hairline_mosaics.of, or leave hairline_mosaics out."
             )
 
@@ -120,7 +117,7 @@ class Mosaics:
         return vary(compose(self._sources.cells[chosen], side, self._size_px, rng), rng)
 
     def _intact_surface(self, fold: int, side: int, rng: np.random.Generator) -> GreyLevels:
-        """Return sound cells with their seams, which teach that an edge is no crack, or one that is mirrored on."""
+        """Return intact cells with visible seams, which are not cracks, or one cell continued by its mirror images."""
         if rng.random() < SHARE_MIRRORED:
             cell = self._sources.cells[rng.choice(self._choice[fold, False])]
             return extend_by_mirroring(cell, side, self._size_px, rng)
@@ -145,16 +142,16 @@ def build_mosaics(
     *,
     draw_hairlines: bool = False,
 ) -> Mosaics:
-    """Return the mosaics that params describe, composed of the chosen training images alone.
+    """Return the mosaics that `params` describes, composed only of the chosen training images.
 
     Args:
         train: all training images.
-        chosen: positions of some, (n,).
-        folds: of the chosen ones, (n,).
-        params: what mosaics are wanted.
-        size_px: of a mosaic.
-        seed: decides what each is composed of.
-        draw_hairlines: whether cracks are traced and drawn across intact cells.
+        chosen: positions of the images to use, (n,).
+        folds: folds of the chosen images, (n,).
+        params: the section of params.yaml.
+        size_px: width and height of a mosaic.
+        seed: determines what each mosaic is composed of.
+        draw_hairlines: whether to draw synthetic hairline cracks across intact cells.
     """
     rng = np.random.default_rng(seed)
     if len(chosen) > MAX_SOURCES:
@@ -171,19 +168,19 @@ def build_mosaics(
 def compose(
     cells: Pixels, side: int, size_px: int, rng: np.random.Generator, *, with_seams: bool = False
 ) -> GreyLevels:
-    """Lay side x side cells out as one surface, each turned and mirrored at random.
+    """Compose side x side cells to one surface, each randomly rotated and mirrored.
 
-    Each cell is shifted to the median colour of the first, so that seams do not show where the cells are sound.
+    Each cell is shifted to the median colour of the first, so that no seams show between intact cells.
 
     Args:
         cells: uint8, (side * side, height, width, 3).
-        side: cells in a row, and in a column.
-        size_px: of the mosaic.
-        rng: decides how the cells are turned.
-        with_seams: whether cells keep their colours instead.
+        side: number of cells in a row, and in a column.
+        size_px: width and height of the mosaic.
+        rng: determines the orientation of each cell.
+        with_seams: whether cells keep their own colours.
 
     Returns:
-        (size_px, size_px, 3), which can exceed 0..255.
+        (size_px, size_px, 3); values can lie outside 0..255.
     """
     edges = np.linspace(0, size_px, side + 1).astype(int)
     mosaic = np.empty((size_px, size_px, 3), np.float32)
@@ -200,13 +197,13 @@ def compose(
 
 
 def extend_by_mirroring(cell: Pixels, side: int, size_px: int, rng: np.random.Generator) -> GreyLevels:
-    """Return a cell, turned at random and shrunken, that goes on beyond its edges as its mirror image.
+    """Return a surface of a randomly oriented, shrunken cell, continued at its edges by its mirror images.
 
     Args:
         cell: uint8, (height, width, 3).
-        side: cells in a row, and in a column.
-        size_px: of the surface.
-        rng: decides how the cell is turned.
+        side: number of cells in a row, and in a column.
+        size_px: width and height of the surface.
+        rng: determines the orientation of the cell.
 
     Returns:
         (size_px, size_px, 3).
@@ -219,7 +216,7 @@ def extend_by_mirroring(cell: Pixels, side: int, size_px: int, rng: np.random.Ge
 
 
 def vary(image: GreyLevels, rng: np.random.Generator) -> Pixels:
-    """Return the image as another camera in other light would have taken it: uint8, the same shape."""
+    """Return the image with random contrast, brightness, colour, blur and noise: uint8, the same shape."""
     mean = image.mean()
     varied = (image - mean) * rng.uniform(*CONTRAST) + mean + rng.uniform(*BRIGHTNESS_SHIFT)
     varied *= rng.uniform(*COLOUR_GAIN, size=3)
@@ -227,7 +224,7 @@ def vary(image: GreyLevels, rng: np.random.Generator) -> Pixels:
         blur = ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA_PX))
         varied = np.asarray(Image.fromarray(_to_pixels(varied)).filter(blur), np.float32)
     if rng.random() < SHARE_NOISY:
-        grain = rng.normal(0, rng.uniform(*NOISE_STD), varied.shape[:2])  # grey, as film and sensors have it
+        grain = rng.normal(0, rng.uniform(*NOISE_STD), varied.shape[:2])  # the same for all channels
         varied = varied + grain[..., None]
     return _to_pixels(varied)
 

@@ -1,7 +1,7 @@
-"""A probe: logistic regression on the features of a frozen backbone, its penalty chosen by grouped cross-validation.
+"""A probe: logistic regression on the features of a frozen backbone; grouped cross-validation chooses the L2 penalty.
 
-Each data set has a head of its own, and the logits of all are averaged. One head for all does worse on each of them and
-on concrete that is like none (docs/experiments.md).
+Each data set has its own head, and the logits of all heads are averaged. A single head for all data sets is worse on
+each of them and on concrete that resembles none of them (docs/experiments.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,24 +22,24 @@ from pipeline.training.checkpoints import TrainingHistory
 from pipeline.training.features import Features
 from pipeline.training.hairline_cracks import Folds
 
-# Linear algebra on more threads takes four times the CPU seconds, most of them waiting, and rounds otherwise on another
+# On more threads, linear algebra takes four times the CPU seconds, most of them waiting, and rounding depends on the
 # number of cores.
 N_THREADS = 1
 MAX_ITERATIONS = 1000
-MIN_GINI = 0.01  # so that a logit is left where no head has learned anything
+MIN_GINI = 0.01  # so that the logit is not constant if no head is better than guessing
 
 Weights = npt.NDArray[np.float64]  # (n,)
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What a head learns from.
+    """The training data of a head, one row per image.
 
     Attributes:
         features: (n, n_features).
         labels: (n,), True for crack.
-        folds: (n,); images that belong together are in one fold.
-        sources: (n,), where a row is from: a data set, or mosaics of it.
+        folds: (n,); images of one group are in the same fold.
+        sources: (n,), name of the data set, or the kind of mosaics.
     """
 
     features: Features
@@ -54,10 +54,10 @@ class TrainingRows:
 
 
 def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
-    """Return a weight for each row, mean 1, by which every source counts the same, and in it both labels do.
+    """Return a weight for each row, with mean 1; all sources count equally, and so do both labels within a source.
 
-    A few thousand images are not drowned by many mosaics, and a rare label not by a frequent one; the calibration on
-    validation brings the true shares back.
+    So neither many mosaics dominate a few thousand images, nor a frequent label a rare one. Calibration on the
+    validation side restores the true shares.
     """
     _, cell = np.unique(np.char.add(sources, np.where(labels, "+", "-")), return_inverse=True)
     share = 1 / np.bincount(cell)[cell]
@@ -65,17 +65,17 @@ def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
 
 
 class FittedHead(NamedTuple):
-    """A head, and its Gini coefficient on the held-out folds: 2 AUROC - 1, 0 for guessing and 1 for no mistake."""
+    """A head and its Gini coefficient on the held-out folds, 2 AUROC - 1: 0 for guessing, 1 for a perfect ranking."""
 
     head: LinearHead
     gini: float
 
 
 def fit_probe(rows: Mapping[str, TrainingRows], params: Probe, history: TrainingHistory) -> LinearHead:
-    """Return the head that a probe has learned from `rows`, by the name of the head.
+    """Fit a head to each entry of `rows` and return their weighted average.
 
-    `history` gets a row for each head and L2 penalty, strongest first; its phase is the name.
-    `loss` and `accuracy` are on the training rows, `val_loss` and `val_accuracy` on the folds held out.
+    `history` gets a row for each head and L2 penalty, strongest penalty first; its phase is the name of the head.
+    `loss` and `accuracy` are computed on the training rows, `val_loss` and `val_accuracy` on the held-out folds.
     """
     fitted = {name: fit_head(rows[name], params, history, name) for name in sorted(rows)}
     return average_heads(fitted, rows)
@@ -84,8 +84,8 @@ def fit_probe(rows: Mapping[str, TrainingRows], params: Probe, history: Training
 def average_heads(fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingRows]) -> LinearHead:
     """Return the head whose logit is the weighted mean of the logits of all heads.
 
-    A head is weighted by its Gini coefficient over the standard deviation of its logits on the training rows of the
-    other heads, where none has the advantage of having seen the images.
+    The weight of a head is its Gini coefficient divided by the standard deviation of its logits on the training rows of
+    the other heads, on which it was not trained.
     """
     if len(fitted) == 1:
         return next(iter(fitted.values())).head
@@ -100,6 +100,7 @@ def average_heads(fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingR
 def _unnormalised_ensemble_weight(
     name: str, fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingRows]
 ) -> float:
+    """Return the weight of a head, before all weights are divided by their sum."""
     head, gini = fitted[name]
     variances = []
     for other in sorted(rows.keys() - {name}):
@@ -107,20 +108,20 @@ def _unnormalised_ensemble_weight(
         weights = equal_weights(rows[other].labels, rows[other].sources)
         variances.append(np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
     spread = float(np.sqrt(np.mean(variances)))
-    return max(gini, MIN_GINI) / spread if spread > 0 else 0.0  # a constant logit tells nothing
+    return max(gini, MIN_GINI) / spread if spread > 0 else 0.0  # a constant logit has no information
 
 
 def fit_head(rows: TrainingRows, params: Probe, history: TrainingHistory, phase: str) -> FittedHead:
-    """Return the head that is learned from `rows`; `history` gets a row of `phase` for each L2 penalty.
+    """Return the head fitted to `rows`; `history` gets a row of `phase` for each L2 penalty.
 
-    Features are standardised and reduced to their principal components while it learns; both are folded into the
-    kernel.
+    Features are standardised and reduced to their principal components for the fit; both steps are then folded into the
+    kernel, so that the head applies to raw features.
     """
     with threadpool_limits(N_THREADS, "blas"):
         scale = Scale.of(rows.features)
         standard = scale.standardised(rows.features)  # (n, n_features)
         n_components = min(params.n_components, *standard.shape)
-        # A second iteration is no better on METU, and takes half as long again. `standard` is overwritten.
+        # A second iteration is no better on METU and takes 50 % longer. `standard` is overwritten.
         pca = PCA(n_components, svd_solver="randomized", iterated_power=1, random_state=params.seed, copy=False)
         reduced = pca.fit_transform(standard).astype(np.float64)  # (n, n_components)
         weights = equal_weights(rows.labels, rows.sources)
@@ -150,13 +151,13 @@ def _scores(prefix: str, labels: Labels, probabilities: Weights, weights: Weight
 
 
 def _fit(features: Weights, labels: Labels, weights: Weights, l2_penalty: float) -> LogisticRegression:
-    # `l2_penalty` is per image, so that it means the same for every number of images.
+    # `l2_penalty` is per image, so that it does not depend on the number of images.
     model = LogisticRegression(C=1 / (l2_penalty * len(labels)), max_iter=MAX_ITERATIONS)
     return model.fit(features, labels, sample_weight=weights)
 
 
 def _held_out(features: Weights, rows: TrainingRows, weights: Weights, l2_penalty: float) -> Weights:
-    """Return the probability of each row by a model that has not seen its fold, (n,)."""
+    """Return the probability of each row by a model that was not trained on its fold, (n,)."""
     probabilities = np.empty(len(rows.labels))
     for fold in np.unique(rows.folds):
         held_out = rows.folds == fold

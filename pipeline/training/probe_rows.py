@@ -1,4 +1,4 @@
-"""What the heads of a probe learn from: features of training images, of these turned, and of mosaics of them."""
+"""The training rows of a probe: features of training images, of their other orientations, and of mosaics of them."""
 
 from pathlib import Path
 
@@ -17,24 +17,24 @@ from pipeline.training.mosaics import build_mosaics
 from pipeline.training.orientations import N_OTHERS, OtherOrientations
 from pipeline.training.probe import TrainingRows
 
-N_FOLDS = 3  # each fit costs as much as the last one: three tell penalties that are tenfold apart well enough
+N_FOLDS = 3  # each fold costs as much as the final fit; three suffice to compare penalties that differ tenfold
 
-Positions = npt.NDArray[np.int64]  # (n,), of images among those of the train side
+Positions = npt.NDArray[np.int64]  # (n,), positions among the images of the train side
 
 
 def rows_by_head(
     backbone: Backbone, params: Probe, train: LabelledImages, features: Path, unfinished: Path
 ) -> dict[str, TrainingRows]:
-    """Return what each head of a probe learns from, by name.
+    """Return the training rows of each head of a probe, by name.
 
-    There is a head for each data set (but for small ones): it learns from the training images and, where params ask for
-    them, their other orientations, and mosaics of them. Another one learns from mosaics with traced cracks instead.
+    Each data set that is large enough has a head, trained on its training images and, if `params` asks for them, on
+    their other orientations and on mosaics of them. A second head is trained on hairline mosaics instead of mosaics.
     """
     datasets, groups = (train.rows[column].to_numpy(str) for column in ("dataset", "group"))
-    known = features_of(train.rows, features)
+    train_features = features_of(train.rows, features)
     heads: dict[str, TrainingRows] = {}
     for name, chosen in images_by_head(datasets, train.labels, groups).items():
-        heads |= _rows_of_data_set(name, backbone, params, train, chosen, known[chosen], unfinished / name)
+        heads |= _rows_of_data_set(name, backbone, params, train, chosen, train_features[chosen], unfinished / name)
     return heads
 
 
@@ -44,21 +44,21 @@ def _rows_of_data_set(
     params: Probe,
     train: LabelledImages,
     chosen: Positions,
-    known: Features,
+    features: Features,
     unfinished: Path,
 ) -> dict[str, TrainingRows]:
     labels, datasets = train.labels[chosen], train.rows["dataset"].to_numpy(str)[chosen]
     folds = assign_folds(labels, train.rows["group"].to_numpy(str)[chosen])
-    images = [TrainingRows(known, labels, folds, datasets)]
+    images = [TrainingRows(features, labels, folds, datasets)]
 
     turned = np.flatnonzero(np.isin(datasets, params.orientations))
     if len(turned):
         others = OtherOrientations(Chosen(train, chosen[turned]))
-        seen = embed_in_shards(backbone, others, unfinished / "turned", "turned images", for_training=True)
-        again = np.tile(turned, N_OTHERS)
-        images.append(TrainingRows(seen, labels[again], folds[again], datasets[again]))
+        embedded = embed_in_shards(backbone, others, unfinished / "turned", "turned images", for_training=True)
+        repeated = np.tile(turned, N_OTHERS)
+        images.append(TrainingRows(embedded, labels[repeated], folds[repeated], datasets[repeated]))
 
-    def composed(wanted: MosaicSet | None, kind: str) -> list[TrainingRows]:
+    def mosaic_rows(wanted: MosaicSet | None, kind: str) -> list[TrainingRows]:
         shrunken = np.flatnonzero(np.isin(datasets, wanted.of if wanted else ()))
         if wanted is None or not len(shrunken):
             return []
@@ -66,28 +66,28 @@ def _rows_of_data_set(
         mosaics = build_mosaics(
             train, chosen[shrunken], folds[shrunken], wanted, size_px, params.seed, draw_hairlines=draw_hairlines
         )
-        seen = embed_in_shards(backbone, mosaics, unfinished / kind, "mosaics", for_training=True)
-        return [TrainingRows(seen, mosaics.labels, mosaics.folds, np.full(len(seen), kind))]
+        embedded = embed_in_shards(backbone, mosaics, unfinished / kind, "mosaics", for_training=True)
+        return [TrainingRows(embedded, mosaics.labels, mosaics.folds, np.full(len(embedded), kind))]
 
-    heads = {name: TrainingRows.concatenated([*images, *composed(params.mosaics, "mosaics")])}
-    if traced := composed(params.hairline_mosaics, "hairline_mosaics"):
-        heads[f"{name}, hairlines"] = TrainingRows.concatenated([*images, *traced])
+    heads = {name: TrainingRows.concatenated([*images, *mosaic_rows(params.mosaics, "mosaics")])}
+    if hairlines := mosaic_rows(params.hairline_mosaics, "hairline_mosaics"):
+        heads[f"{name}, hairlines"] = TrainingRows.concatenated([*images, *hairlines])
     return heads
 
 
 def images_by_head(
     datasets: npt.NDArray[np.str_], labels: Labels, groups: npt.NDArray[np.str_]
 ) -> dict[str, Positions]:
-    """Return by data set the positions, (n,), of the images that its head learns from.
+    """Return the positions, (n,), of the training images of each head, by the name of its data set.
 
-    A data set with too few groups for a head of its own is learned from with the largest one that has enough. Where
-    none has, all are learned from together.
+    A data set with too few groups for its own head is merged with the largest one that has enough. If none has enough,
+    all are merged.
     """
     names, sizes = np.unique(datasets, return_counts=True)
     has_head = np.array([_has_enough_groups(labels[datasets == name], groups[datasets == name]) for name in names])
-    home = names[np.argmax(np.where(has_head, sizes, 0) if has_head.any() else sizes)]
-    learned_with = np.where(np.isin(datasets, names[has_head]), datasets, home)
-    return {str(name): np.flatnonzero(learned_with == name) for name in np.unique(learned_with)}
+    target = names[np.argmax(np.where(has_head, sizes, 0) if has_head.any() else sizes)]
+    head_names = np.where(np.isin(datasets, names[has_head]), datasets, target)
+    return {str(name): np.flatnonzero(head_names == name) for name in np.unique(head_names)}
 
 
 def _has_enough_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> bool:
@@ -99,16 +99,16 @@ def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
 
 
 def assign_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
-    """Return a fold for each image, groups kept together, both labels spread over the folds; (n,).
+    """Return a fold for each image, (n,); groups stay together, and both labels are spread over the folds.
 
     Raises:
-        CracksError: too few groups of a label.
+        CracksError: a label has too few groups.
     """
     for name, n_groups in _n_groups(labels, groups).items():
         if n_groups < N_FOLDS:
             raise CracksError(
-                f"The train side has {n_groups} groups of {name}, a probe needs {N_FOLDS} for its cross-validation. "
-                "Add images, or use a candidate of kind finetune."
+                f"The train side has {n_groups} groups of {name}, but a probe needs {N_FOLDS} for its cross-validation."
+                " Add images, or use a candidate of kind finetune."
             )
     folds = np.empty(len(labels), np.int64)
     splitter = StratifiedGroupKFold(N_FOLDS)
