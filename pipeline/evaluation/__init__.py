@@ -1,1 +1,1 @@
-"""Scores with intervals, slices, and the pages and plots that show them."""
+"""Scores with confidence intervals, slices, and the plots and pages of the report."""

@@ -1,4 +1,4 @@
-"""The diagram of a network, drawn from the blocks that `pipeline.evaluation.model_architecture` has found in it."""
+"""The diagram of a network, drawn from the blocks that `pipeline.evaluation.model_architecture` returns."""
 
 from collections.abc import Sequence
 from math import log2
@@ -9,7 +9,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:  # finding the blocks needs TensorFlow, drawing them does not
     from pipeline.evaluation.model_architecture import Block
 
-WIDTH, ROW_HEIGHT = 500, 58  # units of the drawing, about pixels
+WIDTH, ROW_HEIGHT = 500, 58  # SVG units, about pixels
 CENTRE, TEXT_FROM, MAX_BLOCK = 65, 145, 120
 
 
@@ -19,7 +19,7 @@ def _numbers(block: "Block") -> str:
 
 
 def _draw_block(block: "Block", row: int, largest: int) -> Markup:
-    """Return a block: the wider, the larger its images; the higher, the more channels."""
+    """Return a block as SVG; its width grows with the size of its output, its height with the number of channels."""
     size = max((side or largest for side in block["shape"][:-1]), default=0)
     width = max(14.0, MAX_BLOCK * log2(1 + size) / log2(1 + largest))
     height = 4 + 4 * log2(block["shape"][-1] or 1)

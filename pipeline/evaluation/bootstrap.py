@@ -1,8 +1,8 @@
-"""Scores with 95 % intervals by the bootstrap over groups: images of one photo, or copies, stand or fall together.
+"""Scores with 95 % intervals by the bootstrap over groups, because images of a photo, or copies, are not independent.
 
-Resampling images would take tiles of one photo for independent evidence, and the intervals would be too narrow (Efron
-and Tibshirani, An Introduction to the Bootstrap, 1993, percentile method; whole groups as in Field and Welsh,
-Bootstrapping clustered data, 2007).
+Resampling single images would treat tiles of one photo as independent, and the intervals would be too narrow. The
+percentile method is used (Efron and Tibshirani, An Introduction to the Bootstrap, 1993), and complete groups are
+resampled (Field and Welsh, Bootstrapping clustered data, 2007).
 """
 
 import math
@@ -18,9 +18,9 @@ from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
 Floats = npt.NDArray[np.float64]
 
 N_RESAMPLES = 1000
-MIN_GROUPS = 5  # fewer say nothing about how groups differ
+MIN_GROUPS = 5  # with fewer, the variation between groups cannot be estimated
 MIN_DEFINED_SHARE = 0.95  # of the resamples; a score that is undefined in more has no interval
-VALUES_AT_A_TIME = 500_000  # images times resamples that are weighted at once, so that they stay in the cache
+VALUES_AT_A_TIME = 500_000  # images times resamples per step, so that they fit the CPU's cache
 SEED = 0
 
 SCORES = (
@@ -43,19 +43,19 @@ def weighted_scorer(
 ) -> Callable[[Floats], dict[str, Floats]]:
     """Return a function from weights of the groups, (n_resamples, n_groups), to each of SCORES, (n_resamples,).
 
-    A score is NaN where it is undefined. The balanced scores weigh cracks and intact images so that they count equally.
+    An undefined score is NaN. In balanced scores, cracked and intact images have the same total weight.
 
     Args:
         labels: (n,), True for crack.
-        probabilities: (n,), of a crack, 0..1; from `threshold` on an image counts as crack.
-        groups: (n,), 0..n_groups-1.
-        threshold: 0..1.
+        probabilities: (n,), probability of a crack, 0..1.
+        groups: (n,), number of the group of each image, 0..n_groups-1.
+        threshold: probability from which an image counts as a crack, 0..1.
     """
-    called = (probabilities >= threshold)[:, None]
+    predicted = (probabilities >= threshold)[:, None]
     bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
     in_bin = bins[:, None] == np.arange(N_ECE_BINS)  # (n, n_bins)
-    excess = in_bin * (probabilities.astype(np.float64) - labels)[:, None]  # stated less observed
-    of_image = np.hstack([np.ones_like(called), called, excess])  # (n, 2 + n_bins)
+    excess = in_bin * (probabilities.astype(np.float64) - labels)[:, None]  # predicted minus observed
+    of_image = np.hstack([np.ones_like(predicted), predicted, excess])  # (n, 2 + n_bins)
     n_groups = int(groups.max()) + 1
     of_cracks, of_intact = np.zeros((2, n_groups, of_image.shape[1]))
     np.add.at(of_cracks, groups[labels], of_image[labels])
@@ -93,14 +93,14 @@ def _threshold_scores(found: Floats, false_alarms: Floats, n_crack: Floats, n_in
 def _ranking_scorer(
     labels: Labels, probabilities: Probabilities, groups: npt.NDArray[np.int64]
 ) -> Callable[[Floats], dict[str, Floats]]:
-    """Return the part of `weighted_scorer` that depends on the order of the probabilities alone.
+    """Return the part of `weighted_scorer` that depends only on the order of the probabilities.
 
-    The thresholds are the distinct probabilities of cracks, falling; what cumulates at them is found and false alarms.
+    Found cracks and false alarms are cumulated at the distinct probabilities of cracks, in descending order.
     """
     order = np.argsort(-probabilities, kind="stable")
     cracks, intact = order[labels[order]], order[~labels[order]]
     thresholds = -np.unique(-probabilities[cracks])
-    # number of cracks, of intact images, and of intact images above, down to each threshold
+    # number of cracks and of intact images at or above each threshold, and of intact images above it
     n_found = np.searchsorted(-probabilities[cracks], -thresholds, side="right")
     n_false = np.searchsorted(-probabilities[intact], -thresholds, side="right")
     n_above = np.searchsorted(-probabilities[intact], -thresholds, side="left")
@@ -121,14 +121,14 @@ def _ranking_scorer(
 
 
 def _cumulative_weights(weights: Floats, groups: npt.NDArray[np.int64]) -> Floats:
-    """Return the cumulated weights of images of these groups, from none to all, (n_resamples, n + 1)."""
+    """Return the cumulative weights of images with these groups, starting with 0, (n_resamples, n + 1)."""
     cumulated = np.zeros((len(weights), len(groups) + 1))
     np.cumsum(weights[:, groups], axis=1, out=cumulated[:, 1:])
     return cumulated
 
 
 def resampled_groups(n_groups: int, n_images: int) -> Iterator[Floats]:
-    """Yield how often each group is drawn in each resample, (some resamples, n_groups), N_RESAMPLES in all."""
+    """Yield how often each group is drawn, in parts of (n_resamples, n_groups), N_RESAMPLES resamples in total."""
     rng = np.random.default_rng(SEED)
     at_a_time = max(1, VALUES_AT_A_TIME // n_images)
     for start in range(0, N_RESAMPLES, at_a_time):
@@ -140,18 +140,19 @@ def resampled_groups(n_groups: int, n_images: int) -> Iterator[Floats]:
 def scores_with_intervals(
     labels: Labels, probabilities: Probabilities, groups: npt.NDArray[Any], threshold: float
 ) -> dict[str, Any]:
-    """Return n, n_groups, prevalence, each of SCORES, and `interval`: by score, its "low" and "high", or None.
+    """Return n, n_groups, prevalence, each of SCORES, and `interval`: for each score its "low" and "high", or None.
 
-    A score is None where it is undefined: no crack, no intact image, no call. Its interval is None where there are
-    fewer than 5 groups, where it is undefined in more than 5 % of the resamples, or where it is the same in all: of a
-    set without a mistake, resamples have none either, which is no proof of certainty. Resampling adds noise to the bins
-    of ECE, so that its interval lies a little high and can even lie above the figure.
+    A score is None if it is undefined: without cracks, without intact images, or without images predicted as cracks.
+    An interval is None if there are fewer than 5 groups, if the score is undefined in more than 5 % of the resamples,
+    or if it is the same in all. (Resamples of a set without mistakes have none either, which does not prove that the
+    score is certain.) Resampling adds noise to the bins of the ECE, so its interval is a little too high and can lie
+    above the score.
 
     Args:
         labels: (n,), True for crack, n > 0.
-        probabilities: (n,), of a crack, 0..1.
-        groups: (n,), a name or number of the group of each image.
-        threshold: from which an image counts as crack.
+        probabilities: (n,), probability of a crack, 0..1.
+        groups: (n,), name or number of the group of each image.
+        threshold: probability from which an image counts as a crack.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     score = weighted_scorer(labels, probabilities, numbers, threshold)
@@ -173,12 +174,12 @@ def scores_with_intervals(
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the first of two models is.
+    """The difference between two models' weighted accuracies; positive if the first is better.
 
     Attributes:
-        value: its weighted accuracy less that of the second, -1..1.
+        value: weighted accuracy of the first model minus that of the second, -1..1.
         low: lower end of the one-sided 97.5 % interval.
-        confidence: share of the resamples, 0..1, in which the first is better; equal counts half.
+        confidence: share of the resamples, 0..1, in which the first is better; a tie counts half.
     """
 
     value: float
@@ -187,10 +188,10 @@ class Difference:
 
 
 def weighted_accuracy(labels: Labels, is_right: npt.NDArray[np.bool_], crack_weight: float) -> float:
-    """Return the mean of recall and specificity, 0..1, weighed `crack_weight` to one less that.
+    """Return the mean of recall and specificity, 0..1, weighted by `crack_weight` and 1 - `crack_weight`.
 
-    It counts each label by what a mistake costs, whatever its share of the images; with a weight of 1/2 it is the
-    balanced accuracy. Of one label only it is the share of that which is right, of none NaN.
+    So each label counts by the cost of a mistake, not by its share of the images; with a weight of 1/2 this is the
+    balanced accuracy. If only one label occurs, it is the accuracy on that label; without images it is NaN.
     """
     shares = [(weight, is_right[of].mean()) for of, weight in ((labels, crack_weight), (~labels, 1 - crack_weight))
               if of.any()]  # fmt: skip
@@ -205,16 +206,16 @@ def paired_difference(
     groups: npt.NDArray[Any],
     crack_weight: float,
 ) -> Difference:
-    """Return the difference of the weighted accuracies of two models on the same images, by resampling groups.
+    """Return the difference of two models' weighted accuracies on the same images, with an interval over groups.
 
-    A resample in which a label is missing counts as if the first were wrong throughout.
+    A resample that lacks a label counts as a difference of -1, the worst for the first model.
 
     Args:
-        labels: (n,), True for crack, n > 0, both present.
-        first_is_right: (n,), whether the first model calls the image by its label.
-        second_is_right: (n,), the same of the second.
-        groups: (n,), a name or number of the group of each image.
-        crack_weight: 0..1, of recall; specificity has the rest.
+        labels: (n,), True for crack, n > 0; both labels must occur.
+        first_is_right: (n,), whether the first model's prediction is correct.
+        second_is_right: (n,), whether the second model's prediction is correct.
+        groups: (n,), name or number of the group of each image.
+        crack_weight: weight of recall, 0..1; specificity has the weight 1 - `crack_weight`.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     gained = first_is_right.astype(np.float64) - second_is_right

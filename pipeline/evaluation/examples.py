@@ -1,4 +1,4 @@
-"""Pictures for the report: the worst mistakes with where the model looked, and random predictions."""
+"""Images for the report: the worst mistakes with their occlusion overlays, and random predictions."""
 
 import math
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ import pandas as pd
 from pipeline.data.images import LabelledImages, Pixels
 from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 
-N_PER_KIND = 6  # of right and of wrong predictions
+N_PER_KIND = 6  # correct and wrong predictions each
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image and what the model said of it.
+    """An image and the model's prediction for it.
 
     Attributes:
-        path: within its data set.
+        path: path within its data set.
         dataset: name of its data set.
-        label: crack or intact, the truth.
-        probability: of a crack, 0..1.
-        pixels: RGB, uint8, shape (height, width, 3), any size.
-        overlay: the same picture under the map of where the model looked, where there is one.
+        label: true label, crack or intact.
+        probability: predicted probability of a crack, 0..1.
+        pixels: RGB, uint8, (height, width, 3), of any size.
+        overlay: the image with its occlusion map, or None.
 
     """
 
@@ -38,7 +38,7 @@ class Picture:
 
 
 def pictures_of(rows: pd.DataFrame, datasets: Path) -> Iterator[Picture]:
-    """Yield the picture of each row, with `overlay` where the rows have an `occlusion_map`: a square, row by row."""
+    """Yield the picture of each row; it has an `overlay` if the rows have an `occlusion_map`, a flattened square."""
     images = LabelledImages(rows, datasets)
     for position, row in enumerate(images.rows.to_dict(orient="records")):
         pixels = images.pixels(position)
@@ -50,7 +50,7 @@ def pictures_of(rows: pd.DataFrame, datasets: Path) -> Iterator[Picture]:
 
 
 def random_predictions(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Return random ones of `rows`: six called right, then six called wrong, or all that there are."""
+    """Return a random sample of `rows`: up to six correct predictions, then up to six wrong ones."""
     right = (rows["label"] == "crack") == (rows["probability"] >= threshold)
     return pd.concat(
         [part.sample(min(N_PER_KIND, len(part)), random_state=SEED) for part in (rows[right], rows[~right])]

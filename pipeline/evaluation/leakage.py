@@ -1,7 +1,7 @@
-"""What leakage is worth: the same plain model, trained and scored on the leak-free split and on a random one.
+"""The leakage effect: how much better a plain model scores on a random split than on the leak-free one.
 
-It is scored on the validation side: the test side is for the model that was chosen. Features are those that `embed`
-has left, so the random split scores some images on features in the training precision.
+Both are scored on the validation side, because the test side is reserved for the chosen model. The features are those
+that `embed` stored, so on the random split some images are scored on features in the training precision.
 """
 
 from pathlib import Path
@@ -15,21 +15,21 @@ from sklearn.metrics import f1_score
 from pipeline.data.training_images import TRAINING_SIDES
 from pipeline.training.features import features_of
 
-MAX_IMAGES = 20_000  # keeps both fits at seconds; whole groups are drawn, so that copies stay as frequent
+MAX_IMAGES = 20_000  # so that both fits take seconds; complete groups are sampled, so that copies stay as frequent
 SEED = 0
 
 Sides = npt.NDArray[np.object_]  # (n,), train or validation
 
 
 def sample_groups(images: pd.DataFrame) -> pd.DataFrame:
-    """Return the images of random groups, about MAX_IMAGES of them, or all where there are not so many."""
+    """Return the images of random groups, at most MAX_IMAGES images."""
     groups = images["group"].drop_duplicates().sample(frac=1, random_state=SEED)
     sizes = images["group"].value_counts().loc[groups]
     return images[images["group"].isin(sizes.index[sizes.cumsum() <= MAX_IMAGES])]
 
 
 def random_sides(images: pd.DataFrame) -> Sides:
-    """Return a random side of each image by itself, as many of each label on each side as there were."""
+    """Return a random side for each image, regardless of its group; the number of images per side and label is kept."""
     rng = np.random.default_rng(SEED)
     return images.groupby("label")["split"].transform(rng.permutation).to_numpy(object)
 
@@ -39,28 +39,28 @@ def _scores(features: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], si
     mean, std = features[train].mean(axis=0), features[train].std(axis=0)
     standardised = (features - mean) / np.where(std > 0, std, 1)
     model = LogisticRegression(max_iter=2000).fit(standardised[train], labels[train])
-    called = model.predict(standardised[scored])
-    wrong = called != labels[scored]
+    predicted = model.predict(standardised[scored])
+    wrong = predicted != labels[scored]
     return {
         "n_errors": int(wrong.sum()),
         "errors_per_thousand": 1000 * float(wrong.mean()),
-        "f1": float(f1_score(labels[scored], called, zero_division=0.0)),
+        "f1": float(f1_score(labels[scored], predicted, zero_division=0.0)),
     }
 
 
 def compare_splits(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> dict[str, float | int]:
-    """Return the scores of logistic regression on both splits, and how far the random one leaks.
+    """Return the scores of logistic regression on the leak-free and on a random split, and the leakage of the latter.
 
-    The random one assign the same images, each by itself, to sides of the same sizes.
+    The random split assigns the same images to sides of the same sizes, regardless of groups.
 
     Args:
-        images: a row an image: label, group, split (train or validation; both labels on train).
-        features: of the same images, float32, (n, n_features).
+        images: one row per image: label, group, split (train or validation; train must have both labels).
+        features: features of these images, float32, (n, n_features).
 
     Returns:
-        n_images, n_scored; of both splits (`leak_free_…`, `random_…`) n_errors, errors_per_thousand and f1; of the
-        random one n_scored_with_copy_in_train and share_of_scored_with_copy_in_train: images of whose group (copies,
-        tiles of one photo) another one is in train.
+        n_images and n_scored; for both splits (`leak_free_…`, `random_…`) n_errors, errors_per_thousand and f1; for the
+        random split n_scored_with_copy_in_train and share_of_scored_with_copy_in_train, the scored images whose group
+        (copies, tiles of one photo) also occurs in train.
     """
     labels, leak_free = (images["label"] == "crack").to_numpy(), images["split"].to_numpy()
     random = random_sides(images)
@@ -77,14 +77,14 @@ def compare_splits(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> d
 
 
 def leakage_effect(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | int]:
-    """Return `compare_splits` of the images that training reads.
+    """Return the result of `compare_splits` for the training and validation images, and n_available, their number.
 
     Args:
-        manifest: of `split`, the rows of the data sets trained on.
-        features_folder: of one backbone.
+        manifest: the table that the stage split wrote, the rows of the data sets trained on.
+        features_folder: folder of the features of one backbone.
     """
     assigned = manifest[manifest["split"].isin(TRAINING_SIDES)]
     images = sample_groups(assigned).sort_values(["dataset", "row"])
-    # sums over many rows overflow where features are kept in half precision
+    # in half precision, sums over many rows would overflow
     features = features_of(images, features_folder).astype(np.float32)
     return {"n_available": len(assigned), **compare_splits(images, features)}

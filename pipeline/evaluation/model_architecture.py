@@ -1,4 +1,4 @@
-"""The layers of a Keras model from input to output, nested models stage by stage, as JSON can hold them."""
+"""The layers of a Keras model from input to output, nested models split into stages, as JSON-serialisable blocks."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypedDict
@@ -9,14 +9,14 @@ Shape = Sequence[int | None]  # without the batch
 
 
 class Block(TypedDict):
-    """A layer, or consecutive layers of a nested model whose outputs have one height and width.
+    """A layer, or consecutive layers of a nested model whose outputs have the same height and width.
 
     Attributes:
         title: name of the layer, or of the nested model and the number of the stage.
-        detail: what it is.
-        shape: of the output of the last layer, without the batch; None where any size goes.
-        n_weights: numbers in all its weights.
-        is_nested: whether it is a part of a nested model.
+        detail: type of the layer, or names of the first and the last layer.
+        shape: shape of the last layer's output, without the batch; None for any size.
+        n_weights: number of weights.
+        is_nested: whether it is part of a nested model.
 
     """
 
@@ -28,14 +28,14 @@ class Block(TypedDict):
 
 
 def _feeding_layer(model: keras.Model, nested: keras.Model) -> str:
-    """Return the name of the layer of the functional `model` whose output goes into `nested`."""
+    """Return the name of the layer of the functional `model` whose output is the input of `nested`."""
     (settings,) = [entry for entry in model.get_config()["layers"] if entry["config"]["name"] == nested.name]
     return str(settings["inbound_nodes"][0]["args"][0]["config"]["keras_history"][0])
 
 
 def _stages(network: keras.Model, input_shape: Shape) -> Iterator[Block]:
-    """Yield consecutive layers with one output height and width as a block; padding goes with what follows it."""
-    # the original takes any size, and its input can be a tensor or a list of one
+    """Yield a block for consecutive layers with the same output height and width; padding joins the next block."""
+    # the original accepts any size, and its input can be a tensor or a list of one
     sized_input = keras.tree.map_structure(lambda _: keras.Input(input_shape), network.input)
     sized = keras.models.clone_model(network, input_tensors=sized_input)
     stage: list[keras.Layer] = []
@@ -66,9 +66,9 @@ def _names(layers: list[keras.Layer]) -> str:
 
 
 def blocks(model: keras.Model) -> list[Block]:
-    """Return what a functional Keras model does to an input, in the order of its layers.
+    """Return the blocks of a functional Keras model, in the order of its layers.
 
-    A nested model with one input is cut into its stages; what is nested deeper counts as a layer.
+    A nested model with one input is split into stages; models nested deeper count as layers.
     """
     shapes = {layer.name: tuple(layer.output.shape[1:]) for layer in model.layers}
     result: list[Block] = []

@@ -1,4 +1,4 @@
-"""What the model card must say of the data and the weights that a model was really made of."""
+"""Facts for the model card: the data and the pre-trained weights that a model was made of, and their licences."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from pipeline.data.images import INVENTORY_FILE, read_quarantine
 from pipeline.params import Params
 
 SIDES = ("train", "validation", "test", "external", "excluded")
-MIN_MATCHING_SHARE = 0.99  # of the images that must look like those of a published data set
+MIN_MATCHING_SHARE = 0.99  # of the images, to recognise a published data set
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published data set, and how its images are told: side in pixels and a pattern of the whole path."""
+    """A published data set, recognised by the side of its images in pixels and a pattern that matches the full path."""
 
     citation: str
     side_px: int
@@ -35,7 +35,7 @@ PUBLISHED = (
         r"(.*/)?(Decks|Pavements|Walls|[DPW])/(C|U|CD|UD|CP|UP|CW|UW|Cracked|Non-cracked)/\d{3,4}-\d{1,3}\.jpg",
     ),
 )
-WEIGHTS = {  # by the beginning of the architecture's name
+WEIGHTS = {  # by the prefix of the architecture's name
     "efficientnet-lite": "EfficientNet-Lite, pre-trained on ImageNet, Apache-2.0",
     "mobilenet-v2": "MobileNetV2, pre-trained on ImageNet, MIT",
 }
@@ -43,14 +43,16 @@ WEIGHTS = {  # by the beginning of the architecture's name
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the report tells of a data set.
+    """The facts about a data set in the report.
 
     Attributes:
-        name: in params.yaml.
-        is_trained_on: if not, it is an external test set.
-        source: where it is from and its licence, as far as that can be told.
-        sides: images on each side of the split, by its name.
-        n_crack, n_groups, n_quarantined: of its images, what they form, and files that could not be used.
+        name: name in params.yaml.
+        is_trained_on: whether it is trained on; if not, it is an external test set.
+        source: origin and licence, if they are known.
+        sides: number of images on each side of the split.
+        n_crack: number of cracked images.
+        n_groups: number of groups.
+        n_quarantined: number of files that could not be used.
 
     """
 
@@ -64,29 +66,29 @@ class DatasetFacts:
 
     @property
     def n(self) -> int:
-        """Images of the data set."""
+        """Number of images."""
         return sum(self.sides.values())
 
 
 def source_of(inventory: pd.DataFrame, *, is_drawn: bool) -> str:
-    """Return the citation of the published data set that these images are, or that it is not known.
+    """Return the citation of the published data set that these images come from, or a text if it is unknown.
 
     Args:
-        inventory: columns path, height and width (pixels), a row an image.
-        is_drawn: whether the images are drawn.
+        inventory: one row per image, with columns path, height and width (pixels).
+        is_drawn: whether the images were drawn by the demo.
     """
     if is_drawn:
-        return "drawn by the demo's recipe, not photographed"
-    for known in PUBLISHED:
-        fits = inventory["path"].str.fullmatch(known.path_pattern)
-        fits &= (inventory[["height", "width"]] == known.side_px).all(axis=1)
-        if fits.mean() >= MIN_MATCHING_SHARE:
-            return known.citation
+        return "drawn by the demo, not photographed"
+    for published in PUBLISHED:
+        matches = inventory["path"].str.fullmatch(published.path_pattern)
+        matches &= (inventory[["height", "width"]] == published.side_px).all(axis=1)
+        if matches.mean() >= MIN_MATCHING_SHARE:
+            return published.citation
     return "your own data: note its origin, owner and licence before you pass the model on"
 
 
 def weights_of(architecture: str) -> str:
-    """Return what the weights are that training began with, and their licence."""
+    """Return the name and the licence of the pre-trained weights of `architecture`."""
     known = [text for start, text in WEIGHTS.items() if architecture.startswith(start)]
     return known[0] if known else f"{architecture}: look up the licence of its weights"
 

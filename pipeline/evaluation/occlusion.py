@@ -1,7 +1,7 @@
-"""Where a classifier looked: how much its answer changes when a part of the picture is hidden.
+"""Occlusion maps: how much a classifier's output changes when a part of the image is hidden.
 
-Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014. It asks for answers alone, so that it
-serves any model.
+The method is that of Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014. It needs only the
+probabilities, so it works with any model.
 """
 
 from typing import TYPE_CHECKING
@@ -17,14 +17,14 @@ if TYPE_CHECKING:  # scoring needs TensorFlow, this does not
 OcclusionMap = npt.NDArray[np.float64]  # (rows, columns), in logits
 
 N_CELLS_A_SIDE = 7
-LOGIT_LIMIT = 1e-6  # a probability nearer to 0 or 1 counts as this near: float32 tells no more apart
+LOGIT_LIMIT = 1e-6  # probabilities are clipped to this distance from 0 and 1, the resolution of float32
 
 
 def occlusion_map(score: "Scorer", pixels: Pixels) -> OcclusionMap:
-    """Return by how much each cell of a 7 by 7 grid speaks for a crack, in logits, (7, 7).
+    """Return how much each cell of a 7 by 7 grid contributes to a crack prediction, in logits, (7, 7).
 
-    It is the logit of the whole picture less the logit with the cell hidden, positive where hiding makes a crack less
-    likely. A hidden cell has the mean colour of the picture.
+    A value is the logit of the full image minus the logit with the cell hidden: positive if hiding the cell makes a
+    crack less likely. Hidden cells are filled with the mean colour of the image.
     """
     probabilities = np.clip(score(_with_one_cell_hidden(pixels)).astype(np.float64), LOGIT_LIMIT, 1 - LOGIT_LIMIT)
     logits = np.log(probabilities / (1 - probabilities))
@@ -33,7 +33,7 @@ def occlusion_map(score: "Scorer", pixels: Pixels) -> OcclusionMap:
 
 
 def _with_one_cell_hidden(pixels: Pixels) -> "Batch":
-    """Return the picture, then with each cell hidden, row by row: (1 + 49, height, width, 3)."""
+    """Return the image, then the image with each cell hidden, row by row: (1 + 49, height, width, 3)."""
     height, width, _ = pixels.shape
     tops, lefts = (np.linspace(0, length, N_CELLS_A_SIDE + 1).round().astype(int) for length in (height, width))
     batch = np.repeat(pixels[None], 1 + N_CELLS_A_SIDE**2, axis=0)

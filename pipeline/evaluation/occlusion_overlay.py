@@ -1,4 +1,4 @@
-"""The picture of where a classifier looked, drawn from what `pipeline.evaluation.occlusion` has computed."""
+"""The overlay of an occlusion map, which `pipeline.evaluation.occlusion` computes, over its image."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,11 @@ MAX_OPACITY = 0.75
 
 
 def occlusion_overlay(pixels: Pixels, occlusion_map: npt.NDArray[np.float64]) -> Pixels:
-    """Return the picture in grey under its map: red for a crack, blue against, the strongest cell the least clear.
+    """Return the image in grey with its occlusion map: red for a crack, blue against, the strongest cell most opaque.
 
     Args:
         pixels: RGB, uint8, (height, width, 3).
-        occlusion_map: in logits, positive for a crack, (rows, columns).
+        occlusion_map: (rows, columns), in logits, positive for a crack.
     """
     height, width, _ = pixels.shape
     strength = occlusion_map / max(float(np.abs(occlusion_map).max()), np.finfo(float).tiny)  # -1..1

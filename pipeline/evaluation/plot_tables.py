@@ -8,14 +8,15 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pipeline.evaluation.plots import ScoredSet, reliability_table
 
-MAX_CURVE_POINTS = 500  # more cannot be seen in a plot
+MAX_CURVE_POINTS = 500  # more are not visible in a plot
 
 
 def plot_tables(test: ScoredSet, threshold: float, histories: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Return the tables by name.
 
-    roc (fpr, tpr), precision_recall (recall, precision), reliability (see `reliability_table`) and confusion (actual,
-    predicted: a row an image) are all of test; training has a row an epoch or penalty: candidate, step, loss, val_loss.
+    Four describe the test set: roc (fpr, tpr), precision_recall (recall, precision), reliability (see
+    `reliability_table`) and confusion (actual, predicted; one row per image). training has one row per epoch or
+    penalty: candidate, step, loss, val_loss.
     """
     fpr, tpr, _ = roc_curve(test.labels, test.probabilities)
     precision, recall, _ = precision_recall_curve(test.labels, test.probabilities)

@@ -1,4 +1,4 @@
-"""The plots of the report, as inline SVG in the colours of the page."""
+"""Plots of the report, as inline SVG in the colours of the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
 from pipeline.page import COLOURS, DASHES, svg
 
-MAX_MARKED_EPOCHS = 40  # with more, the marks hide the line
+MAX_MARKED_EPOCHS = 40  # with more, the markers hide the line
 
 _DIAGONAL: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": ":", "linewidth": 1}
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """Images that the chosen candidate was scored on, together."""
+    """A set of images with the chosen candidate's predictions."""
 
     name: str
     labels: Labels
@@ -32,26 +32,26 @@ class ScoredSet:
 
     @property
     def n_crack(self) -> int:
-        """Images labelled crack."""
+        """Number of images labelled crack."""
         return int(self.labels.sum())
 
     @property
     def n_intact(self) -> int:
-        """Images labelled intact."""
+        """Number of images labelled intact."""
         return len(self.labels) - self.n_crack
 
     def count(self, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
-        """Count the chosen images, shape (n,), by their true label."""
+        """Count the chosen images, (n,), by true label."""
         return {"crack": int((chosen & self.labels).sum()), "intact": int((chosen & ~self.labels).sum())}
 
     def confusion(self, threshold: float) -> dict[str, dict[str, int]]:
-        """Count images by what the model says, then by what is true."""
-        called = self.probabilities >= threshold
-        return {"crack": self.count(called), "intact": self.count(~called)}
+        """Count images by predicted, then by true label."""
+        predicted = self.probabilities >= threshold
+        return {"crack": self.count(predicted), "intact": self.count(~predicted)}
 
 
 def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
-    """Return the loss and the accuracy of a candidate by epoch, or of a probe by its L2 penalty."""
+    """Return plots of a candidate's loss and accuracy, by epoch, or for a probe by L2 penalty."""
     if "l2_penalty" in history:
         return _penalty_plots(name, history)
     epochs = history["step"] + 1
@@ -65,7 +65,7 @@ def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
             axes.axvline(tuning.min() - 0.5, color=COLOURS["muted"], linewidth=1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set(xlabel="epoch", ylabel=quantity)
-        if quantity == "loss":  # its first epoch can be a hundred times its last
+        if quantity == "loss":  # the first epoch's can be a hundred times the last's
             _log_scale(axes)
 
     return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
@@ -75,7 +75,7 @@ def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
     def draw(axes: Axes, quantity: str) -> None:
         heads = history.groupby("phase")
         for dataset, head in heads:
-            axes.set_prop_cycle(None)  # validation and training look the same for every head
+            axes.set_prop_cycle(None)  # the same colours for every head
             [held_out] = axes.plot(head["l2_penalty"], head[f"val_{quantity}"], marker=".")
             axes.plot(head["l2_penalty"], head[quantity], marker=".")
             if len(heads) > 1:
@@ -83,7 +83,7 @@ def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
                 axes.annotate(str(dataset), place, (0, 6), textcoords="offset points", color=held_out.get_color())
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.invert_xaxis()  # from a stiff head to one that learns by heart, as epochs go
+        axes.invert_xaxis()  # from underfitting to overfitting, like epochs
         axes.set(xlabel="L2 penalty", ylabel=quantity)
         if quantity == "loss":
             _log_scale(axes)
@@ -99,38 +99,40 @@ def _log_scale(axes: Axes) -> None:
 
 
 def roc_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:
-    """Return the ROC curve of each set, each with a dot at the threshold."""
+    """Return the ROC curves of the sets, each with a dot at the threshold."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], **_DIAGONAL)
         for scored in scored_sets:
             false_alarms, found, _ = roc_curve(scored.labels, scored.probabilities)
             (line,) = axes.plot(false_alarms, found)
-            called = scored.confusion(threshold)["crack"]
-            axes.scatter(called["intact"] / scored.n_intact, called["crack"] / scored.n_crack, color=line.get_color())
-        axes.set(xlabel="share of intact images called crack", ylabel="share of cracks found")
+            predicted = scored.confusion(threshold)["crack"]
+            point = (predicted["intact"] / scored.n_intact, predicted["crack"] / scored.n_crack)
+            axes.scatter(*point, color=line.get_color())
+        axes.set(xlabel="false alarms: share of intact images", ylabel="share of cracks found")
 
     return svg("roc", draw)
 
 
 def precision_recall_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:
-    """Return the precision-recall curve of each set, each with a dot at the threshold."""
+    """Return the precision-recall curves of the sets, each with a dot at the threshold."""
 
     def draw(axes: Axes) -> None:
         for scored in scored_sets:
             right, found, _ = precision_recall_curve(scored.labels, scored.probabilities, drop_intermediate=True)
             (line,) = axes.plot(found, right, drawstyle="steps-post")
-            called = scored.confusion(threshold)["crack"]
-            n_called = max(1, sum(called.values()))  # where none is called, no call is right
-            axes.scatter(called["crack"] / scored.n_crack, called["crack"] / n_called, color=line.get_color())
-        axes.set(xlabel="recall: share of cracks found", ylabel="precision: right crack calls")
+            predicted = scored.confusion(threshold)["crack"]
+            n_predicted = max(1, sum(predicted.values()))  # without predicted cracks, precision is drawn as 0
+            point = (predicted["crack"] / scored.n_crack, predicted["crack"] / n_predicted)
+            axes.scatter(*point, color=line.get_color())
+        axes.set(xlabel="recall: share of cracks found", ylabel="precision: right crack predictions")
         axes.set_ylim(-0.05, 1.05)
 
     return svg("precision-recall", draw)
 
 
 def reliability_plot(scored_sets: Sequence[ScoredSet]) -> Markup:
-    """Return the observed share of cracks by stated probability, with Wilson intervals."""
+    """Return the reliability diagram: observed share of cracks by predicted probability, with Wilson intervals."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], **_DIAGONAL)
@@ -138,15 +140,16 @@ def reliability_plot(scored_sets: Sequence[ScoredSet]) -> Markup:
             table = reliability_table(scored)
             axes.scatter(table["stated"], table["observed"], 14, color=COLOURS[colour])
             axes.vlines(table["stated"], table["low"], table["high"], color=COLOURS[colour], linewidth=1)
-        axes.set(xlabel="stated probability of a crack", ylabel="observed share of cracks")
+        axes.set(xlabel="predicted probability of a crack", ylabel="observed share of cracks")
 
     return svg("reliability", draw)
 
 
 def reliability_table(scored: ScoredSet) -> pd.DataFrame:
-    """Return a row for each bin of equal width that has images.
+    """Return one row for each bin of equal width that contains images.
 
-    Columns: stated, the mean probability; observed, the share of cracks; low and high, its 95% interval; n images.
+    Columns: stated, the mean predicted probability; observed, the share of cracks; low and high, the 95 % interval of
+    that share; n, the number of images.
     """
     bins = np.minimum((scored.probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
     groups = pd.DataFrame({"stated": scored.probabilities, "crack": scored.labels}).groupby(bins)
@@ -156,7 +159,7 @@ def reliability_table(scored: ScoredSet) -> pd.DataFrame:
 
 
 def wilson_interval(n_found: "pd.Series[int]", n: "pd.Series[int]") -> tuple["pd.Series[float]", "pd.Series[float]"]:
-    """Return the ends of the 95% interval of the true share where n_found of n were found (Wilson 1927)."""
+    """Return the ends of the 95 % interval of a share, of which n_found of n were observed (Wilson 1927)."""
     z2 = 1.96**2
     centre = (n_found + z2 / 2) / (n + z2)
     reach = np.sqrt(z2 * (n_found * (n - n_found) / n + z2 / 4)) / (n + z2)
@@ -164,11 +167,12 @@ def wilson_interval(n_found: "pd.Series[int]", n: "pd.Series[int]") -> tuple["pd
 
 
 def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
-    """Return the balanced F1 of slices as dots with their intervals, one below the other.
+    """Return a plot of the balanced F1 of slices with their intervals, one row per slice.
 
     Args:
-        name: of the set, for the name of the plot.
-        rows: of the table of slices: kind, slice, n, balanced_f1 and its _low and _high, of which some may be missing.
+        name: name of the set, for the name of the plot.
+        rows: rows of `slice_table`: kind, slice, n, balanced_f1, balanced_f1_low and balanced_f1_high; scores may be
+            missing.
     """
     rows = rows[rows["balanced_f1"].notna()].reset_index(drop=True)
     names = [
@@ -184,7 +188,7 @@ def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
             axes.axhline(row - 0.5, color=COLOURS["line"], linewidth=1)
         axes.set_yticks(rows.index, names)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(4))  # more run into each other where all are near 1
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # more would overlap if all values are near 1
         axes.grid(visible=False, axis="y")
         axes.set(xlabel="F1, cracks and intact counted equally")
 

@@ -1,4 +1,4 @@
-"""The page of the report: one HTML file without scripts that opens offline."""
+"""The report: a single HTML page without scripts that works offline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +19,27 @@ from pipeline.evaluation.plots import (
 )
 from pipeline.page import DASHES, template
 
-PLOTTED_KINDS = ("all", "surface", "brightness", "sharpness", "size")  # kinds of slices; photos can be hundreds
+PLOTTED_KINDS = (
+    "all",
+    "surface",
+    "brightness",
+    "sharpness",
+    "size",
+)  # kinds of slices; there can be hundreds of photos
 N_WORST_PHOTOS = 10
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What the report shows besides the scores.
+    """Content of the report besides scores, histories and predictions.
 
     Attributes:
-        slices: of `slice_table`.
-        mistakes: by set ("Test", "External: NAME") the worst ones, in any order.
-        samples: by data set, random predictions.
-        architecture: of the chosen model, inline SVG.
-        datasets: those trained on first.
-        weights: what each candidate's training began with, and its licence.
+        slices: table from `slice_table`.
+        mistakes: the worst mistakes in each set ("Test", "External: NAME"), in any order.
+        samples: random predictions for each data set.
+        architecture: diagram of the chosen model, as inline SVG.
+        datasets: facts about each data set, those trained on first.
+        weights: pre-trained weights that training started from, and their licences.
 
     """
 
@@ -53,17 +59,16 @@ def render(
     predictions: pd.DataFrame,
     inputs: ReportInputs,
 ) -> str:
-    """Return the page: HTML with styles, plots and pictures inside; equal inputs give equal pages.
+    """Return the page as HTML with embedded styles, plots and images; equal inputs give equal pages.
 
     Args:
-        metrics: the content of scores.json.
-        candidates: by name, scores on validation: selection_loss, n, accuracy, f1, auroc, balanced_accuracy, ece,
+        metrics: content of scores.json.
+        candidates: validation scores of each candidate: selection_loss, n, accuracy, f1, auroc, balanced_accuracy, ece,
             threshold.
-        histories: by candidate, a row an epoch: step (from 0, over both phases), phase (head or tuning), loss,
-            val_loss, accuracy, val_accuracy; of a probe, a row for each head, which is its phase, and
-            `l2_penalty`.
-        predictions: a row an image: dataset, split (test or external), label (crack or intact), probability (0..1).
-        inputs: all else.
+        histories: for each candidate, one row per epoch: step (from 0, over both phases), phase (head or tuning), loss,
+            val_loss, accuracy, val_accuracy; for a probe, one row per head and `l2_penalty`, with the head as phase.
+        predictions: one row per image: dataset, split (test or external), label (crack or intact), probability (0..1).
+        inputs: the other content.
 
     """
     decision = metrics["decision"]  # review_from <= threshold <= review_to
@@ -96,17 +101,17 @@ def render(
     )
 
 
-def _percent(part: int, whole: int) -> str:
-    """Format a share; only none is 0.0%, only all is 100.0%."""
-    if whole == 0:
+def _percent(part: int, total: int) -> str:
+    """Format a share so that 0.0% means exactly none and 100.0% exactly all."""
+    if total == 0:
         return "—"
-    if 0 < part < 0.0005 * whole:
+    if 0 < part < 0.0005 * total:
         return "<0.1%"
-    return ">99.9%" if 0.9995 * whole <= part < whole else f"{part / whole:.1%}"
+    return ">99.9%" if 0.9995 * total <= part < total else f"{part / total:.1%}"
 
 
 def scored_sets_of(predictions: pd.DataFrame) -> list[ScoredSet]:
-    """Return test as one set, then each external test set."""
+    """Return the predictions on the test side as one set, then those on each external test set."""
     return [
         ScoredSet(name, (rows["label"] == "crack").to_numpy(), rows["probability"].to_numpy())
         for name, rows in named_sets(predictions).items()
@@ -114,21 +119,21 @@ def scored_sets_of(predictions: pd.DataFrame) -> list[ScoredSet]:
 
 
 def named_sets(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the rows of test as one set, then of each external test set, by the name that the report gives it."""
+    """Return the rows of the test side, then those of each external test set, by the set's name in the report."""
     is_test = predictions["split"] == "test"
     external = predictions[~is_test].groupby("dataset")
     return {"Test": predictions[is_test], **{f"External: {name}": rows for name, rows in external}}
 
 
 def _zones(test: ScoredSet, decision: Mapping[str, float]) -> dict[str, dict[str, int]]:
-    """Count test images by what the model says when it may ask a person, then by what is true."""
+    """Count test images by verdict (intact, review or crack), then by true label."""
     low = test.probabilities < decision["review_from"]
     high = test.probabilities >= decision["review_to"]
     return {"intact": test.count(low), "review": test.count(~low & ~high), "crack": test.count(high)}
 
 
 def _by_kind(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
-    """Return missed cracks and false alarms, each from the surest mistake on."""
+    """Return missed cracks and false alarms, each sorted from the most confident mistake."""
     missed = (picture for picture in pictures if picture.label == "crack")
     false = (picture for picture in pictures if picture.label == "intact")
     return {
@@ -148,20 +153,20 @@ def _by_correctness(pictures: Sequence[Picture], threshold: float) -> dict[str, 
 
 
 def _shown_slices(slices: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the charted slices by set; of a single data set trained on, `test` shows them already."""
-    charted = slices[slices["kind"].isin(PLOTTED_KINDS)]
-    sets = {str(name): rows for name, rows in charted.groupby("set", sort=False)}
-    alone = [name for name in sets if name.startswith("test:")]
-    return {name: rows for name, rows in sets.items() if not (len(alone) == 1 and name in alone)}
+    """Return the plotted slices of each set; a single data set trained on is left out, as it equals the set `test`."""
+    plotted = slices[slices["kind"].isin(PLOTTED_KINDS)]
+    sets = {str(name): rows for name, rows in plotted.groupby("set", sort=False)}
+    trained_on = [name for name in sets if name.startswith("test:")]
+    return {name: rows for name, rows in sets.items() if not (len(trained_on) == 1 and name in trained_on)}
 
 
 def _worst_photos(slices: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
-    """Return by external test set the photos with the lowest balanced F1."""
+    """Return the photos with the lowest balanced F1 in each external test set."""
     photos = slices[(slices["kind"] == "photo") & slices["set"].str.startswith("external:")]
     photos = photos[photos["balanced_f1"].notna()].sort_values("balanced_f1", kind="stable")
     return {str(name): _records(rows.head(N_WORST_PHOTOS)) for name, rows in photos.groupby("set")}
 
 
 def _records(rows: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Return the rows as dictionaries in which what is missing is None."""
+    """Return the rows as dictionaries, with None for missing values."""
     return rows.astype(object).where(rows.notna(), None).to_dict(orient="records")

@@ -1,4 +1,4 @@
-"""One compiled function that scores images, for those who score again and again."""
+"""A compiled function that scores batches of images, for repeated calls."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Scorer = Callable[[Batch], npt.NDArray[np.float32]]
 def scorer(model: keras.Model) -> Scorer:
     """Return a function from a batch of images of one size to their probabilities of a crack, (n,).
 
-    `model` is an exported graph. It is traced once, for all sizes, as `Classifier` runs it.
+    `model` is an exported graph. It is traced once for all sizes.
     """
     compute = as_tf_function(model)
 

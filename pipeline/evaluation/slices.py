@@ -1,4 +1,4 @@
-"""Where the model is better and where worse: scores by surface, photo, brightness, sharpness and size."""
+"""Scores of slices of the data: by surface, photo, brightness, sharpness and size."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +10,12 @@ import pandas as pd
 from pipeline.data.images import INVENTORY_FILE
 from pipeline.evaluation.bootstrap import SCORES, scores_with_intervals
 
-MIN_IMAGES = 30  # in a slice; with fewer a single image moves a score by more than three hundredths
-MEASURES = ("brightness", "sharpness", "size")  # cut into quarters
+MIN_IMAGES = 30  # in a slice; with fewer, a single image changes a score by more than 0.03
+MEASURES = ("brightness", "sharpness", "size")  # divided into quarters
 
 
 def with_measures(predictions: pd.DataFrame, datasets: Path) -> pd.DataFrame:
-    """Return `predictions` with brightness and sharpness of the inventory, and size: the shorter side in pixels."""
+    """Return `predictions` with brightness and sharpness from the inventory, and size, the shorter side in pixels."""
     inventories = pd.concat(
         [
             pd.read_parquet(datasets / name / INVENTORY_FILE, columns=["brightness", "sharpness", "height", "width"])
@@ -30,7 +30,7 @@ def with_measures(predictions: pd.DataFrame, datasets: Path) -> pd.DataFrame:
 
 
 def sets_of(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return what is scored as a whole: `test`, and by data set `test:NAME` and `external:NAME`."""
+    """Return the rows of each set: `test`, and for each data set `test:NAME` or `external:NAME`."""
     sets = {"test": predictions[predictions["split"] == "test"]}
     for (dataset, split), rows in predictions.groupby(["dataset", "split"]):
         sets[f"{split}:{dataset}"] = rows
@@ -38,7 +38,7 @@ def sets_of(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def slices_of(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield (kind, slice, its rows): all, then each surface, photo and quarter of a measure, if there are several."""
+    """Yield (kind, slice, rows): all rows, then those of each surface, photo and quarter, if there are several."""
     yield "all", "all", rows
     for kind, column in (("surface", "slice"), ("photo", "photo")):
         if rows[column].nunique() > 1:
@@ -46,7 +46,7 @@ def slices_of(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
                 yield kind, str(value) or "not named", part
     for kind in MEASURES:
         edges = np.unique(rows[kind].quantile([0, 0.25, 0.5, 0.75, 1]))
-        # where many images have one value, as of tiles of one size, several quarters become one
+        # if many images have the same value, such as tiles of one size, quarters coincide
         if len(edges) > 2:
             for quarter, part in rows.groupby(pd.cut(rows[kind], list(edges), include_lowest=True), observed=True):
                 at_least = part[kind].min() if quarter.left < edges[0] else quarter.left
@@ -58,14 +58,14 @@ def _rounded(value: float) -> str:
 
 
 def slice_table(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Return a row a slice: set, kind, slice, n, n_groups, prevalence, and each score with its _low and _high.
+    """Return one row per slice: set, kind, slice, n, n_groups, prevalence, and each score with _low and _high.
 
-    Scores are missing in a slice of fewer than 30 images or of one label only, and where they are undefined.
+    Scores are missing if they are undefined, or if a slice has fewer than 30 images or only one label.
 
     Args:
-        predictions: a row an image: dataset, split (test or external), label, slice, photo, group, probability (0..1),
+        predictions: one row per image: dataset, split (test or external), label, slice, photo, group, probability (0..1),
             brightness, sharpness and size.
-        threshold: from which an image counts as crack.
+        threshold: probability from which an image counts as a crack.
     """
     return pd.DataFrame(
         [

@@ -34,14 +34,14 @@ def scores(labels: Labels, probabilities: Probabilities, threshold: float) -> di
 
     An image counts as a crack from `threshold` on. AUROC and balanced accuracy are None if only one label occurs.
     """
-    called = probabilities >= threshold
+    predicted = probabilities >= threshold
     both = 0 < labels.sum() < len(labels)
     return {
         "n": len(labels),
-        "accuracy": float(np.mean(called == labels)),
-        "f1": float(f1_score(labels, called, zero_division=0.0)),
+        "accuracy": float(np.mean(predicted == labels)),
+        "f1": float(f1_score(labels, predicted, zero_division=0.0)),
         "auroc": float(roc_auc_score(labels, probabilities)) if both else None,
-        "balanced_accuracy": float(balanced_accuracy_score(labels, called)) if both else None,
+        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)) if both else None,
         "ece": expected_calibration_error(labels, probabilities),
         "threshold": threshold,
     }
