@@ -20,14 +20,14 @@ def noise(height, width, seed=0):
 
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
-def test_an_augmented_image_has_its_shape_and_no_colour_from_outside(height, width, seed):
+def test_an_augmented_image_keeps_its_shape_and_gets_no_new_colours(height, width, seed):
     grey = np.full((height, width, 3), 130, np.uint8)
     turned = augmented(grey, BOTH, np.random.default_rng(seed))
     np.testing.assert_array_equal(turned, grey)
 
 
 @pytest.mark.parametrize(("flips", "axis"), UPRIGHT.items())
-def test_without_rotation_an_image_is_either_itself_or_flipped_the_way_that_was_asked(flips, axis):
+def test_without_rotation_an_image_is_unchanged_or_flipped_as_configured(flips, axis):
     image = noise(5, 7)
     seen = {
         augmented(image, Augmentation(flips=flips, max_rotation_turns=0), np.random.default_rng(seed)).tobytes()
@@ -36,7 +36,7 @@ def test_without_rotation_an_image_is_either_itself_or_flipped_the_way_that_was_
     assert seen == {image.tobytes(), np.flip(image, axis).tobytes()}
 
 
-def test_views_are_the_images_and_then_augmented_ones_the_same_each_time():
+def test_views_are_the_images_and_then_reproducible_augmented_ones():
     images = SimpleNamespace(
         sizes=np.array([[20, 20], [20, 30]]), pixels=lambda position: noise(20, 20 + 10 * position)
     )
@@ -50,7 +50,7 @@ def test_views_are_the_images_and_then_augmented_ones_the_same_each_time():
     assert not np.array_equal(views.pixels(2), views.pixels(4))
 
 
-def test_kept_activations_are_those_of_the_layers_row_by_row(tmp_path):
+def test_cached_activations_equal_the_outputs_of_the_layers(tmp_path):
     image = image_input()
     lower = keras.Model(image, {"features": keras.layers.Resizing(4, 4)(keras.layers.Rescaling(1 / 255)(image))})
     sizes = np.array([[8, 8], [12, 12], [8, 8]])

@@ -30,7 +30,7 @@ def photo(image, size_px):
 
 
 @pytest.mark.parametrize("architecture", LITE)
-def test_two_photos_come_out_as_their_imagenet_classes(architecture):
+def test_two_photos_are_classified_as_their_imagenet_classes(architecture):
     size_px = ARCHITECTURES[architecture].image_size_px
     photos = np.stack([photo(image, size_px) for image in (skimage.data.cat(), skimage.data.coffee())])
     classifier = read_torch_file(weights_path(architecture))
@@ -120,7 +120,7 @@ def correlations(model, photos, moving_means):
     return np.array([np.corrcoef(means[name], expected)[0, 1] for name, expected in moving_means.items()])
 
 
-def test_photos_give_the_channel_means_that_mobilenet_stored_in_training_all_the_way_through():
+def test_photos_reproduce_the_channel_means_of_every_mobilenet_normalisation():
     model = pretrained_backbone("mobilenet-v2")
     norms = [layer.name for layer in model.layers if layer.name.endswith("_bn")]
     state = read_torch_file(weights_path("mobilenet-v2"))
@@ -146,7 +146,7 @@ def test_mobilenet_numbers_its_blocks_as_keras_applications_does():
     assert {name: ours.get_layer(name).kernel.shape for name in kernels} == kernels
 
 
-def test_layers_are_called_by_their_place_in_the_network():
+def test_layers_are_named_by_their_position_in_the_network():
     model = build_backbone("efficientnet-lite0", pretrained=False)
     names = [layer.name for layer in model.layers]
     assert model.name == "efficientnet-lite0"

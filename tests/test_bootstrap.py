@@ -46,7 +46,7 @@ def by_sklearn(labels, probabilities, weights):
     }
 
 
-def test_weighted_scores_equal_those_of_scikit_learn_ties_and_all():
+def test_weighted_scores_equal_those_of_scikit_learn_with_ties():
     labels, probabilities, groups = drawn()
     weights = np.random.default_rng(1).integers(0, 4, (5, 40)).astype(float)
     weighted = weighted_scorer(labels, probabilities, groups, 0.5)(weights)
@@ -66,7 +66,7 @@ def test_a_group_of_weight_two_counts_like_its_images_twice():
         assert weighted[name][0] == pytest.approx(plain[name])
 
 
-def test_balanced_scores_equal_those_worked_by_hand():
+def test_balanced_scores_equal_those_computed_by_hand():
     # Recall 2/3, false alarms 1/2. Each crack weighs 1/6, each intact image 1/4; stated less observed by bins 13, 7, 3
     # and 1 is -0.1/6, -0.5/6 + 0.5/4, -0.8/6 and 0.1/4.
     result = scores_with_intervals(LABELS, PROBABILITIES, np.arange(5), 0.5)
@@ -77,7 +77,7 @@ def test_balanced_scores_equal_those_worked_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_figures_themselves_are_those_of_plain_scores(dtype):
+def test_the_scores_equal_unweighted_ones(dtype):
     labels, probabilities, groups = drawn(decimals=6)
     probabilities = probabilities.astype(dtype)
     plain = scores(labels, probabilities, 0.5)
@@ -95,7 +95,7 @@ def test_each_resample_draws_as_many_groups_as_there_are_with_replacement():
     np.testing.assert_allclose(weights.var(axis=0), 6 / 7, rtol=0.15)  # of the multinomial distribution
 
 
-def test_the_interval_is_that_of_all_possible_resamples_of_five_groups():
+def test_the_interval_matches_all_possible_resamples_of_five_groups():
     # Five groups of four cracks, of which 0 to 4 are found: the recall of a resample is the mean of five drawn shares.
     found = np.repeat(np.arange(5), 4) > np.tile(np.arange(4), 5)
     labels = np.append(np.ones(20, bool), np.zeros(5, bool))
@@ -107,7 +107,7 @@ def test_the_interval_is_that_of_all_possible_resamples_of_five_groups():
     assert low < result["recall"] == 0.5 < high
 
 
-def test_images_of_one_group_are_not_taken_for_independent_evidence():
+def test_images_of_one_group_are_not_treated_as_independent():
     labels, probabilities, _ = drawn(n=200)
     alone = scores_with_intervals(labels, probabilities, np.arange(200), 0.5)["interval"]["auroc"]
     times_ten = [np.tile(values, 10) for values in (labels, probabilities, np.arange(200))]
@@ -124,14 +124,14 @@ def test_equal_inputs_give_equal_intervals_and_the_name_of_a_group_does_not_matt
     assert json.loads(json.dumps(first)) == first
 
 
-def test_four_groups_have_figures_and_no_intervals():
+def test_four_groups_have_scores_and_no_intervals():
     labels, probabilities, groups = drawn(n_groups=4)
     result = scores_with_intervals(labels, probabilities, groups, 0.5)
     assert result["interval"] == dict.fromkeys(SCORES)
     assert all(0 < result[name] < 1 for name in SCORES)
 
 
-def test_a_set_without_a_mistake_is_not_said_to_be_certain():
+def test_a_set_without_mistakes_has_no_interval():
     labels = np.arange(40) % 2 == 0
     result = scores_with_intervals(labels, np.where(labels, 0.9, 0.1), np.arange(40), 0.5)
     assert result["f1"] == result["auroc"] == 1
@@ -147,13 +147,13 @@ def test_a_score_that_most_resamples_lack_has_no_interval():
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_what_one_label_cannot_tell_is_none(label):
+def test_scores_that_are_undefined_for_one_label_are_none(label):
     result = scores_with_intervals(np.full(6, label), np.full(6, 0.1), np.arange(6), 0.5)
     assert result["auroc"] is result["balanced_accuracy"] is result["balanced_f1"] is result["precision"] is None
     assert result["recall"] == (0 if label else None)
 
 
-def test_weighted_accuracy_weighs_each_label_by_what_a_mistake_costs_and_not_by_its_share():
+def test_weighted_accuracy_weights_each_label_by_the_cost_of_a_mistake_and_not_by_its_share():
     right = np.array([True, True, False, True, False])  # recall 2/3, specificity 1/2
     assert weighted_accuracy(LABELS, right, 0.5) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert weighted_accuracy(LABELS, right, 0.9) == pytest.approx(0.9 * 2 / 3 + 0.1 / 2)
@@ -161,7 +161,7 @@ def test_weighted_accuracy_weighs_each_label_by_what_a_mistake_costs_and_not_by_
     assert math.isnan(weighted_accuracy(LABELS[:0], right[:0], 0.5))
 
 
-def test_the_difference_of_a_pair_is_that_of_their_weighted_accuracies():
+def test_a_paired_difference_is_that_of_the_weighted_accuracies():
     labels, probabilities, groups = drawn()
     first, second = (probabilities >= 0.5) == labels, (probabilities >= 0.4) == labels
     found = paired_difference(labels, first, second, groups, 0.7)
@@ -171,7 +171,7 @@ def test_the_difference_of_a_pair_is_that_of_their_weighted_accuracies():
     assert (mirrored.value, mirrored.confidence) == (pytest.approx(-found.value), pytest.approx(1 - found.confidence))
 
 
-def test_what_two_models_have_in_common_does_not_widen_the_interval_of_their_difference():
+def test_mistakes_common_to_two_models_do_not_widen_the_interval_of_their_difference():
     labels = np.arange(200) % 2 == 0
     first = np.arange(200) % 3 > 0  # wrong on a third of the images
     found = paired_difference(labels, first, first, np.arange(200), 0.5)

@@ -12,7 +12,7 @@ from pipeline.models.metrics import expected_calibration_error
 from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
 
-N = 20_000  # so that the error of calibration is not that of counting
+N = 20_000  # large enough that the sampling error is small
 
 
 def sigmoid(values):
@@ -20,8 +20,8 @@ def sigmoid(values):
 
 
 @pytest.fixture(scope="module")
-def two_worlds():
-    """Images of a data set where a logit is to be believed, and of one where it says far too much."""
+def two_data_sets():
+    """Images of one data set with calibrated logits, and of one whose logits are far too confident."""
     rng = np.random.default_rng(0)
     lent = np.arange(N) % 2 == 1
     logits = rng.normal(0, 4, N)
@@ -30,7 +30,7 @@ def two_worlds():
     return rng.random(N) < truth, logits, features, np.where(lent, "decks", "walls")
 
 
-def test_platt_gives_perfectly_separated_labels_their_soft_targets():
+def test_platt_reaches_its_soft_targets_on_perfectly_separated_labels():
     # n cracks at +1 and n intact at -1: the targets are (n + 1) / (n + 2) and 1 / (n + 2), so the slope is log(n + 1).
     labels = np.arange(100) % 2 == 0
     slope, intercept = fit_platt(labels, np.where(labels, 1.0, -1.0))
@@ -49,7 +49,7 @@ def test_platt_does_not_depend_on_the_scale_of_the_logits(scale):
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1.7, -0.6), (0.3, 2.0)])
-def test_platt_recovers_slope_and_intercept_of_drawn_labels(slope, intercept):
+def test_platt_recovers_slope_and_intercept_from_random_labels(slope, intercept):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, 40_000)
     labels = rng.random(len(logits)) < sigmoid(slope * logits + intercept)
@@ -65,7 +65,7 @@ def test_platt_stays_finite_and_rising_where_the_labels_are_perfectly_separated(
     assert math.isfinite(intercept)
 
 
-def test_images_of_one_data_set_are_calibrated_by_platt_alone():
+def test_a_single_data_set_is_calibrated_by_one_platt_curve():
     labels, logits = np.arange(40) % 4 == 0, np.linspace(-3, 3, 40)
     calibration = fit_calibration(labels, logits, np.zeros((40, 2)), np.full(40, "walls"))
     assert calibration == Calibration((fit_platt(labels, logits),))
@@ -75,7 +75,7 @@ def test_images_of_one_data_set_are_calibrated_by_platt_alone():
     )
 
 
-def test_a_data_set_with_images_of_one_label_gets_no_curve_and_moves_no_other():
+def test_a_data_set_with_one_label_gets_no_curve_and_does_not_change_the_others():
     labels, logits = np.arange(40) % 4 == 0, np.linspace(-3, 3, 40)
     datasets = np.where(np.arange(40) < 4, "lent", "walls")
     labels[0] = False
@@ -89,8 +89,8 @@ def test_data_sets_of_one_label_each_share_one_curve():
     assert calibration == Calibration((fit_platt(labels, logits),))
 
 
-def test_each_world_is_calibrated_by_its_own_curve(two_worlds):
-    labels, logits, features, datasets = two_worlds
+def test_each_data_set_is_calibrated_by_its_own_curve(two_data_sets):
+    labels, logits, features, datasets = two_data_sets
     own = fit_calibration(labels, logits, features, datasets).probabilities(logits, features)
     one_for_both = fit_platt(labels, logits).probabilities(logits)
     for world in (datasets == "decks", datasets == "walls"):
@@ -98,7 +98,7 @@ def test_each_world_is_calibrated_by_its_own_curve(two_worlds):
         assert expected_calibration_error(labels[world], one_for_both[world]) > 0.06
 
 
-def test_each_of_three_worlds_is_known_by_its_features():
+def test_images_of_three_data_sets_are_recognised_by_their_features():
     rng = np.random.default_rng(0)
     world = np.arange(6000) % 3
     datasets = np.array(["a", "b", "c"])[world]
@@ -111,7 +111,7 @@ def test_each_of_three_worlds_is_known_by_its_features():
     np.testing.assert_allclose(found, sigmoid(logits + intercepts), atol=0.12)
 
 
-def test_an_image_between_two_worlds_gets_the_mean_of_both_curves():
+def test_an_image_between_two_data_sets_gets_the_mean_of_both_curves():
     membership = (LinearHead(np.zeros(2, np.float32), 0.0), LinearHead(np.array([1.0, 0.0], np.float32), 0.0))
     calibration = Calibration((Platt(2, 0), Platt(0.5, -1)), membership)
     features = np.array([[0.0, 7.0], [-50.0, 7.0], [50.0, 7.0]])

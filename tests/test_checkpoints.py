@@ -17,7 +17,7 @@ ANOTHER = {
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def ignore(step, values):
@@ -51,7 +51,7 @@ def with_setting(path, value):
 
 
 @pytest.mark.parametrize("name", ["probe", "finetune"])
-def test_unfinished_work_has_another_folder_for_each_setting(name, tmp_path):
+def test_each_setting_has_its_own_checkpoint_folder(name, tmp_path):
     manifest = tmp_path / "manifest"
     manifest.write_bytes(b"one split")
     changes = {("candidates", name, *path): another(value) for path, value in variants(PARAMS["candidates"][name])} | {
@@ -66,7 +66,7 @@ def test_unfinished_work_has_another_folder_for_each_setting(name, tmp_path):
     assert len(set(folders)) == len(folders)
 
 
-def test_unfinished_work_is_kept_when_only_another_candidate_or_the_costs_change(tmp_path):
+def test_the_checkpoint_folder_is_kept_if_only_another_candidate_or_the_costs_change(tmp_path):
     (tmp_path / "manifest").write_bytes(b"one split")
     folders = {
         checkpoint_folder(tmp_path, tmp_path / "manifest", params, "probe")
@@ -80,7 +80,7 @@ def test_unfinished_work_is_kept_when_only_another_candidate_or_the_costs_change
     assert len(folders) == 1
 
 
-def test_rows_of_a_killed_run_are_dropped_when_the_epoch_comes_again(tmp_path):
+def test_rows_of_a_killed_run_are_dropped_when_the_epoch_is_repeated(tmp_path):
     path, steps = tmp_path / "unfinished" / "history.jsonl", []
     killed = TrainingHistory(path, ignore)
     for phase, epoch in (("head", 0), ("head", 1), ("tuning", 0), ("tuning", 1)):
@@ -99,7 +99,7 @@ def test_rows_of_a_killed_run_are_dropped_when_the_epoch_comes_again(tmp_path):
     assert steps == [(3, {"loss": 0.5}), (4, {"loss": 0.4})]
 
 
-def test_a_history_that_is_cut_while_it_is_written_still_has_its_former_rows(tmp_path, monkeypatch):
+def test_a_history_killed_while_writing_keeps_its_earlier_rows(tmp_path, monkeypatch):
     history = TrainingHistory(tmp_path / "history.jsonl", ignore)
     history.add("head", 0, {"loss": 1.0})
 

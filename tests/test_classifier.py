@@ -33,7 +33,7 @@ def save(folder, model, decision=DECISION):
     return folder
 
 
-def test_a_saved_classifier_comes_back_with_its_graph_and_its_decision(tmp_path):
+def test_a_saved_classifier_is_loaded_with_its_graph_and_its_decision(tmp_path):
     model = graph()
     loaded = Classifier.load(save(tmp_path / "model", model))
     batch = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
@@ -41,7 +41,7 @@ def test_a_saved_classifier_comes_back_with_its_graph_and_its_decision(tmp_path)
     np.testing.assert_array_equal(loaded.model(batch)["probability"], model(batch)["probability"])
 
 
-def test_a_folder_of_the_registry_is_laid_out_its_own_way(tmp_path):
+def test_a_classifier_is_loaded_from_the_layout_of_the_registry(tmp_path):
     plain = save(tmp_path / "plain", graph())
     fetched = tmp_path / "fetched"
     for folder, name in (("data", "model.keras"), ("extra_files", "decision.json")):
@@ -52,7 +52,7 @@ def test_a_folder_of_the_registry_is_laid_out_its_own_way(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "decision.json"])
-def test_a_missing_file_is_named_with_what_writes_it(tmp_path, name):
+def test_a_missing_file_is_named_with_the_command_that_writes_it(tmp_path, name):
     folder = save(tmp_path / "model", graph())
     (folder / name).unlink()
     with pytest.raises(CracksError, match=rf"no model that can be loaded.*{name}.*`dvc repro`"):
@@ -60,14 +60,14 @@ def test_a_missing_file_is_named_with_what_writes_it(tmp_path, name):
 
 
 @pytest.mark.parametrize("content", ["{", '{"threshold": 0.5}', "[0.5]"])
-def test_a_decision_that_is_not_whole_is_refused(tmp_path, content):
+def test_an_incomplete_decision_is_refused(tmp_path, content):
     folder = save(tmp_path / "model", graph())
     (folder / "decision.json").write_text(content)
     with pytest.raises(CracksError, match="no model that can be loaded"):
         Classifier.load(folder)
 
 
-def test_a_model_that_is_cut_short_is_refused(tmp_path):
+def test_a_truncated_model_is_refused(tmp_path):
     folder = save(tmp_path / "model", graph())
     whole = (folder / "model.keras").read_bytes()
     (folder / "model.keras").write_bytes(whole[: len(whole) // 2])
@@ -75,7 +75,7 @@ def test_a_model_that_is_cut_short_is_refused(tmp_path):
         Classifier.load(folder)
 
 
-def test_probabilities_come_in_the_order_of_the_images_whatever_their_sizes():
+def test_probabilities_are_in_the_order_of_the_images_for_any_sizes():
     class Greys:
         sizes = np.array([(8, 8), (4, 6), (8, 8), (4, 6)])
 
@@ -94,7 +94,7 @@ def test_two_files_of_one_model_have_one_content_hash(tmp_path):
     assert hashes == {Classifier(model, DECISION).content_hash()}
 
 
-def test_an_equal_model_made_again_has_the_same_content_hash():
+def test_an_equal_model_built_again_has_the_same_content_hash():
     assert Classifier(graph(), DECISION).content_hash() == Classifier(graph(), DECISION).content_hash()
 
 
@@ -119,6 +119,6 @@ def test_the_content_hash_differs_for_another_decision(name):
     assert Classifier(model, DECISION).content_hash() != Classifier(model, other).content_hash()
 
 
-def test_what_the_content_hash_reads_of_the_graph_has_no_addresses_of_this_process():
+def test_the_hashed_configuration_contains_no_memory_addresses():
     config = graph().get_config()
     assert json.loads(json.dumps(config)) == json.loads(json.dumps(config, default=str))

@@ -14,7 +14,7 @@ PARAMS = Map(tile_px=40, overlap=0, model_mm_per_px=None)
 
 @pytest.fixture(scope="module")
 def address():
-    """The address of a cluster of one process, which shares nothing with this one but the code."""
+    """The address of a cluster of one process, which shares only the code with this one."""
     from distributed import LocalCluster
 
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as started:
@@ -55,7 +55,7 @@ def test_photos_mapped_on_a_cluster_get_the_same_files(address, found, photos, t
     assert (pd.read_csv(there / "summary.csv")["error"] == "not an image").sum() == 1
 
 
-def test_a_cluster_that_does_not_answer_says_how_to_go_on_without(found, photos, tmp_path, monkeypatch):
+def test_the_error_for_an_unreachable_cluster_says_how_to_run_without_one(found, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1)
     with pytest.raises(UnavailableError, match=r"No Dask scheduler answers at .* or leave --dask out"):
         batch_prediction.run(found, photos, tmp_path / "scores.csv", "tcp://127.0.0.1:9")

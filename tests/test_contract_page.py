@@ -266,7 +266,7 @@ def test_hostile_text_is_shown_short_on_one_line_and_not_obeyed():
         assert page.text.count(part) == n_places
 
 
-def test_a_picture_is_shown_whole_in_its_colours_and_small():
+def test_a_picture_is_shown_uncropped_in_its_colours_and_small():
     pixels = np.zeros((300, 1200, 3), np.uint8)
     pixels[:, :600, 0] = pixels[:, 600:, 2] = 255
     (shown,) = page_of(offenders={BROKEN.text: [Tile("a.jpg", "crack", "", pixels)]}).all("img")

@@ -31,7 +31,7 @@ def decide(missed=1.0, false=1.0, cracks=0.0, intact=0.0):
 
 @settings(deadline=None, derandomize=True)
 @given(validations(), costs, costs)
-def test_no_other_threshold_costs_less_and_none_as_cheap_is_nearer_to_the_exact_one(validation, missed, false):
+def test_no_threshold_is_cheaper_and_none_of_equal_cost_is_nearer_to_the_exact_one(validation, missed, false):
     labels, probabilities = validation
     exact = false / (false + missed)
 
@@ -58,7 +58,7 @@ def test_of_equally_cheap_thresholds_the_nearest_to_the_exact_one_is_taken():
     assert choose_threshold(np.array([False, True]), np.array([0.1, 0.4]), decide()) == pytest.approx(0.4 - MARGIN)
 
 
-def test_limits_part_the_images_of_the_graph_too_whose_probabilities_differ_a_little():
+def test_limits_keep_a_margin_for_the_probabilities_of_the_exported_graph():
     labels, probabilities = np.array([True, False, True, False]), np.array([0.8, 0.7, 0.4, 0.1])
     decision = choose_decision(labels, probabilities, decide())
     verdicts = [[decision.verdict(p + noise) for p in probabilities] for noise in (-5e-4, 0, 5e-4)]
@@ -67,7 +67,7 @@ def test_limits_part_the_images_of_the_graph_too_whose_probabilities_differ_a_li
     assert calls[0] == calls[1] == calls[2]
 
 
-def test_dear_missed_cracks_lower_the_threshold():
+def test_expensive_missed_cracks_lower_the_threshold():
     labels, probabilities = np.array([True, False, False]), np.array([0.3, 0.4, 0.35])
     assert choose_threshold(labels, probabilities, decide(missed=1)) > 0.4
     assert choose_threshold(labels, probabilities, decide(missed=9)) <= 0.3
@@ -75,7 +75,7 @@ def test_dear_missed_cracks_lower_the_threshold():
 
 @settings(deadline=None, derandomize=True)
 @given(validations(), costs, costs, shares, shares)
-def test_the_band_holds_the_threshold_or_is_empty_and_its_shares_hold(validation, missed, false, cracks, intact):
+def test_the_band_contains_the_threshold_or_is_empty_and_keeps_its_shares(validation, missed, false, cracks, intact):
     labels, probabilities = validation
     decision = choose_decision(labels, probabilities, decide(missed, false, cracks, intact))
     assert decision.review_from <= decision.threshold <= decision.review_to
@@ -86,7 +86,7 @@ def test_the_band_holds_the_threshold_or_is_empty_and_its_shares_hold(validation
 
 @settings(deadline=None, derandomize=True)
 @given(validations(), shares, shares)
-def test_the_band_is_no_wider_than_the_shares_ask(validation, cracks, intact):
+def test_the_band_is_no_wider_than_the_shares_require(validation, cracks, intact):
     labels, probabilities = validation
     decision = choose_decision(labels, probabilities, decide(1, 1, cracks, intact))
     if decision.review_from < decision.threshold:
@@ -111,11 +111,11 @@ def test_verdicts_change_exactly_at_the_ends_of_the_band():
     assert verdicts == ["intact", "intact", "review", "review", "review", "crack", "crack"]
 
 
-def test_an_empty_band_leaves_the_threshold_alone():
+def test_an_empty_band_does_not_change_the_threshold():
     decision = Decision(threshold=0.5, review_from=0.5, review_to=0.5)
     assert [decision.verdict(value) for value in (np.nextafter(0.5, 0), 0.5)] == ["intact", "crack"]
 
 
-def test_a_decision_comes_back_from_json():
+def test_a_decision_survives_a_round_trip_through_json():
     decision = Decision(threshold=0.31, review_from=0.12, review_to=0.74)
     assert Decision(**json.loads(json.dumps(decision.as_dict()))) == decision

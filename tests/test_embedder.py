@@ -66,7 +66,7 @@ def test_features_are_the_same_to_the_bit_when_they_are_computed_again(draw_tile
 @pytest.mark.skipif(
     on_gpu() or supported_precision("bf16") != "bf16", reason="computed on a GPU, or a CPU without bfloat16"
 )
-def test_features_to_learn_from_are_computed_in_the_training_precision_and_no_others(draw_tile):
+def test_only_training_features_are_computed_in_the_training_precision(draw_tile):
     tiles = Tiles(draw_tile, 8)
     exact = Embedder(BACKBONE).features(tiles)
     faster = Embedder(BACKBONE.model_copy(update={"training_precision": "bf16"}))
@@ -77,9 +77,7 @@ def test_features_to_learn_from_are_computed_in_the_training_precision_and_no_ot
     np.testing.assert_array_equal(Embedder(BACKBONE).features(tiles, for_training=True), exact)
 
 
-def test_a_cpu_without_the_training_precision_computes_all_in_single_precision_and_says_so(
-    draw_tile, monkeypatch, caplog
-):
+def test_a_cpu_without_the_training_precision_uses_single_precision_and_logs_it(draw_tile, monkeypatch, caplog):
     monkeypatch.setattr(embedder, "supported_precision", lambda precision: "f32")
     tiles = Tiles(draw_tile, 8)
     with caplog.at_level("INFO"):
@@ -99,7 +97,7 @@ def test_a_precision_that_openvino_does_not_list_for_the_cpu_is_not_supported(mo
     assert supported_precision("f32") == "f32"
 
 
-def test_what_fails_in_a_batch_is_raised(draw_tile, monkeypatch):
+def test_an_error_in_a_batch_is_raised(draw_tile, monkeypatch):
     tiles = Tiles(draw_tile, 4)
     monkeypatch.setattr(tiles, "pixels", lambda position: 1 / 0)
     with pytest.raises(ZeroDivisionError, match="division by zero"):
@@ -142,7 +140,7 @@ def test_shards_cover_every_position_once(monkeypatch):
     assert shards_of(0) == []
 
 
-def test_a_shard_is_found_again_once_it_is_kept(tmp_path):
+def test_a_saved_shard_can_be_loaded(tmp_path):
     shard = range(4, 7)
     assert not has_shard(tmp_path / "new", shard)
     features = np.arange(6, dtype=np.float16).reshape(3, 2)
@@ -152,7 +150,7 @@ def test_a_shard_is_found_again_once_it_is_kept(tmp_path):
     assert not has_shard(tmp_path / "new", range(7))
 
 
-def test_a_shard_that_is_kept_is_not_computed_again(tmp_path, monkeypatch):
+def test_a_saved_shard_is_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(embedder, "SHARD_IMAGES", 4)
     save_shard(tmp_path, range(4, 8), np.full((4, 1), 7, np.float16))
     computed = []

@@ -16,7 +16,7 @@ def test_each_row_has_its_own_picture(tmp_path, encode):
     assert all(picture.overlay is None for picture in pictures)
 
 
-def test_a_picture_with_an_occlusion_map_is_shown_under_it(tmp_path, encode):
+def test_a_picture_with_an_occlusion_map_has_an_overlay(tmp_path, encode):
     write_greys(tmp_path / "ours", [30, 60], encode)
     overlay = np.zeros((7, 7))
     overlay[0, 6] = 2.0
@@ -26,7 +26,7 @@ def test_a_picture_with_an_occlusion_map_is_shown_under_it(tmp_path, encode):
     np.testing.assert_array_equal(second.overlay, second.pixels)  # nothing depends on anything: plain grey
 
 
-def test_random_predictions_are_right_then_wrong_and_the_same_each_time():
+def test_random_predictions_are_first_right_then_wrong_and_reproducible():
     rows = [("crack", 0.9)] * 20 + [("intact", 0.1)] * 20 + [("crack", 0.1), ("intact", 0.9), ("crack", 0.2)]
     shown, again = (random_predictions(greys_scored(*rows), 0.5) for _ in range(2))
     paths = shown["path"].tolist()

@@ -17,7 +17,7 @@ UNFROZEN_FROM = "block_16_expand"
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 class Tiles:
@@ -68,7 +68,7 @@ def test_an_unknown_layer_is_refused_before_anything_is_trained(tmp_path, draw_t
 
 @pytest.fixture(scope="module", params=[None, 2], ids=["images", "kept views"])
 def tuned(tmp_path_factory, draw_tile, request):
-    """A fine-tuning that is killed at the end of the second epoch of its second phase, and then goes on."""
+    """A fine-tuning that is killed at the end of the second epoch of its second phase, and then resumed."""
     folder = tmp_path_factory.mktemp("unfinished")
     settings = finetune(cached_augmentations=request.param)
     train, validation = Tiles(draw_tile, range(8)), Tiles(draw_tile, range(50, 54))
@@ -103,7 +103,7 @@ def weights_by_layer(network):
 
 
 @pytest.mark.slow
-def test_a_killed_fine_tuning_goes_on_at_the_epoch_that_it_had_not_finished(tuned):
+def test_a_killed_fine_tuning_resumes_at_the_unfinished_epoch(tuned):
     assert tuned.killed_steps == [0, 1, 2]
     assert tuned.resumed_steps == [2]
     assert [(row["step"], row["phase"], row["epoch"]) for row in tuned.history.rows] == [
@@ -114,7 +114,7 @@ def test_a_killed_fine_tuning_goes_on_at_the_epoch_that_it_had_not_finished(tune
 
 
 @pytest.mark.slow
-def test_a_killed_fine_tuning_ends_as_an_undisturbed_one(tuned):
+def test_a_resumed_fine_tuning_gives_the_same_result_as_an_uninterrupted_one(tuned):
     for one, other in zip(tuned.classifier.get_weights(), tuned.undisturbed.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     losses = [[row["val_loss"] for row in history.rows] for history in (tuned.history, tuned.undisturbed_history)]
@@ -122,7 +122,7 @@ def test_a_killed_fine_tuning_ends_as_an_undisturbed_one(tuned):
 
 
 @pytest.mark.slow
-def test_what_is_frozen_is_computed_once_for_each_view_and_not_again_after_a_kill(tmp_path, draw_tile, monkeypatch):
+def test_frozen_layers_are_computed_once_for_each_view_and_not_again_after_a_kill(tmp_path, draw_tile, monkeypatch):
     train, validation, n_computed = Tiles(draw_tile, range(8)), Tiles(draw_tile, range(50, 54)), []
 
     def counting(compute, images, shape):
@@ -152,7 +152,7 @@ def test_what_is_frozen_is_computed_once_for_each_view_and_not_again_after_a_kil
 
 
 @pytest.mark.slow
-def test_layers_below_the_named_one_stay_as_they_were_and_convolutions_from_there_on_change(tuned):
+def test_layers_below_unfreeze_from_do_not_change_and_convolutions_from_there_on_do(tuned):
     original = weights_by_layer(tuned.original)
     changed = {
         name

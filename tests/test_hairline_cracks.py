@@ -25,7 +25,7 @@ def cracked(top=40, width=8):
     return picture
 
 
-def test_a_wide_crack_is_traced_along_its_middle_one_pixel_wide():
+def test_the_centre_line_of_a_wide_crack_is_one_pixel_wide():
     line = extract_crack_line(cracked(top=40, width=8), SIZE_PX)
     rows, columns = np.nonzero(line)
     assert np.bincount(columns).max() <= 2  # a step, now and then
@@ -33,24 +33,24 @@ def test_a_wide_crack_is_traced_along_its_middle_one_pixel_wide():
     assert np.abs(rows - 43.5).mean() < 1.5
 
 
-def test_a_line_is_traced_in_the_size_that_it_is_wanted_in():
+def test_a_centre_line_has_the_requested_size():
     line = extract_crack_line(cracked(top=40, width=8), 48)
     assert line.shape == (48, 48)
     assert np.abs(np.nonzero(line)[0] - 21.75).mean() < 1.5
 
 
 @pytest.mark.parametrize("picture", [concrete(), np.full((SIZE_PX, SIZE_PX, 3), 130, np.uint8)], ids=["sound", "flat"])
-def test_sound_concrete_has_no_line(picture):
+def test_intact_concrete_has_no_centre_line(picture):
     assert not extract_crack_line(picture, SIZE_PX).any()
 
 
-def test_a_band_that_is_hardly_darker_than_the_rest_is_no_crack():
+def test_a_band_that_is_only_slightly_darker_is_not_a_crack():
     picture = concrete()
     picture[40:48] -= 15
     assert not extract_crack_line(picture, SIZE_PX).any()
 
 
-def test_a_stain_is_no_crack():
+def test_a_stain_is_not_a_crack():
     picture = concrete()
     picture[20:32, 20:32] = 50
     assert not extract_crack_line(picture, SIZE_PX).any()
@@ -70,7 +70,7 @@ def test_images_without_a_clear_crack_are_left_out_and_the_others_keep_their_fol
     assert [round(float(np.nonzero(line)[0].mean())) for line in found.lines] == pytest.approx([73, 23], abs=1)
 
 
-def test_of_no_images_there_are_no_traces():
+def test_no_images_give_no_crack_lines():
     nothing = np.empty(0, np.int64)
     found = extract_crack_lines(Pictures([concrete()]), nothing, nothing, SIZE_PX)
     assert isinstance(found, CrackLines)
@@ -81,7 +81,7 @@ def surface():
     return np.full((SIZE_PX, SIZE_PX, 3), 150, np.float32)
 
 
-def test_a_drawn_crack_is_darker_along_the_line_alone_and_a_few_pixels_wide():
+def test_a_drawn_crack_is_dark_only_along_its_line_and_a_few_pixels_wide():
     line = np.zeros((SIZE_PX, SIZE_PX), bool)
     line[48] = True
     for seed in range(8):
@@ -93,7 +93,7 @@ def test_a_drawn_crack_is_darker_along_the_line_alone_and_a_few_pixels_wide():
         assert 150 * (1 - 0.84) - 1e-3 <= picture.min() < 149
 
 
-def test_an_empty_line_leaves_the_surface_as_it_is():
+def test_an_empty_line_does_not_change_the_surface():
     picture = draw_hairline_crack(surface(), np.zeros((SIZE_PX, SIZE_PX), bool), np.random.default_rng(0))
     np.testing.assert_array_equal(picture, surface())
 
@@ -109,7 +109,7 @@ def test_cracks_differ_in_depth_and_place_from_one_seed_to_the_next():
     assert places == {("row", 20), ("row", 75), ("column", 20), ("column", 75)}
 
 
-def test_all_eight_orientations_come_up():
+def test_all_eight_orientations_occur():
     picture = np.arange(9).reshape(3, 3)
     seen = {in_random_orientation(picture, np.random.default_rng(seed)).tobytes() for seed in range(100)}
     assert len(seen) == 8

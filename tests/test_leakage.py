@@ -8,7 +8,7 @@ from pipeline.training.features import features_file, rows_file
 
 
 def twins(n_pairs=150, n_features=20, seed=0):
-    """Images in pairs of copies, whose features say nothing of the label, but which twin is which."""
+    """Images in pairs of copies; their features identify the pair but do not predict the label."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(n_pairs, n_features)).repeat(2, axis=0) * 10
     group = np.arange(n_pairs).repeat(2)
@@ -53,7 +53,7 @@ def test_errors_per_thousand_and_errors_agree():
         assert result[f"{split}_n_errors"] == pytest.approx(errors)
 
 
-def test_whole_groups_are_drawn_and_as_many_as_fit(monkeypatch):
+def test_complete_groups_are_sampled_and_as_many_as_fit(monkeypatch):
     monkeypatch.setattr(module, "MAX_IMAGES", 101)
     images, _ = twins()
     drawn = sample_groups(images)
@@ -89,7 +89,7 @@ def test_features_in_half_precision_do_not_overflow(tmp_path):
         )
 
 
-def test_a_feature_that_never_changes_does_no_harm():
+def test_a_constant_feature_gives_finite_scores():
     images, features = twins()
     features[:, 0] = 5
     assert np.isfinite(compare_splits(images, features)["leak_free_f1"])

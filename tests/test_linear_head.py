@@ -5,7 +5,7 @@ from pipeline.models.linear_head import BLOCK_ROWS, STD_OFFSET, LinearHead, Scal
 
 
 @pytest.mark.parametrize("precision", [np.float16, np.float32])
-def test_a_scale_is_that_of_all_rows_in_double_precision(precision):
+def test_a_scale_equals_that_of_all_rows_in_double_precision(precision):
     rng = np.random.default_rng(0)
     features = rng.uniform(0, 6, (3 * BLOCK_ROWS + 5, 40)).astype(precision)
     features[:, 4:] = features[0, 4:]  # of a constant, rounding must not make a variance below zero
@@ -15,7 +15,7 @@ def test_a_scale_is_that_of_all_rows_in_double_precision(precision):
     np.testing.assert_allclose(scale.std, exact.std(axis=0) + STD_OFFSET, rtol=1e-9, atol=1e-7)
 
 
-def test_a_head_learned_on_standardised_features_answers_the_same_on_plain_ones():
+def test_a_head_fitted_on_standardised_features_gives_the_same_logits_on_raw_ones():
     features = np.random.default_rng(0).normal([5, -40], [0.1, 100], (50, 2)).astype(np.float32)
     scale = Scale.of(features)
     coefficients = np.array([0.7, -1.2])

@@ -12,7 +12,7 @@ LABELS = np.array([True, True, True, False, False])
 PROBABILITIES = np.array([0.9, 0.5, 0.2, 0.5, 0.1])
 
 
-def test_calibration_error_is_the_distance_in_each_bin_by_its_share_of_the_images():
+def test_calibration_error_is_the_gap_in_each_bin_weighted_by_its_share_of_the_images():
     # Bins are a fifteenth wide. Bin 1 (from 0.067): stated 0.10 + 0.12, observed 1. Bin 14 (from 0.933): stated
     # 0.95 + 0.97, observed 2. By hand (|0.22 - 1| + |1.92 - 2|) / 4.
     labels = np.array([False, True, True, True])
@@ -38,7 +38,7 @@ def test_calibration_error_is_never_more_than_the_mean_distance_of_the_single_im
     assert 0 <= error <= np.mean(np.abs(labels - probabilities)) + 1e-12
 
 
-def test_log_loss_is_the_mean_negative_logarithm_of_what_was_given_to_the_truth():
+def test_log_loss_is_the_mean_negative_logarithm_of_the_probability_of_the_true_label():
     assert log_loss(np.array([True, False]), np.array([0.8, 0.4])) == pytest.approx(-(log(0.8) + log(0.6)) / 2)
 
 
@@ -48,7 +48,7 @@ def test_log_loss_of_a_certain_mistake_is_finite(dtype):
     assert log_loss(np.array([False]), np.array([1], dtype)) == pytest.approx(-log(1e-7), rel=2e-2)
 
 
-def test_scores_equal_those_worked_by_hand():
+def test_scores_equal_those_computed_by_hand():
     assert scores(LABELS, PROBABILITIES, 0.5) == {
         "n": 5,
         "accuracy": pytest.approx(3 / 5),
@@ -66,17 +66,17 @@ def test_an_image_at_the_threshold_counts_as_crack():
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_ranking_scores_are_none_where_only_one_label_is_there(label):
+def test_ranking_scores_are_none_if_only_one_label_occurs(label):
     result = scores(np.full(3, label), np.array([0.2, 0.6, 0.7]), 0.5)
     assert result["auroc"] is None
     assert result["balanced_accuracy"] is None
     assert result["accuracy"] == pytest.approx(2 / 3 if label else 1 / 3)
 
 
-def test_f1_is_zero_where_no_crack_is_called_and_none_is_there():
+def test_f1_is_zero_without_cracks_and_crack_predictions():
     assert scores(np.array([False]), np.array([0.1]), 0.5)["f1"] == 0
 
 
-def test_scores_can_be_written_as_json_whatever_the_precision():
+def test_scores_can_be_written_as_json_for_any_precision():
     result = scores(LABELS, PROBABILITIES.astype(np.float32), 0.5)
     assert json.loads(json.dumps(result)) == result

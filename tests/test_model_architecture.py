@@ -28,7 +28,7 @@ def model():
     return calibrated(build_classifier(network(), 32, head), Calibration((Platt(1.0, 0.0),)))
 
 
-def test_a_nested_model_is_cut_where_the_size_of_its_pictures_changes(model):
+def test_a_nested_model_is_split_where_its_output_size_changes(model):
     found = {block["title"]: (block["shape"], block["n_weights"]) for block in blocks(model)}
     assert found == {
         "image": ((None, None, 3), 0),
@@ -48,7 +48,7 @@ def test_no_weight_is_lost_or_counted_twice(model):
     assert sum(block["n_weights"] for block in blocks(model)) == model.count_params()
 
 
-def test_stages_say_which_layers_they_are(model):
+def test_stages_name_their_layers(model):
     (stage,) = [block for block in blocks(model) if block["title"] == "tiny, stage 2"]
     assert stage["detail"] == "4 layers, pad … add"
 
@@ -61,7 +61,7 @@ def test_a_sequential_model_can_be_nested_too():
     ]
 
 
-def test_features_from_several_depths_do_not_cut_the_stages_into_pieces():
+def test_features_from_several_depths_do_not_fragment_the_stages():
     whole = network()
     depths = [layers.GlobalAveragePooling2D()(whole.get_layer(name).output) for name in ("first", "add")]
     tapped = keras.Model(whole.inputs, layers.Concatenate(name="features")(depths), name="tapped")
@@ -76,6 +76,6 @@ def test_finding_the_blocks_does_not_change_the_model(model):
     assert [value.tolist() for value in model.get_weights()] == before
 
 
-def test_blocks_are_the_same_after_a_way_through_json(model):
+def test_blocks_survive_a_round_trip_through_json(model):
     found = blocks(model)
     assert json.loads(json.dumps(found)) == [block | {"shape": list(block["shape"])} for block in found]

@@ -14,7 +14,7 @@ def inventory(paths, size_px):
     return pd.DataFrame({"path": paths, "height": size_px, "width": size_px})
 
 
-def test_the_published_data_sets_are_told_by_their_images():
+def test_published_data_sets_are_recognised_by_their_images():
     assert "10.17632/5y9wdsg2zt.2" in source_of(inventory(METU, 227), is_drawn=False)
     assert "10.15142/T3TD19" in source_of(inventory(SDNET, 256), is_drawn=False)
     in_a_folder = [f"concrete/{path}" for path in METU]
@@ -30,16 +30,16 @@ def test_the_published_data_sets_are_told_by_their_images():
         ([*METU[:98], "Positive/mine.jpg", "Negative/mine.jpg"], 227),
     ],
 )
-def test_somebodys_own_data_is_not_given_to_another_author(paths, size_px):
+def test_other_data_is_not_attributed_to_a_published_data_set(paths, size_px):
     text = source_of(inventory(paths, size_px), is_drawn=False)
     assert text.startswith("your own data")
 
 
-def test_drawn_images_are_called_drawn_whatever_they_look_like():
+def test_drawn_images_are_called_drawn_even_if_they_match_a_published_data_set():
     assert "not photographed" in source_of(inventory(METU, 227), is_drawn=True)
 
 
-def test_weights_have_their_licence_and_unknown_ones_say_so():
+def test_known_weights_have_their_licence_and_unknown_ones_a_hint():
     assert weights_of("efficientnet-lite2").endswith("Apache-2.0")
     assert weights_of("mobilenet-v2").endswith("MIT")
     assert weights_of("other-net") == "other-net: look up the licence of its weights"

@@ -52,18 +52,18 @@ def mosaics(sources, n_images=12, seed=0, sides=(2, 3)):
 
 
 @pytest.mark.parametrize(("labels", "few"), [([False] * 16, "cracked"), ([True] * 16, "intact")])
-def test_sources_of_one_label_are_refused_in_words(sources, labels, few):
+def test_sources_of_one_label_are_refused(sources, labels, few):
     with pytest.raises(CracksError, match=f"too few {few} ones .* under mosaics.of"):
         mosaics(replace(sources, labels=np.array(labels)))
 
 
-def test_sources_without_a_crack_that_can_be_traced_are_refused_in_words(hairline_sources):
+def test_sources_without_a_clear_crack_in_each_fold_are_refused(hairline_sources):
     one = CrackLines(hairline_sources.crack_lines.lines[:1], hairline_sources.crack_lines.folds[:1])
     with pytest.raises(CracksError, match=r"Only 1 cracks .* under hairline_mosaics\.of"):
         mosaics(replace(hairline_sources, crack_lines=one))
 
 
-def test_images_are_shrunk_by_means_of_areas():
+def test_images_are_shrunk_by_area_averaging():
     image = np.zeros((8, 8, 3), np.uint8)
     image[:4, :4] = 200
     image[0, 4:] = 80
@@ -72,7 +72,7 @@ def test_images_are_shrunk_by_means_of_areas():
     np.testing.assert_array_equal(small[0, :, :, 0], [[210, 30], [10, 10]])
 
 
-def test_sound_cells_of_different_colours_make_one_surface_without_seams():
+def test_intact_cells_of_different_colours_make_a_surface_without_seams():
     mixed = np.concatenate([cells(1, value) for value in (100, 150, 200, 50)])
     mosaic = compose(mixed, 2, 32, np.random.default_rng(0))
     np.testing.assert_allclose(mosaic, 100, atol=1e-4)
@@ -90,13 +90,13 @@ def test_a_size_that_the_cells_do_not_divide_is_filled_to_its_edges():
     np.testing.assert_allclose(mosaic, 90, atol=1e-4)
 
 
-def test_a_crack_stays_darker_than_its_surroundings_and_is_as_thin_as_its_cell_is_small():
+def test_a_crack_stays_darker_than_its_surroundings_and_shrinks_with_its_cell():
     one_cracked = np.concatenate([cells(8), cracked_cells(1)])
     mosaic = compose(one_cracked, 3, 48, np.random.default_rng(0))
     assert (mosaic < 20).mean() == pytest.approx(4 / 16 / 9, rel=0.1)
 
 
-def test_cracked_and_intact_mosaics_come_in_turn_for_each_number_of_cells(sources):
+def test_cracked_and_intact_mosaics_alternate_for_each_number_of_cells(sources):
     drawn = mosaics(sources)
     assert drawn.labels.tolist() == [True, False] * 12
     assert drawn.sizes.tolist() == [[48, 48]] * 24
@@ -109,7 +109,7 @@ def test_a_cracked_mosaic_has_a_crack_and_an_intact_one_has_none(sources, monkey
     assert has_crack == drawn.labels.tolist()
 
 
-def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(hairline_sources, monkeypatch):
+def test_a_synthetic_crack_is_drawn_across_intact_cells_of_the_fold(hairline_sources, monkeypatch):
     monkeypatch.setattr("pipeline.training.mosaics.vary", lambda image, rng: image)
     some = mosaics(hairline_sources)
     for position, (cracked, fold) in enumerate(zip(some.labels, some.folds, strict=True)):
@@ -120,7 +120,7 @@ def test_a_traced_crack_is_drawn_across_sound_cells_of_the_fold(hairline_sources
         assert picture.min() > 0.15 * sound  # a crack of a cell would be black
 
 
-def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(hairline_sources, monkeypatch):
+def test_the_drawn_crack_is_of_the_fold_of_the_mosaic(hairline_sources, monkeypatch):
     lines = []
     monkeypatch.setattr(
         "pipeline.training.mosaics.draw_hairline_crack", lambda surface, line, rng: lines.append(line) or surface
@@ -132,7 +132,7 @@ def test_the_crack_that_is_drawn_is_of_the_fold_of_the_mosaic(hairline_sources, 
     np.testing.assert_array_equal(lines, expected)
 
 
-def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(hairline_sources, monkeypatch):
+def test_synthetic_cracks_are_drawn_on_cells_with_seams_and_on_mirrored_cells(hairline_sources, monkeypatch):
     kinds = []
     blank = np.zeros((48, 48, 3), np.float32)
     monkeypatch.setattr(
@@ -146,7 +146,7 @@ def test_traced_cracks_are_on_cells_with_seams_and_on_one_that_is_mirrored_on(ha
     assert 70 < kinds.count("mirrored") < 130
 
 
-def test_a_cell_that_is_mirrored_on_has_no_seams():
+def test_a_cell_extended_by_mirroring_has_no_seams():
     slope = np.repeat(np.arange(0, 240, 15, dtype=np.uint8)[None, :, None], 16, axis=0).repeat(3, axis=2)
     for seed in range(8):
         surface = extend_by_mirroring(slope, 3, 47, np.random.default_rng(seed))
@@ -170,7 +170,7 @@ def test_all_cells_of_a_mosaic_are_of_its_fold(sources, monkeypatch):
             assert {int(value) for value in np.unique(cells_of_one)} == {DARK if fold else GREY}
 
 
-def test_a_mosaic_depends_on_seed_and_position_alone(sources):
+def test_a_mosaic_depends_only_on_seed_and_position(sources):
     first, again, other = mosaics(sources), mosaics(sources), mosaics(sources, seed=1)
     first.pixels(3)
     np.testing.assert_array_equal(first.pixels(5), again.pixels(5))
@@ -186,7 +186,7 @@ def test_varied_images_stay_within_grey_levels_and_differ_by_camera_and_light():
     assert len({float(one.std()) for one in varied}) == 8
 
 
-def test_mosaics_are_composed_of_the_chosen_training_images_alone(two_datasets, monkeypatch):
+def test_mosaics_are_composed_only_of_the_chosen_training_images(two_datasets, monkeypatch):
     train_side = side_of(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
     seen = []
     monkeypatch.setattr(train_side, "pixels", lambda position: seen.append(position) or np.zeros((40, 40, 3), np.uint8))

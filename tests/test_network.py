@@ -52,7 +52,7 @@ def embedder():
     return build_embedder(Backbone(architecture="mobilenet-v2", image_size_px=SIZE_PX))
 
 
-def test_an_image_of_the_right_size_is_normalised_and_nothing_else():
+def test_an_image_of_the_right_size_is_only_normalised():
     batch = noise(2, SIZE_PX, SIZE_PX)
     np.testing.assert_allclose(preprocess(batch), normalised(batch), atol=1e-5)
 
@@ -93,12 +93,12 @@ def test_the_exported_graph_declares_its_input(exported):
     assert (exported.input.shape, exported.input.dtype) == ((None, None, None, 3), "uint8")
 
 
-def test_dropout_in_the_head_is_idle_when_it_is_asked(exported):
+def test_dropout_in_the_head_is_inactive_in_inference(exported):
     batch = noise(4, SIZE_PX, SIZE_PX)
     np.testing.assert_array_equal(exported(batch)["probability"], exported(batch)["probability"])
 
 
-def test_images_of_mixed_sizes_come_back_in_their_order(exported):
+def test_images_of_mixed_sizes_are_returned_in_order(exported):
     sizes = [(20, 30), (30, 20), (20, 30), (64, 64), (30, 20), (20, 30)]
     pictures = [noise(*size, seed=seed) for seed, size in enumerate(sizes)]
     probabilities = np.full(len(pictures), np.nan)
@@ -111,7 +111,7 @@ def test_images_of_mixed_sizes_come_back_in_their_order(exported):
     assert sorted(batches) == [[0, 2, 5], [1, 4], [3]]
 
 
-def test_a_long_run_of_one_size_is_cut_into_batches(exported):
+def test_many_images_of_one_size_are_split_into_batches(exported):
     pictures = Pictures([noise(8, 8)] * (BATCH_IMAGES + 1))
     lengths = [len(positions) for positions, _ in run_in_batches(exported, pictures, progress="scoring")]
     assert lengths == [BATCH_IMAGES, 1]
@@ -123,13 +123,13 @@ def test_no_images_give_no_batches(exported):
     assert list(run_in_batches(exported, nothing, progress="scoring")) == []
 
 
-def test_the_embedder_gives_the_features_of_the_backbone(embedder):
+def test_the_embedder_returns_the_features_of_the_backbone(embedder):
     batch = noise(2, SIZE_PX, SIZE_PX)
     expected = build_backbone("mobilenet-v2")(normalised(batch).astype(np.float32))
     np.testing.assert_allclose(embedder(batch)["features"], expected, atol=1e-4)
 
 
-def test_an_image_has_the_same_features_alone_and_among_others(embedder):
+def test_the_features_of_an_image_do_not_depend_on_its_batch(embedder):
     batch = noise(5, 48, 40)
     alone = np.concatenate([embedder(batch[n : n + 1])["features"] for n in range(len(batch))])
     np.testing.assert_allclose(embedder(batch)["features"], alone, atol=1e-4)
@@ -146,7 +146,7 @@ def test_a_saved_graph_loads_safely_and_gives_the_same_answers(tmp_path):
         np.testing.assert_array_equal(loaded(batch)[name], output)
 
 
-def test_logits_and_features_of_images_of_mixed_sizes_come_in_the_order_of_the_images(uncalibrated):
+def test_logits_and_features_are_in_the_order_of_the_images_for_mixed_sizes(uncalibrated):
     pictures = [noise(*size, seed=seed) for seed, size in enumerate([(20, 30), (30, 20), (20, 30)])]
     logits, features = logits_and_features(uncalibrated, Pictures(pictures), progress="validating")
     alone = [uncalibrated(picture[None]) for picture in pictures]

@@ -21,14 +21,14 @@ def likes_dark(batch):
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (2, 5), (6, 6)])
-def test_the_map_points_to_the_one_cell_that_the_answer_depends_on(cell):
+def test_the_map_is_positive_only_in_the_cell_that_the_output_depends_on(cell):
     overlay = occlusion_map(likes_dark, tile(cell))
     expected = np.zeros((7, 7))
     expected[cell] = np.log(0.9 / 0.1)  # from the logit of 0.9 to that of 0.5, which is 0
     np.testing.assert_allclose(overlay, expected, atol=1e-5)
 
 
-def test_what_speaks_against_a_crack_is_negative():
+def test_evidence_against_a_crack_is_negative():
     overlay = occlusion_map(lambda batch: 1 - likes_dark(batch), tile((3, 3)))
     assert overlay[3, 3] == pytest.approx(-np.log(9), abs=1e-5)
 
@@ -50,12 +50,12 @@ def test_hidden_cells_have_the_mean_colour_and_each_pixel_is_hidden_once():
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_a_certain_answer_has_a_map_without_holes(probability):
+def test_a_certain_probability_has_a_finite_map(probability):
     overlay = occlusion_map(lambda batch: np.full(len(batch), probability, np.float32), tile())
     np.testing.assert_array_equal(overlay, np.zeros((7, 7)))
 
 
-def test_heat_is_red_for_a_crack_blue_against_it_and_absent_where_nothing_depends():
+def test_the_overlay_is_red_for_a_crack_blue_against_it_and_absent_elsewhere():
     overlay = np.zeros((7, 7))
     overlay[1, 1], overlay[5, 5] = 2.0, -2.0
     drawn = occlusion_overlay(tile(), overlay).astype(int)
@@ -66,7 +66,7 @@ def test_heat_is_red_for_a_crack_blue_against_it_and_absent_where_nothing_depend
     assert drawn[15, 110].tolist() == [200, 200, 200]
 
 
-def test_the_strongest_cell_is_as_clear_whatever_the_scale():
+def test_the_strongest_cell_has_the_same_opacity_at_any_scale():
     overlay = np.random.default_rng(0).normal(size=(7, 7))
     np.testing.assert_array_equal(occlusion_overlay(tile(), overlay), occlusion_overlay(tile(), 100 * overlay))
     np.testing.assert_array_equal(occlusion_overlay(tile(), 0 * overlay), tile())

@@ -11,7 +11,7 @@ class Tiles:
         return np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
 
 
-def test_with_the_image_itself_there_are_all_eight_orientations_once():
+def test_the_image_and_its_other_orientations_are_all_eight_once():
     others = OtherOrientations(Tiles())
     square = [others.pixels(2 * number + 1) for number in range(N_OTHERS)]
     assert len({image.tobytes() for image in [Tiles().pixels(1), *square]}) == 8
@@ -19,7 +19,7 @@ def test_with_the_image_itself_there_are_all_eight_orientations_once():
     assert {tuple(np.sort(image[..., 0].ravel())) for image in square} == {(0, 3, 6, 9)}
 
 
-def test_an_image_that_is_turned_by_a_quarter_has_its_sides_exchanged():
+def test_a_quarter_turn_swaps_height_and_width():
     others = OtherOrientations(Tiles())
     assert others.sizes.shape == (2 * N_OTHERS, 2)
     for position, size in enumerate(others.sizes.tolist()):

@@ -31,7 +31,7 @@ def sky():
 
 
 @pytest.mark.parametrize("name", ["grass", "brick", "gravel", "astronaut", "coffee", "sky", "black"])
-def test_what_is_no_concrete_is_for_review(mapper, name):
+def test_images_without_concrete_are_for_review(mapper, name):
     from skimage import data
 
     drawn = {"sky": sky, "black": lambda: np.zeros((256, 256, 3), np.uint8)}
@@ -39,7 +39,7 @@ def test_what_is_no_concrete_is_for_review(mapper, name):
     assert set(mapper.map(pixels).tiles["label"]) == {"review"}
 
 
-def test_a_deck_that_was_kept_apart_is_in_distribution_and_its_cracks_come_first(mapper):
+def test_a_held_out_deck_is_in_distribution_and_its_cracks_rank_first(mapper):
     if "CRACKS_REAL_DATA" not in os.environ:
         pytest.skip("CRACKS_REAL_DATA is not set: it names a folder with photos/Decks-7029.jpg")
     photos = Path(os.environ["CRACKS_REAL_DATA"]) / "photos"

@@ -13,7 +13,7 @@ def tables(labels, probabilities, **histories):
     return plot_tables(test, 0.5, histories or {"probe": HISTORY})
 
 
-def test_curves_are_those_worked_by_hand():
+def test_curves_equal_those_computed_by_hand():
     drawn = tables([1, 0, 1, 0], [0.9, 0.7, 0.5, 0.1])
     assert drawn["roc"].to_numpy().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
     expected = [[1, 0.5], [1, 2 / 3], [0.5, 0.5], [0.5, 1], [0, 1]]

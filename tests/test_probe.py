@@ -32,13 +32,13 @@ def logits_of(head, features):
     return features.astype(np.float64) @ head.kernel + head.bias
 
 
-def test_a_probe_learns_separable_rows_by_heart(tmp_path):
+def test_a_probe_fits_separable_rows_perfectly(tmp_path):
     rows = feature_rows(30)
     head = fit_probe({"walls": rows}, probe(l2_penalties=[1e-4]), TrainingHistory(tmp_path / "h", ignore))
     np.testing.assert_array_equal(logits_of(head, rows.features) > 0, rows.labels)
 
 
-def test_the_head_on_plain_features_has_the_loss_that_was_learned_on_components(tmp_path):
+def test_the_head_on_raw_features_has_the_loss_of_the_fit_on_components(tmp_path):
     rows = feature_rows(40, noise=1.5)
     history = TrainingHistory(tmp_path / "h", ignore)
     head = fit_probe({"walls": rows}, probe(l2_penalties=[0.01]), history)
@@ -46,18 +46,18 @@ def test_the_head_on_plain_features_has_the_loss_that_was_learned_on_components(
     assert loss == pytest.approx(history.rows[0]["loss"], rel=1e-3)
 
 
-def test_the_penalty_with_the_lowest_loss_on_folds_held_out_is_chosen(tmp_path):
+def test_the_penalty_with_the_lowest_loss_on_held_out_folds_is_chosen(tmp_path):
     rows = feature_rows(24, noise=2.5)
     history = TrainingHistory(tmp_path / "h", ignore)
     chosen = fit_probe({"walls": rows}, probe(l2_penalties=[1e-6, 0.1, 10.0]), history)
     assert [row["l2_penalty"] for row in history.rows] == [10.0, 0.1, 1e-6]
     best = min(history.rows, key=lambda row: row["val_loss"])["l2_penalty"]
-    assert best == 0.1  # neither end: without a penalty it learns noise, with a huge one nothing
+    assert best == 0.1  # neither end: a small penalty overfits, a huge one underfits
     alone = fit_probe({"walls": rows}, probe(l2_penalties=[best]), TrainingHistory(tmp_path / "alone", ignore))
     np.testing.assert_array_equal(chosen.kernel, alone.kernel)
 
 
-def test_a_row_is_never_judged_by_a_model_that_saw_its_fold(tmp_path):
+def test_a_row_is_never_scored_by_a_model_trained_on_its_fold(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(36) % 2 == 0
     once = rng.normal(0, 1, (18, 30))
@@ -68,7 +68,7 @@ def test_a_row_is_never_judged_by_a_model_that_saw_its_fold(tmp_path):
     assert history.rows[0]["val_loss"] >= np.log(2) - 1e-6
 
 
-def test_a_feature_that_never_varied_in_training_does_not_run_away_with_the_answer(tmp_path):
+def test_a_feature_that_is_constant_in_training_does_not_dominate_the_logit(tmp_path):
     rows = feature_rows(30)
     rows.features[:, 4] = 0
     head = fit_probe({"walls": rows}, probe(), TrainingHistory(tmp_path / "h", ignore))
@@ -97,7 +97,7 @@ def test_a_probe_computes_on_one_core_so_that_it_is_the_same_on_a_machine_with_m
     assert n_threads == {1}
 
 
-def test_every_source_and_every_label_in_it_counts_the_same():
+def test_all_sources_and_both_labels_in_each_have_equal_weight():
     labels = np.array([True, False, False, False, True, False])
     sources = np.array(["large", "large", "large", "large", "small", "small"])
     weights = equal_weights(labels, sources)
@@ -116,7 +116,7 @@ def rows_with(features):
     )
 
 
-def test_heads_are_averaged_over_their_spread_on_what_the_other_has_learned_from():
+def test_heads_are_weighted_by_their_spread_on_the_training_rows_of_the_other():
     rows = {"walls": rows_with([[4, 0], [0, 0]]), "decks": rows_with([[0, 1], [0, -3]])}
     # on the decks the logits of the walls' head are 10 and -30, a standard deviation of 20; the other way round 2 and
     # -2 about their mean, so 2: the shares are 1/20 and 1/2 of their sum
@@ -126,7 +126,7 @@ def test_heads_are_averaged_over_their_spread_on_what_the_other_has_learned_from
     assert head.bias == pytest.approx((3 + 10) / 11)
 
 
-def test_a_head_that_guesses_has_hardly_a_say():
+def test_a_head_that_guesses_has_a_small_weight():
     rows = {"walls": rows_with([[1, 0], [-1, 0]]), "decks": rows_with([[1, 0], [-1, 0]])}
     good, guessing, worse = (
         FittedHead(head_on(1, 0), 0.8),
@@ -139,7 +139,7 @@ def test_a_head_that_guesses_has_hardly_a_say():
     assert average_heads({"walls": good, "decks": worse}, rows).bias == pytest.approx(9 * 0.01 / 0.81)
 
 
-def test_a_head_that_says_the_same_of_all_has_no_say():
+def test_a_head_with_a_constant_logit_has_no_weight():
     rows = {"walls": rows_with([[1, 0], [-1, 0]]), "decks": rows_with([[2, 0], [-1, 0]])}
     silent = FittedHead(head_on(0, 5, bias=9), 1.0)
     head = average_heads({"walls": FittedHead(head_on(3, 0, bias=1), 0.5), "decks": silent}, rows)
@@ -151,7 +151,10 @@ def test_a_head_that_says_the_same_of_all_has_no_say():
 def test_each_data_set_has_a_head_of_its_own_and_a_row_of_history_for_each_penalty(tmp_path):
     walls, decks = feature_rows(30), feature_rows(30, seed=1)
     rng = np.random.default_rng(0)
-    for rows, blind in ((walls, slice(0, 3)), (decks, slice(3, 6))):  # what tells on one says nothing on the other
+    for rows, blind in (
+        (walls, slice(0, 3)),
+        (decks, slice(3, 6)),
+    ):  # the features that separate one data set are noise in the other
         rows.features[:, blind] = rng.permutation(rows.features[:, blind])
     history = TrainingHistory(tmp_path / "h", ignore)
     both = fit_probe({"walls": walls, "decks": decks}, probe(), history)

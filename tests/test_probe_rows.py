@@ -14,7 +14,7 @@ from pipeline.training.probe_rows import N_FOLDS, assign_folds, images_by_head, 
 
 
 @pytest.mark.slow
-def test_each_head_learns_from_its_data_set_and_from_the_mosaics_and_turned_images_that_params_ask_for(
+def test_each_head_is_trained_on_its_data_set_and_the_mosaics_and_orientations_in_params(
     two_datasets, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
@@ -57,7 +57,7 @@ def positions_by_head(names, labels, groups):
     return {name: positions.tolist() for name, positions in found.items()}
 
 
-def test_a_data_set_with_too_few_groups_is_learned_from_with_the_largest_that_has_enough():
+def test_a_data_set_with_too_few_groups_is_merged_with_the_largest_that_has_enough():
     names = ["large"] * 12 + ["medium"] * 8 + ["few"] * 4 + ["cracks"] * 20
     labels = [row % 2 == 0 for row in range(24)] + [True] * 20
     groups = [f"{name}-{row // (8 if name == 'few' else 1)}" for row, name in enumerate(names)]
@@ -67,7 +67,7 @@ def test_a_data_set_with_too_few_groups_is_learned_from_with_the_largest_that_ha
     }
 
 
-def test_data_sets_of_one_label_each_are_learned_from_together():
+def test_data_sets_of_one_label_each_are_merged():
     names, groups = ["cracks"] * 5 + ["intact"] * 6, [str(row) for row in range(11)]
     labels = [name == "cracks" for name in names]
     assert positions_by_head(names, labels, groups) == {"intact": list(range(11))}

@@ -235,7 +235,7 @@ def test_a_score_is_never_rounded_to_perfect_or_to_nothing(few):
     assert {value: page.row(f"candidate-{value}")[2] for value in shown} == shown
 
 
-def test_what_goes_to_a_person_is_counted_with_the_lower_end_of_the_band_and_without_the_upper(few):
+def test_images_for_review_include_the_lower_end_of_the_band_and_exclude_the_upper(few):
     few["predictions"] = pd.DataFrame(
         {
             "dataset": "halls",
@@ -282,7 +282,7 @@ def test_a_set_with_one_label_has_counts_but_no_curve(page):
     )
 
 
-def test_a_leak_is_told_and_no_leak_is_told(page, warning_page):
+def test_the_page_reports_a_leak_or_that_there_is_none(page, warning_page):
     assert "Leaks 2 groups on more than one side: do not trust the scores" in warning_page.text
     assert "Leaks 0 no group is on more than one side" in page.text
 
@@ -300,7 +300,7 @@ def test_missed_cracks_come_first_from_the_lowest_probability_then_false_alarms_
     assert "0.5400 , label intact halls: Negative/00011.jpg" in page.text
 
 
-def test_a_picture_is_shown_whole_in_its_colours_and_small(few):
+def test_a_picture_is_shown_uncropped_in_its_colours_and_small(few):
     pixels = np.zeros((300, 1200, 3), np.uint8)
     pixels[:, :600, 0] = pixels[:, 600:, 2] = 255
     few["inputs"] = replace(few["inputs"], mistakes={"Test": [Picture("a.jpg", "halls", "crack", 0.1, pixels)]})
@@ -319,7 +319,7 @@ def test_the_page_stays_below_four_megabytes_with_24_mistakes_of_noise(few):
     assert len(render(**few).encode()) < 4_000_000
 
 
-def test_hostile_text_is_shown_and_not_obeyed(few):
+def test_hostile_text_is_escaped(few):
     hostile = "\"><script>alert('x')</script>"
     picture = Picture(hostile, hostile, "crack", 0.1, np.zeros((8, 8, 3), np.uint8))
     few["inputs"] = replace(
@@ -431,7 +431,7 @@ def test_a_slice_that_is_too_small_is_a_dash_and_a_page_of_such_has_no_chart(few
     assert row.count("<td>—") == 6
 
 
-def test_one_data_set_alone_is_not_charted_twice(few):
+def test_a_single_data_set_is_not_plotted_twice(few):
     alone = few["predictions"].query("dataset != 'walls'")
     given = replace(few["inputs"], slices=slice_table(alone, 0.31))
     labels = [attributes.get("aria-label") for attributes in page_of(few | {"inputs": given}).all("div")]
@@ -451,7 +451,7 @@ def test_the_chart_names_each_slice_but_the_photos(few):
     assert not [name for name in names if name.startswith("photo")]
 
 
-def test_both_splits_are_side_by_side_and_images_left_out_are_told(page, few):
+def test_both_splits_are_side_by_side_and_images_left_out_are_reported(page, few):
     assert page.row("without leaks") == ["25.0", "5", "of", "200", "0.9710", "0"]
     assert page.row("at random") == ["5.0", "1", "of", "200", "0.9930", "36.5%"]
     assert "73 of 200 validation images, on which it is scored, have a copy" in page.text
@@ -483,7 +483,7 @@ def test_each_data_set_has_its_row_of_counts(page):
     assert page.row("bridges") == ["external", "test", "set", "8", "62.5%", "4", "0", "0", "0", "8", "0", "3"]
 
 
-def test_photos_that_an_external_test_set_lends_to_validation_are_told(page, few):
+def test_validation_photos_of_an_external_test_set_are_reported(page, few):
     assert "are on validation: the model was not trained on them" not in page.text
     lending = facts("bridges", is_trained_on=False, external=8, validation=1234)
     few["inputs"] = replace(few["inputs"], datasets=[lending])

@@ -38,7 +38,7 @@ def test_the_sets_are_test_each_data_set_of_it_and_each_external_set():
     assert list(sizes.items()) == [("test", 6), ("test:a", 2), ("test:b", 4), ("external:a-far", 3)]
 
 
-def test_a_surface_has_the_scores_of_its_images_alone():
+def test_a_surface_has_the_scores_of_its_own_images():
     walls, decks = rows_of(60, seed=1), rows_of(40, surface="Decks", seed=2)
     row = slice_row(slice_table(pd.concat([walls, decks]), 0.5), "surface", "Decks")
     plain = scores((decks["label"] == "crack").to_numpy(), decks["probability"].to_numpy(), 0.5)
@@ -49,12 +49,12 @@ def test_a_surface_has_the_scores_of_its_images_alone():
     assert row["f1_low"] < row["f1"] < row["f1_high"]
 
 
-def test_quarters_hold_a_quarter_each_and_are_named_by_their_limits():
+def test_quarters_contain_a_quarter_each_and_are_named_by_their_limits():
     parts = {value: len(part) for kind, value, part in slices_of(rows_of(100)) if kind == "brightness"}
     assert parts == {"0 to 49.5": 25, "49.5 to 99": 25, "99 to 148": 25, "148 to 198": 25}
 
 
-def test_what_is_the_same_in_all_images_makes_no_slices():
+def test_a_measure_that_is_constant_makes_no_slices():
     assert {kind for kind, _, _ in slices_of(rows_of(40, photo="7001"))} == {"all", "brightness"}
 
 
@@ -64,7 +64,7 @@ def test_quarters_that_end_at_the_same_value_are_one_slice():
     assert parts == {"227 to 256": 85, "256 to 500": 15}
 
 
-def test_photos_are_slices_with_figures_and_without_intervals():
+def test_photos_are_slices_with_scores_and_without_intervals():
     rows = pd.concat([rows_of(40, photo="7001", seed=1), rows_of(40, photo="7002", seed=2)])
     row = slice_row(slice_table(rows, 0.5), "photo", "7002")
     assert (row["n"], row["n_groups"]) == (40, 1)
@@ -72,7 +72,7 @@ def test_photos_are_slices_with_figures_and_without_intervals():
     assert np.isnan(row["f1_low"])
 
 
-def test_too_small_a_slice_or_one_label_has_no_figure():
+def test_a_slice_that_is_too_small_or_has_one_label_has_no_scores():
     few = rows_of(MIN_IMAGES - 1, surface="Decks")
     one_label = rows_of(40, surface="Pavements").assign(label="intact")
     table = slice_table(pd.concat([rows_of(60), few, one_label]), 0.5)

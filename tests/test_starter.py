@@ -31,7 +31,7 @@ def probe(request):
     return classifier(request.param)
 
 
-def test_a_starter_gives_the_answers_of_the_model_that_it_was_made_of(probe, tmp_path):
+def test_a_starter_gives_the_same_probabilities_as_the_model_it_was_built_from(probe, tmp_path):
     write_starter(probe, BACKBONE, tmp_path / "starter.npz")
     loaded = load_starter(tmp_path / "starter.npz")
     batch = np.random.default_rng(1).integers(0, 256, (4, 40, 50, 3), np.uint8)
@@ -60,7 +60,7 @@ def test_starters_are_compared_by_their_largest_difference(probe, tmp_path):
     assert relative_difference(tmp_path / "one.npz", tmp_path / "fewer.npz") == float("inf")
 
 
-def test_the_starter_that_ships_is_small_and_ready():
+def test_the_shipped_starter_is_small_and_can_be_loaded():
     assert STARTER_FILE.stat().st_size < 300_000
     starter = load_starter()
     outputs = starter.model(np.full((1, 64, 64, 3), 128, np.uint8))

@@ -70,7 +70,7 @@ def test_tensors_are_read_in_the_order_of_the_file_with_their_strides_and_offset
     array=npst.arrays("<f4", npst.array_shapes(max_dims=4, max_side=4), elements=st.floats(-10, 10, width=32)),
     data=st.data(),
 )
-def test_an_array_comes_back_equal_whatever_the_order_of_its_axes_in_the_file(tmp_path_factory, array, data):
+def test_an_array_is_read_unchanged_for_any_order_of_its_axes_in_the_file(tmp_path_factory, array, data):
     axes = data.draw(st.permutations(range(array.ndim)))
     transposed = array.transpose(axes)
     strides = tuple(stride // array.itemsize for stride in transposed.strides)
@@ -89,7 +89,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_is_executed(tmp_path, position)
     assert not trace.exists()
 
 
-def test_a_file_that_is_cut_anywhere_is_refused(tmp_path):
+def test_a_file_truncated_at_any_byte_is_refused(tmp_path):
     content = small_file()
     for length in range(len(content)):
         with pytest.raises(CracksError, match="or it is damaged"):
@@ -130,7 +130,7 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, shape, strides, offse
 
 
 @pytest.mark.parametrize("elements", [7, 2**40, 2**62, -1])
-def test_a_storage_whose_size_is_not_that_of_its_data_is_refused_before_memory_is_taken(tmp_path, elements):
+def test_a_storage_whose_size_differs_from_its_data_is_refused_before_memory_is_allocated(tmp_path, elements):
     code = tensor_opcodes("1", elements, (1,), (1,))
     content = torch_file({"weight": code}, {"1": np.zeros(6, "<f4")})
     content = content[: -6 * 4 - 8] + struct.pack("<q", elements) + bytes(6 * 4)
@@ -138,7 +138,7 @@ def test_a_storage_whose_size_is_not_that_of_its_data_is_refused_before_memory_i
         read(tmp_path, content)
 
 
-def test_a_storage_with_another_size_than_its_tensor_says_is_refused(tmp_path):
+def test_a_storage_whose_size_differs_from_its_tensor_is_refused(tmp_path):
     code = tensor_opcodes("1", 5, (1,), (1,))
     with pytest.raises(CracksError, match="should have 5 elements, its header says 6"):
         read(tmp_path, torch_file({"weight": code}, {"1": np.zeros(6, "<f4")}))

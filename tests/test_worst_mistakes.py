@@ -36,7 +36,7 @@ def test_test_is_one_set_and_each_external_test_set_another():
     assert found[found["split"] == "external"].groupby("dataset").size().tolist() == [N_PER_KIND, N_PER_KIND]
 
 
-def test_of_many_mistakes_a_few_of_each_kind_are_kept():
+def test_only_a_few_mistakes_of_each_kind_are_kept():
     n = N_PER_KIND + 3
     rows = [("crack", 0.01 * k) for k in range(n)] + [("intact", 0.9)] * n
     found = worst_mistakes(greys_scored(*rows), 0.5)
@@ -44,7 +44,7 @@ def test_of_many_mistakes_a_few_of_each_kind_are_kept():
     assert found["probability"].iloc[N_PER_KIND - 1] == pytest.approx(0.01 * (N_PER_KIND - 1))
 
 
-def test_each_mistake_has_the_map_of_its_own_picture_also_after_a_way_through_a_file(tmp_path, encode):
+def test_each_mistake_has_the_map_of_its_own_image_after_a_round_trip_through_a_file(tmp_path, encode):
     write_greys(tmp_path / "ours", [30, 60], encode)
     table = worst_mistakes(greys_scored(("crack", 0.1), ("intact", 0.9)), 0.5).iloc[::-1]
     with_occlusion_maps(table, tmp_path, by_cell).to_parquet(tmp_path / "mistakes.parquet", index=False)

@@ -63,7 +63,7 @@ def slice_table(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     Scores are missing if they are undefined, or if a slice has fewer than 30 images or only one label.
 
     Args:
-        predictions: one row per image: dataset, split (test or external), label, slice, photo, group, probability (0..1),
+        predictions: one row per image: dataset, split (test or external), label, slice, photo, group, probability,
             brightness, sharpness and size.
         threshold: probability from which an image counts as a crack.
     """
