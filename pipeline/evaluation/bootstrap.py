@@ -55,15 +55,15 @@ def weighted_scorer(
     bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
     in_bin = bins[:, None] == np.arange(N_ECE_BINS)  # (n, n_bins)
     excess = in_bin * (probabilities.astype(np.float64) - labels)[:, None]  # predicted minus observed
-    of_image = np.hstack([np.ones_like(predicted), predicted, excess])  # (n, 2 + n_bins)
+    per_image = np.hstack([np.ones_like(predicted), predicted, excess])  # (n, 2 + n_bins)
     n_groups = int(groups.max()) + 1
-    of_cracks, of_intact = np.zeros((2, n_groups, of_image.shape[1]))
-    np.add.at(of_cracks, groups[labels], of_image[labels])
-    np.add.at(of_intact, groups[~labels], of_image[~labels])
+    crack_sums, intact_sums = np.zeros((2, n_groups, per_image.shape[1]))
+    np.add.at(crack_sums, groups[labels], per_image[labels])
+    np.add.at(intact_sums, groups[~labels], per_image[~labels])
     rank = _ranking_scorer(labels, probabilities, groups)
 
     def score(weights: Floats) -> dict[str, Floats]:
-        cracks, intact = weights @ of_cracks, weights @ of_intact  # (n_resamples, 2 + n_bins)
+        cracks, intact = weights @ crack_sums, weights @ intact_sums  # (n_resamples, 2 + n_bins)
         n_crack, n_intact = cracks[:, :1], intact[:, :1]
         with np.errstate(divide="ignore", invalid="ignore"):
             halves = cracks[:, 2:] / (2 * n_crack) + intact[:, 2:] / (2 * n_intact)
@@ -193,8 +193,8 @@ def weighted_accuracy(labels: Labels, is_right: npt.NDArray[np.bool_], crack_wei
     So each label counts by the cost of a mistake, not by its share of the images; with a weight of 1/2 this is the
     balanced accuracy. If only one label occurs, it is the accuracy on that label; without images it is NaN.
     """
-    shares = [(weight, is_right[of].mean()) for of, weight in ((labels, crack_weight), (~labels, 1 - crack_weight))
-              if of.any()]  # fmt: skip
+    shares = [(weight, is_right[part].mean()) for part, weight in ((labels, crack_weight), (~labels, 1 - crack_weight))
+              if part.any()]  # fmt: skip
     total = sum(weight for weight, _ in shares)
     return float(sum(weight * share for weight, share in shares) / total) if total else math.nan
 

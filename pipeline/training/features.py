@@ -33,7 +33,7 @@ def read_features(folder: Path, name: str, rows: RowNumbers) -> Features:
     embedded = np.load(rows_file(folder, name))
     missing = np.setdiff1d(rows, embedded)
     if len(missing):
-        raise KeyError(f"{name} has no features of row {missing[0]} in {folder}: not on the train or validation side")
+        raise KeyError(f"{name} has no features of row {missing[0]} in {folder}: it is on neither train nor validation")
     features = np.load(features_file(folder, name), mmap_mode="r")
     order = np.argsort(embedded)
     return np.asarray(features[order[np.searchsorted(embedded, rows, sorter=order)]])
