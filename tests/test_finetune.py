@@ -132,7 +132,7 @@ def test_frozen_layers_are_computed_once_for_each_view_and_not_again_after_a_kil
     def die(step, values):
         raise KilledError("at the first epoch")
 
-    monkeypatch.setattr(activation_cache, "computed", counting)
+    monkeypatch.setattr(activation_cache, "compute_all", counting)
     with pytest.raises(KilledError, match="at the first epoch"):
         fit_finetune(
             BACKBONE,
