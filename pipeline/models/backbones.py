@@ -136,7 +136,8 @@ def _pool_feature_layers(model: keras.Model, feature_layers: Sequence[str]) -> k
         activation = model.get_layer(f"{layer}_relu").output  # (n, h, w, c)
         pooled.append(keras.layers.GlobalAveragePooling2D(name=f"{layer}_mean")(activation))  # (n, c)
         pooled.append(keras.layers.GlobalMaxPooling2D(name=f"{layer}_max")(activation))  # (n, c)
-    return keras.Model(model.input, keras.layers.Concatenate(name="feature_layers")(pooled), name=model.name)
+    # The name that version 0.1.0 gave the layer: with another one, the hash of an unchanged model would be another.
+    return keras.Model(model.input, keras.layers.Concatenate(name="taps")(pooled), name=model.name)
 
 
 def _inverted_residual(x: keras.KerasTensor, name: str, network: Architecture, block: BlockGroup) -> keras.KerasTensor:
