@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from pipeline import embed
 from pipeline.data.images import PackedImages
-from pipeline.data.training_images import side_of
+from pipeline.data.training_images import images_of_side
 from pipeline.models.calibration import Values, fit_platt
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import Labels, expected_calibration_error
@@ -176,7 +176,7 @@ def main() -> None:
         assert isinstance(candidate, Probe)  # noqa: S101 - of the example
         backbone = params.backbones[candidate.backbone]
         manifest = pd.read_parquet(folder / "manifest.parquet").query("dataset == 'metu'")
-        metu = side_of(manifest, "train", folder / "datasets")
+        metu = images_of_side(manifest, "train", folder / "datasets")
         print(f"embedding what {name} learns from", flush=True)
         embed.run(backbone, manifest, folder / "datasets", folder / "unfinished" / "metu", folder / "features")
         (base,) = rows_by_head(backbone, candidate, metu, folder / "features", folder / "unfinished").values()

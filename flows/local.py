@@ -23,7 +23,7 @@ from flows import processes
 from flows.services import PREFECT, Started, answers, services_started, write_started
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
-from pipeline.process_identity import holder_of, is_alive
+from pipeline.process_identity import identity_of, is_alive
 from pipeline.project import project_root
 from pipeline.registry.tracking import tracking_uri
 from pipeline.stage import run_main
@@ -113,7 +113,7 @@ def up(wanted: list[Service]) -> None:
         holder = started.get(service.name)
         if holder is None or not is_alive(holder):
             _check_port(service)
-            holder = {**holder_of(_start(service)), "address": service.address}
+            holder = {**identity_of(_start(service)), "address": service.address}
             write_started(started | {service.name: holder})
         _wait_until_healthy(service, holder)
         log.info("%-8s %s", service.name, holder["address"] or "serves the schedules")

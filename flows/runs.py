@@ -18,7 +18,7 @@ from prefect.states import Cancelled, Crashed
 
 from flows.stages import LogLine
 from pipeline.files import write_json
-from pipeline.process_identity import Holder, is_gone, this_process
+from pipeline.process_identity import ProcessIdentity, is_gone, this_process
 
 MOST_RUNS = 200  # the server's limit of one answer; more than any schedule has due
 
@@ -44,9 +44,9 @@ def end_orphans(log_line: LogLine) -> None:
             path.unlink(missing_ok=True)
 
 
-def _left_behind() -> Iterator[tuple[Path, Holder]]:
+def _left_behind() -> Iterator[tuple[Path, ProcessIdentity]]:
     for path in sorted(_folder().glob("*.json")):
-        holder: Holder = json.loads(path.read_text(encoding="utf-8"))
+        holder: ProcessIdentity = json.loads(path.read_text(encoding="utf-8"))
         if is_gone(holder):
             yield path, holder
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import httpx
 
 from pipeline.files import write_json
-from pipeline.process_identity import Holder, is_alive
+from pipeline.process_identity import ProcessIdentity, is_alive
 from pipeline.project import project_root
 
 PREFECT = "prefect"
 
 
-class Started(Holder):
+class Started(ProcessIdentity):
     """What is written down of a service."""
 
     address: str | None

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.data.images import INVENTORY_FILE, Chosen, EncodedImages, PackedImages, Sizes
+from pipeline.data.images import INVENTORY_FILE, EncodedImages, ImageSubset, PackedImages, Sizes
 from pipeline.data.training_images import RowNumbers, Sides, training_rows
 from pipeline.files import replacing_folder
 from pipeline.inference.cluster import compute_on_cluster
@@ -57,16 +57,16 @@ def embed_files(backbone: Backbone, task: Task) -> Features:
     return embedder_of(backbone).features(EncodedImages(contents, sizes), for_training=for_training)
 
 
-def computed_here(
+def computed_locally(
     backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[Shard]
 ) -> Iterator[tuple[Shard, Features]]:
     """Yield each shard of `rows` with its features, computed on this machine."""
     for shard in shards:
-        chosen = Chosen(images, rows[shard.positions])
+        chosen = ImageSubset(images, rows[shard.positions])
         yield shard, embedder_of(backbone).features(chosen, for_training=shard.for_training)
 
 
-def computed_there(
+def computed_by_dask(
     address: str, backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[Shard]
 ) -> Iterator[tuple[Shard, Features]]:
     """Yield each shard of `rows` with its features, computed by the Dask cluster at `address`, as they come.
@@ -103,9 +103,9 @@ def embed_dataset(
     shards = shards_by_side(sides)
     missing = [shard for shard in shards if not has_shard(unfinished, shard.positions)]
     if dask_address is None:
-        computed = computed_here(backbone, images, rows, missing)
+        computed = computed_locally(backbone, images, rows, missing)
     else:
-        computed = computed_there(dask_address, backbone, images, rows, missing)
+        computed = computed_by_dask(dask_address, backbone, images, rows, missing)
     with tqdm(total=len(rows), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
         bar.update(len(rows) - sum(len(shard.positions) for shard in missing))
         for shard, features in computed:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from pipeline.data.contract import Rule, check, enforce
 from pipeline.data.contract_page import Tile, render_contract
-from pipeline.data.group_split import age, assign
+from pipeline.data.group_split import arrival_order, build_manifest
 from pipeline.data.images import INVENTORY_FILE, LabelledImages
 from pipeline.data.near_duplicates import find_copies
 from pipeline.data.split_contract import check_sides, split_rules, summarise, with_checks
@@ -64,9 +64,9 @@ def run(
     names, train_on = list(params.datasets), params.split.train_on
     check_validated(validated, names)
     images = read_inventories(datasets, names)
-    images = images.loc[age(images, train_on).sort_values(kind="stable").index].reset_index(drop=True)
+    images = images.loc[arrival_order(images, train_on).sort_values(kind="stable").index].reset_index(drop=True)
     pairs = find_copies(images, params.split.copies)
-    manifest = assign(images, pairs, params.split)
+    manifest = build_manifest(images, pairs, params.split)
     check_sides(manifest[manifest["dataset"].isin(train_on)])  # an external test set may lend a single photo
     checked = with_checks(manifest, pairs, train_on)
     checked["path"] = checked["dataset"] + "/" + checked["path"]  # two data sets may have files of one path

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.data.images import LabelledImages
-from pipeline.data.training_images import TRAINING_SIDES, side_of
+from pipeline.data.training_images import TRAINING_SIDES, images_of_side
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.models.calibration import fit_calibration
 from pipeline.models.decision import DECISION_FILE, choose_decision
@@ -92,7 +92,7 @@ def run(
     """Train candidate `name` and write what it has become."""
     unfinished = checkpoint_folder(checkpoints, manifest_path, params, name)
     manifest = pd.read_parquet(manifest_path)
-    train, validation = (side_of(manifest, split, datasets) for split in TRAINING_SIDES)
+    train, validation = (images_of_side(manifest, split, datasets) for split in TRAINING_SIDES)
     with live_run(params, manifest_path, name) as report_epoch:
         history = TrainingHistory(unfinished / "history.jsonl", report_epoch)
         classifier, logits, known = fit(params, name, train, validation, features, history)

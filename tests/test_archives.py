@@ -16,7 +16,7 @@ import pytest
 from archive_writer import LIMITS, TARS, limits, rar5, write_source, write_tar, write_zip
 
 from pipeline.data import archives
-from pipeline.data.archives import Allowance, Entry, read_archive
+from pipeline.data.archives import Entry, SourceUsage, read_archive
 from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.images import INVENTORY_FILE, read_quarantine
 from pipeline.errors import CracksError
@@ -38,7 +38,7 @@ ZEROS = bytes(12_000_000)
 
 
 def entries(archive, allowed=LIMITS):
-    return list(read_archive(archive, Allowance(archive, allowed)))
+    return list(read_archive(archive, SourceUsage(archive, allowed)))
 
 
 def files_in(archive, allowed=LIMITS):
@@ -204,7 +204,7 @@ def test_nothing_is_unpacked_of_a_zip_whose_table_of_contents_is_too_much(tmp_pa
     source = write_source(tmp_path, "zip", {f"{number}.jpg": b"" for number in range(50)})
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
     with pytest.raises(CracksError, match="holds more than 49 files"):
-        next(read_archive(source, Allowance(source, limits(max_files=49))))
+        next(read_archive(source, SourceUsage(source, limits(max_files=49))))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -602,7 +602,7 @@ def test_bsdtar_is_ended_when_nobody_reads_on(tmp_path, pretend_bsdtar):
     write_tar(tmp_path / "inner.tar", FILES, "w")
     started = pretend_bsdtar(f"cat {tmp_path}/inner.tar; exec sleep 600")
     source = write_source(tmp_path, "rar", FILES)
-    reading = read_archive(source, Allowance(source, LIMITS))
+    reading = read_archive(source, SourceUsage(source, LIMITS))
     next(reading)
     reading.close()
     assert [process.returncode for process in started] == [-9]

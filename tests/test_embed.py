@@ -11,7 +11,7 @@ import pytest
 from two_datasets import write_dataset
 
 from pipeline import embed
-from pipeline.data.images import INVENTORY_FILE, Chosen, PackedImages
+from pipeline.data.images import INVENTORY_FILE, ImageSubset, PackedImages
 from pipeline.data.training_images import Sides
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
@@ -73,7 +73,7 @@ def undisturbed(datasets, manifest, tmp_path_factory):
 def test_every_image_that_training_reads_has_its_row_of_features(datasets, undisturbed):
     assert (undisturbed.shape, undisturbed.dtype) == ((N_EMBEDDED, 1280), np.float16)
     assert len(np.unique(undisturbed, axis=0)) == N_EMBEDDED
-    alone = embedder.Embedder(BACKBONE).features(Chosen(PackedImages(datasets / "walls"), [4, 49]))
+    alone = embedder.Embedder(BACKBONE).features(ImageSubset(PackedImages(datasets / "walls"), [4, 49]))
     np.testing.assert_allclose(undisturbed[[2, N_TRAIN - 1]], alone, rtol=2e-3, atol=2e-3)
 
 

@@ -11,9 +11,9 @@ from pipeline.data.group_split import (
     MANIFEST_COLUMNS,
     SIDES,
     SplitSettings,
-    age,
-    assign,
+    arrival_order,
     assign_sides,
+    build_manifest,
     links_between,
 )
 from pipeline.data.split_contract import summarise, with_checks
@@ -302,7 +302,7 @@ def test_external_test_sets_are_the_oldest_then_the_batches_of_each_data_set_tak
     names = ["bridges", "bridges", "decks", "decks", "walls", "walls", "walls"]
     batches = ["", "b.zip", "", "late.zip", "1.zip", "2.zip", "3.zip"]
     images = images_of([image(name, batch=batch) for name, batch in zip(names, batches, strict=True)])
-    assert age(images, TRAIN_ON).tolist() == [0, 0, 1, 2, 1, 2, 3]
+    assert arrival_order(images, TRAIN_ON).tolist() == [0, 0, 1, 2, 1, 2, 3]
 
 
 def test_copies_are_linked_and_the_tiles_of_a_photo_in_its_data_set_alone():
@@ -324,7 +324,7 @@ def test_without_photos_and_copies_nothing_is_linked():
 
 def test_the_manifest_keeps_the_images_in_their_order():
     images = images_of([image("bridges"), image("decks", label="intact"), image("walls", photo="1")])
-    manifest = assign(images, NO_PAIRS, split_params())
+    manifest = build_manifest(images, NO_PAIRS, split_params())
     pd.testing.assert_frame_equal(manifest[MANIFEST_COLUMNS], images[MANIFEST_COLUMNS])
     assert list(manifest) == [*MANIFEST_COLUMNS, "group", "split"]
     assert manifest["split"][0] == "external"
@@ -333,7 +333,7 @@ def test_the_manifest_keeps_the_images_in_their_order():
 
 def test_copies_and_tiles_of_a_photo_share_a_group_and_a_side():
     rows = [image(photo="1"), image(photo="1"), *[image() for _ in range(10)]]
-    manifest = assign(images_of(rows), pairs_of((1, 2)), split_params())
+    manifest = build_manifest(images_of(rows), pairs_of((1, 2)), split_params())
     assert manifest["group"].tolist()[:4] == ["000"] * 3 + ["003"]
     assert manifest["split"][:3].nunique() == 1
 
@@ -365,12 +365,12 @@ def test_reviews_are_in_training_or_excluded_and_move_and_correct_no_image_onto_
     images, pairs, corrected, disputed = drawn
     params = split_params(seed=seed, photos={given_side: ["walls/1"]} if given_side else {})
     older = images[~images["is_review"]]
-    before = assign(older, pairs[pairs["second"] < len(older)], params)
+    before = build_manifest(older, pairs[pairs["second"] < len(older)], params)
     other = {"crack": "intact", "intact": "crack"}
     images.loc[corrected, "label"] = images.loc[corrected, "first_label"].map(other)
     images.loc[disputed, "disputed"] = "ann: crack, bob: intact"
 
-    manifest = assign(images, pairs, params)
+    manifest = build_manifest(images, pairs, params)
 
     assert set(manifest.loc[disputed, "split"]) <= {"excluded"}
     undisputed = older.index.difference(disputed)
@@ -384,20 +384,20 @@ def test_a_review_beside_an_image_that_is_tested_on_is_excluded_and_counted():
         [image(), image(batch="2.zip") | {"is_review": True}, image(batch="2.zip") | {"is_review": True}]
     )
     params = split_params(fractions={"train": 0, "validation": 0, "test": 1})
-    manifest = assign(images, pairs_of((0, 1)), params)
+    manifest = build_manifest(images, pairs_of((0, 1)), params)
     assert manifest["split"].tolist() == ["test", "excluded", "train"]
     assert summarise(with_checks(manifest, pairs_of((0, 1)), TRAIN_ON), TRAIN_ON)["n_excluded"] == 1
 
 
 def test_a_review_in_an_external_test_set_stays_external():
     images = images_of([image("bridges") | {"is_review": True}, image()])
-    assert assign(images, NO_PAIRS, split_params())["split"][0] == "external"
+    assert build_manifest(images, NO_PAIRS, split_params())["split"][0] == "external"
 
 
 def test_what_an_external_test_set_shares_is_excluded_from_training_and_found():
     images = images_of([image("bridges"), image("bridges"), image(), image()])
     pairs = pairs_of((0, 2))
-    found = with_checks(assign(images, pairs, split_params()), pairs, TRAIN_ON)
+    found = with_checks(build_manifest(images, pairs, split_params()), pairs, TRAIN_ON)
     assert found["split"].tolist()[:3] == ["external", "external", "excluded"]
     assert found["split"][3] in SIDES
     assert found["is_shared"].tolist() == [1, 0, 1, 0]
@@ -408,19 +408,19 @@ def test_what_an_external_test_set_shares_is_excluded_from_training_and_found():
 def test_a_photo_that_an_external_test_set_lends_goes_to_validation_and_keeps_its_copies_out_of_training():
     images = images_of([image("bridges", photo="1"), image("bridges", photo="1"), image("bridges", photo="2"), image()])
     pairs = pairs_of((0, 3))
-    manifest = assign(images, pairs, split_params(photos={"validation": ["bridges/1"]}))
+    manifest = build_manifest(images, pairs, split_params(photos={"validation": ["bridges/1"]}))
     assert manifest["split"].tolist() == ["validation", "validation", "external", "excluded"]
     assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
 
 
 def test_a_lent_photo_with_a_copy_in_a_photo_that_is_not_lent_is_a_leak():
     images = images_of([image("bridges", photo="1"), image("bridges", photo="2")])
-    manifest = assign(images, pairs_of((0, 1)), split_params(photos={"validation": ["bridges/1"]}))
+    manifest = build_manifest(images, pairs_of((0, 1)), split_params(photos={"validation": ["bridges/1"]}))
     assert with_checks(manifest, pairs_of((0, 1)), TRAIN_ON)["is_leak"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_photo_of_a_data_set_trained_on_goes_where_it_is_given(side):
     rows = [image(photo="1"), image(photo="1"), image(photo="2")]
-    manifest = assign(images_of(rows), NO_PAIRS, split_params(photos={side: ["walls/1"]}))
+    manifest = build_manifest(images_of(rows), NO_PAIRS, split_params(photos={side: ["walls/1"]}))
     assert manifest["split"].tolist()[:2] == [side, side]

@@ -6,7 +6,7 @@ import pytest
 from pictures import Pictures
 from two_datasets import PARAMS
 
-from pipeline.data.training_images import side_of
+from pipeline.data.training_images import images_of_side
 from pipeline.errors import CracksError
 from pipeline.params import Params
 from pipeline.training.hairline_cracks import CrackLines
@@ -187,7 +187,7 @@ def test_varied_images_stay_within_grey_levels_and_differ_by_camera_and_light():
 
 
 def test_mosaics_are_composed_only_of_the_chosen_training_images(two_datasets, monkeypatch):
-    train_side = side_of(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
+    train_side = images_of_side(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
     seen = []
     monkeypatch.setattr(train_side, "pixels", lambda position: seen.append(position) or np.zeros((40, 40, 3), np.uint8))
     chosen = np.arange(1, len(train_side) - 1)

@@ -100,17 +100,17 @@ def test_a_copy_with_the_other_label_stops_the_run(files, validated, change):
 
 @pytest.mark.parametrize("label", ["crack", "intact"])
 def test_a_copy_on_another_side_of_the_split_stops_the_run(split_places, monkeypatch, label):
-    assign = split.assign
+    build_manifest = split.build_manifest
 
     def tampered(*arguments):
-        manifest = assign(*arguments)
+        manifest = build_manifest(*arguments)
         copy = manifest["path"] == f"{label}/copy.jpg"
         manifest.loc[copy, "split"] = "train" if manifest.loc[copy, "split"].item() == "test" else "test"
         # it was dealt as if it were no copy: only the pixels can tell
         manifest.loc[copy, "group"] = manifest.loc[copy, "sha256"]
         return manifest
 
-    monkeypatch.setattr(split, "assign", tampered)
+    monkeypatch.setattr(split, "build_manifest", tampered)
     rule = "no group, and no photo, is on two sides of the split. Observed: 2 images that break the rule"
     lines = f"  not so: {rule}\n    walls/{label}/0001.jpg\n    walls/{label}/copy.jpg\nMend the data"
     with pytest.raises(RefusedError, match="^" + re.escape(f"split breaks its contract:\n{lines}")):

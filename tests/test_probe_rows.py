@@ -6,7 +6,7 @@ import pytest
 from two_datasets import PARAMS
 
 from pipeline import embed
-from pipeline.data.training_images import side_of
+from pipeline.data.training_images import images_of_side
 from pipeline.errors import CracksError
 from pipeline.params import Params
 from pipeline.training import embedder
@@ -20,7 +20,7 @@ def test_each_head_is_trained_on_its_data_set_and_the_mosaics_and_orientations_i
     monkeypatch.setattr(
         "pipeline.training.hairline_cracks.extract_crack_line", lambda pixels, size_px: np.eye(size_px, dtype=bool)
     )
-    train_side = side_of(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
+    train_side = images_of_side(pd.read_parquet(two_datasets.manifest), "train", two_datasets.datasets)
     settings = json.loads(json.dumps(PARAMS))
     settings["candidates"]["probe"]["orientations"] = ["theirs"]
     settings["candidates"]["probe"]["hairline_mosaics"] = {"of": ["ours"], "cells_a_side": [2], "n_images": 12}

@@ -10,7 +10,7 @@ from drawn_data import IN_PROCESS, drawn_files
 from pipeline.data import dataset_reader
 from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.images import INVENTORY_FILE, PackedImages, read_quarantine
-from pipeline.data.reviews import COLUMNS, read_reviews, supersede
+from pipeline.data.reviews import COLUMNS, apply_reviews, read_reviews
 from pipeline.errors import CracksError
 from pipeline.params import Dataset
 
@@ -87,7 +87,7 @@ def inventory(*rows):
 
 def test_a_review_corrects_older_images_of_its_bytes_in_their_place():
     older = [("1", "a", "crack", None), ("1", "b", "crack", None), ("2", "a", "crack", None)]
-    images = supersede(inventory(*older, ("3", "a", "intact", "ann")))
+    images = apply_reviews(inventory(*older, ("3", "a", "intact", "ann")))
     assert images["batch"].tolist() == ["1", "1", "2"]
     assert images["label"].tolist() == ["intact", "crack", "intact"]
     assert images["first_label"].tolist() == ["crack"] * 3
@@ -96,13 +96,13 @@ def test_a_review_corrects_older_images_of_its_bytes_in_their_place():
 
 
 def test_of_one_persons_reviews_in_two_batches_the_newer_counts_and_the_image_stays_where_it_came():
-    images = supersede(inventory(("1", "a", "crack", "ann"), ("2", "a", "intact", "ann")))
+    images = apply_reviews(inventory(("1", "a", "crack", "ann"), ("2", "a", "intact", "ann")))
     assert images[["batch", "label", "reviewed_in", "is_review"]].to_numpy().tolist() == [["1", "intact", "2", True]]
     assert images["disputed"].isna().all()
 
 
 def test_two_people_who_disagree_in_two_batches_correct_nothing_and_the_image_says_so():
-    images = supersede(
+    images = apply_reviews(
         inventory(
             ("1", "a", "crack", None),
             ("1", "b", "crack", None),
@@ -116,13 +116,13 @@ def test_two_people_who_disagree_in_two_batches_correct_nothing_and_the_image_sa
 
 def test_a_dispute_ends_when_they_agree():
     looks = [("2", "a", "intact", "ann"), ("3", "a", "crack", "bob"), ("4", "a", "intact", "bob")]
-    images = supersede(inventory(("1", "a", "crack", None), *looks))
+    images = apply_reviews(inventory(("1", "a", "crack", None), *looks))
     assert images[["label", "reviewer"]].to_numpy().tolist() == [["intact", "bob"]]
     assert images["disputed"].isna().all()
 
 
 def test_an_image_that_came_after_its_review_keeps_its_own_label():
-    images = supersede(inventory(("1", "a", "crack", "ann"), ("2", "a", "intact", None)))
+    images = apply_reviews(inventory(("1", "a", "crack", "ann"), ("2", "a", "intact", None)))
     assert images["label"].tolist() == ["crack", "intact"]  # for the contract to find
 
 

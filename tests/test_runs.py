@@ -53,6 +53,6 @@ def test_a_process_is_known_again_and_another_with_its_id_is_not():
 
 @pytest.mark.parametrize("pid", [1, 2**22 + 1])
 def test_of_another_machines_process_nothing_is_said(pid):
-    elsewhere: process_identity.Holder = {"pid": pid, "started_s": 0, "host": "another"}
+    elsewhere: process_identity.ProcessIdentity = {"pid": pid, "started_s": 0, "host": "another"}
     assert not process_identity.is_gone(elsewhere)
     assert not process_identity.is_alive(elsewhere)

@@ -9,7 +9,7 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 
 from pipeline import split
-from pipeline.data.group_split import SIDES, assign
+from pipeline.data.group_split import SIDES, build_manifest
 from pipeline.data.images import INVENTORY_FILE
 from pipeline.errors import CracksError, RefusedError
 from pipeline.split import read_inventories
@@ -77,13 +77,13 @@ def test_a_green_split_writes_manifest_summary_report_and_page(places, params, c
 
 def test_a_split_that_leaks_is_refused_with_rule_and_paths_and_no_manifest(places, params, monkeypatch):
     def tampered(images, pairs, params):
-        manifest = assign(images, pairs, params)
+        manifest = build_manifest(images, pairs, params)
         copy = pairs["second"].iloc[-1]
         elsewhere = next(side for side in SIDES if side != manifest["split"][copy])
         manifest.loc[copy, "split"] = elsewhere
         return manifest
 
-    monkeypatch.setattr(split, "assign", tampered)
+    monkeypatch.setattr(split, "build_manifest", tampered)
     lines = "split breaks its contract:\n  not so: no group, and no photo, is on two sides of the split. Observed: "
     with pytest.raises(RefusedError, match=f"^{re.escape(lines)}2 images that break the rule\n    .*jpg\n") as caught:
         split.run(params, **places)

@@ -51,7 +51,7 @@ PLANTED = {
     "the same bytes on two sides": (
         [("walls", None, "crack", "a", "1", "train"), ("walls", None, "crack", "b", "1", "test")],
         [],
-        {"is_twin_across_sides": [0, 1]},
+        {"is_duplicate_across_sides": [0, 1]},
     ),
     "a copy in an external test set": (
         [("bridges", None, "crack", "a", "1", "external"), ("walls", None, "crack", "a", "2", "excluded")],
@@ -84,7 +84,7 @@ PLANTED = {
 @pytest.mark.parametrize(("rows", "pairs", "expected"), PLANTED.values(), ids=PLANTED.keys())
 def test_what_is_planted_in_a_manifest_is_found_in_it(rows, pairs, expected):
     found = checked(rows, pairs_of(*pairs))
-    columns = ["is_leak", "is_twin_across_sides", "is_shared", "is_conflict", "is_excluded"]
+    columns = ["is_leak", "is_duplicate_across_sides", "is_shared", "is_conflict", "is_excluded"]
     assert {name: np.flatnonzero(found[name]).tolist() for name in columns if found[name].any()} == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 from two_datasets import PARAMS
 
 from pipeline import embed, train
-from pipeline.data.training_images import side_of
+from pipeline.data.training_images import images_of_side
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import choose_threshold
 from pipeline.models.metrics import log_loss, scores
@@ -37,7 +37,7 @@ def trained(two_datasets, tmp_path_factory):
             scores_path=folder / "scores.json",
             history_path=folder / "history.csv",
         )
-    validation = side_of(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
+    validation = images_of_side(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
     return SimpleNamespace(
         folder=folder,
         epochs=epochs,
@@ -75,7 +75,7 @@ def test_the_history_has_a_row_for_each_head_and_strength_which_was_also_sent_li
 
 
 def test_candidates_are_compared_by_both_losses_weighted_where_photos_are_lent(two_datasets):
-    validation = side_of(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
+    validation = images_of_side(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
     settings = json.loads(json.dumps(PARAMS))
     settings["split"]["train_on"] = ["ours"]  # so that the two images of "theirs" are lent
     settings["select"]["external_weight"] = 0.25

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from pipeline.data.training_images import side_of, trained_groups, training_images
+from pipeline.data.training_images import images_of_side, trained_groups, training_images
 
 MANIFEST = pd.DataFrame(
     {
@@ -39,7 +39,7 @@ def test_images_without_a_photo_have_none_in_common():
 
 
 def test_a_side_holds_its_own_images_with_their_labels(two_datasets, draw_tile):
-    side = side_of(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
+    side = images_of_side(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
     assert list(zip(side.rows["dataset"], side.rows["row"], strict=True)) == [
         ("ours", 4),
         ("ours", 5),

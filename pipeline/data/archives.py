@@ -41,8 +41,8 @@ MB = 1_000_000
 # Below this a high ratio of expansion is no bomb: an even grey bitmap shrinks a thousandfold.
 SMALLEST_BOMB_BYTES = 10 * MB
 # Of a name and what else a tar notes about one file; tarfile holds it in memory.
-MAX_TAR_NOTES_BYTES = 1 * MB
-TAR_NOTES = (
+MAX_TAR_METADATA_BYTES = 1 * MB
+TAR_METADATA_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
     tarfile.XHDTYPE,
@@ -61,7 +61,7 @@ class Entry:
 
 
 @dataclass
-class Allowance:
+class SourceUsage:
     """What a source may still take of its limits; the whole source is refused when it wants more."""
 
     source: Path
@@ -69,7 +69,7 @@ class Allowance:
     n_files: int = 0
     n_bytes: int = 0
 
-    def take(self, n_bytes: int) -> None:
+    def add_file(self, n_bytes: int) -> None:
         """Count one more file of `n_bytes`. Raises CracksError over a limit."""
         self.n_files += 1
         self.n_bytes += n_bytes
@@ -108,38 +108,38 @@ def clean_path(name: str) -> str:
     return PurePosixPath(text).as_posix()
 
 
-def reason_against(path: str) -> str:
+def rejection_reason(path: str) -> str:
     """Return why an entry of this path is not used, empty where nothing is wrong with it."""
     parts = PurePosixPath(path).parts
     leads_out = path.startswith("/") or ".." in parts or (len(path) > 1 and path[1] == ":") or "\0" in path
     return "its path leads out of the archive" if leads_out else ""
 
 
-def read_archive(archive: Path, allowance: Allowance, inside: str = "") -> Iterator[Entry]:
+def read_archive(archive: Path, usage: SourceUsage, inside: str = "") -> Iterator[Entry]:
     """Yield every file of an archive: a zip's sorted by path, a tar's and a rar's in their own order.
 
     Archives inside a zip are read as if their files stood beside them, one level deep.
 
     Args:
         archive: the file to read.
-        allowance: what its source may still take.
+        usage: what its source may still take.
         inside: its path in the zip that it was in, if it was.
 
     Raises:
         CracksError: it cannot be read, exceeds a limit, or is a .rar and no tool for it is installed.
     """
-    shown = f"{inside} in {allowance.source}" if inside else str(archive)
+    shown = f"{inside} in {usage.source}" if inside else str(archive)
     try:
         with archive.open("rb") as opened:
             is_rar = opened.read(6) == b"Rar!\x1a\x07"
         if is_rar:
-            yield from _read_rar(archive, allowance, shown)
+            yield from _read_rar(archive, usage, shown)
         elif zipfile.is_zipfile(archive):
-            yield from _read_zip(archive, allowance, is_nested=bool(inside))
+            yield from _read_zip(archive, usage, is_nested=bool(inside))
         elif _is_tar(archive):
             with tarfile.open(archive, tarinfo=_Header) as tar:
-                yield from _read_tar(tar, allowance, archive.stat().st_size)
-                _check_end(tar.fileobj, allowance, archive.stat().st_size)  # type: ignore[arg-type]  # it is open
+                yield from _read_tar(tar, usage, archive.stat().st_size)
+                _check_end(tar.fileobj, usage, archive.stat().st_size)  # type: ignore[arg-type]  # it is open
         else:
             raise CracksError(
                 f"The source {shown} is neither a folder nor a .zip, .tar or .rar archive that can be read. "
@@ -159,27 +159,27 @@ def _is_tar(archive: Path) -> bool:
         return True  # compressed, and cut short or damaged: reading it says so
 
 
-def _read_zip(archive: Path, allowance: Allowance, *, is_nested: bool) -> Iterator[Entry]:
+def _read_zip(archive: Path, usage: SourceUsage, *, is_nested: bool) -> Iterator[Entry]:
     with zipfile.ZipFile(archive) as opened:
         entries = sorted(opened.infolist(), key=lambda entry: entry.filename)
         # From the table of contents alone, before anything is read: a bomb costs nothing.
         for entry in entries:
-            allowance.check_ratio(entry.filename, entry.file_size, entry.compress_size)
-            allowance.take(entry.file_size)
+            usage.check_ratio(entry.filename, entry.file_size, entry.compress_size)
+            usage.add_file(entry.file_size)
         for entry in entries:
             path = clean_path(entry.filename)
             if is_junk(path) or entry.is_dir():  # in this order: an empty name is junk, and breaks is_dir
                 continue
-            reason = _reason_against_zip_entry(entry, path)
+            reason = _zip_rejection_reason(entry, path)
             if reason:
                 yield Entry(path, None, reason)
             elif is_archive(path) and not is_nested:
-                yield from _read_nested(opened, entry, path, allowance)
+                yield from _read_nested(opened, entry, path, usage)
             else:
-                yield _zip_entry(opened, entry, path, allowance.limits)
+                yield _zip_entry(opened, entry, path, usage.limits)
 
 
-def _reason_against_zip_entry(entry: zipfile.ZipInfo, path: str) -> str:
+def _zip_rejection_reason(entry: zipfile.ZipInfo, path: str) -> str:
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
         return "a link or a device, not a file"
     if entry.flag_bits & 1:
@@ -187,7 +187,7 @@ def _reason_against_zip_entry(entry: zipfile.ZipInfo, path: str) -> str:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # of the others, zipfile unpacks as much as comes, however little the table of contents says
         return "packed by a method other than deflate"
-    return reason_against(path)
+    return rejection_reason(path)
 
 
 def _zip_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, limits: Limits) -> Entry:
@@ -201,12 +201,12 @@ def _zip_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, limit
         return Entry(path, None, f"damaged in the archive: {error}")
 
 
-def _read_nested(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, allowance: Allowance) -> Iterator[Entry]:
+def _read_nested(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, usage: SourceUsage) -> Iterator[Entry]:
     with tempfile.NamedTemporaryFile(suffix=Path(entry.filename).suffix) as inner:
         with opened.open(entry) as content:
             shutil.copyfileobj(content, inner)
         inner.flush()
-        yield from read_archive(Path(inner.name), allowance, path)
+        yield from read_archive(Path(inner.name), usage, path)
 
 
 class _Header(tarfile.TarInfo):
@@ -215,31 +215,31 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         header = super().frombuf(buf, encoding, errors)
-        is_note = header.type in TAR_NOTES
-        if header.size < 0 or (is_note and header.size > MAX_TAR_NOTES_BYTES):
+        is_metadata = header.type in TAR_METADATA_TYPES
+        if header.size < 0 or (is_metadata and header.size > MAX_TAR_METADATA_BYTES):
             raise tarfile.ReadError("it is damaged")
         return header
 
 
-def _read_tar(opened: tarfile.TarFile, allowance: Allowance, n_packed_bytes: int) -> Iterator[Entry]:
+def _read_tar(opened: tarfile.TarFile, usage: SourceUsage, n_packed_bytes: int) -> Iterator[Entry]:
     for entry in opened:
         path = clean_path(entry.name)
         if entry.size < 0:  # as a note may say
             raise tarfile.ReadError("it is damaged")
-        allowance.take(entry.size)
-        allowance.check_ratio(path, allowance.n_bytes, n_packed_bytes)
+        usage.add_file(entry.size)
+        usage.check_ratio(path, usage.n_bytes, n_packed_bytes)
         if entry.isdir() or is_junk(path):
             continue
-        reason = reason_against(path)
+        reason = rejection_reason(path)
         if not entry.isfile():
             reason = "a link or a device, not a file"
-        elif entry.size > allowance.limits.max_file_mb * MB:
-            reason = f"larger than {allowance.limits.max_file_mb} MB"
+        elif entry.size > usage.limits.max_file_mb * MB:
+            reason = f"larger than {usage.limits.max_file_mb} MB"
         content = None if reason else opened.extractfile(entry)
         yield Entry(path, content.read() if content else None, reason)
 
 
-def _check_end(rest: IO[bytes], allowance: Allowance, n_packed_bytes: int) -> None:
+def _check_end(rest: IO[bytes], usage: SourceUsage, n_packed_bytes: int) -> None:
     """Raise ReadError unless what is behind the last header that could be read is the end mark and padding.
 
     tarfile takes a damaged or missing header for the end, and checks no checksum that is stored behind it.
@@ -250,14 +250,14 @@ def _check_end(rest: IO[bytes], allowance: Allowance, n_packed_bytes: int) -> No
     while block:
         if any(block):
             raise tarfile.ReadError("it is damaged")
-        allowance.n_bytes += len(block)
-        if allowance.n_bytes > allowance.limits.max_total_mb * MB:
-            allowance.refuse(f"it unpacks to more than {allowance.limits.max_total_mb:,} MB", "max_total_mb")
-        allowance.check_ratio("what is behind its last file", allowance.n_bytes, n_packed_bytes)
+        usage.n_bytes += len(block)
+        if usage.n_bytes > usage.limits.max_total_mb * MB:
+            usage.refuse(f"it unpacks to more than {usage.limits.max_total_mb:,} MB", "max_total_mb")
+        usage.check_ratio("what is behind its last file", usage.n_bytes, n_packed_bytes)
         block = rest.read(2**20)
 
 
-def _read_rar(archive: Path, allowance: Allowance, shown: str) -> Iterator[Entry]:
+def _read_rar(archive: Path, usage: SourceUsage, shown: str) -> Iterator[Entry]:
     """Let bsdtar turn the archive into a tar that is read as it comes: one process, nothing on disk."""
     tool = shutil.which("bsdtar")
     if tool is None:
@@ -275,7 +275,7 @@ def _read_rar(archive: Path, allowance: Allowance, shown: str) -> Iterator[Entry
     ):
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|", tarinfo=_Header) as tar:
-                yield from _read_tar(tar, allowance, archive.stat().st_size)
+                yield from _read_tar(tar, usage, archive.stat().st_size)
         except tarfile.ReadError as error:
             problem = str(error)
             process.terminate()

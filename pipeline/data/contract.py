@@ -199,13 +199,13 @@ def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, repor
             log.warning("%s: not so: %s. Observed: %s", name, rule.text, rule.observed)
     if broken:
         raise RefusedError(
-            f"{name} breaks its contract:\n{in_words(broken)}\nMend the data, or change `contract` in params.yaml. "
+            f"{name} breaks its contract:\n{format_broken_rules(broken)}\nMend the data, or change `contract` in params.yaml. "
             f"{page} shows it in pictures."
         )
     log.info("%s: contract passed", name)
 
 
-def in_words(broken: Sequence[Rule]) -> str:
+def format_broken_rules(broken: Sequence[Rule]) -> str:
     """Return rules that are not met as lines: what was observed, and paths of offenders."""
     return "\n".join(
         f"  not so: {rule.text}. Observed: {rule.observed}" + "".join(f"\n    {path}" for path in rule.paths)

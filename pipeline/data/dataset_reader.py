@@ -25,7 +25,7 @@ from pipeline.data.images import (
     to_pixels,
 )
 from pipeline.data.path_metadata import DEFAULT_LABELS, check_photo_pattern, label_of, photo_of, slice_of
-from pipeline.data.reviews import REVIEWS_FILE, Verdict, read_reviews, supersede
+from pipeline.data.reviews import REVIEWS_FILE, Verdict, apply_reviews, read_reviews
 from pipeline.data.sources import Batch, batches_of, read_batch
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
@@ -183,7 +183,7 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
             "Put labelled images into it, in folders such as Positive/ and Negative/."
         )
     quarantine = pd.DataFrame(inventory.quarantine, columns=["batch", "path", "reason", "is_image"])
-    return supersede(pd.DataFrame(inventory.images)), quarantine
+    return apply_reviews(pd.DataFrame(inventory.images)), quarantine
 
 
 def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:

@@ -33,7 +33,7 @@ class SplitSettings:
     photo_sides: Mapping[str, str]  # DATASET/PHOTO -> side
 
 
-def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataFrame:
+def build_manifest(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataFrame:
     """Return the manifest: the images with their group and split.
 
     Args:
@@ -47,7 +47,7 @@ def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataF
     assigned = assign_sides(
         pd.DataFrame(
             {
-                "batch": age(images, params.train_on),
+                "batch": arrival_order(images, params.train_on),
                 "sha256": images["sha256"],
                 # by the label that it came with: a review that corrects it must not assign its neighbours anew
                 "stratum": images["dataset"] + "/" + images["slice"] + "/" + images["first_label"],
@@ -64,7 +64,7 @@ def assign(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataF
     return manifest
 
 
-def age(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
+def arrival_order(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
     """Return when each image came, 0 the oldest: external test sets, then the first batch of each data set, and on."""
     order = images.groupby("dataset")["batch"].transform(lambda batches: pd.factorize(batches)[0])
     return (order + 1).where(images["dataset"].isin(train_on), 0).astype(int)

@@ -202,7 +202,7 @@ class LabelledImages:
         return self._packed[name].pixels(row)
 
 
-class Chosen:
+class ImageSubset:
     """Some images of a sequence, as a sequence of their own."""
 
     def __init__(self, images: Images, positions: Sequence[int] | npt.NDArray[np.int64]) -> None:

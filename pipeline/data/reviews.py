@@ -71,7 +71,7 @@ def read_reviews(content: bytes, source: str) -> dict[str, Verdict]:
     return {sha256: _verdict(list(reviews.values())) for sha256, reviews in latest.items()}
 
 
-def supersede(images: pd.DataFrame) -> pd.DataFrame:
+def apply_reviews(images: pd.DataFrame) -> pd.DataFrame:
     """Return the inventory with each review's label given to the older images of the same bytes.
 
     These keep their row, batch and `first_label`, so that no image is dealt anew; the review's own copy of the image,

@@ -4,7 +4,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.archives import MB, Allowance, Entry, clean_path, is_archive, is_junk, read_archive, reason_against
+from pipeline.data.archives import (
+    MB,
+    Entry,
+    SourceUsage,
+    clean_path,
+    is_archive,
+    is_junk,
+    read_archive,
+    rejection_reason,
+)
 from pipeline.errors import CracksError
 from pipeline.params import Limits
 
@@ -43,26 +52,26 @@ def read_batch(batch: Batch, limits: Limits) -> Iterator[Entry]:
     Raises:
         CracksError: an archive cannot be read, or exceeds a limit.
     """
-    allowance = Allowance(batch.source, limits)
-    return _read_folder(batch.source, allowance) if batch.source.is_dir() else read_archive(batch.source, allowance)
+    usage = SourceUsage(batch.source, limits)
+    return _read_folder(batch.source, usage) if batch.source.is_dir() else read_archive(batch.source, usage)
 
 
 def _is_batch(path: Path) -> bool:
     return is_archive(path.name) and path.is_file() and not is_junk(path.name)
 
 
-def _read_folder(folder: Path, allowance: Allowance) -> Iterator[Entry]:
+def _read_folder(folder: Path, usage: SourceUsage) -> Iterator[Entry]:
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         name = clean_path(path.relative_to(folder).as_posix())
         if path.is_dir() or is_junk(name) or (path.parent == folder and _is_batch(path)):
             continue
-        reason = reason_against(name)
+        reason = rejection_reason(name)
         if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
             reason = "a link that leads out of the folder, or no file"
-        elif path.stat().st_size > allowance.limits.max_file_mb * MB:
-            reason = f"larger than {allowance.limits.max_file_mb} MB"
+        elif path.stat().st_size > usage.limits.max_file_mb * MB:
+            reason = f"larger than {usage.limits.max_file_mb} MB"
         content = None if reason else path.read_bytes()
-        allowance.take(len(content or b""))
+        usage.add_file(len(content or b""))
         yield Entry(name, content, reason)
 
 

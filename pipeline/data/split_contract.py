@@ -35,7 +35,7 @@ def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str
     leaking = touched(both_used & (side[first] != side[second]))
     return manifest.assign(
         is_leak=(on_two_sides(manifest["group"]) | on_two_sides(qualified_photos(manifest))).astype(int) | leaking,
-        is_twin_across_sides=on_two_sides(manifest["sha256"]).astype(int),
+        is_duplicate_across_sides=on_two_sides(manifest["sha256"]).astype(int),
         is_shared=touched(external[first] != external[second]),
         is_conflict=touched((label[first] != label[second]) & (dataset[first] != dataset[second])),
         is_excluded=(~used).astype(int),
@@ -52,7 +52,7 @@ def split_rules() -> list["Expectation"]:
             column="is_leak", value_set=[0], notes="no group, and no photo, is on two sides of the split"
         ),
         gxe.ExpectColumnValuesToBeInSet(
-            column="is_twin_across_sides", value_set=[0], notes="no two images of the same bytes are on two sides"
+            column="is_duplicate_across_sides", value_set=[0], notes="no two images of the same bytes are on two sides"
         ),
         gxe.ExpectColumnValuesToBeInSet(
             column="is_shared", value_set=[0], notes="no external image has a copy in a data set trained on"
@@ -100,5 +100,5 @@ def summarise(manifest: pd.DataFrame, train_on: tuple[str, ...]) -> dict[str, in
         "n_groups": n_groups,
         "n_copies": len(trained) - n_groups,
         "n_excluded": int((trained["split"] == EXCLUDED).sum()),
-        "leaks": int(manifest["is_leak"].sum() + manifest["is_twin_across_sides"].sum()),
+        "leaks": int(manifest["is_leak"].sum() + manifest["is_duplicate_across_sides"].sum()),
     }

@@ -39,7 +39,7 @@ def training_rows(manifest: pd.DataFrame) -> dict[str, Sides]:
     return {str(name): Sides(*(of(images, side) for side in TRAINING_SIDES)) for name, images in by_dataset}
 
 
-def side_of(manifest: pd.DataFrame, split: str, datasets: Path) -> LabelledImages:
+def images_of_side(manifest: pd.DataFrame, split: str, datasets: Path) -> LabelledImages:
     """Return one side of the manifest, data sets one after the other."""
     rows = manifest[manifest["split"] == split].sort_values(["dataset", "row"])
     return LabelledImages(rows[["dataset", "row", "label", "group"]], datasets)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.data.audit import audit, copies_within
-from pipeline.data.contract import Rule, check, dataset_rules, files_table, image_rules, in_words
+from pipeline.data.contract import Rule, check, dataset_rules, files_table, format_broken_rules, image_rules
 from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.images import INVENTORY_FILE, PackedImages, read_quarantine
-from pipeline.data.reviews import supersede
+from pipeline.data.reviews import apply_reviews
 from pipeline.params import Params
 
 
@@ -45,7 +45,7 @@ def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: P
         together = _rules_together(name, params, images.inventory, quarantine, known)
     found = audit(archive.name, dataset, params, images, quarantine, expectations=image_rules, more_rules=together)
     broken = [rule for rule in found.rules if rule.state == "broken"]
-    words = f"it breaks the contract:\n{in_words(broken)}" if broken else ""
+    words = f"it breaks the contract:\n{format_broken_rules(broken)}" if broken else ""
     return Inspection(len(images.inventory), words, found.page)
 
 
@@ -55,7 +55,7 @@ def _rules_together(
     """Return what comes of the data set's rules once the batch has joined it; older paths have its name in front."""
     older = pd.read_parquet(known / INVENTORY_FILE)
     older["path"] = name + "/" + older["batch"] + "/" + older["path"]
-    images = supersede(pd.concat([older, inventory], ignore_index=True))
+    images = apply_reviews(pd.concat([older, inventory], ignore_index=True))
     not_used = pd.concat([read_quarantine(known), quarantine], ignore_index=True)
     files = files_table(images, not_used, copies_within(images, params.split.copies))
     photos_are_named = params.datasets[name].photo_pattern is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pipeline.process_identity import Holder, is_gone
+from pipeline.process_identity import ProcessIdentity, is_gone
 
 LEASE_S = 120  # an open record that is older was left by a process that died, on this machine or another
 
@@ -28,7 +28,7 @@ class Record:
         text: the reason of a rollback, else the rules that failed, in words.
         best: the best version that was ever promoted, as of then.
         time_ms: when, milliseconds since 1970.
-        process: that has opened it, a `Holder` as JSON.
+        process: that has opened it, a `ProcessIdentity` as JSON.
         run_id: of the MLflow run that keeps it, "" of a dry run.
     """
 
@@ -108,7 +108,7 @@ def may_go_on(record: Record, now_ms: int) -> bool:
     """Return whether the process that opened the record may still go on with it."""
     if now_ms - record.time_ms >= 1000 * LEASE_S:
         return False
-    holder: Holder = json.loads(record.process)
+    holder: ProcessIdentity = json.loads(record.process)
     return not is_gone(holder)
 
 

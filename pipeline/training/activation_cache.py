@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.data.images import Chosen, Images, Pixels, Sizes
+from pipeline.data.images import Images, ImageSubset, Pixels, Sizes
 from pipeline.models.tf import keras
 from pipeline.params import Augmentation
 from pipeline.training.embedder import (
@@ -90,7 +90,7 @@ def cache_activations(lower: keras.Model, images: Images, folder: Path) -> Activ
     compute = compute_function(lower)
     n_images = len(images.sizes)
     compute_missing_shards(
-        folder, n_images, lambda shard: compute_all(compute, Chosen(images, shard), shape), "frozen layers"
+        folder, n_images, lambda shard: compute_all(compute, ImageSubset(images, shard), shape), "frozen layers"
     )
     return ActivationCache(folder, n_images)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import openvino
 from tqdm import tqdm
 
-from pipeline.data.images import Chosen, Images, Pixels, batches_by_size
+from pipeline.data.images import Images, ImageSubset, Pixels, batches_by_size
 from pipeline.files import replacing
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, supported_precision
 from pipeline.models.network import as_tf_function, build_embedder
@@ -122,7 +122,7 @@ def embed_in_shards(
     """
 
     def features(shard: range) -> Features:
-        return embedder_of(backbone).features(Chosen(images, shard), for_training=for_training)
+        return embedder_of(backbone).features(ImageSubset(images, shard), for_training=for_training)
 
     shards = compute_missing_shards(unfinished, len(images.sizes), features, f"embedding {what}")
     return np.concatenate([load_shard(unfinished, shard) for shard in shards])

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pipeline.data.images import Chosen, LabelledImages
+from pipeline.data.images import ImageSubset, LabelledImages
 from pipeline.errors import CracksError
 from pipeline.models.metrics import Labels
 from pipeline.params import Backbone, MosaicSet, Probe
@@ -53,7 +53,7 @@ def _rows_of_data_set(
 
     turned = np.flatnonzero(np.isin(datasets, params.orientations))
     if len(turned):
-        others = OtherOrientations(Chosen(train, chosen[turned]))
+        others = OtherOrientations(ImageSubset(train, chosen[turned]))
         embedded = embed_in_shards(backbone, others, unfinished / "turned", "turned images", for_training=True)
         repeated = np.tile(turned, N_OTHERS)
         images.append(TrainingRows(embedded, labels[repeated], folds[repeated], datasets[repeated]))
