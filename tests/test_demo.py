@@ -203,7 +203,7 @@ def test_a_recipe_without_one_of_the_keys_is_refused(tmp_path):
 def test_a_recipe_that_is_not_yaml_is_refused(tmp_path, content):
     path = tmp_path / "demo.yaml"
     path.write_bytes(content)
-    with pytest.raises(CracksError, match=r"demo\.yaml cannot be read(.|\n)*Mend it"):
+    with pytest.raises(CracksError, match=r"demo\.yaml cannot be read(.|\n)*Correct it"):
         read_recipe(path)
 
 

@@ -1,8 +1,8 @@
-"""Draws the demo data set: tiles of concrete, cracked or intact, from a recipe instead of photos.
+"""Draw the demo data set: tiles of cracked and intact concrete, as a recipe describes them.
 
-What makes a crack a crack is its shape alone: dark, meandering, of uneven width, with branches. Its look-alikes (dark
-but straight joints, meandering but light scratches, soft shadows) are in both classes, only more often on intact
-concrete. The numbers in the drawing functions were chosen by eye, beside photos of real concrete.
+A crack is dark and meandering, of uneven width, with branches. Look-alikes (dark but straight joints, meandering but
+light scratches, soft shadows) are in both classes, but more often on intact concrete. The numbers in the drawing
+functions were chosen by eye, in comparison with photos of real concrete.
 """
 
 import io
@@ -14,47 +14,54 @@ from typing import Annotated, Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.data.random_shapes import (
+    Points,
+    Raster,
+    blobs,
+    log_uniform,
+    noise_field,
+    perpendicular,
+    random_path,
+    random_walk,
+    rasterise,
+    stroke,
+)
 from pipeline.errors import CracksError
 
 LABELS = ("crack", "intact")
-SUPERSAMPLING = 4  # lines are drawn this many times larger and averaged, for widths below one pixel
-
-Raster = NDArray[np.floating[Any]]  # (size_px, size_px)
-Points = NDArray[np.floating[Any]]  # (n, 2) or (2,), x and y in px
-Polygons = NDArray[np.floating[Any]]  # (n, corners, 2), x and y in px
 
 Share = Annotated[float, Field(ge=0, le=1)]
 WidthPx = Annotated[float, Field(ge=0.1, le=100)]
 
 
 class Recipe(BaseModel):
-    """All that the demo data set depends on, apart from this module and the versions of NumPy and Pillow."""
+    """Parameters of the demo data set. The images also depend on this module and the versions of NumPy and Pillow."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seed: int = Field(ge=0, description="root of all randomness; each image has a stream of its own below it")
+    seed: int = Field(ge=0, description="each image has its own random stream, derived from it")
     size_px: int = Field(ge=32, le=1024, description="side of the square images, px")
     images_per_class: int = Field(ge=1, le=4999, description="distinct images of each class; names have four digits")
-    mirrored_per_class: int = Field(ge=0, description="how many of these come again, mirrored and saved a second time")
+    mirrored_per_class: int = Field(ge=0, description="how many of these occur again, mirrored and saved a second time")
     jpeg_quality: int = Field(ge=1, le=95, description="on Pillow's scale; 1 is worst")
     crack_width_px: tuple[WidthPx, WidthPx] = Field(
         description="range of a crack's typical width, px, uniform on a logarithmic scale"
     )
     crack_darkness: tuple[Share, Share] = Field(
-        description="range of the share of light that a crack swallows; 1 is black"
+        description="range of the share of light that a crack absorbs; 1 is black"
     )
-    look_alikes_crack: Share = Field(description="share of the cracked images that have a look-alike, too")
+    look_alikes_crack: Share = Field(description="share of the cracked images that also have a look-alike")
     look_alikes_intact: Share = Field(description="share of the intact images that have a look-alike")
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> "Recipe":
+    def _check_consistency(self) -> "Recipe":
         if self.mirrored_per_class > self.images_per_class:
             raise ValueError("mirrored_per_class exceeds images_per_class")
         if any(low > high for low, high in (self.crack_width_px, self.crack_darkness)):
-            raise ValueError("a range starts above its end")
+            raise ValueError("the start of a range exceeds its end")
         return self
 
 
@@ -68,21 +75,21 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CracksError(f"The recipe {path} cannot be read: {error}. Mend it, or restore it with git.") from None
+        raise CracksError(f"The recipe {path} cannot be read: {error}. Correct it, or restore it with git.") from None
     except ValidationError as error:
         problems = "".join(
             f"\n  {'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']} (received {problem['input']!r})"
             for problem in error.errors()
         )
-        raise CracksError(f"The recipe {path} cannot be used:{problems}\nMend it, or restore it with git.") from None
+        raise CracksError(f"The recipe {path} cannot be used:{problems}\nCorrect it, or restore it with git.") from None
 
 
 def draw(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
-    """Yield the name, such as "crack/0001.jpg", and the bytes of each file, in a fixed order, first the cracked ones.
+    """Yield the name, such as "crack/0001.jpg", and the bytes of each file, in a fixed order, cracked images first.
 
-    The files of a class are its distinct images; mirrored copies of the first of them, left-right and up-down by turns;
-    and last a broken file: a JPEG that is cut off (crack), a text that is named .jpg (intact). An image depends on its
-    class, its number and the recipe, but not on the recipe's counts.
+    Each class has its distinct images; then mirrored copies of the first ones, alternately left-right and up-down; and
+    finally a broken file: a truncated JPEG (crack), a text file named .jpg (intact). An image depends on its class, its
+    number and the recipe, but not on the counts in the recipe.
     """
     flips = (ImageOps.mirror, ImageOps.flip)
     for label in LABELS:
@@ -108,14 +115,14 @@ class _Tile:
 
     rng: np.random.Generator
     height_px: Raster  # above the mean plane
-    colour: NDArray[np.floating[Any]]  # (size_px, size_px, 3), light that comes back, as a multiple of plain concrete's
+    colour: NDArray[np.floating[Any]]  # (size_px, size_px, 3), reflectance relative to plain concrete
 
     @property
     def size_px(self) -> int:
         return len(self.height_px)
 
     def engrave(self, mask: Raster, darkness: float, depth_px: float) -> None:
-        """Take away the share `darkness` of the light, and `depth_px` of height, where `mask` is 1."""
+        """Reduce the colour by the share `darkness` and the height by `depth_px` where `mask` is 1."""
         self.colour *= 1 - darkness * mask[..., None]
         self.height_px -= depth_px * mask
 
@@ -132,74 +139,8 @@ def _draw_image(recipe: Recipe, label: str, number: int) -> bytes:
     return _save(_photograph(tile), recipe.jpeg_quality)
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(low * (high / low) ** rng.random())
-
-
-def _noise(
-    rng: np.random.Generator, size_px: int, coarsest_px: float, finest_px: float, stretch: float = 1, angle: float = 0
-) -> Raster:
-    """Draw a random field of mean 0 and deviation 1 whose wavelengths go from `coarsest_px` to `finest_px`.
-
-    Its octaves are equally strong, as in most natural textures; it is `stretch` times coarser along `angle` (rad).
-    """
-    fy, fx = np.fft.fftfreq(size_px)[:, None], np.fft.rfftfreq(size_px)
-    frequency = np.hypot((fx * np.cos(angle) + fy * np.sin(angle)) * stretch, fy * np.cos(angle) - fx * np.sin(angle))
-    frequency[0, 0] = 1  # instead of 0, by which it could not divide; the mean is removed below
-    amplitude = np.exp(-((frequency * finest_px) ** 2) - (frequency * coarsest_px) ** -2) / frequency
-    spectrum = np.fft.rfft2(rng.standard_normal((size_px, size_px), np.float32)) * amplitude.astype(np.float32)
-    field = np.fft.irfft2(spectrum, (size_px, size_px))
-    return np.asarray((field - field.mean()) / field.std(), np.float32)
-
-
-def _rasterise(size_px: int, polygons: Polygons) -> Raster:
-    """Return the share of each pixel that lies in any of `polygons`."""
-    canvas = Image.new("L", (size_px * SUPERSAMPLING, size_px * SUPERSAMPLING))
-    pen = ImageDraw.Draw(canvas)
-    for polygon in (polygons * SUPERSAMPLING).reshape(len(polygons), 2 * polygons.shape[1]).tolist():
-        pen.polygon(polygon, fill=255)
-    return np.asarray(canvas.reduce(SUPERSAMPLING), np.float32) / 255
-
-
-def _stroke(path: Points, width_px: NDArray[np.floating[Any]] | float) -> Polygons:
-    """Return quadrilaterals that make a line along `path`; `width_px` is one width, or one for each point."""
-    tangent = np.gradient(path, axis=0)
-    normal = _perpendicular(tangent) / np.linalg.norm(tangent, axis=1, keepdims=True)
-    offset = normal * np.reshape(width_px, (-1, 1)) / 2
-    left, right = path + offset, path - offset
-    return np.stack([left[:-1], left[1:], right[1:], right[:-1]], axis=1)
-
-
-def _blobs(rng: np.random.Generator, centres: Points, smallest_px: float, largest_px: float) -> Polygons:
-    """Return an irregular octagon around each of `centres`; the sizes are radii, small ones are more frequent."""
-    radius_px = smallest_px * np.power(largest_px / smallest_px, rng.random((len(centres), 1)))
-    corners_px = radius_px * rng.uniform(0.6, 1.4, size=(len(centres), 8))
-    angles = np.arange(8) * np.pi / 4
-    x, y = centres[:, :1] + corners_px * np.cos(angles), centres[:, 1:] + corners_px * np.sin(angles)
-    return np.stack([x, y], axis=-1)
-
-
-def _perpendicular(vectors: Points) -> Points:
-    return np.stack([-vectors[..., 1], vectors[..., 0]], axis=-1)
-
-
-def _wander(rng: np.random.Generator, count: int, stride: int) -> NDArray[np.floating[Any]]:
-    """Return a random walk, (count,), from 0 to 0 that turns every `stride` points; its deviation halfway is 0.5."""
-    turns = np.cumsum(rng.normal(0, np.sqrt(stride / count), size=count // stride + 2))
-    turns -= np.linspace(turns[0], turns[-1], len(turns))
-    return np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(turns)), turns)
-
-
-def _path(rng: np.random.Generator, start: Points, end: Points, meander: float) -> Points:
-    """Return points about 1 px apart from `start` to `end` that stray sideways by some `meander` times the length."""
-    along = end - start
-    count = max(8, int(np.hypot(*along)))
-    sideways = _wander(rng, count, stride=int(rng.integers(8, 28))) + 0.2 * _wander(rng, count, stride=2)
-    return start + np.linspace(0, 1, count)[:, None] * along + meander * sideways[:, None] * _perpendicular(along)
-
-
 def _ends(tile: _Tile) -> tuple[Points, Points]:
-    """Return two points outside of the tile whose middle is well inside of it."""
+    """Return two points outside the tile whose midpoint is well inside it."""
     middle = tile.size_px * tile.rng.uniform(0.3, 0.7, size=2)
     angle = tile.rng.uniform(0, 2 * np.pi)
     reach = 1.2 * tile.size_px * np.array([np.cos(angle), np.sin(angle)])
@@ -207,78 +148,78 @@ def _ends(tile: _Tile) -> tuple[Points, Points]:
 
 
 def _plain_concrete(rng: np.random.Generator, size_px: int) -> _Tile:
-    """Return a tile with grain, sometimes brushed, with mottle, stains, aggregate and pores."""
-    grain_px = _log_uniform(rng, 1, 3.5)
-    brushed = _log_uniform(rng, 2, 10) if rng.random() < 0.35 else 1
-    grain = _noise(rng, size_px, 8 * grain_px, grain_px, brushed, rng.uniform(0, np.pi))
-    mottle = _log_uniform(rng, 0.015, 0.07) * _noise(rng, size_px, size_px, 4)
-    tile = _Tile(rng, _log_uniform(rng, 0.1, 0.8) * grain, np.repeat(1 + mottle[..., None], 3, axis=2))
-    stain = np.clip(_noise(rng, size_px, size_px, 12) - rng.uniform(0, 2), 0, 2)
+    """Return a tile with grain (sometimes brushed), mottle, stains, aggregate and pores."""
+    grain_px = log_uniform(rng, 1, 3.5)
+    brushed = log_uniform(rng, 2, 10) if rng.random() < 0.35 else 1
+    grain = noise_field(rng, size_px, 8 * grain_px, grain_px, brushed, rng.uniform(0, np.pi))
+    mottle = log_uniform(rng, 0.015, 0.07) * noise_field(rng, size_px, size_px, 4)
+    tile = _Tile(rng, log_uniform(rng, 0.1, 0.8) * grain, np.repeat(1 + mottle[..., None], 3, axis=2))
+    stain = np.clip(noise_field(rng, size_px, size_px, 12) - rng.uniform(0, 2), 0, 2)
     warmth = rng.uniform(-0.03, 0.03)
     tile.colour *= 1 + stain[..., None] * (rng.uniform(-0.15, 0.1) + np.array([warmth, 0, -warmth]))
     aggregate, pores = (-0.15, -0.3, 0.5, 2.5), (0.45, 1.2, 0.4, 2)
     for darkness, depth_px, smallest_px, largest_px in (aggregate, pores):
-        centres = rng.uniform(0, size_px, size=(rng.poisson(_log_uniform(rng, 2, 80)), 2))
-        mask = _rasterise(size_px, _blobs(rng, centres, smallest_px, largest_px))
+        centres = rng.uniform(0, size_px, size=(rng.poisson(log_uniform(rng, 2, 80)), 2))
+        mask = rasterise(size_px, blobs(rng, centres, smallest_px, largest_px))
         tile.engrave(mask, darkness * rng.uniform(0.3, 1.3), depth_px)
     return tile
 
 
 def _add_crack(tile: _Tile, recipe: Recipe) -> None:
-    """Add a crack, dark and meandering, of uneven width, with up to three branches."""
+    """Add a dark, meandering crack of uneven width with up to three branches."""
     rng = tile.rng
     start, end = _ends(tile)
-    path = _path(rng, start, end, _log_uniform(rng, 0.06, 0.2))
-    path += (start + end) / 2 - path[len(path) // 2]  # however it strays, it passes through the tile
+    path = random_path(rng, start, end, log_uniform(rng, 0.06, 0.2))
+    path += (start + end) / 2 - path[len(path) // 2]  # the middle is in the tile
     if rng.random() < 0.3:
         path = path[: int(len(path) * rng.uniform(0.6, 0.75))]  # ends inside, or almost
-    typical_px = _log_uniform(rng, *recipe.crack_width_px)
-    uneven = np.exp(_wander(rng, len(path), stride=12) + _wander(rng, len(path), stride=3)).clip(0.3, 2.5)
+    typical_px = log_uniform(rng, *recipe.crack_width_px)
+    uneven = np.exp(random_walk(rng, len(path), stride=12) + random_walk(rng, len(path), stride=3)).clip(0.3, 2.5)
     widths_px = typical_px * uneven * np.linspace(len(path) / 40, 0, len(path)).clip(0, 1)  # pointed over 40 px
-    strokes = [_stroke(path, widths_px)]
+    strokes = [stroke(path, widths_px)]
     for at in rng.integers(len(path) // 4, len(path) * 3 // 4, size=rng.integers(0, 4)):
         ahead = path[at + 10] - path[at]
         ahead *= tile.size_px * rng.uniform(0.15, 0.6) / np.hypot(*ahead)
         turn = rng.choice((-1, 1)) * rng.uniform(0.4, 1.2)  # rad
-        branch = _path(rng, path[at], path[at] + np.cos(turn) * ahead + np.sin(turn) * _perpendicular(ahead), 0.2)
-        strokes.append(_stroke(branch, 0.7 * widths_px[at] * np.linspace(1, 0.2, len(branch))))
-    dirt = 0.2 * np.abs(_noise(rng, tile.size_px, 60, 6)).clip(0, 3)
+        branch = random_path(rng, path[at], path[at] + np.cos(turn) * ahead + np.sin(turn) * perpendicular(ahead), 0.2)
+        strokes.append(stroke(branch, 0.7 * widths_px[at] * np.linspace(1, 0.2, len(branch))))
+    dirt = 0.2 * np.abs(noise_field(rng, tile.size_px, 60, 6)).clip(0, 3)
     faint, dark = recipe.crack_darkness
-    darkness = dark - (dark - faint) * rng.random() / max(1, typical_px)  # no light reaches the ground of a wide one
-    tile.engrave(_rasterise(tile.size_px, np.concatenate(strokes)) * (1 - dirt), darkness, rng.uniform(0.3, 1.5))
+    darkness = dark - (dark - faint) * rng.random() / max(1, typical_px)  # wide cracks are darker
+    tile.engrave(rasterise(tile.size_px, np.concatenate(strokes)) * (1 - dirt), darkness, rng.uniform(0.3, 1.5))
 
 
 def _add_joints(tile: _Tile) -> None:
-    """Add one to three parallel joints or lines of the form-work: dark, but straight and of even width."""
+    """Add one to three parallel joints or formwork lines: dark, but straight and of even width."""
     rng = tile.rng
     start, end = _ends(tile)
-    gap = rng.uniform(0.06, 0.2) * _perpendicular(end - start)  # 0.14 to 0.5 sides of the tile
-    width_px = _log_uniform(rng, 0.5, 5)
-    paths = [_path(rng, start + index * gap, end + index * gap, 0.002) for index in range(rng.integers(1, 4))]
-    mask = _rasterise(tile.size_px, np.concatenate([_stroke(path, width_px) for path in paths]))
+    gap = rng.uniform(0.06, 0.2) * perpendicular(end - start)  # 0.14 to 0.5 sides of the tile
+    width_px = log_uniform(rng, 0.5, 5)
+    paths = [random_path(rng, start + index * gap, end + index * gap, 0.002) for index in range(rng.integers(1, 4))]
+    mask = rasterise(tile.size_px, np.concatenate([stroke(path, width_px) for path in paths]))
     tile.engrave(mask, rng.uniform(0.1, 0.85), rng.uniform(0, 1.5))
 
 
 def _add_scratches(tile: _Tile) -> None:
-    """Add up to five scratches: light ones, straight to meandering, or dark ones, thin and straight."""
+    """Add up to five scratches: light and straight to meandering, or dark and straight."""
     rng = tile.rng
     is_dark = rng.random() < 0.3
     strokes = []
     for _ in range(rng.integers(1, 6)):
-        path = _path(rng, *_ends(tile), 0.002 if is_dark else _log_uniform(rng, 0.01, 0.2))
+        path = random_path(rng, *_ends(tile), 0.002 if is_dark else log_uniform(rng, 0.01, 0.2))
         first, last = np.sort(rng.integers(0, len(path) - 20, size=2))
-        strokes.append(_stroke(path[first : last + 20], _log_uniform(rng, 0.4, 2)))
+        strokes.append(stroke(path[first : last + 20], log_uniform(rng, 0.4, 2)))
     darkness = rng.uniform(0.15, 0.6) if is_dark else rng.uniform(-0.4, -0.1)
-    tile.engrave(_rasterise(tile.size_px, np.concatenate(strokes)), darkness, rng.uniform(-0.3, 0.6))
+    tile.engrave(rasterise(tile.size_px, np.concatenate(strokes)), darkness, rng.uniform(-0.3, 0.6))
 
 
 def _add_shadow(tile: _Tile) -> None:
-    """Add a soft shadow, from that of a twig to that of a tree."""
+    """Add a soft shadow, from the size of a twig to that of a tree."""
     rng = tile.rng
-    path = _path(rng, *_ends(tile), _log_uniform(rng, 0.01, 0.15))
-    widths_px = _log_uniform(rng, 2, 0.6 * tile.size_px) * np.exp(_wander(rng, len(path), stride=30))
-    sharp = _rasterise(tile.size_px, _stroke(path, widths_px))
-    blur = ImageFilter.GaussianBlur(_log_uniform(rng, 1.5, 8))
+    path = random_path(rng, *_ends(tile), log_uniform(rng, 0.01, 0.15))
+    widths_px = log_uniform(rng, 2, 0.6 * tile.size_px) * np.exp(random_walk(rng, len(path), stride=30))
+    sharp = rasterise(tile.size_px, stroke(path, widths_px))
+    blur = ImageFilter.GaussianBlur(log_uniform(rng, 1.5, 8))
     soft = np.asarray(Image.fromarray((255 * sharp).astype(np.uint8)).filter(blur), np.float32) / 255
     tile.engrave(soft, rng.uniform(0.15, 0.5), 0)
 
@@ -287,9 +228,9 @@ _LOOK_ALIKES: tuple[Callable[[_Tile], None], ...] = (_add_joints, _add_scratches
 
 
 def _photograph(tile: _Tile) -> Image.Image:
-    """Light the relief from one side, expose, tint, add the sensor's noise and blur."""
+    """Return a photo of the tile: lit from one side, exposed and tinted, with sensor noise and blur."""
     rng = tile.rng
-    angle = rng.uniform(0, 2 * np.pi)  # from which the light comes, rad
+    angle = rng.uniform(0, 2 * np.pi)  # of the light, rad
     slope_y, slope_x = np.gradient(tile.height_px)
     relief = 1 + 0.25 * (slope_x * np.cos(angle) + slope_y * np.sin(angle)).clip(-2.8, 2.8)
     ramp = np.linspace(-1, 1, tile.size_px)
