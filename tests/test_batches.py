@@ -149,7 +149,7 @@ def test_a_batch_that_breaks_the_contract_is_set_aside_with_reason_and_page(inge
 def test_a_batch_that_is_sound_by_itself_but_not_beside_its_data_set_is_set_aside(ingested, params):
     drop(ingested, BATCH | {"intact/other.jpg": changed(FIRST["crack/0003.jpg"])})
     reason, page = refused(ingested, *take(ingested, params))
-    assert "not so: together with site: no image has a copy with the other label. Observed: 2 images" in reason
+    assert "broken: together with site: no image has a copy with the other label. Observed: 2 images" in reason
     assert "    site/0000-first.zip/crack/0003.jpg\n    intact/other.jpg" in reason
     assert page.count("<img") > 0
 

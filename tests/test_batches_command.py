@@ -41,23 +41,23 @@ def test_batches_are_taken_listed_and_removed_by_hand(cracks, tmp_path, capsys):
     drop(tmp_path, {"crack/a.jpg": b"no image"}, "bad.zip")
     drop(tmp_path, FIRST, "late.zip", marker=False)
     assert cracks("batches", "take") == 3
-    assert re.search(r"error: bad\.zip was set aside in .*refused: .*holds no image", capsys.readouterr().err)
+    assert re.search(r"error: bad\.zip was set aside in .*refused: .*contains no image", capsys.readouterr().err)
     trained(tmp_path, "7")
     assert cracks("batches", "remove", "b.zip", "--reason", "blurred") == 0
-    assert "0001-b.zip is out of site" in capsys.readouterr().out
+    assert "0001-b.zip is removed from site" in capsys.readouterr().out
     assert cracks("batches") == 0
-    taken, waits, refused = capsys.readouterr().out.splitlines()
+    taken, waiting, refused = capsys.readouterr().out.splitlines()
     today = datetime.now(UTC).date().isoformat()[:4]
     assert re.fullmatch(rf"{today}-\S+  0001-b\.zip  10 images, by \S+; removed {today}-\S+ by \S+: blurred", taken)
-    assert waits == "waits: data/inbox/late.zip"
+    assert waiting == "waiting: data/inbox/late.zip"
     assert re.fullmatch(r"refused: data/inbox/refused/[0-9a-f]{8}-bad\.zip", refused)
 
 
 def test_without_batches_the_list_says_so(cracks, capsys):
     assert cracks("batches") == 0
-    assert capsys.readouterr().out == "No batch was taken yet.\n"
+    assert capsys.readouterr().out == "No batch has been taken yet.\n"
     assert cracks("batches", "take") == 0
-    assert "Nothing waits in data/inbox/" in capsys.readouterr().out
+    assert "No batch is waiting in data/inbox/" in capsys.readouterr().out
 
 
 def test_a_removal_needs_a_reason_and_a_batch(cracks, capsys):

@@ -70,7 +70,7 @@ def write_reports(folder, version="3"):
         [],
     ],
 )
-def test_help_is_given_without_importing_what_takes_long(arguments):
+def test_help_is_printed_without_slow_imports(arguments):
     finished = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines()[-1] == f"{0 if arguments else 2} []"
 
@@ -96,7 +96,7 @@ def test_help_names_every_command(cracks, capsys):
 
 @pytest.mark.parametrize("stage", yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 @pytest.mark.filterwarnings("ignore:'pipeline.* found in sys.modules:RuntimeWarning")  # by other tests
-def test_every_stage_explains_itself(stage, monkeypatch, capsys):
+def test_every_stage_prints_help(stage, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [stage, "--help"])
     with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_module(f"pipeline.{stage}", run_name="__main__", alter_sys=True)
@@ -142,7 +142,7 @@ def test_a_source_that_is_missing_is_found_before_a_stage_runs(cracks, capsys):
     assert "There is no other.yaml" in capsys.readouterr().err
 
 
-def test_whether_the_store_has_the_model_is_the_exit_code(cracks, monkeypatch):
+def test_the_exit_code_says_whether_the_store_has_the_model(cracks, monkeypatch):
     asked = []
     monkeypatch.setattr(versions, "is_registered", lambda path: asked.append(path) or len(asked) == 1)
     assert cracks("registered") == 0
@@ -150,7 +150,7 @@ def test_whether_the_store_has_the_model_is_the_exit_code(cracks, monkeypatch):
     assert asked == [Path("reports/registered.json"), Path("elsewhere/registered.json")]
 
 
-def test_a_store_that_is_away_has_an_exit_code_of_its_own(cracks, monkeypatch, capsys):
+def test_an_unavailable_store_has_its_own_exit_code(cracks, monkeypatch, capsys):
     def fail(path):
         raise UnavailableError("The store is away.")
 
@@ -188,7 +188,7 @@ def test_predict_says_how_many_files_it_could_not_read(cracks, model, photos, ca
     (photos / "broken.jpg").write_text("no image")
     assert cracks("predict", photos, "--model", model, "--out", "scores.csv") == 0
     assert len(pd.read_csv("scores.csv")) == 3
-    assert caplog.messages[-1] == "1 files could not be read; the column `error` of scores.csv says why"
+    assert caplog.messages[-1] == "1 files could not be read; see the column `error` of scores.csv"
 
 
 def test_predict_fails_where_no_file_can_be_read(cracks, model, photos, capsys):
@@ -213,11 +213,11 @@ def wall_photo(tmp_path):
     return path
 
 
-def test_map_writes_a_page_and_maps_no_maps(cracks, model, wall_photo, caplog):
+def test_map_writes_a_page_and_does_not_map_its_own_output(cracks, model, wall_photo, caplog):
     out = wall_photo.parent / "maps"
     for _ in range(2):
         assert cracks("map", wall_photo.parent, "--model", model, "--out", out) == 0
-        assert caplog.messages[-1] == f"{out / 'index.html'}: 1 photos mapped, 0 not"
+        assert caplog.messages[-1] == f"{out / 'index.html'}: 1 photos mapped, 0 failed"
     assert len(pd.read_csv(out / "summary.csv")) == 1
     assert len(pd.read_csv(out / "wall.tiles.csv")) == 4
 
@@ -231,12 +231,12 @@ def test_map_says_why_a_photo_was_not_mapped_and_fails_where_none_was(cracks, mo
     assert "No photo could be mapped" in capsys.readouterr().err
 
 
-def test_map_names_some_of_many_photos_that_were_not_mapped(cracks, model, wall_photo, caplog):
+def test_map_lists_the_first_twenty_photos_that_were_not_mapped(cracks, model, wall_photo, caplog):
     for number in range(23):
         wall_photo.with_name(f"broken-{number:02}.jpg").write_text("no image")
     assert cracks("map", wall_photo.parent, "--model", model, "--out", "maps") == 0
     assert sum(message.startswith("not mapped: ") for message in caplog.messages) == 20
-    assert f"and 3 more; the column `error` of {Path('maps/summary.csv')} says why" in caplog.messages
+    assert f"and 3 more; see the column `error` of {Path('maps/summary.csv')}" in caplog.messages
 
 
 def test_map_refuses_an_impossible_ground_resolution_before_it_loads_a_model(cracks, wall_photo, capsys):
@@ -253,10 +253,10 @@ def walls(tmp_path):
     return write_files(files | {"crack/broken.jpg": b"no image"}, tmp_path / "walls")
 
 
-def test_an_audit_prints_a_table_and_what_is_not_so_and_writes_the_page(cracks, walls, capsys):
+def test_an_audit_prints_figures_and_broken_rules_and_writes_the_page(cracks, walls, capsys):
     assert cracks("audit", walls, "--out", "pages/walls.html") == 0
     lines = capsys.readouterr().out.splitlines()
-    table = dict(re.split(r" {2,}", line) for line in lines if not line.startswith(("not so", "Pictures")))
+    table = dict(re.split(r" {2,}", line) for line in lines if not line.startswith(("broken", "Pictures")))
     assert table == {
         "images": "12",
         "labelled crack": "6",
@@ -271,20 +271,20 @@ def test_an_audit_prints_a_table_and_what_is_not_so_and_writes_the_page(cracks, 
         "test images a random 80/20 split would leak": "26.7%",
     }
     assert len({len(line) for line in lines[: len(table)]}) == 1
-    assert "not so: no image has a copy with the other label. Observed: 2 images that break the rule" in lines
+    assert "broken: no image has a copy with the other label. Observed: 2 images that break the rule" in lines
     assert lines[-1] == "Pictures: pages/walls.html"
     page = Page(Path("pages/walls.html").read_text(encoding="utf-8"))
     assert "no image has a copy with the other label" in page.text
     assert "crack/broken.jpg" in page.text
 
 
-def test_an_audit_holds_the_names_of_photos_against_a_pattern(cracks, walls, capsys):
+def test_an_audit_reads_photos_from_names_by_a_pattern(cracks, walls, capsys):
     assert cracks("audit", walls, "--photo-pattern", r"(\d+)\.jpg") == 0
-    assert "not so: the photo of every image is known. Observed: 2 images" in capsys.readouterr().out
+    assert "broken: the photo of every image is known. Observed: 2 images" in capsys.readouterr().out
     assert Path("audit.html").exists()
 
 
-def test_an_audit_of_nothing_says_what_to_do(cracks, capsys):
+def test_an_audit_of_a_missing_source_says_what_to_do(cracks, capsys):
     assert cracks("audit", "nowhere", "--out", "page.html") == 2
     assert "The source nowhere does not exist" in capsys.readouterr().err
     assert not Path("page.html").exists()

@@ -62,7 +62,7 @@ def test_an_unknown_label_folder_is_refused_and_what_was_there_stays(bad_source,
 
 def test_an_archive_without_an_image_is_refused_and_nothing_is_left(bad_source, tmp_path):
     source = bad_source({"Positive/one.jpg": b"text", "notes.txt": b"text"})
-    with pytest.raises(CracksError, match=r"walls\.zip holds no image that can be read \(2 other files\)"):
+    with pytest.raises(CracksError, match=r"walls\.zip contains no image that can be read \(2 other files\)"):
         pack_dataset(Dataset(source=source), LIMITS, tmp_path / "datasets" / "walls")
     assert below(tmp_path / "datasets") == []
 
@@ -182,7 +182,7 @@ def test_entries_come_in_chunks_that_are_small_in_number_and_in_memory(monkeypat
 
 
 def test_a_source_above_a_limit_is_refused_and_nothing_is_left(bad_source, files, run_ingest, tmp_path):
-    with pytest.raises(CracksError, match=r"walls\.zip is refused: it holds more than 2 files.* ingest\.max_files"):
+    with pytest.raises(CracksError, match=r"walls\.zip is refused: it contains more than 2 files.* ingest\.max_files"):
         run_ingest(bad_source(files), limits(max_files=2))
     assert not (tmp_path / "out").exists()
 

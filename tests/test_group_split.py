@@ -219,7 +219,7 @@ def test_a_given_photo_that_came_after_its_copy_on_another_side_is_excluded():
 def test_linked_photos_that_are_given_to_different_sides_are_an_error():
     rows = images([0, 0], photos=["walls/1", "walls/2"])
     contradictory = SplitSettings(FRACTIONS, 0, {"walls/1": "train", "walls/2": "test"})
-    with pytest.raises(CracksError, match=r"given to different sides: walls/1, walls/2\. Give them to one side"):
+    with pytest.raises(CracksError, match=r"assigned to different sides: walls/1, walls/2\. Assign them to one side"):
         assign_sides(rows, links((0, 1)), contradictory)
     assert assign_sides(rows, links(), contradictory)["side"].tolist() == ["train", "test"]
 

@@ -112,7 +112,7 @@ def test_grey_of_16_bits_keeps_its_shades(encode, file_format, byte_order):
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_without_a_known_range_are_refused(encode, dtype):
     content = encode(np.linspace(0, 1, 40 * 56).reshape(40, 56).astype(dtype), "TIFF")
-    with pytest.raises(UnreadableImageError, match="32 bits, whose black and white are not known"):
+    with pytest.raises(UnreadableImageError, match="32 bits, so that the values of black and white are unknown"):
         decode(content)
 
 

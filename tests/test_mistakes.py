@@ -30,7 +30,7 @@ def fails_clearly(project: Project, *expected: str) -> None:
 def test_an_empty_archive_is_a_clear_error(untouched: Project) -> None:
     zipfile.ZipFile(untouched.root / "data" / "incoming" / "mine.zip", "w").close()
     untouched.edit_params(lambda params: with_source(params, "data/incoming/mine.zip"))
-    fails_clearly(untouched, "error: data/incoming/mine.zip holds no image that can be read", "Put labelled images")
+    fails_clearly(untouched, "error: data/incoming/mine.zip contains no image that can be read", "Add labelled images")
 
 
 def test_an_unknown_label_folder_is_a_clear_error(untouched: Project) -> None:
@@ -79,7 +79,7 @@ def test_a_failed_contract_stops_the_line(untouched: Project) -> None:
     finished = untouched.run("dvc", "repro")
     printed = finished.stdout + finished.stderr
     assert finished.returncode != 0
-    assert "not so: at least 1000 images are labelled crack. Observed: 45" in printed
+    assert "broken: at least 1000 images are labelled crack. Observed: 45" in printed
     assert "Traceback" not in printed
     assert untouched.json("reports/validation-demo.json")["success"] is False
     assert not (untouched.root / "data" / "manifest.parquet").exists()

@@ -72,7 +72,7 @@ def split_places(sound, tmp_path):
 
 def refused(*lines):
     """What the message of a contract with this as its one broken rule matches."""
-    text = "walls breaks its contract:\n  not so: " + "\n    ".join(lines) + "\nMend the data"
+    text = "walls breaks its contract:\n  broken: " + "\n    ".join(lines) + "\nCorrect the data"
     return "^" + re.escape(text)
 
 
@@ -112,7 +112,7 @@ def test_a_copy_on_another_side_of_the_split_stops_the_run(split_places, monkeyp
 
     monkeypatch.setattr(split, "build_manifest", tampered)
     rule = "no group, and no photo, is on two sides of the split. Observed: 2 images that break the rule"
-    lines = f"  not so: {rule}\n    walls/{label}/0001.jpg\n    walls/{label}/copy.jpg\nMend the data"
+    lines = f"  broken: {rule}\n    walls/{label}/0001.jpg\n    walls/{label}/copy.jpg\nCorrect the data"
     with pytest.raises(RefusedError, match="^" + re.escape(f"split breaks its contract:\n{lines}")):
         split.run(PARAMS, **split_places)
     assert not split_places["manifest_path"].exists()

@@ -49,7 +49,7 @@ def test_two_people_who_agree_give_one_label_and_the_newer_review_is_kept():
 
 def test_two_people_who_disagree_hold_the_image_back_and_no_other():
     verdicts = read_reviews(table(review(reviewer="bob", label="intact"), review(), review(B)), "x.zip")
-    assert verdicts[A].disagreement == "held back, its reviewers disagree (ann: crack, bob: intact)"
+    assert verdicts[A].disagreement == "not used, its reviewers disagree (ann: crack, bob: intact)"
     assert verdicts[B].disagreement == ""
 
 
@@ -64,8 +64,8 @@ def test_two_people_who_disagree_hold_the_image_back_and_no_other():
         (table(review()[:3]), "line 2: time is ''"),
         (table(columns=COLUMNS[1:]), "lacks the columns path"),
         (b"", "lacks the columns path, label"),
-        (b"\xff\xfe", "is no table"),
-        (table(review()) + b'"open', "is no table"),
+        (b"\xff\xfe", "is no CSV table"),
+        (table(review()) + b'"open', "is no CSV table"),
     ],
 )
 def test_a_table_that_cannot_be_used_names_the_line(content, message):
@@ -166,9 +166,9 @@ def test_a_review_batch_among_others_adds_what_is_new_and_corrects_what_is_known
     assert inventory["reviewed_at"][0] == "2026-05-01T20:00:00+02:00"
     assert quarantine[["path", "reason", "is_image"]].to_numpy().tolist() == [
         ["sub/reviews.csv", "not an image", False],
-        ["intact/3.jpg", "held back, its reviewers disagree (ann: crack, bob: intact)", True],
-        ["intact/4.jpg", "reviews.csv says nothing of it", True],
-        ["crack/gone.jpg", "reviewed, but the image is not there", True],
+        ["intact/3.jpg", "not used, its reviewers disagree (ann: crack, bob: intact)", True],
+        ["intact/4.jpg", "not in reviews.csv", True],
+        ["crack/gone.jpg", "reviewed, but the image is missing", True],
     ]
     packed = PackedImages(tmp_path / "out")
     assert [packed.content(row) for row in range(3)] == [first, files["intact/0001.jpg"], news[0]]

@@ -157,8 +157,8 @@ def test_a_file_in_a_folder_that_is_too_large_is_named_and_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"max_files": 2}, r"refused: it holds more than 2 files\. .* raise ingest\.max_files in params"),
-        ({"max_total_mb": 1}, r"refused: it holds more than 1 MB\. .* raise ingest\.max_total_mb in params"),
+        ({"max_files": 2}, r"refused: it contains more than 2 files\. .* raise ingest\.max_files in params"),
+        ({"max_total_mb": 1}, r"refused: it contains more than 1 MB\. .* raise ingest\.max_total_mb in params"),
     ],
 )
 def test_a_folder_above_a_limit_is_refused(tmp_path, changes, match):

@@ -84,7 +84,7 @@ def test_a_split_that_leaks_is_refused_with_rule_and_paths_and_no_manifest(place
         return manifest
 
     monkeypatch.setattr(split, "build_manifest", tampered)
-    lines = "split breaks its contract:\n  not so: no group, and no photo, is on two sides of the split. Observed: "
+    lines = "split breaks its contract:\n  broken: no group, and no photo, is on two sides of the split. Observed: "
     with pytest.raises(RefusedError, match=f"^{re.escape(lines)}2 images that break the rule\n    .*jpg\n") as caught:
         split.run(params, **places)
     assert caught.value.exit_code == 3

@@ -132,14 +132,14 @@ def test_both_labels_on_every_side_are_enough():
 def test_too_few_groups_for_a_label_on_a_side_are_an_error(side, label, left):
     manifest = sides_and_labels()
     lacking = manifest[(manifest["split"] != side) | (manifest["label"] != label)]
-    with pytest.raises(CracksError, match=rf"The {side} side has \['{left}'\], it needs both .*: too few groups"):
+    with pytest.raises(CracksError, match=rf"The {side} side has \['{left}'\], but it needs both .* too few groups"):
         check_sides(lacking)
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_an_empty_side_is_an_error(side):
     manifest = sides_and_labels()
-    with pytest.raises(CracksError, match=f"The {side} side has no images, it needs both crack and intact"):
+    with pytest.raises(CracksError, match=f"The {side} side has no images, but it needs both crack and intact"):
         check_sides(manifest[manifest["split"] != side])
 
 
@@ -149,7 +149,7 @@ def test_a_group_that_swallows_a_label_is_an_error():
     half = manifest.assign(group=manifest["group"].mask(manifest.index.isin(cracked[:6]), "big"))
     check_sides(half)
     more = manifest.assign(group=manifest["group"].mask(manifest.index.isin(cracked[:7]), "big"))
-    with pytest.raises(CracksError, match=r"holds 7 of the 12 images of label 'crack', 0\.jpg among them"):
+    with pytest.raises(CracksError, match=r"holds 7 of the 12 images of label 'crack', for example 0\.jpg"):
         check_sides(more)
 
 

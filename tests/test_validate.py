@@ -50,10 +50,10 @@ def test_a_passed_contract_writes_report_page_and_result(dataset, places, caplog
 def test_a_broken_rule_is_refused_with_what_was_observed_and_the_paths(dataset, places):
     lines = [
         "walls breaks its contract:",
-        "  not so: no side is shorter than 65 px. Observed: 12 images that break the rule",
+        "  broken: no side is shorter than 65 px. Observed: 12 images that break the rule",
         *(f"    crack/{n:04}.jpg" for n in range(1, 7)),
         *(f"    intact/{n:04}.jpg" for n in range(1, 5)),
-        "Mend the data, or change `contract` in params.yaml. ",
+        "Correct the data, or change `contract` in params.yaml. See ",
     ]
     with pytest.raises(RefusedError, match="^" + re.escape("\n".join(lines) + str(places["page"]))) as caught:
         validate.run(params_with(min_size_px=65), "walls", dataset, **places)
@@ -83,7 +83,7 @@ def test_a_warning_is_reported_and_fails_nothing(places, tmp_path, caplog):
     assert (broken["severity"], report["success"]) == ("warn", True)
     text = "at most 5.0% of the images are copies of others"
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert warnings == [f"walls: not so: {text}. Observed: 0.1667"]
+    assert warnings == [f"walls: warning: {text}. Observed: 0.1667"]
     assert text in Page(places["page"].read_text()).text
 
 
@@ -128,7 +128,7 @@ def test_the_command_line_ends_with_0_where_green_and_3_where_red(
         with pytest.raises(SystemExit, match=f"^{code}$"):
             run_main(validate.main)
         error = capsys.readouterr().err
-        assert "error: walls breaks its contract:\n  not so: at least 7 images are labelled crack." in error
+        assert "error: walls breaks its contract:\n  broken: at least 7 images are labelled crack." in error
         assert "Traceback" not in error
     else:
         run_main(validate.main)

@@ -1,13 +1,13 @@
-"""What a person asks of the models: a module for each group of commands of `cracks`.
+"""The commands of `cracks`, a module for each group.
 
-Each has `add(commands)`, which adds its parsers, and functions that run them. Nothing here imports at its top what
-takes long: `cracks --help` answers at once, and a mistake in the arguments costs no waiting.
+Each module has `add(commands)`, which adds its parsers, and functions that run them. Slow imports are inside these
+functions, so that `cracks --help` and a mistake in the arguments take no time.
 """
 
 import argparse
 from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:  # argparse has no public name for what `add_subparsers` returns, and it cannot be subscripted
+if TYPE_CHECKING:  # argparse has no public name for this type, and it cannot be subscripted at run time
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Commands = argparse._SubParsersAction

@@ -1,4 +1,4 @@
-"""`cracks audit`: look a data set through for copies, conflicts and leaks."""
+"""`cracks audit`: check a data set for near-duplicates, conflicting labels and leakage."""
 
 import argparse
 from pathlib import Path
@@ -10,12 +10,14 @@ def add(commands: Commands) -> None:
     """Add the command's parser."""
     audit = commands.add_parser(
         "audit",
-        help="look a data set through",
-        description="Count copies, conflicts and what a random split would leak.",
+        help="check a data set before training on it",
+        description="Count near-duplicates, conflicting labels and the test images that a random split would leak.",
     )
     audit.add_argument("source", type=Path, help="folder or archive of labelled images")
     audit.add_argument("--out", type=Path, default=Path("audit.html"), help="page to write (default: audit.html)")
-    audit.add_argument("--photo-pattern", help="regular expression whose first group names the photo of a tile")
+    audit.add_argument(
+        "--photo-pattern", help="regular expression on the path of a tile; its first group names the photo"
+    )
     audit.set_defaults(run=_audit)
 
 
@@ -41,5 +43,5 @@ def _audit(args: argparse.Namespace) -> None:
         print(f"{name:<{width}}  {value:>8}")
     for rule in found.rules:
         if not rule.success:
-            print(f"not so: {rule.text}. Observed: {rule.observed}")
+            print(f"broken: {rule.text}. Observed: {rule.observed}")
     print(f"Pictures: {args.out}")

@@ -1,4 +1,4 @@
-"""`cracks batches`: which labelled batches wait, were taken, refused or removed; take and remove them."""
+"""`cracks batches`: list, take and remove labelled batches."""
 
 import argparse
 from pathlib import Path
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add the parsers of the three."""
+    """Add the parsers of the command and its actions."""
     batches = commands.add_parser(
         "batches",
         help="list, take and remove labelled batches",
-        description="List the labelled batches that were taken from data/inbox/, and those that wait there.",
+        description="List the labelled batches that were taken from data/inbox/, wait there, or were refused.",
     )
     batches.set_defaults(run=_list)
     actions = batches.add_subparsers(metavar="ACTION")
-    take = actions.add_parser("take", help="take what waits in the inbox into its data set, for the next training")
+    take = actions.add_parser("take", help="move the waiting batches into their data set, for the next training")
     take.set_defaults(run=_take)
-    remove = actions.add_parser("remove", help="take a bad batch out of its data set, for the next training")
-    remove.add_argument("name", help="of the archive, or of its file in the data set")
-    remove.add_argument("--reason", required=True, help="in words, for the record")
+    remove = actions.add_parser("remove", help="remove a bad batch from its data set, for the next training")
+    remove.add_argument("name", help="name of the archive, or of its file in the data set")
+    remove.add_argument("--reason", required=True, help="why; it is recorded")
     remove.set_defaults(run=_remove)
 
 
@@ -34,15 +34,15 @@ def _list(args: argparse.Namespace) -> None:
     root = project_root()
     record = read_record(root)
     for batch in record:
-        print(f"{batch.taken_at}  {batch.file}  {batch.n_images:,} images, by {batch.taken_by}; {_fate(batch)}")
+        print(f"{batch.taken_at}  {batch.file}  {batch.n_images:,} images, by {batch.taken_by}; {_status(batch)}")
     if not record:
-        print("No batch was taken yet.")
-    for folder, word in ((root / INBOX, "waits"), (root / INBOX / "refused", "refused")):
+        print("No batch has been taken yet.")
+    for folder, state in ((root / INBOX, "waiting"), (root / INBOX / "refused", "refused")):
         for path in _archives(folder):
-            print(f"{word}: {path.relative_to(root)}")
+            print(f"{state}: {path.relative_to(root)}")
 
 
-def _fate(batch: "Taken") -> str:
+def _status(batch: "Taken") -> str:
     if batch.removed_at:
         return f"removed {batch.removed_at} by {batch.removed_by}: {batch.removed_because}"
     return f"trained on for version {batch.trained_as}" if batch.trained_as else "not trained on yet"
@@ -70,7 +70,7 @@ def _take(args: argparse.Namespace) -> None:
         outcomes = take_all(root, params, now=datetime.now(UTC), by=getpass.getuser())
     refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
     if not outcomes:
-        print("Nothing waits in data/inbox/.")
+        print("No batch is waiting in data/inbox/.")
     if refused:
         raise RefusedError("\n".join(describe(outcome) for outcome in refused))
 
@@ -88,4 +88,4 @@ def _remove(args: argparse.Namespace) -> None:
     params = load_params(root / "params.yaml")
     with alone(root):
         batch = remove(root, params, args.name, reason=args.reason, now=datetime.now(UTC), by=getpass.getuser())
-    print(f"{batch.file} is out of {batch.dataset}; `make run` or the next retraining trains without it.")
+    print(f"{batch.file} is removed from {batch.dataset}; `make run` or the next retraining trains without it.")

@@ -1,4 +1,4 @@
-"""`cracks worth-labelling`: the images of the prediction log that are most worth a person's label."""
+"""`cracks worth-labelling`: export the logged images that are most worth labelling."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
     worth = commands.add_parser(
         "worth-labelling",
         help="export the images most worth labelling",
-        description="Export logged images that the model was unsure of, or that are far from what it has learned.",
+        description="Export logged images that the model was unsure of, or that are far from its training images.",
     )
     worth.add_argument("--out", type=Path, required=True, help="folder to write: list.csv and copies of the images")
     worth.set_defaults(run=_worth_labelling)
@@ -27,6 +27,6 @@ def _worth_labelling(args: argparse.Namespace) -> None:
     from pipeline.project import project_root
 
     if args.out.exists():
-        raise CracksError(f"{args.out} exists already. Give a folder that does not, so that nothing is overwritten.")
+        raise CracksError(f"{args.out} exists already. Give a new folder, so that nothing is overwritten.")
     root = project_root()
     log.info("%s", export_from_log(load_params(root / "params.yaml"), root, args.out))

@@ -1,4 +1,4 @@
-"""`cracks promote`, `approve`, `rollback` and `history`: which model is in production, and why."""
+"""`cracks promote`, `approve`, `rollback` and `history`: change the production model, and show past changes."""
 
 import argparse
 import getpass
@@ -13,34 +13,36 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add the parsers of the four."""
+    """Add the parsers of the four commands."""
     promote = commands.add_parser(
         "promote",
-        help="put a model into production if it has earned it",
-        description="Hold a version against the rules; if all pass, it goes to production. Exit code 3: refused.",
+        help="put a model into production if it passes the rules",
+        description="Check a version against the rules; if it passes all, it goes to production. Exit code 3: refused.",
     )
     promote.add_argument("version", nargs="?", metavar="VERSION", help="number or alias (default: challenger)")
-    promote.add_argument("--dry-run", action="store_true", help="decide, and neither move nor keep anything")
+    promote.add_argument("--dry-run", action="store_true", help="check only; move no alias and record nothing")
     promote.set_defaults(run=_promote)
 
-    approve = commands.add_parser("approve", help="say yes to a promotion that waits for it")
+    approve = commands.add_parser("approve", help="approve a promotion that is pending")
     approve.add_argument("version", metavar="VERSION", help="number")
     approve.set_defaults(run=_approve)
 
     for parser in (promote, approve):
-        parser.add_argument("--allow-dirty", action="store_true", help="take code that differs from its commit")
+        parser.add_argument("--allow-dirty", action="store_true", help="accept a version of uncommitted code")
 
-    rollback = commands.add_parser("rollback", help="go back to what was in production before")
-    rollback.add_argument("--to", metavar="VERSION", help="number (default: the one before)")
-    rollback.add_argument("--reason", required=True, help="why; it is kept")
+    rollback = commands.add_parser("rollback", help="put the previous production version back")
+    rollback.add_argument("--to", metavar="VERSION", help="number (default: the previous one)")
+    rollback.add_argument("--reason", required=True, help="why; it is recorded")
     rollback.set_defaults(run=_rollback)
 
     for parser in (promote, rollback):
-        parser.add_argument("--by", metavar="NAME", default=None, help="who asks (default: the user of this machine)")
-    approve.add_argument("--by", metavar="NAME", required=True, help="who says yes")
+        parser.add_argument(
+            "--by", metavar="NAME", default=None, help="who decides (default: the user of this machine)"
+        )
+    approve.add_argument("--by", metavar="NAME", required=True, help="who approves")
 
     history = commands.add_parser("history", help="print every decision about production, newest first")
-    history.add_argument("--json", action="store_true", help="with all rules and figures")
+    history.add_argument("--json", action="store_true", help="as JSON, with all rules and figures")
     history.set_defaults(run=_history)
 
 
@@ -49,7 +51,7 @@ def _promote(args: argparse.Namespace) -> None:
 
     by = args.by or getpass.getuser()
     decided = promote.run(_params(), args.version, dry_run=args.dry_run, allow_dirty=args.allow_dirty, by=by)
-    _finish(decided, "Nothing was moved or kept: a dry run." if args.dry_run else "")
+    _finish(decided, "Dry run: no alias was moved and nothing was recorded." if args.dry_run else "")
 
 
 def _approve(args: argparse.Namespace) -> None:
@@ -78,9 +80,9 @@ def _history(args: argparse.Namespace) -> None:
         print(_line(record))
     latest = next((record.version for record in records if record.has_moved), None)
     if production != latest:
-        print(f"The alias production is at {production or 'no version'}; it was not moved by a decision.")
+        print(f"The alias production is at {production or 'no version'}; it was not moved by a recorded decision.")
     elif not records:
-        print("Nothing was decided yet. `cracks promote` does.")
+        print("There is no decision yet. Run `cracks promote`.")
 
 
 def _params() -> "Params":
@@ -103,7 +105,7 @@ def _finish(decided: "Decided", more: str = "") -> None:
                            "Nothing has moved.")  # fmt: skip
     print(_line(record))
     if record.outcome == "pending":
-        print(f"It waits for a person: cracks approve {record.version} --by NAME")
+        print(f"It needs approval: cracks approve {record.version} --by NAME")
     if more:
         print(more)
 

@@ -1,4 +1,4 @@
-"""What `make run` asks before and after `dvc repro`: `cracks check`, `registered` and `summary`."""
+"""`cracks check`, `registered` and `summary`, which `make run` calls before and after `dvc repro`."""
 
 import argparse
 import logging
@@ -11,18 +11,19 @@ log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
-    """Add the parsers of the three."""
-    check = commands.add_parser("check", help="check params.yaml and that every source is there")
+    """Add the parsers of the three commands."""
+    check = commands.add_parser("check", help="check params.yaml and that every source exists")
     check.add_argument("--params", type=Path, default=Path("params.yaml"), help="file to check")
     check.set_defaults(run=_check)
 
     registered = commands.add_parser(
-        "registered", help="exit 0 if the tracking store has the model that the last `dvc repro` registered, else 1"
+        "registered",
+        help="exit with 0 if the tracking store has the model that the last `dvc repro` registered, else with 1",
     )
     registered.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the reports")
     registered.set_defaults(run=_registered)
 
-    summary = commands.add_parser("summary", help="print what the last `dvc repro` came to")
+    summary = commands.add_parser("summary", help="print the results of the last `dvc repro`")
     summary.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the reports")
     summary.set_defaults(run=_summary)
 
@@ -43,7 +44,7 @@ def _registered(args: argparse.Namespace) -> None:
     from pipeline.registry.versions import is_registered
 
     if not is_registered(args.reports / "registered.json"):
-        log.info("The best model is not in the tracking store that is set now.")
+        log.info("The best model is not in the current tracking store.")
         sys.exit(1)
 
 

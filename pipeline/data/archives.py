@@ -1,6 +1,6 @@
-"""Reading archives that may be hostile: .zip, .tar (plain, gzip, bzip2, xz) and .rar. Nothing is unpacked to disk.
+"""Read untrusted archives: .zip, .tar (plain, gzip, bzip2, xz) and .rar. Nothing is unpacked to disk.
 
-An entry that cannot be used is passed on with the reason; an archive that exceeds a limit is refused whole.
+An entry that cannot be used is yielded with the reason. An archive that exceeds a limit is refused.
 """
 
 import lzma
@@ -21,11 +21,11 @@ from pipeline.errors import CracksError
 from pipeline.params import Limits
 
 ARCHIVE_SUFFIXES = (".zip", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".txz")
-# What file managers leave behind; never an image of anyone's.
+# Files that file managers create; never images of the user.
 JUNK_NAMES = {"Thumbs.db", "desktop.ini"}
 JUNK_FOLDERS = {"__MACOSX"}
-# What readers and decompressors raise on damaged data; OSError is gzip's and bzip2's, RuntimeError and ValueError are
-# zipfile's and tarfile's.
+# Raised by readers and decompressors on damaged data: OSError by gzip and bzip2, RuntimeError and ValueError by zipfile
+# and tarfile.
 DAMAGED = (
     EOFError,
     OSError,
@@ -38,9 +38,9 @@ DAMAGED = (
 )
 
 MB = 1_000_000
-# Below this a high ratio of expansion is no bomb: an even grey bitmap shrinks a thousandfold.
+# A smaller file is no decompression bomb, whatever its ratio: a bitmap of one colour shrinks a thousandfold.
 SMALLEST_BOMB_BYTES = 10 * MB
-# Of a name and what else a tar notes about one file; tarfile holds it in memory.
+# Of the name and other metadata of one file in a tar, which tarfile keeps in memory.
 MAX_TAR_METADATA_BYTES = 1 * MB
 TAR_METADATA_TYPES = (
     tarfile.GNUTYPE_LONGNAME,
@@ -53,7 +53,7 @@ TAR_METADATA_TYPES = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a source: its path inside, with forward slashes, and its content, or why it has none."""
+    """A file of a source: its path in it, with forward slashes, and its content, or the reason why it has none."""
 
     path: str
     content: bytes | None
@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass
 class SourceUsage:
-    """What a source may still take of its limits; the whole source is refused when it wants more."""
+    """What has been read of a source. A source that exceeds a limit is refused."""
 
     source: Path
     limits: Limits
@@ -74,56 +74,56 @@ class SourceUsage:
         self.n_files += 1
         self.n_bytes += n_bytes
         if self.n_files > self.limits.max_files:
-            self.refuse(f"it holds more than {self.limits.max_files:,} files", "max_files")
+            self.refuse(f"it contains more than {self.limits.max_files:,} files", "max_files")
         if self.n_bytes > self.limits.max_total_mb * MB:
-            self.refuse(f"it holds more than {self.limits.max_total_mb:,} MB", "max_total_mb")
+            self.refuse(f"it contains more than {self.limits.max_total_mb:,} MB", "max_total_mb")
 
     def check_ratio(self, path: str, n_bytes: int, n_packed_bytes: int) -> None:
-        """Raise CracksError where an entry expands so much that it must be a bomb."""
+        """Raise CracksError if an entry expands so much that it must be a decompression bomb."""
         if n_bytes > max(SMALLEST_BOMB_BYTES, n_packed_bytes * self.limits.max_expansion):
-            self.refuse(f"{path!r} grows more than {self.limits.max_expansion} times when unpacked", "max_expansion")
+            self.refuse(f"{path!r} expands more than {self.limits.max_expansion} times when unpacked", "max_expansion")
 
     def refuse(self, why: str, limit: str) -> None:
         """Raise the CracksError that refuses the source."""
         raise CracksError(
-            f"The source {self.source} is refused: {why}. If it is sound all the same, raise ingest.{limit} in "
+            f"The source {self.source} is refused: {why}. If you trust it nevertheless, raise ingest.{limit} in "
             "params.yaml."
         )
 
 
 def is_archive(name: str) -> bool:
-    """Return whether a file is named like an archive."""
+    """Return whether a file name has the suffix of an archive."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def is_junk(path: str) -> bool:
-    """Return whether a file is one that file managers leave behind."""
+    """Return whether a file is hidden or one that file managers create."""
     parts = PurePosixPath(path).parts
     return not parts or parts[-1] in JUNK_NAMES or parts[-1].startswith(".") or not JUNK_FOLDERS.isdisjoint(parts)
 
 
 def clean_path(name: str) -> str:
-    """Return an entry's name with forward slashes and without a leading "./"; undecodable bytes are written out."""
+    """Return an entry's name with forward slashes and without a leading "./"; undecodable bytes are escaped."""
     text = name.replace("\\", "/").encode("utf-8", "backslashreplace").decode("utf-8")
     return PurePosixPath(text).as_posix()
 
 
 def rejection_reason(path: str) -> str:
-    """Return why an entry of this path is not used, empty where nothing is wrong with it."""
+    """Return why an entry with this path is not used; empty if it is."""
     parts = PurePosixPath(path).parts
     leads_out = path.startswith("/") or ".." in parts or (len(path) > 1 and path[1] == ":") or "\0" in path
     return "its path leads out of the archive" if leads_out else ""
 
 
 def read_archive(archive: Path, usage: SourceUsage, inside: str = "") -> Iterator[Entry]:
-    """Yield every file of an archive: a zip's sorted by path, a tar's and a rar's in their own order.
+    """Yield every file of an archive: sorted by path for a zip, in stored order for a tar or rar.
 
-    Archives inside a zip are read as if their files stood beside them, one level deep.
+    Files of archives inside a zip are yielded as if they were in the zip itself, one level deep.
 
     Args:
         archive: the file to read.
-        usage: what its source may still take.
-        inside: its path in the zip that it was in, if it was.
+        usage: what has been read of its source.
+        inside: its path in the zip that contains it, if any.
 
     Raises:
         CracksError: it cannot be read, exceeds a limit, or is a .rar and no tool for it is installed.
@@ -143,10 +143,10 @@ def read_archive(archive: Path, usage: SourceUsage, inside: str = "") -> Iterato
         else:
             raise CracksError(
                 f"The source {shown} is neither a folder nor a .zip, .tar or .rar archive that can be read. "
-                "If it was downloaded, download it again: it may be cut short."
+                "If it was downloaded, download it again: it may be truncated."
             )
     except DAMAGED as error:
-        raise CracksError(f"The archive {shown} cannot be read: {error}. Download or make it again.") from None
+        raise CracksError(f"The archive {shown} cannot be read: {error}. Download or create it again.") from None
 
 
 def _is_tar(archive: Path) -> bool:
@@ -156,19 +156,19 @@ def _is_tar(archive: Path) -> bool:
     except tarfile.TarError:
         return False
     except DAMAGED:
-        return True  # compressed, and cut short or damaged: reading it says so
+        return True  # compressed, and truncated or damaged: reading it raises the error
 
 
 def _read_zip(archive: Path, usage: SourceUsage, *, is_nested: bool) -> Iterator[Entry]:
     with zipfile.ZipFile(archive) as opened:
         entries = sorted(opened.infolist(), key=lambda entry: entry.filename)
-        # From the table of contents alone, before anything is read: a bomb costs nothing.
+        # The table of contents suffices: a decompression bomb is refused before anything is unpacked.
         for entry in entries:
             usage.check_ratio(entry.filename, entry.file_size, entry.compress_size)
             usage.add_file(entry.file_size)
         for entry in entries:
             path = clean_path(entry.filename)
-            if is_junk(path) or entry.is_dir():  # in this order: an empty name is junk, and breaks is_dir
+            if is_junk(path) or entry.is_dir():  # in this order, because is_dir fails on an empty name
                 continue
             reason = _zip_rejection_reason(entry, path)
             if reason:
@@ -185,8 +185,8 @@ def _zip_rejection_reason(entry: zipfile.ZipInfo, path: str) -> str:
     if entry.flag_bits & 1:
         return "encrypted"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # of the others, zipfile unpacks as much as comes, however little the table of contents says
-        return "packed by a method other than deflate"
+        # with other methods, zipfile may unpack more than the size in the table of contents
+        return "compressed by a method other than deflate"
     return rejection_reason(path)
 
 
@@ -195,7 +195,7 @@ def _zip_entry(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, limit
         return Entry(path, None, f"larger than {limits.max_file_mb} MB")
     try:
         with opened.open(entry) as content:
-            # never more than this is unpacked; one byte more, for the checksum of an empty file to be looked at
+            # unpacks no more than this; the extra byte makes zipfile verify the checksum of an empty file
             return Entry(path, content.read(entry.file_size + 1))
     except DAMAGED as error:
         return Entry(path, None, f"damaged in the archive: {error}")
@@ -210,7 +210,7 @@ def _read_nested(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, usa
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a tar that does not make tarfile read backwards, or gigabytes of a name into memory."""
+    """A header of a tar. Rejects negative sizes, which make tarfile read backwards, and huge metadata."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -224,7 +224,7 @@ class _Header(tarfile.TarInfo):
 def _read_tar(opened: tarfile.TarFile, usage: SourceUsage, n_packed_bytes: int) -> Iterator[Entry]:
     for entry in opened:
         path = clean_path(entry.name)
-        if entry.size < 0:  # as a note may say
+        if entry.size < 0:  # metadata can override the size of the header
             raise tarfile.ReadError("it is damaged")
         usage.add_file(entry.size)
         usage.check_ratio(path, usage.n_bytes, n_packed_bytes)
@@ -240,35 +240,35 @@ def _read_tar(opened: tarfile.TarFile, usage: SourceUsage, n_packed_bytes: int) 
 
 
 def _check_end(rest: IO[bytes], usage: SourceUsage, n_packed_bytes: int) -> None:
-    """Raise ReadError unless what is behind the last header that could be read is the end mark and padding.
+    """Raise ReadError unless only the end marker and padding follow the last header that could be read.
 
-    tarfile takes a damaged or missing header for the end, and checks no checksum that is stored behind it.
+    tarfile treats a damaged or missing header as the end, and then ignores checksums that are stored after it.
     """
     block = rest.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it is cut short")
+        raise tarfile.ReadError("it is truncated")
     while block:
         if any(block):
             raise tarfile.ReadError("it is damaged")
         usage.n_bytes += len(block)
         if usage.n_bytes > usage.limits.max_total_mb * MB:
             usage.refuse(f"it unpacks to more than {usage.limits.max_total_mb:,} MB", "max_total_mb")
-        usage.check_ratio("what is behind its last file", usage.n_bytes, n_packed_bytes)
+        usage.check_ratio("the data after its last file", usage.n_bytes, n_packed_bytes)
         block = rest.read(2**20)
 
 
 def _read_rar(archive: Path, usage: SourceUsage, shown: str) -> Iterator[Entry]:
-    """Let bsdtar turn the archive into a tar that is read as it comes: one process, nothing on disk."""
+    """Yield the files of a rar, which bsdtar converts to a tar stream: one process, nothing on disk."""
     tool = shutil.which("bsdtar")
     if tool is None:
         raise CracksError(
             f"{shown} is a .rar archive, and no tool that reads it is installed. Install bsdtar (on Debian and "
-            "Ubuntu: apt-get install libarchive-tools), or unpack the archive and name the folder as the source."
+            "Ubuntu: apt-get install libarchive-tools), or unpack the archive and use the folder as the source."
         )
     command = [tool, "-c", "-f", "-", f"@{archive}"]
-    in_unicode = {**os.environ, "LC_ALL": "C.UTF-8"}  # else it warns of every name that is not plain ASCII
+    in_unicode = {**os.environ, "LC_ALL": "C.UTF-8"}  # otherwise bsdtar warns about every name that is not ASCII
     problem = ""
-    # Its messages go to a file: a pipe that nobody reads fills up, and it would wait for ever.
+    # Messages go to a file: bsdtar would block on a full pipe.
     with (
         tempfile.TemporaryFile() as messages,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, env=in_unicode) as process,
@@ -284,7 +284,7 @@ def _read_rar(archive: Path, usage: SourceUsage, shown: str) -> Iterator[Entry]:
             raise
         process.communicate()
         messages.seek(0)
-        # of a broken archive bsdtar's own message says more
+        # the message of bsdtar is more specific
         problem = messages.read().decode(errors="replace").strip() or problem
     if problem or process.returncode:
-        raise CracksError(f"The archive {shown} cannot be read: {problem}. Download or make it again.")
+        raise CracksError(f"The archive {shown} cannot be read: {problem}. Download or create it again.")

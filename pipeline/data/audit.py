@@ -1,4 +1,4 @@
-"""What is in a data set: its copies, what breaks its contract, and what a random split would leak."""
+"""Audit of a data set: near-duplicates, broken rules, and what a random split would leak."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
 N_GROUPS_SHOWN = 30
-N_TILES_SHOWN = 8  # of a group, and of the offenders of a rule
+N_TILES_SHOWN = 8  # of a group, and of the images that break a rule
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What came of a data set's rules, its headline in words, and the page that shows both with pictures."""
+    """Results of the rules, headline figures, and an HTML page that shows both with pictures."""
 
     rules: list[Rule]
     facts: dict[str, str]
@@ -39,16 +39,16 @@ def audit(
     expectations: Callable[..., list["Expectation"]] = dataset_rules,
     more_rules: Sequence[Rule] = (),
 ) -> Audit:
-    """Audit a data set that `ingest` has read, or a batch.
+    """Return the audit of an ingested data set or batch.
 
     Args:
-        name: how the page calls it.
-        dataset: where it came from and how its names are read.
-        params: the limits of the contract and what counts as a copy.
+        name: title of the page.
+        dataset: its settings.
+        params: limits of the contract and of near-duplicates.
         images: its images with the inventory.
         quarantine: columns batch, path, reason, is_image (of `ingest`).
-        expectations: `dataset_rules`, or `image_rules` for what a batch must meet by itself.
-        more_rules: what came of other rules, to show beside them.
+        expectations: `dataset_rules`, or `image_rules` for a batch.
+        more_rules: results of other rules to show.
     """
     inventory = images.inventory
     copies = copies_within(inventory, params.split.copies)
@@ -70,9 +70,10 @@ def audit(
 
 
 def copies_within(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
-    """Return for each image its `group` (a position), `is_copy` (not the first of its group) and `is_conflict`.
+    """Return for each image `group` (a position), `is_copy` (not the first of its group), `is_conflict` and `kind`.
 
-    `kind` says how an image was made from an earlier one of its group, if it is linked with one directly.
+    `is_conflict` is true if the group has both labels. `kind` is the transformation from an earlier image of the group
+    to this one, if the two are linked directly.
     """
     pairs = find_copies(inventory, limits)
     groups = pd.Series(connected_groups(len(inventory), pairs[["first", "second"]].to_numpy()), index=inventory.index)
@@ -98,31 +99,31 @@ def copy_groups(copies: pd.DataFrame, images: PackedImages) -> list[CopyGroup]:
     groups = []
     for group, row in shown.iterrows():
         members = copies.index[copies["group"] == group]
-        tiles = [tile(images, int(place), str(copies["kind"][place])) for place in members[:N_TILES_SHOWN]]
+        tiles = [tile(images, int(position), str(copies["kind"][position])) for position in members[:N_TILES_SHOWN]]
         groups.append(CopyGroup(tuple(tiles), n_images=int(row["n"]), is_conflict=bool(row["is_conflict"])))
     return groups
 
 
-def tile(images: PackedImages, place: int, caption: str) -> Tile:
-    """Return the picture of one image of the inventory."""
-    row = images.inventory.iloc[place]
-    return Tile(str(row["path"]), str(row["label"]), caption, images.pixels(place))
+def tile(images: PackedImages, position: int, caption: str) -> Tile:
+    """Return the picture of an image of the inventory."""
+    row = images.inventory.iloc[position]
+    return Tile(str(row["path"]), str(row["label"]), caption, images.pixels(position))
 
 
 def offenders(rules: Sequence[Rule], images: PackedImages) -> dict[str, list[Tile]]:
-    """Return pictures of the first offenders of each rule that is not met, as far as they can be shown."""
-    places = {str(path): place for place, path in enumerate(images.inventory["path"])}
+    """Return pictures of the first images that break each rule, if they are readable; by text of the rule."""
+    positions = {str(path): position for position, path in enumerate(images.inventory["path"])}
     return {
-        rule.text: [tile(images, places[path], "") for path in rule.paths[:N_TILES_SHOWN] if path in places]
+        rule.text: [tile(images, positions[path], "") for path in rule.paths[:N_TILES_SHOWN] if path in positions]
         for rule in rules
         if not rule.success
     }
 
 
 def facts(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> dict[str, str]:
-    """Return the headline of an audit in words: counts, and what a random split would leak."""
+    """Return the headline figures of an audit: counts, and the share of test images that a random split would leak."""
     sizes = copies["group"].value_counts()
-    # An image of a group of k lands in a test set of one fifth with none of its copies in training at 0.2 ** (k - 1).
+    # The k - 1 copies of a test image are all in the test set of one fifth too with probability 0.2 ** (k - 1).
     leaked = float((sizes * (1 - 0.2 ** (sizes - 1))).sum() / len(inventory))
     kinds = copies.loc[copies["is_copy"], "kind"].value_counts()
     distinct = inventory.groupby("label")["sha256"].nunique()

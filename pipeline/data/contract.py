@@ -1,7 +1,7 @@
-"""The data contract as a Great Expectations suite: the rules for a data set, and what came of them.
+"""The data contract: the rules for a data set as a Great Expectations suite, and their results.
 
-Columns are computed first, then the library's own expectations hold them against the limits of params.yaml. A rule of
-severity "warning" is shown and counted, and does not fail a contract.
+Columns are computed first; then the library's own expectations compare them with the limits of params.yaml. A broken
+rule of severity "warning" is reported and does not fail the contract.
 """
 
 import logging
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-N_PATHS = 10  # of offenders that are named
+N_PATHS = 10  # listed for a broken rule
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of the contract and how the data set fared.
+    """A rule of the contract and its result.
 
     Attributes:
-        text: the rule in words, "no side is shorter than 64 px".
-        severity: whether breaking it stops the line (fail) or not (warn).
-        success: whether it is met.
+        text: the rule in words, such as "no side is shorter than 64 px".
+        severity: fail if breaking the rule fails the contract, else warn.
+        success: whether the rule is met.
         observed: what was found, in words.
-        paths: of at most ten images that break it.
+        paths: at most ten images that break it.
 
     """
 
@@ -46,20 +46,20 @@ class Rule:
 
     @property
     def state(self) -> str:
-        """One of broken, warning and met."""
+        """`met`, `broken`, or `warning` for a broken rule of severity warn."""
         if self.success:
             return "met"
         return "broken" if self.severity == "fail" else "warning"
 
 
 def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each file found, with the computed columns that the rules speak of.
+    """Return a row for each file found, with the computed columns that the rules refer to.
 
-    Files that cannot be read have `decodable` 0 and no other values but `path`.
+    For files that cannot be read, `decodable` is 0 and only `path` is set besides.
 
     Args:
         inventory: of `ingest`.
-        quarantine: of `ingest`; files that can be read, and are held back until people agree on them, do not count.
+        quarantine: of `ingest`; readable images, whose label is missing or disputed, are left out.
         copies: columns is_copy and is_conflict, rows as in the inventory.
     """
     images = inventory.assign(
@@ -77,7 +77,7 @@ def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.Da
 
 
 def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectation"]:
-    """Return the rules for one data set, over `files_table`; the notes of each say it in words."""
+    """Return the rules for one data set, over the columns of `files_table`; `notes` has each rule in words."""
     import great_expectations.expectations as gxe
 
     least, share = contract.min_images_per_label, contract.min_minority_share
@@ -102,7 +102,7 @@ def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expect
 
 
 def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectation"]:
-    """Return the rules of a data set that a batch of any size, of one label even, must meet by itself."""
+    """Return the rules that each batch must meet too, however small and even if it has only one label."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
 
@@ -149,45 +149,45 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
 
 
 def check(table: pd.DataFrame, rules: list["Expectation"]) -> list[Rule]:
-    """Hold `table`, which has a column path, against the rules; return what came of each."""
+    """Validate `table`, which has a column path, and return the result of each rule."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    # it sets its own to INFO, whatever that of the library is
+    # this logger sets its own level to INFO, regardless of the library's level
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("inventory").add_dataframe_asset("files")
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
     suite = gx.ExpectationSuite(name="contract", expectations=rules)
-    outcomes = []
+    results = []
     for outcome in batch.validate(suite, result_format="COMPLETE").results:
         config = cast("ExpectationConfiguration", outcome.expectation_config)
-        offenders = outcome.result.get("unexpected_index_list") or []
-        outcomes.append(
+        broken_by = outcome.result.get("unexpected_index_list") or []
+        results.append(
             Rule(
                 text=str(config.notes),
                 severity="warn" if config.severity == "warning" else "fail",
                 success=bool(outcome.success),
                 observed=_observed(outcome.result),
-                paths=tuple(str(path) for path in table["path"].iloc[offenders[:N_PATHS]]),
+                paths=tuple(str(path) for path in table["path"].iloc[broken_by[:N_PATHS]]),
             )
         )
-    return outcomes
+    return results
 
 
 def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, report: Path, page: Path) -> None:
-    """Write the report and log how it went.
+    """Write the report; raise RefusedError if a rule is broken.
 
     Args:
         name: of the data set, or "split".
-        rules: what came of each.
-        headline: the figures of the report, by what they count.
+        rules: with their results.
+        headline: figures of the report, by name.
         report: JSON file to write.
-        page: that shows it, for the message.
+        page: HTML page of the results, for the error message.
 
     Raises:
-        RefusedError: a rule of severity "fail" is broken; the message has each with what was observed.
+        RefusedError: a rule of severity "fail" is broken; the message lists each with what was observed.
     """
     broken = [rule for rule in rules if rule.state == "broken"]
     write_json(
@@ -196,19 +196,19 @@ def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, repor
     )
     for rule in rules:
         if rule.state == "warning":
-            log.warning("%s: not so: %s. Observed: %s", name, rule.text, rule.observed)
+            log.warning("%s: warning: %s. Observed: %s", name, rule.text, rule.observed)
     if broken:
         raise RefusedError(
-            f"{name} breaks its contract:\n{format_broken_rules(broken)}\nMend the data, or change `contract` in params.yaml. "
-            f"{page} shows it in pictures."
+            f"{name} breaks its contract:\n{format_broken_rules(broken)}\n"
+            f"Correct the data, or change `contract` in params.yaml. See {page} for pictures."
         )
     log.info("%s: contract passed", name)
 
 
 def format_broken_rules(broken: Sequence[Rule]) -> str:
-    """Return rules that are not met as lines: what was observed, and paths of offenders."""
+    """Return a line for each broken rule with what was observed, followed by paths of images that break it."""
     return "\n".join(
-        f"  not so: {rule.text}. Observed: {rule.observed}" + "".join(f"\n    {path}" for path in rule.paths)
+        f"  broken: {rule.text}. Observed: {rule.observed}" + "".join(f"\n    {path}" for path in rule.paths)
         for rule in broken
     )
 
@@ -217,7 +217,7 @@ def _observed(result: dict[str, Any]) -> str:
     if result.get("observed_value") is not None:
         value = result["observed_value"]
         return f"{value:.4g}" if isinstance(value, float) else str(value)
-    if "partial_missing_list" in result:  # of a set of values
+    if "partial_missing_list" in result:  # an expectation about a set of values
         missing, unexpected = result["partial_missing_list"], result["partial_unexpected_list"]
-        return f"missing {missing}, unexpected {unexpected}" if missing or unexpected else "these and no other"
+        return f"missing {missing}, unexpected {unexpected}" if missing or unexpected else "exactly these"
     return f"{len(result.get('unexpected_index_list') or [])} images that break the rule"

@@ -1,4 +1,4 @@
-"""The page about a data set and its contract, for the person who must mend or judge it: one HTML file, offline."""
+"""HTML page of the validation result of a data set, for those who must correct or judge the data."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ MAX_SIZES = 10
 
 HISTOGRAM_SIZE_INCHES = (4.0, 2.6)
 N_BINS = 40
-LEAST_SHARPNESS = 1.0  # the logarithmic axis has no place for 0, an image of one colour
+LEAST_SHARPNESS = 1.0  # an image of one colour has 0, which a logarithmic axis cannot show
 
 _STATES = ("broken", "warning", "met")  # in the order of the page
 _LINES: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ class Tile:
     Attributes:
         path: within its data set.
         label: crack or intact.
-        caption: what is to be seen in it, for instance the kind of copy; may be empty.
+        caption: for example the kind of copy; may be empty.
         pixels: RGB, uint8, shape (height, width, 3), any size.
 
     """
@@ -58,7 +58,7 @@ class CopyGroup:
     """Images that are copies of each other.
 
     Attributes:
-        tiles: some of them or all; at most eight are shown.
+        tiles: some or all of them; at most eight are shown.
         n_images: how many there are.
         is_conflict: whether they have different labels.
 
@@ -70,7 +70,7 @@ class CopyGroup:
 
     @property
     def shown_tiles(self) -> list[Tile]:
-        """The first tiles, the labels taking turns, so that a conflict is seen."""
+        """The first tiles, with alternating labels, so that a conflict is visible."""
         labels = pd.Series([tile.label for tile in self.tiles])
         order = labels.groupby(labels).cumcount().sort_values(kind="stable").index
         return [self.tiles[position] for position in order[:MAX_GROUP_TILES]]
@@ -88,17 +88,17 @@ def render_contract(
     quarantine: pd.DataFrame,
     inventory: pd.DataFrame,
 ) -> str:
-    """Return the page: HTML with styles, plots and pictures inside; equal inputs give equal pages.
+    """Return the page as self-contained HTML; equal inputs give equal pages.
 
     Args:
         name: of the data set.
         is_drawn: whether its images are drawn instead of photographed.
-        facts: the headline figures, by what they count.
+        facts: the headline figures, by name.
         rules: in any order, with different texts.
         offenders: pictures of images that break a rule, by its text.
         copy_groups: some groups of images that are copies of each other, in any order; conflicts are shown first.
         n_copy_groups: how many groups there are.
-        quarantine: a row for each file that is not used: batch, path, reason.
+        quarantine: a row for each unused file: batch, path, reason.
         inventory: a row for each image: label (crack or intact), brightness and contrast (grey levels), sharpness,
             width and height (pixels).
 
@@ -125,7 +125,7 @@ def render_contract(
 
 
 def _histograms(inventory: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the plot of each quantity and its median by label; none without images."""
+    """Return the plot of each quantity and its median by label; empty without images."""
     if inventory.empty:
         return []
     return [
@@ -139,10 +139,10 @@ def _histograms(inventory: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _histogram(labels: "pd.Series[str]", values: "pd.Series[float]", quantity: str) -> Markup:
-    is_logarithmic = quantity == "sharpness"  # blurred images differ from sharp ones by a hundred times
+    is_logarithmic = quantity == "sharpness"  # blurred and sharp images differ by a factor of a hundred
     if is_logarithmic:
         values = values.clip(lower=LEAST_SHARPNESS).map(math.log10)
-    values = values.round(3)  # values that differ by rounding alone would leave no room for bins between them
+    values = values.round(3)  # np.histogram fails on values that differ only by rounding errors
     edges = np.histogram_bin_edges(values, N_BINS)
     shares = {label: np.histogram(found, edges)[0] / len(found) for label, found in values.groupby(labels)}
     drawn_edges = 10**edges if is_logarithmic else edges
@@ -164,7 +164,7 @@ def _histogram(labels: "pd.Series[str]", values: "pd.Series[float]", quantity: s
 
 
 def _sizes(inventory: pd.DataFrame) -> pd.DataFrame:
-    """Return how many images of each label there are of each size, the most frequent size first."""
+    """Return the number of images of each size by label, the most frequent size first."""
     is_crack = inventory["label"] == "crack"
     counts = (
         inventory[["width", "height"]]

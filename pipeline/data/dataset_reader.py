@@ -1,4 +1,4 @@
-"""Reading a data set: its images are decoded, described in the inventory and packed, all other files set aside."""
+"""Read a data set: decode, describe and pack its images, and list all other files in the quarantine."""
 
 import hashlib
 import logging
@@ -33,13 +33,13 @@ from pipeline.params import Dataset, Limits
 
 log = logging.getLogger(__name__)
 
-# In memory at a time.
+# Limits of what is in memory at a time.
 CHUNK_FILES = 512
 CHUNK_BYTES = 64_000_000
 
 
 def describe(file: tuple[str, bytes, int]) -> dict[str, Any]:
-    """Return the measured part of an inventory row of (path, content, most pixels), or {path, reason}."""
+    """Return the measured columns of the inventory for (path, content, maximum of pixels), or {path, reason}."""
     path, content, max_pixels = file
     try:
         image = open_image(content, max_pixels)
@@ -67,19 +67,19 @@ def entries_of(dataset: Dataset, batch: Batch, limits: Limits) -> Iterator[Entry
 
 
 def check_labels(unlabelled: Iterable[str], dataset: Dataset) -> None:
-    """Raise CracksError if any path has no label: which folders, which labels are known, what to do."""
+    """Raise CracksError if there are unlabelled paths; the message lists their folders and the known labels."""
     folders = sorted({str(PurePosixPath(path).parent) for path in unlabelled})
     if folders:
         shown = ", ".join(repr(folder) for folder in folders[:5]) + (" ..." if len(folders) > 5 else "")
         raise CracksError(
             f"{dataset.source} has images in folders without a known label: {shown}. "
             f"Known are {', '.join(dataset.labels or DEFAULT_LABELS)}. "
-            "Rename the folders, or name them under `labels` of this data set."
+            "Rename the folders, or add them to `labels` of this data set in params.yaml."
         )
 
 
 def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    """Cut the entries into lists that are small in number and in memory."""
+    """Yield the entries in lists, limited by number of files and bytes."""
     chunk: list[Entry] = []
     n_bytes = 0
     for entry in entries:
@@ -92,7 +92,7 @@ def _chunks(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 
 
 class _Inventory:
-    """The rows of a data set as they are found, and the packed file that grows with them."""
+    """Rows of the inventory and the quarantine, and the file of packed images, while a data set is read."""
 
     def __init__(self, dataset: Dataset, packed: BinaryIO) -> None:
         self.images: list[dict[str, Any]] = []
@@ -102,9 +102,9 @@ class _Inventory:
         self._packed = packed
 
     def add(self, batch: str, entry: Entry, measured: dict[str, Any]) -> None:
-        """Pack an image with its row, or note why there is none."""
+        """Pack an image and add its row, or add the file to the quarantine."""
         if entry.content is None or "reason" in measured:
-            self._set_aside(batch, entry.path, entry.reason or measured["reason"], is_image=False)
+            self._quarantine(batch, entry.path, entry.reason or measured["reason"], is_image=False)
             return
         label = label_of(entry.path, self._labels)
         row = {
@@ -124,33 +124,33 @@ class _Inventory:
         self._packed.write(entry.content)
         self.images.append(row)
 
-    def review(self, batch: str, verdicts: Mapping[str, Verdict]) -> None:
-        """Give the images of a review batch, which have been added, their labels; set aside those that have none."""
-        came = [row for row in self.images if row["batch"] == batch]
+    def apply_verdicts(self, batch: str, verdicts: Mapping[str, Verdict]) -> None:
+        """Label the images of a review batch; move those without a verdict to the quarantine."""
+        added = [row for row in self.images if row["batch"] == batch]
         self.images = [row for row in self.images if row["batch"] != batch]
-        for row in came:
+        for row in added:
             verdict = verdicts.get(row["sha256"])
             if verdict is None or verdict.disagreement:
-                reason = verdict.disagreement if verdict else f"{REVIEWS_FILE} says nothing of it"
-                self._set_aside(batch, row["path"], reason, is_image=True)
+                reason = verdict.disagreement if verdict else f"not in {REVIEWS_FILE}"
+                self._quarantine(batch, row["path"], reason, is_image=True)
                 continue
             review = verdict.review
             provenance = {"reviewer": review.reviewer, "reviewed_at": review.time.isoformat(), "reviewed_in": batch}
             labels = {"label": review.label, "first_label": review.label}
             self.images.append(row | labels | provenance | {"photo": review.photo or row["photo"], "is_review": True})
-        absent = verdicts.keys() - {row["sha256"] for row in came}
+        absent = verdicts.keys() - {row["sha256"] for row in added}
         for sha256 in sorted(absent):
-            self._set_aside(batch, verdicts[sha256].review.path, "reviewed, but the image is not there", is_image=True)
+            self._quarantine(batch, verdicts[sha256].review.path, "reviewed, but the image is missing", is_image=True)
 
-    def _set_aside(self, batch: str, path: str, reason: str, *, is_image: bool) -> None:
+    def _quarantine(self, batch: str, path: str, reason: str, *, is_image: bool) -> None:
         self.quarantine.append({"batch": batch, "path": path, "reason": reason, "is_image": is_image})
 
 
 def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write the bytes of every image to `packed`, one after the other; return the inventory and the quarantine.
+    """Write the bytes of every image to `packed`; return the inventory and the quarantine.
 
     Raises:
-        CracksError: the source cannot be read, exceeds a limit, has unlabelled folders or no image at all.
+        CracksError: the source cannot be read, exceeds a limit, has unlabelled folders, or has no image.
     """
     inventory = _Inventory(dataset, packed)
     max_pixels = limits.max_image_megapixels * 1_000_000
@@ -175,19 +175,19 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
                         inventory.add(batch.name, entry, row)
                 progress.update(len(chunk))
             if verdicts is not None:
-                inventory.review(batch.name, verdicts)
+                inventory.apply_verdicts(batch.name, verdicts)
     check_labels((row["path"] for row in inventory.images if row["label"] is None), dataset)
     if not inventory.images:
         raise CracksError(
-            f"{dataset.source} holds no image that can be read ({len(inventory.quarantine)} other files). "
-            "Put labelled images into it, in folders such as Positive/ and Negative/."
+            f"{dataset.source} contains no image that can be read ({len(inventory.quarantine)} other files). "
+            "Add labelled images in folders such as Positive/ and Negative/."
         )
     quarantine = pd.DataFrame(inventory.quarantine, columns=["batch", "path", "reason", "is_image"])
     return apply_reviews(pd.DataFrame(inventory.images)), quarantine
 
 
 def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
-    """Read the source of `dataset` and write images, inventory and quarantine into `out`; nothing is left on failure.
+    """Read the source of `dataset` and write images, inventory and quarantine into `out`, atomically.
 
     Raises:
         CracksError: as `read_dataset`, or its `photo_pattern` is no regular expression with a group.

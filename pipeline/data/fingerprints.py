@@ -1,10 +1,11 @@
-"""Fingerprints of images: alike for copies of one image in any of the eight symmetries of the square, for no others.
+"""Fingerprints of images, which detect near-duplicates in any of the eight symmetries of the square.
 
-A fingerprint is the low frequencies of the image's discrete cosine transform (DCT), as in perceptual hashing (pHash:
-Zauner 2010), made equally strong, as in phase-only correlation (Kuglin and Hines 1975). Copies have correlated
-fingerprints; other images of concrete do not, however alike they look, for the frequencies of their grain have other
-signs. To mirror an image is to flip the signs of the odd columns or rows of its DCT, to turn it by a quarter transposes
-the DCT as well: two fingerprints give their correlation in all eight symmetries. See docs/copies.md.
+A fingerprint consists of the low frequencies of the image's discrete cosine transform (DCT), as in perceptual hashing
+(pHash: Zauner 2010), scaled to equal strength, as in phase-only correlation (Kuglin and Hines 1975). Near-duplicates
+have correlated fingerprints. Other images of concrete do not, even if they look similar, because the frequencies of
+their grain have other signs. Mirroring an image flips the signs of the odd columns or rows of its DCT, and a quarter
+turn also transposes it; so two fingerprints suffice to compute the correlation in all eight symmetries.
+See docs/copies.md.
 """
 
 import functools
@@ -14,13 +15,13 @@ import numpy.typing as npt
 
 Fingerprints = npt.NDArray[np.int8]  # (n, 32, 32); rows: half-waves from top to bottom, columns: from left to right
 
-N_FREQUENCIES = 32  # half-waves along a side, that is 16 periods; JPEG quality 50 and resizing by 0.75 spare these
-LOWEST_FREQUENCY = 3  # half-waves; what is slower is shading
-INVARIANT_FREQUENCY = 16  # half-waves; to find candidates, fewer numbers will do than to compare them
-MIN_STRENGTH = 0.005  # grey levels, mean of a DCT coefficient; rounding alone gives as much, concrete 0.02 and more
-BLOCK_PAIRS = 256  # compared at a time; 2 MB, what a core's cache holds
+N_FREQUENCIES = 32  # half-waves along a side (16 periods), which JPEG quality 50 and resizing by 0.75 preserve
+LOWEST_FREQUENCY = 3  # half-waves; lower ones are shading
+INVARIANT_FREQUENCY = 16  # half-waves; fewer numbers suffice to find candidates than to compare them
+MIN_STRENGTH = 0.005  # grey levels, mean of a DCT coefficient; rounding errors reach this, concrete 0.02 and more
+BLOCK_PAIRS = 256  # compared at a time; 2 MB, the cache of a core
 
-# What the second image of a pair is, seen from the first. Turned means anticlockwise, as Pillow counts.
+# Transformations from the first image of a pair to the second. Turned means anticlockwise, as in Pillow.
 SYMMETRIES = (
     "saved again",
     "mirrored left-right",
@@ -31,7 +32,7 @@ SYMMETRIES = (
     "turned by 90 degrees",
     "transversed",
 )
-# What the first four do to the signs of (even row, even column), (even, odd), (odd, even) and (odd, odd).
+# Signs by which the first four multiply (even row, even column), (even, odd), (odd, even) and (odd, odd).
 _SIGNS = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], np.float32)
 
 
@@ -47,8 +48,9 @@ def _cosines(size_px: int) -> npt.NDArray[np.float32]:
 def _weights() -> npt.NDArray[np.float32]:
     """Return the weight of each frequency, float32, shape (32, 32), 0 where it is not used.
 
-    Amplitudes in natural images fall with one over the frequency (Field 1987): times the frequency they are even. The
-    first row and column are not used. Vignettes and joints parallel to a side, which many photos share, live there.
+    Amplitudes in natural images are proportional to one over the frequency (Field 1987); the weight is the frequency,
+    which makes them even. The first row and column are not used, because vignettes and joints parallel to a side,
+    which many photos have in common, affect them.
     """
     frequency = np.hypot.outer(np.arange(N_FREQUENCIES), np.arange(N_FREQUENCIES))
     used = (frequency >= LOWEST_FREQUENCY) & (frequency < N_FREQUENCIES)
@@ -57,7 +59,7 @@ def _weights() -> npt.NDArray[np.float32]:
 
 
 def fingerprint(grey: npt.NDArray[np.uint8]) -> Fingerprints:
-    """Return the fingerprint of one image: int8, shape (32, 32), -127..127; zeros where the image is plain.
+    """Return the fingerprint of one image: int8, shape (32, 32), -127..127; all zeros for a plain image.
 
     Args:
         grey: its grey thumbnail, uint8, square, of at least 64 px (two for each half-wave).
@@ -67,28 +69,28 @@ def fingerprint(grey: npt.NDArray[np.uint8]) -> Fingerprints:
     amplitudes = cosines @ grey.astype(np.float32) @ cosines.T  # grey levels, (32, 32)
     if np.abs(amplitudes[_weights() > 0]).mean() < MIN_STRENGTH:
         return np.zeros(amplitudes.shape, np.int8)
-    # the root keeps one strong line from outweighing all the grain
+    # the root prevents a strong line from outweighing the grain
     even = np.sign(amplitudes) * np.sqrt(np.abs(amplitudes) * _weights())
     return np.asarray(np.rint(even * (127 / np.abs(even).max())), np.int8)
 
 
 def invariants(fingerprints: Fingerprints) -> npt.NDArray[np.float32]:
-    """Return for each fingerprint a vector of length one that no symmetry changes: float32, shape (n, n_dimensions).
+    """Return a unit vector for each fingerprint, equal for all symmetries: float32, shape (n, n_dimensions).
 
-    Mirroring changes only signs, a quarter turn exchanges rows and columns: |a_uv| + |a_vu| stays.
+    Mirroring changes only signs, and a quarter turn exchanges rows and columns: |a_uv| + |a_vu| is invariant.
     """
     low = slice(INVARIANT_FREQUENCY)
     rows, columns = np.nonzero(np.triu((_weights() > 0) & (_weights() < INVARIANT_FREQUENCY)))
     magnitudes = np.abs(fingerprints[:, low, low].astype(np.float32))
     vectors = magnitudes[:, rows, columns] + magnitudes[:, columns, rows]
-    vectors -= vectors.mean(axis=1, keepdims=True)  # magnitudes are positive: unrelated ones would be alike
+    vectors -= vectors.mean(axis=1, keepdims=True)  # magnitudes are positive, so unrelated ones would correlate
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1), np.float32)
 
 
 def compare(
     fingerprints: Fingerprints, pairs: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return for each pair the symmetry in which its images agree best, and their correlation in it.
+    """Return for each pair the symmetry with the highest correlation, and that correlation.
 
     Args:
         fingerprints: int8, shape (n, 32, 32).

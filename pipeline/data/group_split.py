@@ -1,7 +1,7 @@
-"""Groups of images that belong together, and the side of the split that each group is on.
+"""Assign groups of images to the sides of the split.
 
-Images are taken batch by batch, oldest first. What an earlier batch decided stands: a newcomer joins the side of the
-group that it is linked with, and one that links two sides is excluded. So adding a batch never moves an image.
+Batches are processed oldest first, and an assignment is never changed by a later batch: a new image joins the side of
+the group that it is linked to, and is excluded if it links two sides. Adding a batch therefore never moves an image.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ Pairs = npt.NDArray[np.int64]  # (n_pairs, 2), positions of images that belong t
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How new groups are assigned: shares of the images for each side, and what a person decided beforehand."""
+    """How new groups are assigned: the share of the images on each side, and the manual assignments."""
 
     fractions: Fractions
     seed: int
@@ -37,19 +37,19 @@ def build_manifest(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> 
     """Return the manifest: the images with their group and split.
 
     Args:
-        images: the inventories one below the other, with the column dataset, in the order of their age.
-        pairs: copies among them, columns first and second (positions).
-        params: who is trained on, shares, seed, and photos that are given to a side.
+        images: the concatenated inventories with the column dataset, in order of arrival.
+        pairs: near-duplicates among them, columns first and second (positions).
+        params: data sets to train on, shares, seed and manual assignments of photos.
     """
     external = ~images["dataset"].isin(params.train_on)
     photo = qualified_photos(images)
-    lent = photo.map(params.photo_sides).where(external).dropna()
-    assigned = assign_sides(
+    held_out = photo.map(params.photo_sides).where(external).dropna()  # for validation
+    sides = assign_sides(
         pd.DataFrame(
             {
                 "batch": arrival_order(images, params.train_on),
                 "sha256": images["sha256"],
-                # by the label that it came with: a review that corrects it must not assign its neighbours anew
+                # by the first label: a review that corrects a label must not reassign other images
                 "stratum": images["dataset"] + "/" + images["slice"] + "/" + images["first_label"],
                 "photo": photo,
                 "fixed_side": fixed_sides(images, params.train_on),
@@ -58,20 +58,20 @@ def build_manifest(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> 
         links_between(images, pairs),
         SplitSettings(params.fractions, params.seed, params.photo_sides),
     )
-    manifest = images[MANIFEST_COLUMNS].assign(group=assigned["group"], split=assigned["side"])
-    manifest.loc[lent.index, "split"] = lent
-    manifest.loc[images["disputed"].notna(), "split"] = EXCLUDED  # assigned as before, so that no other image moves
+    manifest = images[MANIFEST_COLUMNS].assign(group=sides["group"], split=sides["side"])
+    manifest.loc[held_out.index, "split"] = held_out
+    manifest.loc[images["disputed"].notna(), "split"] = EXCLUDED  # only now, so that no other image moves
     return manifest
 
 
 def arrival_order(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
-    """Return when each image came, 0 the oldest: external test sets, then the first batch of each data set, and on."""
+    """Return when each image arrived: 0 for external test sets, k for the k-th batch of a data set trained on."""
     order = images.groupby("dataset")["batch"].transform(lambda batches: pd.factorize(batches)[0])
     return (order + 1).where(images["dataset"].isin(train_on), 0).astype(int)
 
 
 def links_between(images: pd.DataFrame, pairs: pd.DataFrame) -> Pairs:
-    """Return the pairs of positions that belong together: copies, and neighbours among the tiles of a photo."""
+    """Return the pairs of positions that belong together: near-duplicates, and consecutive tiles of a photo."""
     photos = qualified_photos(images).dropna()
     following = photos.index.to_series().groupby(photos).shift(-1).dropna()
     tiles = np.stack([following.index.to_numpy(), following.to_numpy()], axis=1).astype(np.int64)
@@ -79,9 +79,10 @@ def links_between(images: pd.DataFrame, pairs: pd.DataFrame) -> Pairs:
 
 
 def fixed_sides(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
-    """Return the side of images that are not assigned, None of others: what is not trained on, and reviews.
+    """Return "external" for images of external test sets, "train" for reviewed images, None for all others.
 
-    Reviews are of images that a model was unsure of or that someone doubted: no sample that one could test on.
+    Reviewed images are those that a model was unsure of or that someone doubted. They are no representative sample, so
+    they cannot be tested on.
     """
     sides = pd.Series(None, index=images.index, dtype=object)
     sides[images["is_review"].astype(bool)] = "train"
@@ -90,105 +91,111 @@ def fixed_sides(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
 
 
 def assign_sides(images: pd.DataFrame, links: Pairs, settings: SplitSettings) -> pd.DataFrame:
-    """Return for each image its `group`, named by the smallest sha256 that founded it, and its `side`.
+    """Return the `group` of each image, named by the smallest sha256 of its first members, and its `side`.
 
     Args:
-        images: oldest first, positions 0..n-1 as index; columns batch (int, ascending), sha256, stratum (groups are
-            assigned in each alone), photo (DATASET/PHOTO, or None), fixed_side (of images that are not assigned, or
-            None).
+        images: oldest first, positions 0..n-1 as index; columns batch (int, ascending), sha256, stratum (the shares
+            hold within each), photo (DATASET/PHOTO, or None), fixed_side (or None).
         links: pairs of positions that belong together.
-        settings: shares, seed and sides that are given.
+        settings: shares, seed and manual assignments.
 
     Raises:
-        CracksError: photos that are linked were given to different sides.
+        CracksError: linked photos are assigned to different sides manually.
     """
     result = pd.DataFrame({"group": None, "side": None}, index=images.index, dtype=object)
-    for batch, newcomers in images.groupby("batch"):
+    for batch, new_images in images.groupby("batch"):
+        n_old = new_images.index[0]
         so_far = np.flatnonzero(images["batch"] <= batch)
-        # An excluded image passes nothing on: else one that links two sides would make one group of them for ever.
+        # An excluded image no longer links older ones: otherwise one that links two sides would merge their groups.
         excluded = np.flatnonzero(result["side"] == EXCLUDED)
-        conducting = links[~(np.isin(links, excluded).any(axis=1) & (links < newcomers.index[0]).all(axis=1))]
-        parts = _linked_parts(so_far, conducting)
-        old, new = parts[parts.index < newcomers.index[0]], parts[newcomers.index]
-        joining = _sides_of_known_parts(result.loc[old.index], old)
-        founding = _assign_new_parts(newcomers[~new.isin(joining.index)], new, settings)
-        decided = pd.concat([joining, founding]).loc[new].set_axis(new.index)
-        decided["side"] = decided["side"].where(_may_take(decided["side"], _given(newcomers, settings)), EXCLUDED)
-        result.loc[new.index] = decided
+        used_links = links[~(np.isin(links, excluded).any(axis=1) & (links < n_old).all(axis=1))]
+        components = _components(so_far, used_links)
+        old, new = components[components.index < n_old], components[new_images.index]
+        existing = _existing_groups(result.loc[old.index], old)
+        created = _create_groups(new_images[~new.isin(existing.index)], new, settings)
+        assigned = pd.concat([existing, created]).loc[new].set_axis(new.index)
+        allowed = _is_allowed(assigned["side"], _required_sides(new_images, settings))
+        assigned["side"] = assigned["side"].where(allowed, EXCLUDED)
+        result.loc[new.index] = assigned
     return result
 
 
-def _given(images: pd.DataFrame, settings: SplitSettings) -> "pd.Series[str]":
-    """Return the side that each image, or its photo, was given beforehand; None or NaN where it is free."""
-    return images["fixed_side"].astype(object).fillna(_side_of_photo(images, settings))
+def _required_sides(images: pd.DataFrame, settings: SplitSettings) -> "pd.Series[str]":
+    """Return the fixed side of each image, else the manual assignment of its photo, else None or NaN."""
+    return images["fixed_side"].astype(object).fillna(_manual_sides(images, settings))
 
 
-def _side_of_photo(images: pd.DataFrame, settings: SplitSettings) -> "pd.Series[str]":
+def _manual_sides(images: pd.DataFrame, settings: SplitSettings) -> "pd.Series[str]":
     return images["photo"].astype(object).map(settings.photo_sides)
 
 
-def _may_take(side: "pd.Series[str]", given: "pd.Series[str]") -> "pd.Series[bool]":
-    """Return which images may be on the side of their part: a given one on its own alone, others not on external."""
-    return (given == side) | (given.isna() & (side != "external"))
+def _is_allowed(side: "pd.Series[str]", required: "pd.Series[str]") -> "pd.Series[bool]":
+    """Return which images may be on `side`: it is the required one, or none is required and it is not external."""
+    return (required == side) | (required.isna() & (side != "external"))
 
 
-def _linked_parts(positions: npt.NDArray[np.int64], links: Pairs) -> "pd.Series[int]":
-    """Return for each position the smallest one that it is linked with, directly or by others of these positions."""
+def _components(positions: npt.NDArray[np.int64], links: Pairs) -> "pd.Series[int]":
+    """Return the smallest position in the connected component of each of `positions`."""
     inside = links[np.isin(links, positions).all(axis=1)]
-    parts = connected_groups(len(positions), np.searchsorted(positions, inside))
-    return pd.Series(positions[parts], index=positions)
+    components = connected_groups(len(positions), np.searchsorted(positions, inside))
+    return pd.Series(positions[components], index=positions)
 
 
-def _sides_of_known_parts(known: pd.DataFrame, parts: "pd.Series[int]") -> pd.DataFrame:
-    """Return group and side for each part that has known members: the smallest name; excluded where sides differ."""
-    by_part = known.groupby(parts)
-    joined = by_part.min()
-    joined.loc[by_part["side"].nunique() > 1, "side"] = EXCLUDED
+def _existing_groups(assigned: pd.DataFrame, components: "pd.Series[int]") -> pd.DataFrame:
+    """Return group (the smallest name) and side of each component of assigned images; excluded if sides differ."""
+    by_component = assigned.groupby(components)
+    joined = by_component.min()
+    joined.loc[by_component["side"].nunique() > 1, "side"] = EXCLUDED
     return joined
 
 
-def _assign_new_parts(images: pd.DataFrame, parts: "pd.Series[int]", settings: SplitSettings) -> pd.DataFrame:
-    """Return group and side for each part of which no member was known."""
-    by_part = images.groupby(parts[images.index])
-    founded = pd.DataFrame({"group": by_part["sha256"].min(), "stratum": by_part["stratum"].min(), "n": by_part.size()})
-    founded["side"] = None
-    for _, stratum in founded.groupby("stratum"):
-        founded.loc[stratum.index, "side"] = _assign_stratum(stratum, settings)
-    # a person's word on a photo goes before the side that an image is fixed to, and nothing before "external"
-    of_photo = _side_of_photo(images, settings)
-    for part, members in images[of_photo.notna() | images["fixed_side"].notna()].groupby(parts[images.index]):
-        fixed, named = members["fixed_side"].dropna(), of_photo[members.index].dropna()
+def _create_groups(images: pd.DataFrame, components: "pd.Series[int]", settings: SplitSettings) -> pd.DataFrame:
+    """Return group and side of each component that has only new images."""
+    by_component = images.groupby(components[images.index])
+    created = pd.DataFrame(
+        {"group": by_component["sha256"].min(), "stratum": by_component["stratum"].min(), "n": by_component.size()}
+    )
+    created["side"] = None
+    for _, stratum in created.groupby("stratum"):
+        created.loc[stratum.index, "side"] = _assign_stratum(stratum, settings)
+    # "external" has precedence over a manual assignment, which has precedence over the "train" of a review
+    manual = _manual_sides(images, settings)
+    constrained = images[manual.notna() | images["fixed_side"].notna()]
+    for component, members in constrained.groupby(components[images.index]):
+        fixed, by_hand = members["fixed_side"].dropna(), manual[members.index].dropna()
         is_external = (fixed == "external").any()
-        founded.loc[part, "side"] = "external" if is_external else _one_side(members, named if len(named) else fixed)
-    return founded[["group", "side"]]
+        side = "external" if is_external else _common_side(members, by_hand if len(by_hand) else fixed)
+        created.loc[component, "side"] = side
+    return created[["group", "side"]]
 
 
 def _assign_stratum(groups: pd.DataFrame, settings: SplitSettings) -> list[str]:
-    """Return a side for each group: systematic sampling in the order of a hash, from a start that is a hash too.
+    """Return a side for each group by systematic sampling in the order of a hash, from a start that is a hash too.
 
-    So each side gets its share as nearly as the sizes of the groups allow, and a group that is alone in its batch is
-    assigned like any other.
+    Each side gets its share as nearly as the sizes of the groups allow. With the hashed start, this holds on average
+    also for batches of one group.
     """
-    hashes = np.array([_uniform(f"{settings.seed}:{name}") for name in groups["group"]])
+    hashes = np.array([_hash_fraction(f"{settings.seed}:{name}") for name in groups["group"]])
     order = np.argsort(hashes)
     sizes = groups["n"].to_numpy()[order]
     middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()  # 0..1
-    start = _uniform(f"{settings.seed}:start:{groups['group'].min()}")
+    start = _hash_fraction(f"{settings.seed}:start:{groups['group'].min()}")
     places = np.empty(len(groups))
     places[order] = (start + middles) % 1
     borders = np.cumsum([settings.fractions.train, settings.fractions.validation])
     return [SIDES[index] for index in np.searchsorted(borders, places, side="right")]
 
 
-def _one_side(images: pd.DataFrame, sides: "pd.Series[str]") -> str:
+def _common_side(images: pd.DataFrame, sides: "pd.Series[str]") -> str:
     if sides.nunique() > 1:
         photos = ", ".join(sorted(images.loc[sides.index, "photo"].dropna().unique()))
         raise CracksError(
-            f"Photos that hold copies of each other are given to different sides: {photos}. Give them to one side."
+            f"These photos contain near-duplicates of each other and are assigned to different sides: {photos}. "
+            "Assign them to one side in split.photos of params.yaml."
         )
     return str(sides.iloc[0])
 
 
-def _uniform(text: str) -> float:
-    """Return a number in 0..1 that a hash of `text` decides."""
+def _hash_fraction(text: str) -> float:
+    """Return a number in 0..1 from a hash of `text`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64

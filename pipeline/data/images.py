@@ -1,4 +1,4 @@
-"""Images: decoding, their statistics, and the packed form in which they travel between stages."""
+"""Decode images, compute their statistics, and read packed data sets."""
 
 import io
 import mmap
@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 Sizes = npt.NDArray[np.int64]  # (n, 2): height, width in pixels
 
 THUMBNAIL_SIZE_PX = 64
-# Only these are tried: other formats of Pillow start programs of their own (EPS), or are no photos.
+# Other formats of Pillow start external programs (EPS), or are not used for photos.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 DARK_BELOW = 5  # grey levels
 BRIGHT_FROM = 251
@@ -27,7 +27,7 @@ QUARANTINE_FILE = "quarantine.csv"
 
 
 class UnreadableImageError(Exception):
-    """The bytes are no image that can be decoded whole; the message is the reason."""
+    """The bytes are no image that can be decoded completely; the message is the reason."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def _unreadable_where_pillow_fails() -> Iterator[None]:
 
 
 def open_image(content: bytes, max_pixels: int | None = None) -> Image.Image:
-    """Decode `content` wholly, any mode, as stored (not yet turned upright).
+    """Decode `content` completely, in any mode, as stored (not yet turned upright).
 
     Raises:
         UnreadableImageError: not an image, truncated, or, by its header, larger than `max_pixels` or Pillow's limit
@@ -61,12 +61,12 @@ def open_image(content: bytes, max_pixels: int | None = None) -> Image.Image:
 
 
 def stored_size(content: bytes) -> tuple[int, int]:
-    """Return (height, width) in pixels of the upright image, mostly from its header. Raises UnreadableImageError."""
+    """Return (height, width) in pixels of the upright image, mostly from the header. Raises UnreadableImageError."""
     with _unreadable_where_pillow_fails():
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
         is_on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        # of a TIFF, Pillow gives the upright size already
+        # for a TIFF, Pillow returns the upright size already
         return (width, height) if is_on_its_side and image.format != "TIFF" else (height, width)
 
 
@@ -74,13 +74,13 @@ def to_pixels(image: Image.Image) -> Pixels:
     """Return the image upright as RGB, uint8, shape (height, width, 3).
 
     Raises:
-        UnreadableImageError: broken EXIF data, or pixels without a range that is known (32 bits).
+        UnreadableImageError: broken EXIF data, or pixels of unknown range (32 bits).
     """
     with _unreadable_where_pillow_fails():
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("I", "F"):
-            raise UnreadableImageError("its pixels have 32 bits, whose black and white are not known")
-        if upright.mode.startswith("I;16"):  # grey of 16 bits, which `convert` would clip to white
+            raise UnreadableImageError("its pixels have 32 bits, so that the values of black and white are unknown")
+        if upright.mode.startswith("I;16"):  # 16-bit grey, which `convert` would clip to white
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return np.asarray(upright.convert("RGB"))
 
@@ -91,25 +91,25 @@ def decode(content: bytes) -> Pixels:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Return the file of RGB pixels, uint8, (height, width, 3), without loss: equal pixels make equal files."""
+    """Return RGB pixels, uint8, (height, width, 3), as a PNG file; equal pixels give equal files."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def thumbnail(pixels: Pixels) -> Pixels:
-    """Return the grey thumbnail, of which the fingerprint is made: uint8, shape (64, 64), means of areas."""
+    """Return the grey thumbnail for the fingerprint: uint8, shape (64, 64), means of areas."""
     grey = Image.fromarray(pixels).convert("L")
     return np.asarray(grey.resize((THUMBNAIL_SIZE_PX, THUMBNAIL_SIZE_PX), Image.Resampling.BOX))
 
 
 def image_statistics(pixels: Pixels) -> dict[str, float]:
-    """Return how an image looks, by its grey levels 0..255.
+    """Return the statistics of an image's grey levels 0..255.
 
     Returns:
         brightness (mean), contrast (standard deviation), sharpness (variance of the Laplacian, Pech-Pacheco et al.,
         Diatom autofocusing in brightfield microscopy, 2000), dark_share and bright_share (of pixels that are nearly
-        black or white, so that nothing can be told of them).
+        black or white, which hold no information).
     """
     grey = Image.fromarray(pixels).convert("L")
     shares = np.array(grey.histogram()) / (grey.width * grey.height)  # (256,)
@@ -127,13 +127,13 @@ def image_statistics(pixels: Pixels) -> dict[str, float]:
 
 
 def read_quarantine(folder: Path) -> pd.DataFrame:
-    """Return what `ingest` could not use: columns batch, path, reason, is_image (it can be read, but is held back)."""
+    """Return the files that `ingest` did not use: columns batch, path, reason, is_image (the image is readable)."""
     table = pd.read_csv(folder / QUARANTINE_FILE, keep_default_na=False)  # a file may be named "NA"
     return table.astype({"is_image": bool})
 
 
 class Images(Protocol):
-    """A sequence of images that are decoded when they are asked for."""
+    """A sequence of images that are decoded on access."""
 
     @property
     def sizes(self) -> Sizes:
@@ -146,10 +146,10 @@ class Images(Protocol):
 
 
 class EncodedImages:
-    """Image files in memory, as they travel to another machine."""
+    """Image files in memory, which can be sent to another machine."""
 
     def __init__(self, contents: Sequence[bytes], sizes: Sizes) -> None:
-        """Take the bytes of the files and the (height, width) of each, shape (n, 2)."""
+        """Set the bytes of the files and the (height, width) of each, shape (n, 2)."""
         self.sizes = sizes
         self._contents = contents
 
@@ -159,9 +159,9 @@ class EncodedImages:
 
 
 class PackedImages:
-    """A data set as `ingest` leaves it: the original bytes end to end in one file, and an inventory row for each.
+    """A data set as `ingest` writes it: one file of all images, and an inventory with a row for each.
 
-    Forty thousand loose files are slow to hash, link and copy; one file is not, and a row's bytes are one look-up away.
+    Forty thousand separate files would be slow to hash, link and copy.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -186,7 +186,7 @@ class LabelledImages:
     """Rows of the manifest with their images, which may come from several data sets."""
 
     def __init__(self, rows: pd.DataFrame, datasets: Path) -> None:
-        """Take rows with the columns dataset, row and label; `datasets` has a folder for each data set."""
+        """Set rows with the columns dataset, row and label; `datasets` has a folder for each data set."""
         self.rows = rows.reset_index(drop=True)
         self._packed = {name: PackedImages(datasets / str(name)) for name in rows["dataset"].unique()}
         self._places = list(zip(self.rows["dataset"], self.rows["row"], strict=True))
@@ -203,7 +203,7 @@ class LabelledImages:
 
 
 class ImageSubset:
-    """Some images of a sequence, as a sequence of their own."""
+    """A sequence of some images of another sequence."""
 
     def __init__(self, images: Images, positions: Sequence[int] | npt.NDArray[np.int64]) -> None:
         self.sizes: Sizes = images.sizes[np.asarray(positions, np.int64)]
@@ -216,11 +216,11 @@ class ImageSubset:
 
 
 def batches_by_size(sizes: Sizes, batch_size: int) -> list[npt.NDArray[np.int64]]:
-    """Cut positions 0..n-1 into batches in which all images have one size, so that they stack; order is kept within.
+    """Return positions 0..n-1 in batches of images of equal size, which can be stacked; each batch is ascending.
 
     Args:
         sizes: (height, width) of each image in pixels, shape (n, 2).
-        batch_size: images in a batch at most.
+        batch_size: maximum of images in a batch.
     """
     order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0]))
     changes = np.flatnonzero(np.any(np.diff(sizes[order], axis=0) != 0, axis=1)) + 1

@@ -1,8 +1,8 @@
-"""Which images are copies of each other: byte-identical, saved again, brightened, resized, mirrored or turned.
+"""Find near-duplicates: images that are identical, saved again, brightened, resized, mirrored or turned.
 
 Byte-identical images are found by their sha256, the others by their fingerprints: a nearest-neighbour index (faiss)
-gives candidates for each image, so that not every image is compared with every other, and the correlation of two
-fingerprints decides. See docs/copies.md for what was measured.
+returns candidates for each image, so that not all pairs are compared, and the correlation of two fingerprints decides.
+docs/copies.md has measurements.
 """
 
 from collections.abc import Sequence
@@ -20,25 +20,25 @@ Positions = npt.NDArray[np.int64]
 KINDS = (*SYMMETRIES, "identical")
 IDENTICAL = KINDS.index("identical")
 
-N_NEIGHBOURS = 8  # of each image are compared with it
-MAX_FLAT_IMAGES = 8192  # up to here comparing all vectors is faster than clustering them
+N_NEIGHBOURS = 8  # of each image, compared with it
+MAX_FLAT_IMAGES = 8192  # up to this number, comparing all vectors is faster than clustering them
 N_PROBES = 8  # clusters that are searched around each image
 
 
 class CopyPairs(NamedTuple):
-    """Pairs of copies. They link all members of a group of copies, but not each with each."""
+    """Pairs of near-duplicates. They connect all members of a group, but not each with every other."""
 
     positions: Positions  # (n_pairs, 2), the smaller one first
-    kinds: Positions  # (n_pairs,), in KINDS: what the second image is, seen from the first
+    kinds: Positions  # (n_pairs,), in KINDS: transformation from the first image to the second
     correlations: npt.NDArray[np.float32]  # (n_pairs,), 0..1
 
 
 def find_copies(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
-    """Return the copies among the images of an inventory: columns first, second (positions), kind, correlation.
+    """Return the near-duplicates in an inventory: columns first, second (positions), kind, correlation.
 
     Args:
         inventory: columns sha256 and fingerprint (bytes).
-        limits: the least correlation of two copies.
+        limits: minimum correlation of near-duplicates.
     """
     fingerprints = np.frombuffer(b"".join(inventory["fingerprint"]), np.int8).reshape(-1, N_FREQUENCIES, N_FREQUENCIES)
     found = copy_pairs(fingerprints, inventory["sha256"].tolist(), limits)
@@ -53,12 +53,12 @@ def find_copies(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
 
 
 def copy_pairs(fingerprints: Fingerprints, sha256: Sequence[str], limits: Copies) -> CopyPairs:
-    """Return the pairs of images that are copies of each other.
+    """Return the pairs of near-duplicates.
 
     Args:
         fingerprints: int8, shape (n, 32, 32).
         sha256: of each image's bytes.
-        limits: the least correlation of two copies.
+        limits: minimum correlation of near-duplicates.
 
     """
     _, firsts, of = np.unique(np.asarray(sha256), return_index=True, return_inverse=True)
@@ -70,14 +70,14 @@ def copy_pairs(fingerprints: Fingerprints, sha256: Sequence[str], limits: Copies
             np.ones(len(repeated), np.float32),
         )
     ]
-    # of images of one colour only the bytes tell
-    waiting = firsts[fingerprints[firsts].any(axis=(1, 2))].astype(np.int64)
-    while len(waiting) > 1:
-        pairs, is_crowded = _copies_among(fingerprints, waiting, limits)
+    # images of one colour have no fingerprint and are compared by sha256 only
+    remaining = firsts[fingerprints[firsts].any(axis=(1, 2))].astype(np.int64)
+    while len(remaining) > 1:
+        pairs, is_crowded = _copies_among(fingerprints, remaining, limits)
         found.append(pairs)
-        # an image whose neighbours are all copies may have more of them: one image of each such group looks further
+        # an image whose neighbours are all copies may have more copies: search again with one image of each such group
         groups = connected_groups(len(fingerprints), np.concatenate([part.positions for part in found]))
-        waiting = np.unique(groups[waiting[is_crowded]])
+        remaining = np.unique(groups[remaining[is_crowded]])
     positions, kinds, correlations = (np.concatenate(column) for column in zip(*found, strict=True))
     return CopyPairs(positions, kinds, correlations)
 
@@ -85,18 +85,20 @@ def copy_pairs(fingerprints: Fingerprints, sha256: Sequence[str], limits: Copies
 def _copies_among(
     fingerprints: Fingerprints, chosen: Positions, limits: Copies
 ) -> tuple[CopyPairs, npt.NDArray[np.bool_]]:
-    """Return the chosen images' copies among their nearest neighbours, and whether all neighbours of each are copies.
+    """Return the pairs of copies among nearest neighbours, and for each chosen image whether all neighbours are copies.
 
     Args:
         fingerprints: of all images, int8, shape (n, 32, 32).
         chosen: positions, shape (n_chosen,).
-        limits: the least correlation of two copies.
+        limits: minimum correlation of near-duplicates.
 
     """
     neighbours = _neighbours(invariants(fingerprints[chosen]))
     nearby = np.repeat(np.arange(len(chosen)), neighbours.shape[1])[neighbours.ravel() >= 0]
     pairs = np.sort(np.stack([chosen[nearby], chosen[neighbours[neighbours >= 0]]], axis=1), axis=1)
-    keys, of = np.unique(pairs[:, 0] * len(fingerprints) + pairs[:, 1], return_inverse=True)  # most are found twice
+    keys, of = np.unique(
+        pairs[:, 0] * len(fingerprints) + pairs[:, 1], return_inverse=True
+    )  # most pairs are found twice
     pairs = np.stack(np.divmod(keys, len(fingerprints)), axis=1)
     kinds, correlations = compare(fingerprints, pairs)
     is_copy = correlations >= limits.min_correlation
@@ -105,12 +107,12 @@ def _copies_among(
 
 
 def _neighbours(vectors: npt.NDArray[np.float32]) -> Positions:
-    """Return the nearest other vectors of each, shape (n, N_NEIGHBOURS), -1 where there are fewer.
+    """Return the nearest other vectors of each vector, shape (n, N_NEIGHBOURS), -1 if there are fewer.
 
-    Many vectors are clustered and only the clusters nearest to each are searched (an inverted file; Jégou, Douze and
-    Schmid 2011). The clusters grow in number with the root of n: time grows with n^1.5, memory with n.
+    More than MAX_FLAT_IMAGES vectors are clustered, and only the nearest clusters are searched (inverted file; Jégou,
+    Douze and Schmid 2011). The number of clusters is proportional to the root of n, the time to n^1.5, memory to n.
     """
-    import faiss  # ingest, which makes the fingerprints, does without
+    import faiss  # not needed by all users of this module
 
     n, n_dimensions = vectors.shape
     kind = "Flat" if n <= MAX_FLAT_IMAGES else f"IVF{int(2 * np.sqrt(n))},Flat"
@@ -121,12 +123,12 @@ def _neighbours(vectors: npt.NDArray[np.float32]) -> Positions:
     index.add(vectors)
     _, found = index.search(vectors, N_NEIGHBOURS + 1)
     is_self = found == np.arange(n)[:, None]
-    is_self[~is_self.any(axis=1), -1] = True  # crowded out by its equals
+    is_self[~is_self.any(axis=1), -1] = True  # more than N_NEIGHBOURS vectors equal it
     return np.asarray(found[~is_self].reshape(n, N_NEIGHBOURS), np.int64)
 
 
 def connected_groups(n: int, pairs: Positions) -> Positions:
-    """Return for each of n items the smallest position in its group, where every pair links two items; shape (n,)."""
+    """Return the smallest position in the connected component of each of n items, (n,); `pairs` are the edges."""
     parent = np.arange(n)
 
     def root(item: int) -> int:

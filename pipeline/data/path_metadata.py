@@ -1,4 +1,4 @@
-"""What the path of an image tells of it: its label, its slice, and the photo that it was cut from."""
+"""Metadata from the path of an image: its label, its slice, and the photo that it was cut from."""
 
 import re
 from pathlib import PurePosixPath
@@ -8,7 +8,7 @@ import pandas as pd
 from pipeline.errors import CracksError
 from pipeline.params import Label
 
-# The folder names of the two published data sets of this field, and our own.
+# The folder names of two published data sets, and of the demo.
 DEFAULT_LABELS: dict[str, Label] = {
     "Positive": "crack",
     "Negative": "intact",
@@ -20,18 +20,18 @@ DEFAULT_LABELS: dict[str, Label] = {
 
 
 def label_of(path: str, labels: dict[str, Label]) -> Label | None:
-    """Return the label of the nearest folder above `path` that has one, None where no folder has."""
+    """Return the label of the nearest folder above `path` that has one, None if there is none."""
     return next((labels[part] for part in reversed(PurePosixPath(path).parent.parts) if part in labels), None)
 
 
 def photo_of(path: str, pattern: str | None) -> str | None:
-    """Return the photo that the tile at `path` was cut from, None where the pattern does not match or is not given."""
+    """Return the photo that the tile at `path` was cut from, None if the pattern does not match or is None."""
     match = re.search(pattern, path) if pattern else None
     return match[1] if match else None
 
 
 def slice_of(path: str, labels: dict[str, Label]) -> str:
-    """Return the folders of `path` that are no labels, joined by "/": what the images of a folder have in common."""
+    """Return the folders of `path` that are no labels, joined by "/", such as the surface."""
     return "/".join(part for part in PurePosixPath(path).parent.parts if part not in labels)
 
 
@@ -48,10 +48,10 @@ def check_photo_pattern(pattern: str | None) -> None:
 
 
 def qualified_photos(images: pd.DataFrame) -> "pd.Series[str]":
-    """Return the photo of each image as DATASET/PHOTO, missing where it is not known.
+    """Return the photo of each image as DATASET/PHOTO, missing if it is not known.
 
     Args:
         images: columns dataset and photo.
     """
-    # of a column without any photo the type would be object, which does not add to strings
+    # a column without any photo has dtype object, which cannot be added to strings
     return images["dataset"].astype("str") + "/" + images["photo"].astype("str")

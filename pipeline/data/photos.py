@@ -1,4 +1,4 @@
-"""Photos as an inspector brings them: pixels, and when and where they were taken."""
+"""Read photos with the time and place at which they were taken."""
 
 import datetime
 import io
@@ -16,8 +16,8 @@ class Photo:
 
     Attributes:
         pixels: RGB, uint8, (height, width, 3).
-        time: when it was taken, as its camera wrote it (local time, ISO 8601), None where unknown.
-        place: (latitude, longitude) in degrees, None where unknown.
+        time: when it was taken, as its camera wrote it (local time, ISO 8601), None if unknown.
+        place: (latitude, longitude) in degrees, None if unknown.
     """
 
     pixels: Pixels
@@ -26,9 +26,9 @@ class Photo:
 
 
 def read_photo(content: bytes) -> Photo:
-    """Decode a photo and read its time and place. Raises UnreadableImageError where it is no image."""
+    """Decode a photo and read its time and place. Raises UnreadableImageError."""
     pixels = decode(content)
-    exif = Image.open(io.BytesIO(content), formats=FORMATS).getexif()  # decoded above: it can be read
+    exif = Image.open(io.BytesIO(content), formats=FORMATS).getexif()  # cannot fail, it was decoded above
     details = {**dict(exif), **dict(exif.get_ifd(ExifTags.IFD.Exif))}
     taken = details.get(ExifTags.Base.DateTimeOriginal) or details.get(ExifTags.Base.DateTime)
     return Photo(pixels, _iso_time(taken), _place(dict(exif.get_ifd(ExifTags.IFD.GPSInfo))))

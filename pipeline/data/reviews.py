@@ -1,7 +1,7 @@
-"""Labels that people gave on the serving page, and what they change in a data set.
+"""Reviews: labels that people gave on the serving page, and how they change a data set.
 
-A review batch has reviews.csv at its top, a row a review. Its images go to training alone. A review of an image that
-the data set has already corrects the label of that image in its place: nothing is moved, nothing is there twice.
+A review batch has the file reviews.csv at its top, with a row per review. Its images are only trained on. If the data
+set already contains the image, the review corrects the label in the existing row: no image moves or is duplicated.
 """
 
 import csv
@@ -19,13 +19,13 @@ from pipeline.params import Label
 REVIEWS_FILE = "reviews.csv"
 COLUMNS = ("path", "label", "reviewer", "time", "sha256", "photo", "model_version")
 LABELS: Mapping[str, Label] = {"crack": "crack", "intact": "intact"}
-# What a review leaves in the inventory: who gave the label, when, and in which batch it came.
+# Columns of the inventory: who gave the label, when, and in which batch it arrived.
 PROVENANCE = ("reviewer", "reviewed_at", "reviewed_in")
 
 
 @dataclass(frozen=True)
 class Review:
-    """What one person said of one image, and when."""
+    """The label that a person gave to an image, and when."""
 
     path: str
     label: Label
@@ -36,7 +36,7 @@ class Review:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of all reviews of one image: the newest, or why the image is held back."""
+    """The newest review of an image, and why the image is not used, if its reviewers disagree."""
 
     review: Review
     disagreement: str = ""
@@ -45,14 +45,14 @@ class Verdict:
 def read_reviews(content: bytes, source: str) -> dict[str, Verdict]:
     """Return the verdict on each image, by the sha256 of its bytes.
 
-    Of a person who looked twice the later look counts. Where two people disagree, the image is held back.
+    If a person reviewed an image twice, the later review counts. If two people disagree, the image is not used.
 
     Args:
         content: of reviews.csv.
-        source: of the batch, for messages.
+        source: of the batch, for error messages.
 
     Raises:
-        CracksError: it is no such table; the message names the line.
+        CracksError: the table is invalid; the message names the line.
     """
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
@@ -67,17 +67,17 @@ def read_reviews(content: bytes, source: str) -> dict[str, Verdict]:
             if known is None or known.time <= review.time:
                 by_reviewer[review.reviewer] = review
     except (UnicodeDecodeError, csv.Error) as error:
-        raise CracksError(f"{REVIEWS_FILE} of {source} is no table: {error}. Export it again.") from None
+        raise CracksError(f"{REVIEWS_FILE} of {source} is no CSV table: {error}. Export it again.") from None
     return {sha256: _verdict(list(reviews.values())) for sha256, reviews in latest.items()}
 
 
 def apply_reviews(images: pd.DataFrame) -> pd.DataFrame:
-    """Return the inventory with each review's label given to the older images of the same bytes.
+    """Return the inventory with reviewed labels applied to older images of the same bytes.
 
-    These keep their row, batch and `first_label`, so that no image is dealt anew; the review's own copy of the image,
-    which would be there twice, goes. Of one person's reviews in different batches the newest counts. Where two people
-    disagree nothing is corrected: the column `disputed` says what each of them said, for `split` to leave the image
-    out; elsewhere it is missing.
+    These keep their row, batch and `first_label`, so that no image changes its side of the split; the copy of the image
+    in the review batch is dropped. If a person reviewed an image in several batches, the newest review counts. If two
+    people disagree, nothing is corrected: the column `disputed` has the label of each, and `split` excludes the image.
+    Elsewhere `disputed` is missing.
 
     Args:
         images: oldest first, positions 0..n-1 as index; columns sha256, label, is_review and `PROVENANCE`.
@@ -89,23 +89,23 @@ def apply_reviews(images: pd.DataFrame) -> pd.DataFrame:
     columns = ["label", *PROVENANCE]
     result = images.assign(disputed=disputed)
     result.loc[older, columns] = images.loc[review[older].astype(int), columns].to_numpy()
-    is_there_already = images["is_review"] & images["sha256"].duplicated()
-    return result[~is_there_already].reset_index(drop=True)
+    is_duplicate = images["is_review"] & images["sha256"].duplicated()
+    return result[~is_duplicate].reset_index(drop=True)
 
 
 def _disputes(images: pd.DataFrame) -> "pd.Series[str]":
-    """Return what people said of each image on which they disagree, by sha256."""
-    looks = images[images["reviewer"].notna()].drop_duplicates(["sha256", "reviewer"], keep="last")
-    n_labels = looks.groupby("sha256")["label"].nunique()
-    disputed = looks[looks["sha256"].isin(n_labels.index[n_labels > 1])]
-    said = disputed["reviewer"] + ": " + disputed["label"]
-    return said.groupby(disputed["sha256"]).agg(lambda each: ", ".join(sorted(each))).astype("str")
+    """Return the labels of each reviewer as text, for images on which they disagree, by sha256."""
+    reviews = images[images["reviewer"].notna()].drop_duplicates(["sha256", "reviewer"], keep="last")
+    n_labels = reviews.groupby("sha256")["label"].nunique()
+    disputed = reviews[reviews["sha256"].isin(n_labels.index[n_labels > 1])]
+    labels = disputed["reviewer"] + ": " + disputed["label"]
+    return labels.groupby(disputed["sha256"]).agg(lambda each: ", ".join(sorted(each))).astype("str")
 
 
 def _review(row: dict[str, str | None], where: str) -> tuple[str, Review]:
-    """Return the sha256 of a row and its review. Raises CracksError."""
+    """Return the sha256 and the review of a row. Raises CracksError if the row is invalid."""
     value = {name: (row[name] or "").strip() for name in COLUMNS}
-    time = _moment(value["time"])
+    time = _parse_time(value["time"])
     problems = {
         "label": value["label"] not in LABELS,
         "reviewer": not value["reviewer"],
@@ -115,15 +115,15 @@ def _review(row: dict[str, str | None], where: str) -> tuple[str, Review]:
     wrong = next((name for name, is_wrong in problems.items() if is_wrong), None)
     if wrong or time is None:
         raise CracksError(
-            f"{where}: {wrong} is {value[wrong or 'time']!r}. Wanted are label crack or intact, the reviewer's name, "
-            "time in ISO 8601 with its zone, and the sha256 of the image. Export it again."
+            f"{where}: {wrong} is {value[wrong or 'time']!r}. Each row needs the label crack or intact, the reviewer's "
+            "name, the time in ISO 8601 with a time zone, and the sha256 of the image. Export it again."
         )
     return value["sha256"], Review(
         value["path"], LABELS[value["label"]], value["reviewer"], time, value["photo"] or None
     )
 
 
-def _moment(time: str) -> datetime | None:
+def _parse_time(time: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(time)
     except ValueError:
@@ -135,5 +135,7 @@ def _verdict(reviews: list[Review]) -> Verdict:
     newest = max(reviews, key=lambda review: (review.time, review.reviewer))
     if len({review.label for review in reviews}) == 1:
         return Verdict(newest)
-    said = ", ".join(f"{review.reviewer}: {review.label}" for review in sorted(reviews, key=lambda each: each.reviewer))
-    return Verdict(newest, f"held back, its reviewers disagree ({said})")
+    labels = ", ".join(
+        f"{review.reviewer}: {review.label}" for review in sorted(reviews, key=lambda each: each.reviewer)
+    )
+    return Verdict(newest, f"not used, its reviewers disagree ({labels})")

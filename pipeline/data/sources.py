@@ -1,4 +1,4 @@
-"""Finding images wherever they are: a data set's in a folder or archives, a person's by their paths."""
+"""Find images: of a data set in a folder or archives, or of a user by paths."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from pipeline.data.archives import (
 from pipeline.errors import CracksError
 from pipeline.params import Limits
 
-# In a folder, only files that are named like images are taken: a photo folder holds notes and sheets too.
+# `find_images` takes only these from a folder, because a folder of photos may contain notes and sheets too.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A part of a data set that came at one time: its name, and the archive or folder that holds it."""
+    """A part of a data set that arrived at one time: its name, and its archive or folder."""
 
     name: str
     source: Path
@@ -32,8 +32,8 @@ class Batch:
 def batches_of(source: Path) -> list[Batch]:
     """Return the batches of a source, oldest first.
 
-    A folder that holds archives is a sequence of batches, in the order of their names; loose files beside them are the
-    oldest. Any other source is one batch.
+    In a folder of archives, each archive is a batch, ordered by name; loose files form the first batch. Any other
+    source is one batch.
 
     Raises:
         CracksError: the source does not exist.
@@ -47,7 +47,7 @@ def batches_of(source: Path) -> list[Batch]:
 
 
 def read_batch(batch: Batch, limits: Limits) -> Iterator[Entry]:
-    """Yield every file of a batch; one that cannot be used has no content, but the reason.
+    """Yield every file of a batch; one that cannot be used has a reason instead of content.
 
     Raises:
         CracksError: an archive cannot be read, or exceeds a limit.
@@ -76,7 +76,7 @@ def _read_folder(folder: Path, usage: SourceUsage) -> Iterator[Entry]:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the image files among `paths` and below those that are folders, sorted within each folder.
+    """Return `paths` with each folder replaced by the image files below it, sorted.
 
     Raises:
         CracksError: a path does not exist, or there is no image at all.
@@ -84,7 +84,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise CracksError(f"{path} does not exist. Give images, or folders that hold some.")
+            raise CracksError(f"{path} does not exist. Give images, or folders of images.")
         if path.is_dir():
             found += sorted(
                 file

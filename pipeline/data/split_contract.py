@@ -1,4 +1,4 @@
-"""The contract of the split: what must hold of the manifest, whoever made it."""
+"""The contract of the split: the rules that every manifest must meet."""
 
 from typing import TYPE_CHECKING
 
@@ -12,19 +12,19 @@ from pipeline.errors import CracksError
 if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
-MAX_SHARE_OF_A_GROUP = 0.5  # of a label, or of a slice: a larger one leaves nothing to compare
+MAX_SHARE_OF_A_GROUP = 0.5  # of a label or a slice; with a larger group, the sides cannot be compared
 
 
 def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str, ...]) -> pd.DataFrame:
-    """Return the manifest with the columns that the contract of the split speaks of, each 0 or 1.
+    """Return the manifest with the columns that the rules of the split refer to, each 0 or 1.
 
-    They are computed from the manifest itself, and from the copies; not from how it was assigned.
+    They are computed from the finished manifest and the near-duplicates, independently of how sides were assigned.
     """
     split, used = manifest["split"], manifest["split"] != EXCLUDED
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
 
-    def touched(bad: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> pd.Series:
-        return pd.Series(manifest.index.isin(np.concatenate([first[bad], second[bad]])), manifest.index).astype(int)
+    def in_pairs(of: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> pd.Series:
+        return pd.Series(manifest.index.isin(np.concatenate([first[of], second[of]])), manifest.index).astype(int)
 
     def on_two_sides(key: pd.Series) -> pd.Series:
         return split[used].groupby(key[used]).transform("nunique").reindex(manifest.index, fill_value=1) > 1
@@ -32,18 +32,18 @@ def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str
     both_used = used.to_numpy()[first] & used.to_numpy()[second]
     side, dataset, label = (manifest[column].to_numpy() for column in ("split", "dataset", "label"))
     external = ~manifest["dataset"].isin(train_on).to_numpy()
-    leaking = touched(both_used & (side[first] != side[second]))
+    leaking = in_pairs(both_used & (side[first] != side[second]))
     return manifest.assign(
         is_leak=(on_two_sides(manifest["group"]) | on_two_sides(qualified_photos(manifest))).astype(int) | leaking,
         is_duplicate_across_sides=on_two_sides(manifest["sha256"]).astype(int),
-        is_shared=touched(external[first] != external[second]),
-        is_conflict=touched((label[first] != label[second]) & (dataset[first] != dataset[second])),
+        is_shared=in_pairs(external[first] != external[second]),
+        is_conflict=in_pairs((label[first] != label[second]) & (dataset[first] != dataset[second])),
         is_excluded=(~used).astype(int),
     )
 
 
 def split_rules() -> list["Expectation"]:
-    """Return the rules for all data sets together, over the manifest with its computed columns."""
+    """Return the rules for all data sets together, over the columns of `with_checks`."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
 
@@ -70,15 +70,15 @@ def split_rules() -> list["Expectation"]:
 
 
 def check_sides(manifest: pd.DataFrame) -> None:
-    """Raise CracksError unless both labels are on every side and no group swallows a label or a slice."""
+    """Raise CracksError unless both labels are on every side and no group holds most of a label or a slice."""
     assigned = manifest[manifest["split"].isin(SIDES)]
     for side in SIDES:
         labels = set(assigned.loc[assigned["split"] == side, "label"])
         if labels != {"crack", "intact"}:
             raise CracksError(
-                f"The {side} side has {sorted(labels) or 'no images'}, it needs both crack and intact: too few groups. "
-                "Add images, change split.fractions or split.seed in params.yaml, or mend a photo_pattern that takes "
-                "everything for one photo."
+                f"The {side} side has {sorted(labels) or 'no images'}, but it needs both crack and intact. "
+                "There are too few groups. Add images, change split.fractions or split.seed in params.yaml, or correct "
+                "a photo_pattern that gives all images the same photo."
             )
     for column in ("label", "slice"):
         for value, rows in assigned.groupby(column):
@@ -86,13 +86,14 @@ def check_sides(manifest: pd.DataFrame) -> None:
             if sizes.iloc[0] > max(1, MAX_SHARE_OF_A_GROUP * len(rows)):
                 example = rows.loc[rows["group"] == sizes.index[0], "path"].iloc[0]
                 raise CracksError(
-                    f"One group holds {sizes.iloc[0]} of the {len(rows)} images of {column} {value!r}, {example} among "
-                    "them. Copies, or a photo_pattern that takes many photos for one, tie them together: mend it."
+                    f"One group holds {sizes.iloc[0]} of the {len(rows)} images of {column} {value!r}, for example "
+                    f"{example}. Either they are near-duplicates, or photo_pattern gives many photos the same name: "
+                    "correct it."
                 )
 
 
 def summarise(manifest: pd.DataFrame, train_on: tuple[str, ...]) -> dict[str, int]:
-    """Return n_images, n_groups, n_copies (images less groups), n_excluded and leaks, of the data sets trained on."""
+    """Return counts of the data sets trained on (n_copies: images less groups), and of all leaks."""
     trained = manifest[manifest["dataset"].isin(train_on)]
     n_groups = trained["group"].nunique()
     return {
