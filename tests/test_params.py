@@ -178,7 +178,7 @@ def test_only_the_default_params_train_on_drawn_images():
     assert drawn == {"params.yaml"}
 
 
-def test_what_is_written_is_what_is_read(load):
+def test_every_value_is_read_as_written(load):
     params = load(DOCUMENT)
     assert params.datasets["walls"].source == Path("walls.zip")
     assert params.datasets["walls"].labels == {"Riss": "crack", "heil": "intact"}
@@ -199,7 +199,7 @@ def test_the_document_of_these_tests_has_every_parameter():
 
 
 @pytest.mark.parametrize("place", PLACES, ids=".".join)
-def test_a_misspelt_key_names_the_right_one(load, place):
+def test_the_error_about_a_misspelt_key_suggests_the_right_one(load, place):
     key = place[-1]
     misspelt = key[: len(key) // 2] + key[len(key) // 2 + 1 :]
     document = changed(place, lambda section, key: section.__setitem__(misspelt, section.pop(key)))
@@ -217,11 +217,11 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(load, place, n
         here.append(options[0])
         section = section[options[0]]
     section[place[-1]] = section.pop(new)
-    with pytest.raises(CracksError, match=rf"{'.'.join([*here, place[-1]])} is called {new} now"):
+    with pytest.raises(CracksError, match=rf"{'.'.join([*here, place[-1]])} is now called {new}"):
         load(document)
 
 
-def test_a_key_that_resembles_none_is_refused_without_a_guess(load):
+def test_a_key_that_resembles_none_is_refused_without_a_suggestion(load):
     with pytest.raises(CracksError, match=r"contract\.xyzzy: unknown parameter\n"):
         load(with_value(("contract", "xyzzy"), 1))
 
@@ -274,7 +274,7 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         (
             "split.photos",
             {"test": ["drawn/a"]},
-            r"photos\.test names 'drawn/a' of an external test set, which can lend to val",
+            r"photos\.test names 'drawn/a' of an external test set, whose photos can only be held out for validation",
         ),
         ("split.photos", {"train": ["drawn/a"]}, r"photos\.train names 'drawn/a' of an external test set"),
         ("ingest.max_files", 0, r"ingest\.max_files: .* 1 \(received 0\)"),
@@ -326,18 +326,18 @@ def test_an_impossible_value_is_refused_with_its_place_and_what_was_received(loa
         load(with_value(tuple(place.split(".")), value))
 
 
-def test_all_mistakes_are_told_at_once(load):
+def test_all_mistakes_are_reported_at_once(load):
     document = with_value(("contract", "min_size_px"), 1)
     document["split"]["seed"] = "zero"
     with pytest.raises(CracksError, match=r"(?s)contract\.min_size_px.*split\.seed.*copy one of examples/"):
         load(document)
 
 
-def test_photos_may_be_left_out_and_are_then_none(load):
+def test_photos_may_be_left_out(load):
     assert load(changed(("split", "photos"), lambda section, key: section.pop(key))).split.photo_sides == {}
 
 
-def test_each_photo_that_is_given_to_a_side_is_told_its_side(load):
+def test_photo_sides_maps_each_assigned_photo_to_its_side(load):
     photos = {"train": ["walls/1", "walls/2"], "validation": ["drawn/a/b"], "test": ["walls/3"]}
     sides = load(with_value(("split", "photos"), photos)).split.photo_sides
     assert sides == {"walls/1": "train", "walls/2": "train", "drawn/a/b": "validation", "walls/3": "test"}
@@ -347,7 +347,7 @@ def test_settings_are_found_by_their_name():
     assert named({"walls": 1, "decks": 2}, "decks", "data set") == 2
 
 
-def test_a_name_that_there_is_not_is_an_error_with_those_that_there_are():
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     match = r"^There is no data set 'wals' in params\.yaml\. Known are walls, decks\.$"
     with pytest.raises(CracksError, match=match):
         named({"walls": 1, "decks": 2}, "wals", "data set")
@@ -377,9 +377,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize(("stage", "flag", "paths", "match"), STAGES, ids=["ingest", "validate", "embed", "train"])
-def test_a_stage_that_is_told_a_name_that_there_is_not_names_the_known_ones(
-    tmp_path, monkeypatch, stage, flag, paths, match
-):
+def test_a_stage_with_an_unknown_name_lists_the_known_ones(tmp_path, monkeypatch, stage, flag, paths, match):
     nowhere = [part for path in paths for part in (path, str(tmp_path / path))]
     arguments = ["--params", str(ROOT / "params.yaml"), f"--{flag}", "nobody", *nowhere]
     monkeypatch.setattr("sys.argv", ["stage", *arguments])
@@ -438,19 +436,19 @@ def test_nothing_is_changed_once_it_is_read(load):
 
 
 @pytest.mark.parametrize(("train_on", "is_demo"), [(["walls"], False), (["drawn"], True), (["walls", "drawn"], True)])
-def test_params_are_the_demo_where_drawn_images_are_trained_on(train_on, is_demo):
+def test_params_are_a_demo_if_drawn_images_are_trained_on(train_on, is_demo):
     document = with_value(("split", "train_on"), train_on)
     document["candidates"]["head-only"] |= {"orientations": [], "mosaics": None, "hairline_mosaics": None}
     assert Params.model_validate(document).is_demo is is_demo
 
 
-def test_a_data_set_is_drawn_where_its_source_is_a_recipe():
+def test_a_data_set_with_a_yaml_source_is_drawn():
     params = Params.model_validate(DOCUMENT)
     drawn = {name: dataset.is_drawn for name, dataset in params.datasets.items()}
     assert drawn == {"walls": False, "drawn": True, "site": False}
 
 
-def test_a_margin_that_so_few_groups_cannot_show_is_refused_with_the_number_needed(load):
+def test_a_margin_that_needs_more_groups_is_refused_with_the_number_needed(load):
     with pytest.raises(CracksError, match=r"min_groups is 368, a margin of 0\.01 needs 369"):
         load(with_value(("promote", "min_groups"), 368))
     assert load(with_value(("promote", "min_groups"), 369)).promote.min_groups == 369

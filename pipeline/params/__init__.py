@@ -1,4 +1,4 @@
-"""What a person tunes: the typed form of params.yaml. Unknown keys are errors; nothing here is changed once read."""
+"""Typed, immutable models of params.yaml. Unknown keys are errors."""
 
 from pipeline.params.data_sections import Contract, Copies, Dataset, Fractions, Limits, Split
 from pipeline.params.operation_sections import Flow, Map, Monitor, Promote, Serve

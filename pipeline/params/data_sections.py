@@ -9,27 +9,29 @@ from pipeline.params.section import Label, Measure, Name, Section, Share
 
 
 class Dataset(Section):
-    """Where a data set's images are and how their names are read."""
+    """Where the images of a data set are, and how labels and photos follow from their paths."""
 
-    source: Path = Field(description="folder, .zip, .tar(.gz|.xz|.bz2), or a .yaml recipe of drawn images")
-    labels: dict[str, Label] | None = Field(default=None, description="folder name -> label; null: the usual names")
+    source: Path = Field(description="folder, .zip, .tar(.gz|.xz|.bz2), or a .yaml file that describes drawn images")
+    labels: dict[str, Label] | None = Field(
+        default=None, description="folder name -> label; null: names such as Positive and Negative"
+    )
     photo_pattern: str | None = Field(
-        default=None, description="regular expression over the path; its first group names the photo a tile is from"
+        default=None, description="regular expression on the path; its first group names the photo of a tile"
     )
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the images are drawn from a recipe instead of photographed."""
+        """Whether the images are drawn instead of photographed."""
         return self.source.suffix == ".yaml"
 
 
 class Limits(Section):
-    """What a source may hold; one that holds more is refused whole."""
+    """Limits of a source. A source that exceeds max_files, max_total_mb or max_expansion is refused."""
 
     max_files: int = Field(ge=1)
     max_total_mb: int = Field(ge=1, description="of all files, unpacked")
     max_file_mb: int = Field(ge=1, description="a larger file goes to quarantine")
-    max_expansion: int = Field(ge=1, description="of a file in an archive, over its packed size")
+    max_expansion: int = Field(ge=1, description="size of a file in an archive, relative to its packed size")
     max_image_megapixels: int = Field(ge=1, description="a larger image goes to quarantine")
 
 
@@ -47,20 +49,20 @@ class Contract(Section):
 
 
 class Copies(Section):
-    """When two images count as copies of each other."""
+    """When two images count as near-duplicates."""
 
-    min_correlation: Share = Field(description="of two fingerprints, best of the eight symmetries of the square")
+    min_correlation: Share = Field(description="of two fingerprints, in the best of the eight orientations")
 
 
 class Fractions(Section):
-    """Shares of the groups on each side."""
+    """Share of the images on each side."""
 
     train: Share
     validation: Share
     test: Share
 
     @model_validator(mode="after")
-    def _sum_to_one(self) -> "Fractions":
+    def _check_sum(self) -> "Fractions":
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"train + validation + test must be 1, they are {total:g}")
@@ -68,7 +70,7 @@ class Fractions(Section):
 
 
 class Split(Section):
-    """Who is trained on, and how groups are dealt to the three sides."""
+    """Data sets to train on, and how groups are assigned to train, validation and test."""
 
     train_on: tuple[Name, ...] = Field(min_length=1, description="the other data sets are external test sets")
     fractions: Fractions
@@ -76,19 +78,20 @@ class Split(Section):
     copies: Copies
     photos: dict[Literal["train", "validation", "test"], tuple[str, ...]] = Field(
         default={},
-        description="photos given to a side, as DATASET/PHOTO; an external test set can lend to validation alone",
+        description="manual assignments: side -> photos as DATASET/PHOTO; of external test sets, only to validation",
     )
 
     @property
     def photo_sides(self) -> dict[str, str]:
-        """DATASET/PHOTO -> the side that it is given to."""
+        """DATASET/PHOTO -> the side that it is assigned to."""
         return {photo: side for side, photos in self.photos.items() for photo in photos}
 
     @model_validator(mode="after")
-    def _photos_may_go_there(self) -> "Split":
+    def _check_photo_sides(self) -> "Split":
         for photo, side in self.photo_sides.items():
             if photo.split("/")[0] not in self.train_on and side != "validation":
                 raise ValueError(
-                    f"photos.{side} names {photo!r} of an external test set, which can lend to validation alone"
+                    f"photos.{side} names {photo!r} of an external test set, whose photos can only "
+                    "be held out for validation"
                 )
         return self

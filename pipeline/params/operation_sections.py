@@ -10,65 +10,65 @@ from pipeline.params.section import Measure, Name, Section, Share
 
 
 class Register(Section):
-    """Name under which the best model is registered in MLflow."""
+    """How the best model is registered in MLflow."""
 
     name: Name
 
 
 class Monitor(Section):
-    """What is kept of what production sees, and when that counts as drift."""
+    """What is logged in production, and when a difference counts as drift."""
 
-    log_max_mb: float = Field(gt=0, description="of the prediction log; its oldest files go above it")
-    n_reference_images: int = Field(ge=100, description="of each data set trained on, to compare with")
-    statistics: tuple[Measure | Literal["embedding"], ...] = Field(min_length=1, description="what is compared")
-    cron: str = Field(description="when to look at what production saw, such as 0 6 * * *")
-    window_photos: int = Field(ge=2, description="photos that an alarm needs at least")
-    windows_per_month: float = Field(gt=0, description="a window is closed no more often")
+    log_max_mb: float = Field(gt=0, description="of the prediction log; its oldest files are deleted")
+    n_reference_images: int = Field(ge=100, description="of each data set trained on, to compare production with")
+    statistics: tuple[Measure | Literal["embedding"], ...] = Field(min_length=1, description="to compare")
+    cron: str = Field(description="when to test for drift, such as 0 6 * * *")
+    window_photos: int = Field(ge=2, description="minimum for an alarm")
+    windows_per_month: float = Field(gt=0, description="maximum number of windows")
     false_alarms_per_month: float = Field(gt=0, description="over all windows and all statistics")
     n_to_label: int = Field(ge=1, description="images to export for labelling when there is drift")
 
 
 class Margins(Section):
-    """By how much weighted accuracy a challenger may be worse."""
+    """By how much the weighted accuracy of a challenger may be lower."""
 
-    test: float = Field(gt=0, le=1, description="as a whole, which must be shown with 97.5 % confidence")
+    test: float = Field(gt=0, le=1, description="on all of test, shown with 97.5 % confidence")
     slice: Share = Field(description="on each slice of the test side, as observed")
     external: Share = Field(description="on each external test set, as observed")
 
 
 class Budgets(Section):
-    """What serving a model may take."""
+    """Limits on the resources that serving a model takes."""
 
     p95_ms: float = Field(gt=0, description="95th percentile of the time for one image")
     resident_mb: float = Field(gt=0, description="memory of a process that serves it")
-    size_mb: float = Field(gt=0, description="of its files")
+    size_mb: float = Field(gt=0, description="size of its files")
 
 
-# A test set on which two models agree throughout says with 97.5 % confidence no more than that they differ on less than
-# 3.69 / n of all groups: 0.025 ** (1 / n) is 1 - 3.69 / n.
+# If two models agree on all n groups of a test set, they differ, with 97.5 % confidence, on less than 3.69 / n of all
+# groups: 0.025 ** (1 / n) is 1 - 3.69 / n.
 MIN_MARGIN_TIMES_GROUPS = 3.69
 
 
 class Promote(Section):
-    """What a model must show before it goes to production."""
+    """The rules that a model must pass before it goes to production."""
 
-    approval: Literal["automatic", "manual"] = Field(description="manual: a person says yes, with `cracks approve`")
+    approval: Literal["automatic", "manual"] = Field(description="manual: a person approves with `cracks approve`")
     floors: dict[Literal["f1", "recall", "precision", "auroc", "balanced_accuracy"], Share] = Field(
-        description="lowest scores on test"
+        description="minimum scores on test"
     )
-    max_ece: Share = Field(description="largest calibration error on test")
-    min_slice_recall: Share = Field(description="share of the cracks that is found, on each slice of the test side")
-    min_groups: int = Field(ge=1, description="of test images from which neither model has learned")
+    max_ece: Share = Field(description="maximum expected calibration error on test")
+    min_slice_recall: Share = Field(description="minimum recall on each slice of the test side")
+    min_groups: int = Field(ge=1, description="of test images that neither model was trained or validated on")
     margins: Margins
     budgets: Budgets
 
     @model_validator(mode="after")
-    def _margin_can_be_shown(self) -> "Promote":
+    def _check_min_groups(self) -> "Promote":
         needed = math.ceil(MIN_MARGIN_TIMES_GROUPS / self.margins.test)
         if self.min_groups < needed:
             raise ValueError(
-                f"min_groups is {self.min_groups}, a margin of {self.margins.test:g} needs {needed}: two models that "
-                "agree on fewer may still differ by more"
+                f"min_groups is {self.min_groups}, a margin of {self.margins.test:g} needs {needed}: even if two "
+                "models agree on fewer groups, they may differ by more than the margin"
             )
         return self
 
@@ -76,60 +76,72 @@ class Promote(Section):
 class Flow(Section):
     """How the flows run DVC's stages."""
 
-    max_parallel_stages: int = Field(ge=1, description="of those that do not wait for each other")
-    stage_timeout_minutes: float = Field(gt=0, description="a stage that runs longer hangs, and is ended")
-    max_retries: int = Field(ge=0, description="of a stage whose service is away or whose files DVC has in hand")
+    max_parallel_stages: int = Field(ge=1, description="stages that run at the same time")
+    stage_timeout_minutes: float = Field(gt=0, description="a stage that runs longer is stopped")
+    max_retries: int = Field(
+        ge=0, description="of a stage whose service is unavailable or whose files are locked by another DVC process"
+    )
     retry_pause_s: float = Field(gt=0, description="before the first retry; doubled each time")
 
 
 class Retention(Section):
-    """How long what nobody uses any more is kept; `make gc` shows and deletes it."""
+    """How long unused data is kept; `make gc` lists and deletes what is older."""
 
-    dvc_cache_days: int = Field(ge=1, description="data of commits; that of the workspace, branches and tags stays")
-    refused_models_days: int = Field(ge=1, description="files of models that the gate refused; their scores stay")
-    flow_runs_days: int = Field(ge=1, description="runs in Prefect that have ended")
+    dvc_cache_days: int = Field(
+        ge=1, description="data of old commits; data of the workspace, branches and tags is kept"
+    )
+    refused_models_days: int = Field(
+        ge=1, description="files of models that the promotion gate refused; their scores are kept"
+    )
+    flow_runs_days: int = Field(ge=1, description="finished runs in Prefect")
 
 
 class Map(Section):
-    """How whole photos are cut into tiles."""
+    """How photos are cut into tiles."""
 
-    tile_px: int = Field(ge=32, le=2048, description="side of a tile; about the size of the images trained on")
-    overlap: float = Field(ge=0, le=0.9, description="share of a tile that its neighbour covers again")
-    model_mm_per_px: float | None = Field(gt=0, description="ground resolution of the images trained on; null: unknown")
+    tile_px: int = Field(ge=32, le=2048, description="side of a tile; about the size of the training images")
+    overlap: float = Field(ge=0, le=0.9, description="share of a tile that its neighbour covers too")
+    model_mm_per_px: float | None = Field(gt=0, description="ground resolution of the training images; null: unknown")
 
 
 class Retrain(Section):
     """When new labelled batches are taken and trained on, and which data set they join."""
 
-    dataset: Name | None = Field(description="its source is a folder of archives; null: the inbox is closed")
+    dataset: Name | None = Field(description="its source is a folder of archives; null: no batches are taken")
     cron: str = Field(description="when to look for new batches, such as 0 3 * * *")
-    settle_minutes: float = Field(ge=0, description="an archive without a done marker is whole when unchanged so long")
-    max_age_days: int = Field(ge=1, description="of the model; an older one is told of once")
+    settle_minutes: float = Field(
+        ge=0, description="an archive without a completion marker is complete if unchanged for so long"
+    )
+    max_age_days: int = Field(ge=1, description="of the model; an older one is reported once")
 
 
 class Serve(Section):
-    """How the API holds the model, and what it takes from one request and from all at once."""
+    """How the API serves the model, and limits of one request and of all requests together."""
 
     poll_s: float = Field(
-        gt=0, description="no answer is of a version that left production earlier than this before it"
+        gt=0, description="longest time for which a version may still answer after it has left production"
     )
-    batch_wait_ms: float = Field(ge=0, le=100, description="that an image waits for others, while the network is busy")
+    batch_wait_ms: float = Field(
+        ge=0, le=100, description="that an image waits for others to form a batch, while the model is busy"
+    )
     max_batch_images: int = Field(ge=1)
     max_body_mb: int = Field(ge=1, description="of a request")
     max_files: int = Field(ge=1, description="of a request")
     max_image_megapixels: int = Field(ge=1, description="of an image to predict")
     max_photo_megapixels: int = Field(ge=1, description="of a photo to map")
-    max_decoded_megapixels: int = Field(ge=1, description="decoded at once, for all requests; others wait")
+    max_decoded_megapixels: int = Field(ge=1, description="of all requests together; others wait")
     max_seconds: float = Field(gt=0, description="for a request")
-    max_requests: int = Field(ge=1, description="at once; one more is asked to come again")
-    inbox: Path | None = Field(description="of the retraining flow, for reviews; null: the reviewer downloads them")
+    max_requests: int = Field(ge=1, description="at once; further ones are refused and may be repeated later")
+    inbox: Path | None = Field(description="folder for reviews, such as data/inbox; null: reviewers download them")
     kept_images_mb: float | None = Field(
-        gt=0, description="of the images that were scored, kept beside the prediction log; null: none is kept"
+        gt=0, description="of scored images, stored beside the prediction log; null: none is stored"
     )
 
     @model_validator(mode="after")
-    def _one_fits(self) -> "Serve":
+    def _check_max_decoded(self) -> "Serve":
         largest = max(self.max_image_megapixels, self.max_photo_megapixels)
         if self.max_decoded_megapixels < largest:
-            raise ValueError(f"max_decoded_megapixels is {self.max_decoded_megapixels}, one image may have {largest}")
+            raise ValueError(
+                f"max_decoded_megapixels is {self.max_decoded_megapixels}, but a single image may have {largest}"
+            )
         return self

@@ -1,4 +1,4 @@
-"""The whole of params.yaml: reading it, and explaining what is wrong with it."""
+"""Read and validate params.yaml."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from pipeline.params.training_sections import Backbone, Candidate, Decide, Embed
 
 Setting = TypeVar("Setting")
 
-# Where a parameter of version 0.1.0 stood ("*": any name), and what it is called now.
+# Place of a parameter in version 0.1.0 ("*": any name) -> its name now.
 RENAMED = {
     ("backbones", "*", "taps"): "feature_layers",
     ("candidates", "*", "kept_views"): "cached_augmentations",
@@ -53,7 +53,7 @@ class Params(Section):
     serve: Serve
 
     @model_validator(mode="after")
-    def _names_exist(self) -> "Params":
+    def _check_names(self) -> "Params":
         for name in self.split.train_on:
             if name not in self.datasets:
                 raise ValueError(f"split.train_on names {name!r}, datasets has {sorted(self.datasets)}")
@@ -63,18 +63,18 @@ class Params(Section):
                     f"candidates.{name}.backbone is {candidate.backbone!r}, backbones has {sorted(self.backbones)}"
                 )
             if isinstance(candidate, Probe):
-                self._are_trained_on(f"candidates.{name}.orientations", candidate.orientations)
+                self._check_trained_on(f"candidates.{name}.orientations", candidate.orientations)
                 for kind, wanted in (("mosaics", candidate.mosaics), ("hairline_mosaics", candidate.hairline_mosaics)):
-                    self._are_trained_on(f"candidates.{name}.{kind}.of", wanted.of if wanted else ())
+                    self._check_trained_on(f"candidates.{name}.{kind}.of", wanted.of if wanted else ())
         return self
 
-    def _are_trained_on(self, place: str, names: Sequence[str]) -> None:
+    def _check_trained_on(self, place: str, names: Sequence[str]) -> None:
         for name in names:
             if name not in self.split.train_on:
                 raise ValueError(f"{place} names {name!r}, split.train_on has {sorted(self.split.train_on)}")
 
     @model_validator(mode="after")
-    def _batches_can_join(self) -> "Params":
+    def _check_retrain_dataset(self) -> "Params":
         name = self.retrain.dataset
         if name is None:
             return self
@@ -83,14 +83,14 @@ class Params(Section):
         source = self.datasets[name].source
         if source.suffix:
             raise ValueError(
-                f"retrain.dataset is {name!r}, whose source {source} is a file. Batches join a folder of archives: put "
-                "the file into one, as 0000-first.zip, and name the folder as the source"
+                f"retrain.dataset is {name!r}, whose source {source} is a file. Batches join a folder of archives: "
+                "move the file into a folder, as 0000-first.zip, and name the folder as the source"
             )
         return self
 
     @property
     def is_demo(self) -> bool:
-        """Whether the model is trained on drawn images, so that its numbers say nothing about concrete."""
+        """Whether the model is trained on drawn images, so that its scores say nothing about real concrete."""
         return any(self.datasets[name].is_drawn for name in self.split.train_on)
 
 
@@ -103,19 +103,19 @@ def load_params(path: Path) -> Params:
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if renamed := list(_renamed(document)):
+        if renamed := list(_renamed_keys(document)):
             raise CracksError(f"{path} has parameters of an earlier version:\n  " + "\n  ".join(renamed))
         return Params.model_validate(document)
     except FileNotFoundError:
         raise CracksError(f"There is no {path}. Restore it with git, or copy one of examples/.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CracksError(f"{path} cannot be read as YAML: {error}. Mend it, or copy one of examples/.") from None
+        raise CracksError(f"{path} cannot be read as YAML: {error}. Correct it, or copy one of examples/.") from None
     except ValidationError as error:
         raise CracksError(_explain(path, error)) from None
 
 
 def named(settings: Mapping[str, Setting], name: str, kind: str) -> Setting:
-    """Return the data set, backbone or candidate (the `kind`) of this name. Raises CracksError where there is none."""
+    """Return the data set, backbone or candidate (`kind`) of this name. Raises CracksError if there is none."""
     if name not in settings:
         raise CracksError(f"There is no {kind} {name!r} in params.yaml. Known are {', '.join(settings)}.")
     return settings[name]
@@ -124,7 +124,7 @@ def named(settings: Mapping[str, Setting], name: str, kind: str) -> Setting:
 def _explain(path: Path, error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        # pydantic puts the kind into the location of a candidate; params.yaml has no such level
+        # pydantic adds the kind to the location of a candidate; params.yaml has no such level
         parts = [str(part) for part in problem["loc"]]
         if parts[:1] == ["candidates"]:
             del parts[2:3]
@@ -135,17 +135,17 @@ def _explain(path: Path, error: ValidationError) -> str:
         elif not isinstance(problem["input"], dict):
             line += f" (received {problem['input']!r})"
         lines.append(line)
-    return f"{path} cannot be used:\n  " + "\n  ".join(lines) + "\nMend it, or copy one of examples/."
+    return f"{path} cannot be used:\n  " + "\n  ".join(lines) + "\nCorrect it, or copy one of examples/."
 
 
-def _renamed(values: object, place: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield for each key in `values`, at `place` of params.yaml, that had another name once, what it is called now."""
+def _renamed_keys(values: object, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield a message for each key in `values`, at `place` of params.yaml, that has been renamed."""
     for key, value in values.items() if isinstance(values, dict) else ():
         here = (*place, str(key))
         for old, new in RENAMED.items():
             if len(old) == len(here) and all(part in ("*", name) for part, name in zip(old, here, strict=True)):
-                yield f"{'.'.join(here)} is called {new} now"
-        yield from _renamed(value, here)
+                yield f"{'.'.join(here)} is now called {new}"
+        yield from _renamed_keys(value, here)
 
 
 def _known_keys() -> set[str]:

@@ -1,4 +1,4 @@
-"""What the sections of params.yaml have in common: frozen models that forbid unknown keys, and the types of values."""
+"""Base class of the sections of params.yaml, and types of values."""
 
 from typing import Annotated, Literal
 
@@ -12,6 +12,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and a misspelt key is an error."""
+    """Base of every section: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

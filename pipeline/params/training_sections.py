@@ -1,4 +1,4 @@
-"""The sections of params.yaml about models: backbones, candidates, how one is chosen and how it decides."""
+"""The sections of params.yaml about models: backbones, candidates, their selection and the decision."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from pipeline.params.section import Name, Precision, Section, Share
 
 
 class Backbone(Section):
-    """A network pre-trained on ImageNet and the size at which it sees images."""
+    """A network pre-trained on ImageNet, and the size of its input."""
 
     architecture: str
     image_size_px: int = Field(ge=32, le=1024)
@@ -16,20 +16,21 @@ class Backbone(Section):
         default=(), description="convolutions whose mean and maximum are the features; none: the mean of the last one"
     )
     training_precision: Precision = Field(
-        default="f32", description="of what a probe learns from; bf16: on CPUs that have it, half the time"
+        default="f32",
+        description="of the features that a probe is trained on; bf16 takes half the time on CPUs that support it",
     )
 
 
 class Embed(Section):
-    """Where the frozen backbones run."""
+    """Where the stage `embed` runs."""
 
     dask_address: str | None = Field(description="of a Dask scheduler, such as tcp://host:8786; null: this machine")
 
 
 class MosaicSet(Section):
-    """Training images that are composed of shrunken ones, so that cracks are thin and surrounded."""
+    """Training images composed of shrunken ones, so that cracks are thin and surrounded by concrete."""
 
-    of: tuple[Name, ...] = Field(min_length=1, description="data sets whose training images are shrunk to cells")
+    of: tuple[Name, ...] = Field(min_length=1, description="data sets whose training images are shrunken")
     cells_a_side: tuple[Annotated[int, Field(ge=2, le=8)], ...] = Field(min_length=1)
     n_images: int = Field(ge=12, description="for each of `cells_a_side`")
 
@@ -39,17 +40,17 @@ class Probe(Section):
 
     kind: Literal["probe"]
     backbone: Name
-    n_components: int = Field(ge=1, description="principal components of the features that it sees")
+    n_components: int = Field(ge=1, description="principal components of the features to use")
     l2_penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        min_length=1, description="of the L2 penalty per image; grouped cross-validation chooses one"
+        min_length=1, description="L2 penalties per image; grouped cross-validation chooses one"
     )
     orientations: tuple[Name, ...] = Field(
-        default=(), description="data sets whose training images are seen in all eight orientations"
+        default=(), description="data sets whose training images are used in all eight orientations"
     )
     mosaics: MosaicSet | None = None
     hairline_mosaics: MosaicSet | None = Field(
         default=None,
-        description="mosaics of sound cells, across which cracks are drawn; a head of its own learns these",
+        description="mosaics of intact cells with synthetic hairline cracks; a separate head is trained on them",
     )
     seed: int
 
@@ -60,18 +61,18 @@ class Phase(Section):
     optimizer: Literal["adam", "rmsprop"]
     learning_rate: float = Field(gt=0)
     max_epochs: int = Field(ge=1)
-    patience_epochs: int | None = Field(ge=1, description="null: all epochs, and the last weights")
+    patience_epochs: int | None = Field(ge=1, description="null: train for all epochs and keep the last weights")
 
 
 class Augmentation(Section):
-    """What training images are put through, at random, each time they are seen."""
+    """Random changes of training images."""
 
     flips: Literal["horizontal", "vertical", "horizontal_and_vertical"]
     max_rotation_turns: float = Field(ge=0, le=0.5)
 
 
 class Finetune(Section):
-    """First the head on the frozen backbone, then the upper blocks too."""
+    """Train the head on the frozen backbone, then the upper blocks as well."""
 
     kind: Literal["finetune"]
     backbone: Name
@@ -83,8 +84,8 @@ class Finetune(Section):
     unfreeze_from: str = Field(description="first layer of the backbone that the second phase trains")
     cached_augmentations: int | None = Field(
         ge=1,
-        description="augmented versions of an image that go through the frozen layers once, and are kept on disk; "
-        "null: augmented anew each epoch, all layers computed each time",
+        description="augmented versions of an image whose frozen layers are computed once and cached on disk; "
+        "null: augment anew and compute all layers each epoch",
     )
     seed: int
 
@@ -95,13 +96,19 @@ Candidate = Annotated[Probe | Finetune, Field(discriminator="kind")]
 class Select(Section):
     """How candidates are compared on validation."""
 
-    external_weight: Share = Field(description="of photos lent by external test sets, against the data sets trained on")
+    external_weight: Share = Field(
+        description="of the validation photos of external test sets; the data sets trained on have the rest"
+    )
 
 
 class Decide(Section):
-    """What mistakes cost, from which threshold and review band follow on validation."""
+    """Costs of mistakes, from which the threshold and the review band follow on validation."""
 
     missed_crack_cost: float = Field(gt=0, description="relative to the cost of a false alarm")
     false_alarm_cost: float = Field(gt=0)
-    review_share_of_cracks: Share = Field(description="of validation cracks that may be called intact for sure")
-    review_share_of_intact: Share = Field(description="of intact validation images that may be called crack for sure")
+    review_share_of_cracks: Share = Field(
+        description="of validation cracks that may be labelled intact without a review"
+    )
+    review_share_of_intact: Share = Field(
+        description="of intact validation images that may be labelled crack without a review"
+    )
