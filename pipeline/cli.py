@@ -1,4 +1,4 @@
-"""The command `cracks`: what a person asks of the models. `cracks COMMAND --help` explains each."""
+"""Predict cracks, map photos, audit data and manage models. `cracks COMMAND --help` explains each command."""
 
 import argparse
 import sys

@@ -1,8 +1,8 @@
-"""Send every image that training reads once through a frozen backbone and keep its features.
+"""Compute the features of all training and validation images with a frozen backbone.
 
-The images are the train and the validation side of --manifest, the features as pipeline/training/features.py has them.
-Runs on this machine, or over the Dask cluster at `embed.dask_address`; finished shards are kept in --checkpoints until
-the end.
+The images are the train and the validation side of --manifest; pipeline/training/features.py defines the format.
+Runs on this machine, or on the Dask cluster at `embed.dask_address`. Finished shards are kept in --checkpoints until
+the stage has finished, so that an interrupted run can be resumed.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from pipeline.stage import run_main, stage_parser
 from pipeline.training.embedder import embedder_of, has_shard, load_shard, save_shard, shards_of
 from pipeline.training.features import Features, features_file, rows_file
 
-Task = tuple[list[bytes], Sizes, bool]  # the files of a shard, their sizes, and whether they are of the train side
+Task = tuple[list[bytes], Sizes, bool]  # files of a shard, their sizes, whether they are of the train side
 
 
 def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, sides: Sides) -> Path:
-    """Return the folder of unfinished work, another one for each backbone, content of a data set and choice of rows."""
+    """Return the folder of finished shards, which depends on backbone, content of the data set and chosen rows."""
     digest = hashlib.sha256(backbone.model_dump_json().encode())
     digest.update((dataset / INVENTORY_FILE).read_bytes())
     for rows in sides:
@@ -44,7 +44,7 @@ class Shard(NamedTuple):
 
 
 def shards_by_side(sides: Sides) -> list[Shard]:
-    """Return the positions of `sides.rows` in shards, none of which has images of both sides."""
+    """Return the positions of `sides.rows` in shards, each with images of one side only."""
     n_train = len(sides.train)
     train = [Shard(positions, for_training=True) for positions in shards_of(n_train)]
     others = (range(n_train + shard.start, n_train + shard.stop) for shard in shards_of(len(sides.validation)))
@@ -69,9 +69,9 @@ def computed_locally(
 def computed_by_dask(
     address: str, backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[Shard]
 ) -> Iterator[tuple[Shard, Features]]:
-    """Yield each shard of `rows` with its features, computed by the Dask cluster at `address`, as they come.
+    """Yield each shard of `rows` with its features, computed by the Dask cluster at `address`, in order of completion.
 
-    The files travel with the task.
+    The files are sent with the tasks.
 
     Raises:
         UnavailableError: no scheduler answers at `address`, or it has no worker.
@@ -95,9 +95,9 @@ def embed_dataset(
     out: Path,
     dask_address: str | None = None,
 ) -> None:
-    """Write the features of what training reads of a data set into the folder `out`.
+    """Write the features of a data set's training and validation images into the folder `out`.
 
-    Goes on from the shards in `unfinished`.
+    Shards that are in the folder `unfinished` are not computed again.
     """
     images, rows = PackedImages(dataset), sides.rows
     shards = shards_by_side(sides)
@@ -128,7 +128,7 @@ def run(
     out: Path,
     dask_address: str | None = None,
 ) -> None:
-    """Write the features of what a manifest trains on into the folder `out`."""
+    """Write the features of the training and validation images of a manifest into the folder `out`."""
     with replacing_folder(out) as folder:
         for name, sides in training_rows(manifest).items():
             unfinished = unfinished_folder(checkpoints, backbone, datasets / name, sides)

@@ -1,8 +1,8 @@
 """Choose the best candidate on validation, then score it once on test and on the external test sets.
 
-Writes --scores (everything, with intervals), of these the --metrics that DVC shows and compares, --slices (the same
-scores where it is brighter, sharper, on another surface), --predictions (a row an image), and what `report` needs of
-the network: the worst --mistakes with where the model looked, and the layers of its --architecture.
+Writes --scores (all scores, with intervals), --metrics and --external-metrics (the few that DVC shows and compares),
+--slices (scores by brightness, sharpness, surface, ...), --predictions (a row per image), --mistakes (the worst ones,
+with occlusion maps) and --architecture (the layers of the network).
 """
 
 import json
@@ -32,21 +32,21 @@ EXTERNAL_HEADLINE = ("auroc", "balanced_accuracy")
 
 
 def best_candidate(candidates: dict[str, dict[str, Any]]) -> str:
-    """Return the name with the lowest selection loss on validation, the first by name where two are equal."""
+    """Return the name with the lowest selection loss on validation, the first by name if there are several."""
     return min(sorted(candidates), key=lambda name: float(candidates[name]["selection_loss"]))
 
 
 def score(predictions: pd.DataFrame, threshold: float) -> dict[str, Any]:
-    """Return the scores of the rows of `predictions`, and `interval`: by score, its 95 % interval or None."""
+    """Return the scores of `predictions`, and `interval`: score -> its 95 % interval, or None."""
     labels, probabilities = (predictions["label"] == "crack").to_numpy(), predictions["probability"].to_numpy()
-    more = scores_with_intervals(labels, probabilities, predictions["group"].to_numpy(), threshold)
-    return more | scores(labels, probabilities, threshold)
+    intervals = scores_with_intervals(labels, probabilities, predictions["group"].to_numpy(), threshold)
+    return intervals | scores(labels, probabilities, threshold)
 
 
 def summarise(
     params: Params, candidate: str, split: dict[str, int], predictions: pd.DataFrame, threshold: float
 ) -> dict[str, Any]:
-    """Return what scores.json says of the candidate's predictions."""
+    """Return the content of scores.json that follows from the candidate's predictions."""
     test = predictions[predictions["split"] == "test"]
     external = predictions[predictions["split"] == "external"]
     return {
@@ -61,9 +61,9 @@ def summarise(
 
 
 def write_metrics(summary: dict[str, Any], metrics_path: Path, external_folder: Path) -> None:
-    """Write the numbers that DVC shows and compares: those on test, and in a folder those on each external test set.
+    """Write the scores that DVC shows and compares: a file for test and, in a folder, one for each external test set.
 
-    `dvc metrics show` has a row a file: in one file, the external test sets would make it wider than a terminal.
+    `dvc metrics show` prints a row per file. In a single file, external test sets would make it wider than a terminal.
     """
     test = {name: summary["test"][name] for name in HEADLINE}
     with replacing_folder(external_folder) as folder:
@@ -89,7 +89,7 @@ def run(
     mistakes_path: Path,
     architecture_path: Path,
 ) -> None:
-    """Score the best candidate and write what can be said of it."""
+    """Score the best candidate and write the results."""
     candidates = {name: json.loads((candidates_folder / f"{name}.json").read_text()) for name in params.candidates}
     best = best_candidate(candidates)
     classifier = Classifier.load(models / best)
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument(
-        "--external-metrics", type=Path, required=True, help="folder to write, a file an external test set"
+        "--external-metrics", type=Path, required=True, help="folder to write, with a file per external test set"
     )
     parser.add_argument("--slices", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="Parquet file to write")

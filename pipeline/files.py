@@ -1,4 +1,4 @@
-"""Writing files so that a killed process leaves nothing half written under a name that others trust."""
+"""Atomic writes: a killed process leaves no partial file or folder under its final name."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file at; on success it takes the place of `path`, on failure it goes.
+    """Yield a temporary path beside `path` to write a file to; on success it replaces `path`, else it is deleted.
 
     The old file is never opened for writing: under DVC it can be a read-only link into the cache.
     """
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to fill; on success it takes the place of `path`, on failure it goes."""
+    """Yield an empty folder beside `path` to fill; on success it replaces `path`, else it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -40,11 +40,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, atomically."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a final newline, whole or not at all."""
+    """Write `value` as indented JSON with a final newline, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

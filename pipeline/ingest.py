@@ -1,7 +1,7 @@
-"""Read a data set once: every image is decoded, described in the inventory and packed; the rest goes to quarantine.
+"""Decode every image of a data set, describe it in the inventory and pack it; list unusable files in the quarantine.
 
-Writes into --out: images.bin (the original bytes end to end), inventory.parquet (a row an image, in the same order)
-and quarantine.csv (batch, path, reason, is_image: held back though it can be read).
+Writes into --out: images.bin (the concatenated files), inventory.parquet (a row per image, in the same order) and
+quarantine.csv (batch, path, reason, is_image: the file is readable but not used).
 """
 
 from pathlib import Path

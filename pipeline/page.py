@@ -1,4 +1,4 @@
-"""What the pages that a person reads share: each is one HTML file without scripts that opens offline."""
+"""Templates, plots and filters of the HTML pages. Each page is one file without scripts that opens offline."""
 
 import base64
 import io
@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 PLOT_SIZE_INCHES = (4.0, 3.3)
-MAX_SHOWN_CHARACTERS = 200  # of a text from outside: a path of 4,000 would bury its neighbours
+MAX_SHOWN_CHARACTERS = 200  # of a text from outside, such as a path
 
-# Matplotlib knows no CSS variables: it draws in these stand-ins, and the page puts its own light or dark colours there.
+# Matplotlib does not support CSS variables: it draws in these placeholders, which `svg` replaces with variables.
 DASHES = {"series-0": (), "series-1": (4, 2), "series-2": (6, 2, 1, 2), "series-3": (1, 1.5), "series-4": (9, 3)}
 COLOURS = {name: f"#0000{index:02x}" for index, name in enumerate(["text", "muted", "line", *DASHES], start=1)}
 _STYLE: dict[Any, Any] = {
@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def template(name: str) -> Template:
-    """Return a template of this package, with the filters number, shown and jpeg, which extends page.html.j2."""
+    """Return a Jinja template of this package, with the filters number, shown and jpeg."""
     environment = Environment(
         loader=PackageLoader("pipeline", ""),
         autoescape=True,
@@ -60,7 +60,7 @@ def template(name: str) -> Template:
 
 
 def svg(name: str, draw: Callable[[Axes], None], size_inches: tuple[float, float] = PLOT_SIZE_INCHES) -> Markup:
-    """Return a plot as inline SVG in the colours and the font of the page; each name is used once on a page."""
+    """Return a plot as inline SVG in the colours and the font of the page; `name` must be unique on the page."""
     with rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(size_inches, layout="constrained")
         draw(figure.subplots())
@@ -70,13 +70,13 @@ def svg(name: str, draw: Callable[[Axes], None], size_inches: tuple[float, float
     drawn = content.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r'<g id="[^"]*">', "<g>", drawn)  # these ids do not depend on the salt
-    for colour, stand_in in COLOURS.items():
-        drawn = drawn.replace(stand_in, f"var(--{colour})")
+    for colour, placeholder in COLOURS.items():
+        drawn = drawn.replace(placeholder, f"var(--{colour})")
     return Markup(drawn)  # noqa: S704 - Matplotlib has escaped all text
 
 
 def _number(value: float | None) -> str:
-    """Format a count, or a score with as many decimals, four to seven, as keep it apart from 0 and 1."""
+    """Format a count, or a score with four to seven decimals, so many that it is not rounded to 0 or 1."""
     if value is None:
         return "—"
     if isinstance(value, int):
@@ -89,10 +89,10 @@ def _number(value: float | None) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return a text from outside on one line: what cannot be seen is escaped, of a long one the middle is left out.
+    """Return a text from outside on one line: invisible characters are escaped, the middle of a long text is left out.
 
-    What cannot be seen is, for instance, a line break, a mark that turns the direction of reading, or a byte of a file
-    name that is no UTF-8 and could not be written.
+    Invisible are, for example, line breaks, marks that change the reading direction, and bytes of a file name that are
+    not UTF-8.
     """
     if len(text) > MAX_SHOWN_CHARACTERS:
         half = MAX_SHOWN_CHARACTERS // 2
@@ -103,7 +103,7 @@ def _shown(text: str) -> str:
 
 
 def _jpeg(pixels: npt.NDArray[np.uint8], size_px: int, quality: int) -> str:
-    """Return RGB pixels, (height, width, 3), the longer side at most `size_px`, as a data URI; quality 0..95."""
+    """Return RGB pixels, (height, width, 3), as a JPEG data URI, at most `size_px` a side; quality 0..95."""
     image = Image.fromarray(pixels)
     image.thumbnail((size_px, size_px))
     content = io.BytesIO()

@@ -1,9 +1,9 @@
-"""The project's folder, and the paths below it that flows and commands know; those of the stages are in dvc.yaml."""
+"""The project's folder and the paths below it that flows and commands use; dvc.yaml has the paths of the stages."""
 
 import os
 from pathlib import Path
 
-# Each below the project's folder.
+# Relative to the project's folder.
 DATASETS = Path("data/datasets")
 MANIFEST = Path("data/manifest.parquet")
 INBOX = Path("data/inbox")
@@ -14,7 +14,7 @@ REPORTS = Path("reports")
 
 
 def project_root() -> Path:
-    """Return the project's folder: DVC's root, which inside an experiment is still the repository it came from."""
+    """Return the project's folder: DVC's root, which in an experiment is the repository that started it."""
     if root := os.environ.get("DVC_ROOT"):
         return Path(root)
     here = Path.cwd()

@@ -1,9 +1,9 @@
-"""Note what the best model was trained on, as it sees it, so that production can be compared with it.
+"""Write the reference of the best model: statistics of training images, to compare production with.
 
-Writes into --out, a Parquet file, a row an image: dataset, photo, path, probability, the image statistics, embedding.
-Of each data set trained on it takes training images at random, about `monitor.n_reference_images`, evenly over photos.
-Where photos are not known, each group of copies counts as a photo, with one image: with nothing known of which images
-belong together, this keeps the limits wide.
+Writes --out, a Parquet file with a row per image: dataset, photo, path, probability, the image statistics, embedding.
+From each data set trained on, it draws about `monitor.n_reference_images` training images at random, evenly over
+photos. If the photos are not known, each group of near-duplicates counts as a photo with one image: without knowledge
+of which images belong together, this keeps the limits wide.
 """
 
 import json
@@ -23,23 +23,23 @@ SEED = 0
 
 
 def choose_images(manifest: pd.DataFrame, train_on: tuple[str, ...], n_images: int) -> pd.DataFrame:
-    """Return rows of the training side, up to n_images of each data set, whose `photo` is never missing.
+    """Return rows of the train side, about n_images of each data set; `photo` is never missing.
 
     Args:
         manifest: of `split`.
         train_on: names of the data sets trained on.
-        n_images: of each; there are fewer where it has fewer, and some more where its photos do not divide them.
+        n_images: of each; fewer if it has fewer, and a few more because the number per photo is rounded up.
     """
     chosen = [
-        _spread(rows, n_images)
+        _sample_evenly(rows, n_images)
         for name, rows in manifest[manifest["split"] == "train"].groupby("dataset")
         if name in train_on
     ]
     return pd.concat(chosen, ignore_index=True)
 
 
-def _spread(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
-    """Return images evenly over photos: some of each, or one each of some photos."""
+def _sample_evenly(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
+    """Return about n_images random images, evenly over photos; one per group if the photos are not known."""
     has_photos = rows["photo"].notna().all()
     shuffled = rows.assign(photo=rows["photo"] if has_photos else rows["group"]).sample(frac=1, random_state=SEED)
     n_each = math.ceil(n_images / shuffled["photo"].nunique()) if has_photos else 1
@@ -51,7 +51,7 @@ def run(params: Params, manifest: Path, datasets: Path, models: Path, scores: Pa
     """Write the reference of the best model."""
     best = json.loads(scores.read_text(encoding="utf-8"))["candidate"]
     rows = choose_images(pd.read_parquet(manifest), params.split.train_on, params.monitor.n_reference_images)
-    observed = observe(Classifier.load(models / best), LabelledImages(rows, datasets), progress="noting the reference")
+    observed = observe(Classifier.load(models / best), LabelledImages(rows, datasets), progress="reference")
     table = pd.concat([rows[["dataset", "photo", "path"]], observed], axis=1)
     with replacing(out) as partial:
         table.to_parquet(partial, index=False)

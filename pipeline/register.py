@@ -1,7 +1,8 @@
 """Record the repro in MLflow and register its best model, as a new version with alias `challenger`.
 
-Curves that training could not send live are completed from files. The same model never makes a second version. Inside
-`dvc exp run` nothing is registered and no alias moves. Writes --out: name, version and run_id, null in an experiment.
+Training curves that could not be logged during training are completed from files. Registering the same model again
+creates no second version. Inside `dvc exp run`, nothing is registered and no alias moves. Writes --out: name, version
+and run_id (null in an experiment).
 """
 
 import json
@@ -22,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def run(params: Params, results: Results, out: Path) -> None:
-    """Record and register.
+    """Record the repro and register the best model.
 
     Raises:
-        UnavailableError: the tracking server went away; what is there already is found again by the next run.
+        UnavailableError: the tracking server failed; the next run continues from what is recorded.
 
     """
     name = params.register_as.name
@@ -45,15 +46,15 @@ def run(params: Params, results: Results, out: Path) -> None:
         run_ids = complete_candidates(client, experiment_id, parent_id, params, results)
         complete_parent(client, parent_id, params, results, scores)
         tags = version_tags(params, results, scores)
-        made = register(client, Classifier.load(results.models / best), results, run_ids[best], name, tags)
-        client.set_registered_model_alias(name, CHALLENGER, made.version)
+        version = register(client, Classifier.load(results.models / best), results, run_ids[best], name, tags)
+        client.set_registered_model_alias(name, CHALLENGER, version.version)
     except (MlflowException, OSError) as error:
         raise UnavailableError(
-            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Nothing is lost: mend "
-            "it and run `dvc repro` again; finished stages are not repeated."
+            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Nothing is lost: once "
+            "it works again, run `dvc repro`; finished stages are not repeated."
         ) from error
-    write_json(out, {"name": name, "version": str(made.version), "run_id": made.run_id})
-    log.info("%s version %s has alias %s", name, made.version, CHALLENGER)
+    write_json(out, {"name": name, "version": str(version.version), "run_id": version.run_id})
+    log.info("%s version %s has alias %s", name, version.version, CHALLENGER)
 
 
 def main() -> None:
@@ -68,9 +69,9 @@ def main() -> None:
         "--manifest": "Parquet file of split",
         "--scores": "scores.json of evaluate",
         "--predictions": "Parquet file of evaluate",
-        "--plots": "folder of report's tables",
+        "--plots": "folder of the tables of report",
         "--report": "HTML file of report",
-        "--reference": "Parquet file of what the best model was trained on",
+        "--reference": "Parquet file of reference",
         "--dvc-lock": "dvc.lock, for the hashes of the data",
         "--out": "JSON file to write",
     }.items():

@@ -1,7 +1,7 @@
-"""Show what `evaluate` has found: the --page that a person reads, and the tables in --plots that `dvc plots` draws.
+"""Write the HTML report of the scores (--page), and the tables that `dvc plots` draws (--plots).
 
-No other stage computes with what is written here: a change of words or of style runs this stage and `register`, which
-logs the page.
+No other stage computes anything from these files. A change of wording or style therefore reruns only this stage and
+`register`, which logs the page.
 """
 
 import json
@@ -69,7 +69,7 @@ def run(
 
 def read_slices(path: Path) -> pd.DataFrame:
     """Return the table of `slice_table` that evaluate wrote to a CSV file."""
-    texts = dict.fromkeys(("set", "kind", "slice"), str)  # a photo's name can be a number, or "NA"
+    texts = dict.fromkeys(("set", "kind", "slice"), str)  # a photo may be named by a number, or "NA"
     return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values="")
 
 

@@ -1,12 +1,13 @@
-"""Deal all images to train, validation and test so that no copy and no photo is on two sides.
+"""Split all images into train, validation and test so that no near-duplicates and no photo are on two sides.
 
-Images that are copies of each other, or tiles of one photo, form a group, which is assigned as a whole; what an earlier
-batch decided stands (group_split.py). Data sets that are not trained on are external test sets, tested on as a whole,
-but for photos that params lend to validation. Images of review batches go to training, or are excluded where their
-group is on another side; so is an image on whose label reviewers disagree. Writes --manifest, a row an image: path,
-dataset, row (in the data set's inventory), batch, label, slice, photo, sha256, group, split (train, validation, test,
-external or excluded); --summary; and the contract of the split as --report and --page. A split that breaks it ends with
-exit code 3.
+Near-duplicates and tiles of one photo form a group, which is assigned to one side; later batches never change an
+earlier assignment (group_split.py). Data sets that are not trained on are external test sets: all their images are
+tested on, except photos that params.yaml holds out for validation. Images of review batches go to train, or are
+excluded if their group is on another side. Images on whose label reviewers disagree are excluded.
+
+Writes --manifest, a row per image: path, dataset, row (in the data set's inventory), batch, label, slice, photo,
+sha256, group, split (train, validation, test, external or excluded); --summary; and the validation result of the split
+as --report and --page. Ends with exit code 3 if the split breaks its contract.
 """
 
 import json
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def read_inventories(datasets: Path, names: list[str]) -> pd.DataFrame:
-    """Return the inventories of the named data sets one below the other, with columns dataset and row."""
+    """Return the concatenated inventories of the named data sets, with columns dataset and row."""
     parts = []
     for name in names:
         part = pd.read_parquet(datasets / name / INVENTORY_FILE)
@@ -41,12 +42,12 @@ def read_inventories(datasets: Path, names: list[str]) -> pd.DataFrame:
 
 
 def check_validated(validated: Path, names: list[str]) -> None:
-    """Raise RefusedError unless the contract of every named data set was found to be kept."""
+    """Raise RefusedError unless every named data set has passed its contract."""
     for name in names:
         result = validated / f"{name}.json"
         if not result.exists() or not json.loads(result.read_text())["success"]:
             raise RefusedError(
-                f"Data set {name} has not passed its contract. Run `dvc repro validate@{name}` and see why."
+                f"Data set {name} has not passed its contract. Run `dvc repro validate@{name}` to see why."
             )
 
 
@@ -60,16 +61,16 @@ def run(
     report: Path,
     page: Path,
 ) -> None:
-    """Write the manifest, its summary and its contract; refuse a split that leaks."""
+    """Write the manifest, its summary and its validation result; refuse a split that leaks."""
     names, train_on = list(params.datasets), params.split.train_on
     check_validated(validated, names)
     images = read_inventories(datasets, names)
     images = images.loc[arrival_order(images, train_on).sort_values(kind="stable").index].reset_index(drop=True)
     pairs = find_copies(images, params.split.copies)
     manifest = build_manifest(images, pairs, params.split)
-    check_sides(manifest[manifest["dataset"].isin(train_on)])  # an external test set may lend a single photo
+    check_sides(manifest[manifest["dataset"].isin(train_on)])  # external test sets may hold out a single photo
     checked = with_checks(manifest, pairs, train_on)
-    checked["path"] = checked["dataset"] + "/" + checked["path"]  # two data sets may have files of one path
+    checked["path"] = checked["dataset"] + "/" + checked["path"]  # two data sets may have equal paths
     rules = check(checked, split_rules())
     summary = summarise(checked, train_on)
     counts = {f"{side} images": f"{n:,}" for side, n in manifest["split"].value_counts().items()}
@@ -90,7 +91,7 @@ def render_page(
     checked: pd.DataFrame,
     datasets: Path,
 ) -> str:
-    """Return the page that shows what came of the rules, with pictures of the images that break one."""
+    """Return the page of the results of the rules, with pictures of the images that break them."""
     broken = [rule for rule in rules if not rule.success]
     shown = checked[checked["path"].isin({path for rule in broken for path in rule.paths})]
     images = LabelledImages(shown, datasets)
@@ -115,7 +116,7 @@ def main() -> None:
     """Run the stage from its command line."""
     parser = stage_parser(__doc__)
     parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--validated", type=Path, required=True, help="folder of the contracts' results")
+    parser.add_argument("--validated", type=Path, required=True, help="folder of the results of validate")
     parser.add_argument("--manifest", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")

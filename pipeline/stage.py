@@ -1,4 +1,4 @@
-"""How every stage starts: its arguments, its log, and its end with a message instead of a traceback."""
+"""Command line of a stage: argument parser, logging, and errors as exit codes."""
 
 import argparse
 import logging
@@ -10,7 +10,7 @@ from pipeline.errors import CracksError
 
 
 def stage_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser that has `--params`; a stage adds its other paths, each required, so that dvc.yaml names all."""
+    """Return a parser with `--params`; a stage adds its paths, each required, so that dvc.yaml lists them all."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, required=True, help="params.yaml")
     return parser

@@ -1,7 +1,7 @@
-"""Train one candidate, calibrate it and choose its threshold and review band, on train and validation alone.
+"""Train one candidate on train; calibrate it and choose its threshold and review band on validation.
 
-Writes into --out the exported graph model.keras and decision.json; --scores, its scores on validation; --history, a row
-an epoch. Curves go to MLflow as they come, where a tracking server answers.
+Writes into --out the exported graph model.keras and decision.json; --scores, its scores on validation; --history, a
+row per epoch. Each epoch is also logged to MLflow at once, if a tracking server answers.
 """
 
 import logging
@@ -59,15 +59,15 @@ def validation_scores(
 ) -> dict[str, Any]:
     """Return the scores on all of validation, and the log loss by which candidates are compared.
 
-    `selection_loss` is the log loss on the data sets trained on and that on photos lent by external test sets, weighted
-    by `select.external_weight`; without lent photos, the former.
+    `selection_loss` is the weighted mean of the log loss on the data sets trained on and the log loss on photos of
+    external test sets that are held out for validation (weight `select.external_weight`, 0 without such photos).
     """
-    lent = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()  # (n,)
+    external = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()  # (n,)
     losses = {
         name: log_loss(validation.labels[chosen], probabilities[chosen]) if chosen.any() else None
-        for name, chosen in (("in_domain", ~lent), ("external", lent))
+        for name, chosen in (("in_domain", ~external), ("external", external))
     }
-    weight = params.select.external_weight if lent.any() else 0.0
+    weight = params.select.external_weight if external.any() else 0.0
     return {
         "selection_loss": (1 - weight) * (losses["in_domain"] or 0.0) + weight * (losses["external"] or 0.0),
         "log_loss": log_loss(validation.labels, probabilities),
@@ -89,15 +89,17 @@ def run(
     scores_path: Path,
     history_path: Path,
 ) -> None:
-    """Train candidate `name` and write what it has become."""
+    """Train candidate `name` and write its model, validation scores and history."""
     unfinished = checkpoint_folder(checkpoints, manifest_path, params, name)
     manifest = pd.read_parquet(manifest_path)
     train, validation = (images_of_side(manifest, split, datasets) for split in TRAINING_SIDES)
     with live_run(params, manifest_path, name) as report_epoch:
         history = TrainingHistory(unfinished / "history.jsonl", report_epoch)
-        classifier, logits, known = fit(params, name, train, validation, features, history)
-    calibration = fit_calibration(validation.labels, logits, known, validation.rows["dataset"].to_numpy(str))
-    probabilities = calibration.probabilities(logits, known)
+        classifier, logits, validation_features = fit(params, name, train, validation, features, history)
+    calibration = fit_calibration(
+        validation.labels, logits, validation_features, validation.rows["dataset"].to_numpy(str)
+    )
+    probabilities = calibration.probabilities(logits, validation_features)
     decision = choose_decision(validation.labels, probabilities, params.decide)
     with replacing_folder(out) as folder:
         calibrated(classifier, calibration).save(folder / MODEL_FILE)

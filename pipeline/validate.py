@@ -1,7 +1,7 @@
-"""Hold a data set against its contract, a Great Expectations suite over the inventory, before anything trains on it.
+"""Validate a data set against its contract, a Great Expectations suite over the inventory, before it is trained on.
 
-Writes --report (JSON) and --page (HTML with pictures), passed or failed; --result, which `split` asks for, only when
-green. A failure ends with exit code 3.
+Writes --report (JSON) and --page (HTML with pictures) in any case, and --result, which `split` requires, only if the
+contract is passed. Otherwise ends with exit code 3.
 """
 
 from pathlib import Path
@@ -15,13 +15,13 @@ from pipeline.stage import run_main, stage_parser
 
 
 def run(params: Params, name: str, dataset: Path, *, report: Path, page: Path, result: Path) -> None:
-    """Check the ingested data set in the folder `dataset`, write report, page and, when passed, the result.
+    """Validate the ingested data set in the folder `dataset`; write report and page and, if it passed, the result.
 
     Raises:
-        RefusedError: a rule is broken; the message has each with what was observed.
+        RefusedError: a rule is broken; the message lists each with what was observed.
     """
     settings = named(params.datasets, name, "data set")
-    result.unlink(missing_ok=True)  # of a former run, which would speak for data that it has not seen
+    result.unlink(missing_ok=True)  # of an earlier run, perhaps on other data
     quarantine = read_quarantine(dataset)
     found = audit(name, settings, params, PackedImages(dataset), quarantine)
     write_text(page, found.page)
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, required=True, help="folder that ingest wrote")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
-    parser.add_argument("--result", type=Path, required=True, help="JSON file to write when passed")
+    parser.add_argument("--result", type=Path, required=True, help="JSON file to write if the contract is passed")
     args = parser.parse_args()
     params = load_params(args.params)
     run(params, args.name, args.dataset, report=args.report, page=args.page, result=args.result)

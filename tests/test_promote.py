@@ -288,7 +288,7 @@ def test_rollback_to_a_model_that_cannot_be_served_is_refused(models):
 def test_the_command_line_prints_each_rule_and_ends_with_3_where_one_fails(models, cracks, capsys):
     first = models.add(GOOD)
     assert cracks("promote", first, "--dry-run") == 0
-    assert "Nothing was moved or kept: a dry run." in capsys.readouterr().out
+    assert "Dry run: no alias was moved and nothing was recorded." in capsys.readouterr().out
     assert cracks("promote", first, "--by", "Ada") == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"promoted     version {first}  by Ada")
     assert cracks("promote", models.add(BAD), "--by", "Ada") == 3
@@ -305,7 +305,7 @@ def test_the_command_line_prints_each_rule_and_ends_with_3_where_one_fails(model
 
 def test_history_prints_every_decision_newest_first(models, cracks, capsys):
     assert cracks("history") == 0
-    assert capsys.readouterr().out == "Nothing was decided yet. `cracks promote` does.\n"
+    assert capsys.readouterr().out == "There is no decision yet. Run `cracks promote`.\n"
     first, second = in_production(models), models.add(GOOD)
     decide(models, second)
     assert cracks("rollback", "--reason", "false alarms", "--by", "Ada") == 0
@@ -327,7 +327,7 @@ def test_history_says_where_the_alias_was_moved_by_other_hands(models, cracks, c
     in_production(models)
     models.client.set_registered_model_alias("cracks", "production", models.add(GOOD))
     assert cracks("history") == 0
-    assert "The alias production is at 2; it was not moved by a decision." in capsys.readouterr().out
+    assert "The alias production is at 2; it was not moved by a recorded decision." in capsys.readouterr().out
 
 
 def test_a_registry_that_is_away_ends_with_4_and_nothing_is_said_to_have_passed(models, cracks, capsys, monkeypatch):

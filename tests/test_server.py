@@ -342,7 +342,7 @@ def test_a_service_lost_in_the_middle_of_register_loses_nothing(
     printed = ended.stdout + ended.stderr
     start()
     assert ended.returncode != 0
-    assert "Nothing is lost: mend it and run `dvc repro` again" in printed
+    assert "Nothing is lost: once it works again, run `dvc repro`" in printed
     assert "Traceback" not in printed
     assert shared.versions(name) == []
 
