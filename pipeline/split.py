@@ -104,7 +104,7 @@ def render_page(
         is_drawn=params.is_demo,
         facts=headline,
         rules=rules,
-        offenders={rule.text: [tile for tile in tiles if tile.path in rule.paths] for rule in broken},
+        violations={rule.text: [tile for tile in tiles if tile.path in rule.paths] for rule in broken},
         copy_groups=(),
         n_copy_groups=0,
         quarantine=pd.DataFrame(columns=["batch", "path", "reason"]),

@@ -7,7 +7,7 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 from PIL import ImageOps
 
-from pipeline.data.audit import audit, copies_within, copy_groups, facts, offenders
+from pipeline.data.audit import audit, copies_within, copy_groups, facts, violations
 from pipeline.data.contract import Rule
 from pipeline.data.images import PackedImages, read_quarantine
 from pipeline.params import Copies
@@ -67,7 +67,7 @@ def test_all_members_of_a_group_with_two_labels_are_a_conflict(images, copies):
     assert conflicts.tolist() == ["crack/0002.jpg", "crack/0014.jpg", "intact/0011.jpg"]
 
 
-def test_a_copy_that_only_a_later_one_links_is_not_called_the_first(monkeypatch):
+def test_a_copy_that_only_a_later_image_links_is_not_called_the_first(monkeypatch):
     pairs = pd.DataFrame({"first": [0, 1], "second": [2, 2], "kind": ["saved again", "identical"]})
     monkeypatch.setattr("pipeline.data.audit.find_copies", lambda inventory, limits: pairs)
     found = copies_within(pd.DataFrame({"label": ["crack"] * 4}), LIMITS)
@@ -104,7 +104,7 @@ def test_the_facts_of_a_hand_worked_example():
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 2, 1, 1], [5, 3, 1, 1, 1, 1]])
-def test_the_leak_of_a_random_split_is_what_a_simulation_comes_to(sizes):
+def test_the_leak_of_a_random_split_agrees_with_a_simulation(sizes):
     group = np.repeat(np.arange(len(sizes)), sizes)
     n, n_draws = len(group), 100_000
     is_test = np.random.default_rng(0).random((n_draws, n)) < 0.2
@@ -125,12 +125,12 @@ def test_groups_are_shown_conflicts_first_then_the_largest(images, copies):
     assert np.array_equal(first[0].pixels, images.pixels(1))
 
 
-def test_pictures_of_offenders_are_shown_as_far_as_there_are_any(images):
+def test_pictures_of_images_that_break_a_rule_are_shown_if_readable(images):
     rules = [
         Rule("broken", "fail", False, "3", ("intact/0002.jpg", "no/image.txt")),
         Rule("met", "fail", True, "0", ("intact/0001.jpg",)),
     ]
-    shown = offenders(rules, images)
+    shown = violations(rules, images)
     assert {text: [tile.path for tile in tiles] for text, tiles in shown.items()} == {"broken": ["intact/0002.jpg"]}
 
 
@@ -147,7 +147,7 @@ def test_an_audit_gives_rules_facts_and_a_page(folder, images):
     assert found.facts["copies: identical"] == "2"
     page = Page(found.page)
     assert all(text in page.text for text in [*broken, "intact/notes.txt", "turned by 90 degrees"])
-    assert len(page.all("img")) == 3 + 3 + 4 + 2  # offenders, then the groups
+    assert len(page.all("img")) == 3 + 3 + 4 + 2  # violations, then the groups
 
 
 def test_the_audit_of_a_drawn_data_set_says_so(folder, images):

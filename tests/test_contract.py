@@ -68,7 +68,7 @@ def outcomes(images, broken=None, found=None, contract=CONTRACT, photos_are_name
 
 
 ONE = "1 images that break the rule"
-# The images, broken files and copies that break one rule and no other; the rule; what is observed; offenders.
+# The images, broken files and copies that break one rule and no other; the rule; what is observed; violations.
 BROKEN = {
     "another label": (
         first_is("label", "rust"),
@@ -145,7 +145,7 @@ def test_the_rules_that_can_be_broken_are_all_rules():
     ],
     ids=["a quarter cracked", "a quarter intact", "smallest", "largest", "looks", "one in twenty is dark", "copies"],
 )
-def test_what_is_exactly_at_the_limit_is_met(images, found):
+def test_a_value_exactly_at_its_limit_is_allowed(images, found):
     assert all(outcome.success for outcome in outcomes(images, quarantine(1), copies(len(images), **found)))
 
 
@@ -153,17 +153,17 @@ def test_files_that_cannot_be_read_break_no_rule_about_images():
     assert all(outcome.success for outcome in outcomes(inventory(), quarantine(2)))
 
 
-def test_a_label_that_is_missing_altogether_is_named():
+def test_a_label_without_any_image_is_named():
     broken = {outcome.text: outcome.observed for outcome in outcomes(inventory(0, 20)) if not outcome.success}
     assert broken["both labels are there, and no other"] == "missing ['crack'], unexpected []"
 
 
-def test_ten_offenders_are_named_at_most():
+def test_at_most_ten_paths_are_listed_for_a_rule():
     (broken,) = [outcome for outcome in outcomes(inventory(height=16)) if not outcome.success]
     assert (len(broken.paths), broken.observed) == (10, "20 images that break the rule")
 
 
-def test_photos_need_to_be_known_only_where_names_tell_them():
+def test_photos_must_be_known_only_if_names_contain_them():
     unknown = inventory(photo=None)
     assert all(outcome.success for outcome in outcomes(unknown, photos_are_named=False))
     assert not all(outcome.success for outcome in outcomes(unknown))
@@ -186,7 +186,7 @@ def test_the_table_has_a_row_for_each_file_found():
     pd.testing.assert_frame_equal(table[columns], expected, check_dtype=False)
 
 
-def test_images_that_are_held_back_are_no_files_that_cannot_be_read():
+def test_disputed_images_do_not_count_as_unreadable():
     held_back = quarantine(3).assign(is_image=[True, False, True])
     table = files_table(inventory(2, 1), held_back, copies(3))
     assert table["path"].tolist()[3:] == ["broken-1.jpg"]

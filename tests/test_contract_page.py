@@ -54,7 +54,7 @@ def page_of(**changes):
         "is_drawn": False,
         "facts": {"Images": "12,780", "Leak of a random split": "24% of test have a copy in training"},
         "rules": [BALANCED, DARK, BLURRED, BROKEN],
-        "offenders": {},
+        "violations": {},
         "copy_groups": [],
         "n_copy_groups": 0,
         "quarantine": NO_QUARANTINE,
@@ -67,7 +67,7 @@ def page_of(**changes):
 def page():
     """A page with something in every section."""
     return page_of(
-        offenders={rule.text: [tile(path) for path in rule.paths] for rule in (BROKEN, DARK)},
+        violations={rule.text: [tile(path) for path in rule.paths] for rule in (BROKEN, DARK)},
         copy_groups=[group(["crack"] * 3), group(["crack", "intact"])],
         n_copy_groups=2,
         quarantine=pd.DataFrame({"batch": ["first"], "path": ["Thumbs.db"], "reason": ["not an image"]}),
@@ -83,7 +83,7 @@ def groups_of(page):
     return [Page(html) for html in re.findall(r"<article.*?</article>", page.html, re.DOTALL)]
 
 
-def test_the_page_fetches_nothing_and_runs_nothing(page):
+def test_the_page_loads_nothing_and_has_no_scripts(page):
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"""\w+://[^\s"'<>)]*""", page.html)) == namespaces
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
@@ -96,7 +96,7 @@ def test_equal_inputs_give_equal_pages():
     assert first == second
 
 
-def test_the_page_names_its_data_set_and_warns_of_drawn_images_alone():
+def test_the_page_names_its_data_set_and_warns_only_of_drawn_images():
     assert "<title>Data set metu</title>" in page_of().html
     assert "Demo" not in page_of().text
     assert "Demo: drawn images. These numbers say nothing about real concrete." in page_of(is_drawn=True).text
@@ -119,7 +119,7 @@ def test_the_page_names_its_data_set_and_warns_of_drawn_images_alone():
     ],
     ids=["passed", "warnings", "failed"],
 )
-def test_the_verdict_is_said_in_words(rules, verdict):
+def test_the_result_is_stated_in_words(rules, verdict):
     assert verdict in page_of(rules=rules).text
 
 
@@ -145,19 +145,19 @@ def test_under_a_rule_are_the_files_that_break_it(page):
 
 
 def test_pictures_show_what_breaks_the_rules_and_none_of_a_rule_that_is_met():
-    offenders = {rule.text: [tile(f"{rule.severity}.jpg")] for rule in (DARK, BROKEN)} | {
+    violations = {rule.text: [tile(f"{rule.severity}.jpg")] for rule in (DARK, BROKEN)} | {
         BLURRED.text: [tile("met.jpg")]
     }
-    page = page_of(offenders=offenders)
+    page = page_of(violations=violations)
     assert [image["alt"] for image in page.all("img")] == ["crack: fail.jpg", "crack: warn.jpg"]
     assert (
         f"✕ broken {BROKEN.text} crack identical fail.jpg ! warning {DARK.text} crack identical warn.jpg" in page.text
     )
 
 
-def test_without_pictures_of_offenders_their_section_is_left_out(page):
+def test_without_pictures_of_broken_rules_their_section_is_left_out(page):
     assert "What breaks the rules" in page.text
-    assert "What breaks" not in page_of(offenders={BROKEN.text: []}).text
+    assert "What breaks" not in page_of(violations={BROKEN.text: []}).text
 
 
 def test_groups_whose_labels_disagree_come_first_and_are_marked(page):
@@ -170,7 +170,7 @@ def test_groups_whose_labels_disagree_come_first_and_are_marked(page):
     assert "disagree" not in page_of(copy_groups=[group(["crack"] * 2)], n_copy_groups=1).text
 
 
-def test_of_a_large_group_eight_are_shown_and_of_a_conflict_both_labels():
+def test_a_large_group_shows_eight_images_and_a_conflict_both_labels():
     page = page_of(copy_groups=[group(["crack"] * 11 + ["intact"], 23)], n_copy_groups=40)
     (conflict,) = groups_of(page)
     assert "23 images, 8 of them here" in conflict.text
@@ -181,19 +181,19 @@ def test_of_a_large_group_eight_are_shown_and_of_a_conflict_both_labels():
     assert "40 groups, 1 of them here." in page.text
 
 
-def test_what_is_not_there_is_said_to_be_not_there():
+def test_empty_sections_say_that_there_is_nothing():
     text = page_of().text
     assert "No image repeats another one." in text
     assert "No file had to be set aside." in text
     assert "There is no image to describe." in text
 
 
-def test_copies_that_are_not_shown_are_still_told():
+def test_copies_that_are_not_shown_are_counted():
     assert "Images that repeat each other: 7 groups, 0 of them here." in page_of(n_copy_groups=7).text
 
 
 @pytest.mark.parametrize(("n", "more"), [(100, None), (1234, "and 1,134 more")])
-def test_of_the_quarantine_a_hundred_files_are_listed_and_the_others_are_counted(n, more):
+def test_a_hundred_files_in_quarantine_are_listed_and_the_others_are_counted(n, more):
     files = pd.DataFrame({"batch": 2, "path": [f"{number}.txt" for number in range(n)], "reason": "not an image"})
     page = page_of(quarantine=files)
     assert page.html.count("not an image") == 100
@@ -248,14 +248,14 @@ def page_that_says(text):
         name=text,
         facts={text: text},
         rules=[Rule(text, "fail", False, text, (text,)), Rule(text + "!", "warn", False, text)],
-        offenders={text: [tile(text, caption=text)]},
+        violations={text: [tile(text, caption=text)]},
         copy_groups=[CopyGroup((tile(text, caption=text),), 2, True)],
         n_copy_groups=1,
         quarantine=pd.DataFrame({"batch": [storable], "path": [storable], "reason": [storable]}),
     )
 
 
-def test_hostile_text_is_shown_short_on_one_line_and_not_obeyed():
+def test_hostile_text_is_escaped_and_shortened_to_one_line():
     page = page_that_says(HOSTILE)
     assert page.all("script") == []
     assert "\u202e" not in page.html
@@ -269,7 +269,7 @@ def test_hostile_text_is_shown_short_on_one_line_and_not_obeyed():
 def test_a_picture_is_shown_uncropped_in_its_colours_and_small():
     pixels = np.zeros((300, 1200, 3), np.uint8)
     pixels[:, :600, 0] = pixels[:, 600:, 2] = 255
-    (shown,) = page_of(offenders={BROKEN.text: [Tile("a.jpg", "crack", "", pixels)]}).all("img")
+    (shown,) = page_of(violations={BROKEN.text: [Tile("a.jpg", "crack", "", pixels)]}).all("img")
     image = Image.open(io.BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
     assert image.size == (160, 40)
     np.testing.assert_allclose(image.getpixel((20, 20)), (255, 0, 0), atol=8)
@@ -279,7 +279,7 @@ def test_a_picture_is_shown_uncropped_in_its_colours_and_small():
 def test_the_page_stays_below_three_megabytes_with_200_pictures_of_rough_concrete():
     noise = np.random.default_rng(3).normal(150, 25, (227, 227, 1)).repeat(3, axis=2).clip(0, 255).astype(np.uint8)
     rough = [Tile(f"{number}.jpg", "crack", "", noise) for number in range(200)]
-    assert len(page_of(offenders={BROKEN.text: rough}).html) < 3_000_000
+    assert len(page_of(violations={BROKEN.text: rough}).html) < 3_000_000
 
 
 def test_every_plot_follows_the_theme_of_the_page(page):

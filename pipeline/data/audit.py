@@ -60,7 +60,7 @@ def audit(
         is_drawn=dataset.is_drawn,
         facts=headline,
         rules=rules,
-        offenders=offenders(rules, images),
+        violations=violations(rules, images),
         copy_groups=copy_groups(copies, images),
         n_copy_groups=int((copies["group"].value_counts() > 1).sum()),
         quarantine=quarantine,
@@ -110,7 +110,7 @@ def tile(images: PackedImages, position: int, caption: str) -> Tile:
     return Tile(str(row["path"]), str(row["label"]), caption, images.pixels(position))
 
 
-def offenders(rules: Sequence[Rule], images: PackedImages) -> dict[str, list[Tile]]:
+def violations(rules: Sequence[Rule], images: PackedImages) -> dict[str, list[Tile]]:
     """Return pictures of the first images that break each rule, if they are readable; by text of the rule."""
     positions = {str(path): position for position, path in enumerate(images.inventory["path"])}
     return {

@@ -82,7 +82,7 @@ def render_contract(
     is_drawn: bool,
     facts: Mapping[str, str],
     rules: Sequence[Rule],
-    offenders: Mapping[str, Sequence[Tile]],
+    violations: Mapping[str, Sequence[Tile]],
     copy_groups: Sequence[CopyGroup],
     n_copy_groups: int,
     quarantine: pd.DataFrame,
@@ -95,7 +95,7 @@ def render_contract(
         is_drawn: whether its images are drawn instead of photographed.
         facts: the headline figures, by name.
         rules: in any order, with different texts.
-        offenders: pictures of images that break a rule, by its text.
+        violations: pictures of images that break a rule, by its text.
         copy_groups: some groups of images that are copies of each other, in any order; conflicts are shown first.
         n_copy_groups: how many groups there are.
         quarantine: a row for each unused file: batch, path, reason.
@@ -111,8 +111,8 @@ def render_contract(
         facts=facts,
         rules=ordered,
         anchors={rule.text: f"rule-{number}" for number, rule in enumerate(ordered, start=1)},
-        offenders={
-            rule.text: offenders[rule.text] for rule in ordered if not rule.success and offenders.get(rule.text)
+        violations={
+            rule.text: violations[rule.text] for rule in ordered if not rule.success and violations.get(rule.text)
         },
         copy_groups=sorted(copy_groups, key=lambda group: not group.is_conflict),
         n_copy_groups=n_copy_groups,
