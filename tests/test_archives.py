@@ -88,7 +88,7 @@ def test_every_kind_of_archive_gives_the_same_entries(tmp_path, kind):
         ("\\\\server\\evil.jpg", "//server/evil.jpg"),
     ],
 )
-def test_an_entry_that_leads_out_is_named_and_nothing_is_written(tmp_path, kind, name, path):
+def test_an_entry_that_leads_out_is_reported_and_nothing_is_written(tmp_path, kind, name, path):
     source = write_source(tmp_path, kind, {name: b"evil", "Positive/a.jpg": b"good"})
     found = entries(source)
     assert Entry("Positive/a.jpg", b"good") in found
@@ -171,7 +171,7 @@ class _Zeros(io.RawIOBase):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
-def test_a_file_that_grows_too_much_when_unpacked_is_refused(tmp_path, kind):
+def test_a_file_that_expands_too_much_is_refused(tmp_path, kind):
     source = write_source(tmp_path, kind, {"zeros.jpg": ZEROS})
     with pytest.raises(
         CracksError, match=r"'zeros\.jpg' expands more than 200 times .* raise ingest\.max_expansion in"
@@ -180,13 +180,13 @@ def test_a_file_that_grows_too_much_when_unpacked_is_refused(tmp_path, kind):
     assert files_in(source, limits(max_expansion=1_000_000)) == {"zeros.jpg": ZEROS}
 
 
-def test_a_small_file_may_grow_as_much_as_it_will(tmp_path):
+def test_a_small_file_may_expand_by_any_ratio(tmp_path):
     source = write_source(tmp_path, "zip", {"grey.bmp": bytes(9_000_000)})
     assert files_in(source) == {"grey.bmp": bytes(9_000_000)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_archive_of_too_much_in_all_is_refused(tmp_path, kind):
+def test_an_archive_of_too_many_bytes_is_refused(tmp_path, kind):
     files = {f"{number}.jpg": bytes(400_000) for number in range(3)}
     source = write_source(tmp_path, kind, files)
     assert files_in(source, limits(max_total_mb=2)) == files
@@ -202,7 +202,7 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path, kind):
         entries(source, limits(max_files=49))
 
 
-def test_nothing_is_unpacked_of_a_zip_whose_table_of_contents_is_too_much(tmp_path, monkeypatch):
+def test_a_zip_whose_table_of_contents_exceeds_a_limit_is_refused_before_unpacking(tmp_path, monkeypatch):
     source = write_source(tmp_path, "zip", {f"{number}.jpg": b"" for number in range(50)})
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
     with pytest.raises(CracksError, match="contains more than 49 files"):
@@ -237,7 +237,7 @@ def zeros_behind_a_tar(tmp_path):
         ({"max_expansion": 10**6}, r"unpacks to more than 100 MB\. .* raise ingest\.max_total_mb in"),
     ],
 )
-def test_zeros_without_end_behind_a_tar_are_refused(zeros_behind_a_tar, frugal, changes, match):
+def test_endless_zeros_after_a_tar_are_refused(zeros_behind_a_tar, frugal, changes, match):
     with pytest.raises(CracksError, match=match):
         entries(zeros_behind_a_tar, limits(**changes))
 
@@ -265,7 +265,7 @@ def test_a_tar_whose_file_has_a_name_of_300_mb_is_refused(name_of_300_mb, frugal
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_a_tar_that_leads_back_to_where_it_was_read_already_is_refused(tmp_path, kind):
+def test_a_tar_that_makes_tarfile_read_backwards_is_refused(tmp_path, kind):
     header = tarfile.TarInfo("a.jpg")
     tar_of(tmp_path / "source.tar", (header, b"good"))
     header.type, header.size = kind, -1024
@@ -276,7 +276,7 @@ def test_a_tar_that_leads_back_to_where_it_was_read_already_is_refused(tmp_path,
         entries(tmp_path / "source.tar")
 
 
-def test_a_tar_with_a_negative_size_in_a_note_is_refused(tmp_path):
+def test_a_tar_with_a_negative_size_in_its_metadata_is_refused(tmp_path):
     entry = tarfile.TarInfo("a.jpg")
     entry.pax_headers = {"size": "-1024"}
     source = tar_of(tmp_path / "source.tar", (entry, b"good"), format=tarfile.PAX_FORMAT)
@@ -320,12 +320,12 @@ def test_a_zip_that_lies_about_an_archive_inside_is_refused(zip_that_lies):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 @pytest.mark.parametrize("name", ["a.jpg", "inner.zip"])
-def test_what_zipfile_cannot_unpack_piece_by_piece_is_named_and_not_used(tmp_path, method, name):
+def test_an_entry_that_zipfile_cannot_unpack_in_pieces_is_reported_and_not_used(tmp_path, method, name):
     source = zip_of(tmp_path / "source.zip", (name, b"content"), method=method)
     assert entries(source) == [Entry(name, None, "compressed by a method other than deflate")]
 
 
-def test_a_bomb_inside_an_archive_counts_for_the_whole_source(tmp_path):
+def test_a_decompression_bomb_in_a_nested_archive_counts_for_its_source(tmp_path):
     write_zip(tmp_path / "inner.zip", {f"{number}.jpg": b"" for number in range(30)})
     inner = (tmp_path / "inner.zip").read_bytes()
     source = zip_of(tmp_path / "source.zip", ("1.zip", inner), ("2.zip", inner))
@@ -348,7 +348,7 @@ def outcome(source):
 
 
 @pytest.mark.parametrize("kind", ["zip", *TARS])
-def test_an_archive_that_is_cut_anywhere_is_refused_unless_nothing_is_missing(tmp_path, kind):
+def test_a_truncated_archive_is_refused_unless_nothing_is_missing(tmp_path, kind):
     source = write_source(tmp_path, kind, FILES)
     content = source.read_bytes()
     # in a tar, the last blocks are padding
@@ -361,7 +361,7 @@ def test_an_archive_that_is_cut_anywhere_is_refused_unless_nothing_is_missing(tm
 
 
 @needs_bsdtar
-def test_a_rar_that_is_cut_within_its_files_is_refused(tmp_path):
+def test_a_rar_that_is_truncated_within_its_files_is_refused(tmp_path):
     source = tmp_path / "source.rar"
     content = rar5(FILES)
     start = content.index(b"intact one")
@@ -385,7 +385,7 @@ def test_a_damaged_byte_is_noticed_unless_it_changes_no_file(tmp_path, kind):
     assert all(files in (None, FILES) for files in outcomes)
 
 
-def test_a_damaged_byte_in_a_zip_costs_no_more_than_the_file_that_it_is_in(tmp_path):
+def test_a_damaged_byte_in_a_zip_affects_only_the_file_that_it_is_in(tmp_path):
     source = write_source(tmp_path, "zip", FILES)
     content = source.read_bytes()
     n_lost = 0
@@ -420,7 +420,7 @@ def test_a_tar_that_ends_between_two_files_is_refused(tmp_path):
         entries(source)
 
 
-def test_a_tar_whose_notes_are_about_notes_without_end_is_refused(tmp_path):
+def test_a_tar_with_endlessly_nested_metadata_is_refused(tmp_path):
     note = tarfile.TarInfo("note")
     note.type, note.size = tarfile.GNUTYPE_LONGNAME, 2
     (tmp_path / "source.tar").write_bytes((note.tobuf() + b"a\0".ljust(512, b"\0")) * 5000)
@@ -447,7 +447,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_names_of_any_kind_come_as_they_are(tmp_path, kind):
+def test_names_of_any_kind_are_unchanged(tmp_path, kind):
     assert max(map(len, NAMES)) > 4000
     files = {name: name.encode() for name in NAMES}
     assert files_in(write_source(tmp_path, kind, files)) == files
@@ -455,7 +455,7 @@ def test_names_of_any_kind_come_as_they_are(tmp_path, kind):
 
 @needs_bsdtar
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_names_of_any_kind_come_out_of_a_rar_whatever_the_language_of_the_machine(tmp_path, monkeypatch, locale):
+def test_names_of_any_kind_are_read_from_a_rar_in_any_locale(tmp_path, monkeypatch, locale):
     monkeypatch.setenv("LC_ALL", locale)
     composed = [unicodedata.normalize("NFC", name) for name in NAMES]  # as libarchive gives them
     files = {name: name.encode() for name in composed if len(name) < 2048}  # more RAR does not take
@@ -463,7 +463,7 @@ def test_names_of_any_kind_come_out_of_a_rar_whatever_the_language_of_the_machin
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_the_bytes_of_a_name_that_is_not_unicode_are_written_out(tmp_path, tar_format):
+def test_the_bytes_of_a_name_that_is_not_unicode_are_escaped(tmp_path, tar_format):
     source = tmp_path / "source.tar"
     entry = tarfile.TarInfo(b"Positive/caf\xe9.jpg".decode("utf-8", "surrogateescape"))
     tar_of(source, (entry, b"good"), format=tar_format, errors="surrogateescape")
@@ -483,7 +483,7 @@ def run_ingest(tmp_path):
     return run
 
 
-def test_names_of_any_kind_go_through_ingest(tmp_path, run_ingest, draw_tile, encode):
+def test_names_of_any_kind_are_ingested(tmp_path, run_ingest, draw_tile, encode):
     tile = encode(draw_tile(0))
     latin = b"Positive/caf\xe9.jpg".decode("utf-8", "surrogateescape")
     good = [*NAMES, latin, "Positive/twice.jpg", "Positive/twice.jpg"]
@@ -504,7 +504,7 @@ def test_a_path_that_occurs_twice_in_a_zip_is_read_twice_each_with_its_own_conte
     assert entries(source) == [Entry("Positive/a.jpg", b"first"), Entry("Positive/a.jpg", b"second")]
 
 
-def test_a_file_without_a_name_in_a_zip_is_passed_over(tmp_path):
+def test_a_file_without_a_name_in_a_zip_is_skipped(tmp_path):
     nameless = zipfile.ZipInfo("x")
     nameless.filename = ""
     source = zip_of(tmp_path / "source.zip", (nameless, b"nameless"), ("Positive/a.jpg", b"good"))
@@ -514,7 +514,7 @@ def test_a_file_without_a_name_in_a_zip_is_passed_over(tmp_path):
 # Archives in archives, and .rar
 
 
-def test_archives_in_a_zip_are_read_as_if_their_files_stood_beside_them(tmp_path):
+def test_files_of_archives_in_a_zip_are_read_as_if_they_were_in_the_zip(tmp_path):
     write_zip(tmp_path / "inner.zip", {"Positive/b.jpg": b"b"})
     write_tar(tmp_path / "inner.tar.gz", {"Positive/c.jpg": b"c"}, "w:gz")
     names = ("inner.zip", "inner.tar.gz")
@@ -550,7 +550,7 @@ def test_a_rar_in_a_zip_is_read_and_leaves_nothing_on_disk(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("is_inside", [True, False])
-def test_without_bsdtar_a_rar_is_refused_with_what_to_install(tmp_path, monkeypatch, is_inside):
+def test_without_bsdtar_the_error_about_a_rar_says_what_to_install(tmp_path, monkeypatch, is_inside):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     source = write_source(tmp_path, "rar", FILES)
     if is_inside:
@@ -593,14 +593,14 @@ def test_many_messages_of_bsdtar_do_not_block_it(tmp_path, pretend_bsdtar):
     ("script", "match"),
     [("exit 1", "cannot be read: .+Download"), ("echo much too short", "cannot be read: .+Download")],
 )
-def test_a_bsdtar_that_fails_without_a_word_is_an_error_all_the_same(tmp_path, pretend_bsdtar, script, match):
+def test_a_bsdtar_that_fails_without_a_message_is_an_error_too(tmp_path, pretend_bsdtar, script, match):
     pretend_bsdtar(script)
     with pytest.raises(CracksError, match=match):
         entries(write_source(tmp_path, "rar", FILES))
 
 
 @pytest.mark.timeout(60)
-def test_bsdtar_is_ended_when_nobody_reads_on(tmp_path, pretend_bsdtar):
+def test_bsdtar_is_stopped_when_reading_stops(tmp_path, pretend_bsdtar):
     write_tar(tmp_path / "inner.tar", FILES, "w")
     started = pretend_bsdtar(f"cat {tmp_path}/inner.tar; exec sleep 600")
     source = write_source(tmp_path, "rar", FILES)

@@ -49,7 +49,7 @@ def bad_source(tmp_path):
     return write
 
 
-def test_an_unknown_label_folder_is_refused_and_what_was_there_stays(bad_source, files, tmp_path):
+def test_an_unknown_label_folder_is_refused_and_earlier_output_is_kept(bad_source, files, tmp_path):
     source = bad_source(files | {"Rusty/one.jpg": files["Negative/deck.jpg"]})
     out = tmp_path / "datasets" / "walls"
     out.mkdir(parents=True)
@@ -60,7 +60,7 @@ def test_an_unknown_label_folder_is_refused_and_what_was_there_stays(bad_source,
     assert (out / IMAGES_FILE).read_text() == "of a former run"
 
 
-def test_an_archive_without_an_image_is_refused_and_nothing_is_left(bad_source, tmp_path):
+def test_an_archive_without_an_image_is_refused_and_leaves_no_output(bad_source, tmp_path):
     source = bad_source({"Positive/one.jpg": b"text", "notes.txt": b"text"})
     with pytest.raises(CracksError, match=r"walls\.zip contains no image that can be read \(2 other files\)"):
         pack_dataset(Dataset(source=source), LIMITS, tmp_path / "datasets" / "walls")
@@ -87,7 +87,7 @@ def test_no_more_than_five_unknown_folders_are_shown():
         check_labels(paths, Dataset(source=Path("walls.zip"), labels={"Riss": "crack"}))
 
 
-def test_nothing_without_a_label_is_fine():
+def test_no_unlabelled_path_is_no_error():
     check_labels([], Dataset(source=Path("walls.zip")))
 
 
@@ -96,7 +96,7 @@ def test_an_image_of_another_mode_is_described_by_how_it_is_stored(encode, draw_
     assert (row["mode"], row["height"], row["width"]) == ("L", 64, 40)
 
 
-def test_an_image_of_too_many_pixels_is_told_from_its_header_alone(encode):
+def test_an_image_of_too_many_pixels_is_detected_from_its_header(encode):
     content = encode(np.zeros((1000, 1001, 3), np.uint8), "PNG")
     assert describe(("a.png", content, 1_001_000))["width"] == 1001
     row = describe(("a.png", content[:100], 1_000_000))
@@ -136,7 +136,9 @@ def test_a_folder_of_archives_is_ingested_batch_by_batch(tmp_path, run_ingest, e
     ]
 
 
-def test_an_id_says_batch_and_path_and_stays_when_images_are_added(tmp_path, run_ingest, encode, draw_tile):
+def test_an_id_depends_on_batch_and_path_and_does_not_change_when_images_are_added(
+    tmp_path, run_ingest, encode, draw_tile
+):
     tile = encode(draw_tile(0))
     write_zip(tmp_path / "walls.zip", {"Positive/b.jpg": tile})
     (before, _) = run_ingest(tmp_path / "walls.zip")
@@ -181,7 +183,7 @@ def test_entries_come_in_chunks_that_are_small_in_number_and_in_memory(monkeypat
     assert chunks == [[0, 1, 2], [3, 4], [5], [6, 7, 8], [9]]
 
 
-def test_a_source_above_a_limit_is_refused_and_nothing_is_left(bad_source, files, run_ingest, tmp_path):
+def test_a_source_above_a_limit_is_refused_and_leaves_no_output(bad_source, files, run_ingest, tmp_path):
     with pytest.raises(CracksError, match=r"walls\.zip is refused: it contains more than 2 files.* ingest\.max_files"):
         run_ingest(bad_source(files), limits(max_files=2))
     assert not (tmp_path / "out").exists()

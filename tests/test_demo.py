@@ -111,7 +111,7 @@ def test_exactly_two_files_cannot_be_decoded(files):
     assert broken == ["crack/0011.jpg", "intact/0011.jpg"]
 
 
-def test_one_broken_file_is_a_jpeg_that_was_cut_off_and_one_is_a_text(files):
+def test_one_broken_file_is_a_truncated_jpeg_and_one_is_a_text(files):
     assert files["crack/0001.jpg"].startswith(files["crack/0011.jpg"])
     with pytest.raises(OSError, match="truncated"):
         opened(files["crack/0011.jpg"])
@@ -214,6 +214,6 @@ def test_an_empty_recipe_is_refused(tmp_path):
         read_recipe(path)
 
 
-def test_a_recipe_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_recipe_is_refused(tmp_path):
     with pytest.raises(CracksError, match=r"No such file.*restore it with git"):
         read_recipe(tmp_path / "demo.yaml")

@@ -90,7 +90,7 @@ def test_features_are_read_by_the_row_of_the_inventory(datasets, manifest, tmp_p
 
 
 @pytest.mark.parametrize("address", [None, "tcp://there:8786"])
-def test_the_train_side_alone_is_computed_for_training(address, datasets, manifest, tmp_path, monkeypatch):
+def test_only_the_train_side_is_computed_for_training(address, datasets, manifest, tmp_path, monkeypatch):
     def side(self, images, *, for_training):
         return np.full((len(images.sizes), 1), for_training, np.float16)
 
@@ -112,7 +112,7 @@ def marks_of(images):
     return np.array([[images.pixels(position).mean()] for position in range(len(images.sizes))], np.float16)
 
 
-def test_what_a_failed_run_had_finished_is_not_computed_again(datasets, manifest, undisturbed, tmp_path, monkeypatch):
+def test_finished_shards_of_a_failed_run_are_not_computed_again(datasets, manifest, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
     real, seen = embedder.Embedder.features, []
 

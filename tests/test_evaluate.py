@@ -64,7 +64,7 @@ def test_the_best_candidate_has_the_lowest_selection_loss_whatever_its_other_sco
     assert best_candidate(candidates) == "b"
 
 
-def test_of_equal_candidates_the_first_by_name_is_taken():
+def test_the_first_by_name_of_equal_candidates_is_chosen():
     assert best_candidate({"b": {"selection_loss": 0.1}, "a": {"selection_loss": 0.1}}) == "a"
 
 
@@ -92,7 +92,7 @@ def test_metrics_have_exactly_the_documented_keys():
     assert json.loads(json.dumps(metrics)) == metrics
 
 
-def test_what_goes_to_mlflow_is_numbers_and_an_interval_holds_its_score():
+def test_only_numbers_go_to_mlflow_and_an_interval_contains_its_score():
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(60) < 0.5, "crack", "intact")
     table = predictions(*[("ours", "test", label, rng.random()) for label in labels])
@@ -210,13 +210,13 @@ def test_slices_are_a_tidy_table_that_begins_with_the_whole_of_test(evaluated):
     assert not table.duplicated(["set", "kind", "slice"]).any()
 
 
-def test_leaking_is_measured_on_what_was_trained_on(evaluated):
+def test_leakage_is_measured_on_the_data_sets_trained_on(evaluated):
     leakage = json.loads((evaluated / "scores.json").read_text())["leakage"]
     assert (leakage["n_available"], leakage["n_scored"]) == (4, 2)
     assert leakage["leak_free_f1"] == 1
 
 
-def test_the_report_needs_no_model_to_show_its_decision_its_layers_and_where_it_looked(evaluated):
+def test_the_report_shows_decision_layers_and_occlusion_maps_without_a_model(evaluated):
     decision = json.loads((evaluated / "scores.json").read_text())["decision"]
     assert decision == {"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}
     layers = json.loads((evaluated / "architecture.json").read_text())

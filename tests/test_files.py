@@ -22,7 +22,7 @@ def test_a_file_is_written_with_the_folders_above_it_and_nothing_beside_it(tmp_p
     assert names(tmp_path / "a" / "b") == ["note.txt"]
 
 
-def test_until_it_is_done_the_old_file_stands(tmp_path):
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "note.txt"
     path.write_text("old")
     with replacing(path) as partial:
@@ -31,7 +31,7 @@ def test_until_it_is_done_the_old_file_stands(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_on_failure_the_old_file_stands_and_the_half_written_one_goes(tmp_path):
+def test_on_failure_the_old_file_stays_and_the_partial_one_is_deleted(tmp_path):
     path = tmp_path / "note.txt"
     path.write_text("old")
     with pytest.raises(RuntimeError, match="out of ink"), replacing(path) as partial:
@@ -40,7 +40,7 @@ def test_on_failure_the_old_file_stands_and_the_half_written_one_goes(tmp_path):
     assert names(tmp_path) == ["note.txt"]
 
 
-def test_a_file_that_was_never_written_is_an_error_and_the_old_one_stands(tmp_path):
+def test_a_file_that_was_never_written_is_an_error_and_the_old_one_stays(tmp_path):
     path = tmp_path / "note.txt"
     path.write_text("old")
     with pytest.raises(FileNotFoundError, match=re.escape("note.txt")), replacing(path):
@@ -95,7 +95,7 @@ def test_a_folder_is_made_with_the_folders_above_it(tmp_path):
     assert names(tmp_path / "a") == ["b"]
 
 
-def test_on_failure_the_old_folder_stands_and_the_half_filled_one_goes(tmp_path):
+def test_on_failure_the_old_folder_stays_and_the_partial_one_is_deleted(tmp_path):
     path = tmp_path / "model"
     path.mkdir()
     (path / "old").touch()

@@ -124,7 +124,7 @@ def test_every_image_has_a_side_and_a_group_that_is_named_by_an_image(drawn, set
 
 @whatever_images
 @given(drawn=any_images(), settings=dealings)
-def test_fixed_images_are_kept_or_excluded_and_no_other_is_outside(drawn, settings):
+def test_fixed_images_keep_their_side_or_are_excluded_and_no_other_is_external(drawn, settings):
     rows, pairs = drawn
     sides = assign_sides(rows, pairs, settings)["side"]
     for side, fixed in zip(sides, rows["fixed_side"], strict=True):
@@ -147,21 +147,21 @@ def test_the_order_of_the_images_of_a_batch_changes_nothing(drawn, settings, dat
     pd.testing.assert_frame_equal(assigned, expected)
 
 
-def test_a_newcomer_that_links_two_groups_of_one_side_takes_the_smaller_name_whatever_their_order():
+def test_a_new_image_that_links_two_groups_of_one_side_takes_the_smaller_name_in_any_order():
     everything_train = SplitSettings(Fractions(train=1, validation=0, test=0), 0, {})
     for names in (["a", "b", "c"], ["b", "a", "c"]):
         assigned = assign_sides(images([0, 0, 1], sha256=names), links((0, 2), (1, 2)), everything_train)
         assert assigned.loc[2].tolist() == ["a", "train"]
 
 
-def test_a_newcomer_that_links_two_sides_is_excluded_and_moves_neither():
+def test_a_new_image_that_links_two_sides_is_excluded_and_moves_neither():
     rows, pairs = images([0, 0, 1]), [(0, 2), (1, 2)]
     settings = seed_where({0: "train", 1: "test"}, rows, pairs)
     assert assign_sides(rows, links(*pairs), settings)["side"].tolist() == ["train", "test", EXCLUDED]
 
 
 @pytest.mark.parametrize("first", ["train", "test"])
-def test_a_newcomer_joins_the_side_of_what_it_is_linked_with(first):
+def test_a_new_image_joins_the_side_of_the_image_that_it_is_linked_to(first):
     rows = images([0, 1, 2])
     for pairs in ([(0, 1), (0, 2)], [(0, 1), (1, 2)]):
         assigned = assign_sides(rows, links(*pairs), seed_where({0: first}, rows))
@@ -169,21 +169,21 @@ def test_a_newcomer_joins_the_side_of_what_it_is_linked_with(first):
         assert assigned["group"].tolist() == ["000"] * 3
 
 
-def test_an_excluded_image_passes_nothing_on():
+def test_an_excluded_image_does_not_link_others():
     rows, pairs = images([0, 0, 1, 2, 2, 2]), [(0, 2), (1, 2), (0, 3), (1, 4), (2, 5)]
     settings = seed_where({0: "train", 1: "test"}, rows, pairs)
     sides = assign_sides(rows, links(*pairs), settings)["side"].tolist()
     assert sides == ["train", "test", EXCLUDED, "train", "test", EXCLUDED]  # a copy of an excluded one is, too
 
 
-def test_what_is_linked_with_external_images_is_excluded_and_they_stay():
+def test_an_image_linked_to_an_external_one_is_excluded_and_the_external_one_stays():
     rows = images([0, 0, 1, 1, 2], fixed=["external", "external", None, None, None])
     sides = assign_sides(rows, links((0, 2), (2, 4)), SETTINGS)["side"]
     assert sides[[0, 1, 2, 4]].tolist() == ["external", "external", EXCLUDED, EXCLUDED]
     assert sides[3] in SIDES
 
 
-def test_a_reviewed_image_founds_a_group_in_train_and_is_excluded_beside_test():
+def test_a_reviewed_image_creates_a_group_in_train_or_is_excluded_if_linked_to_test():
     rows = images([0, 1, 1, 1], fixed=[None, "train", "train", None])
     pairs = [(0, 1), (2, 3)]
     settings = seed_where({0: "test"}, rows, pairs)
@@ -191,14 +191,14 @@ def test_a_reviewed_image_founds_a_group_in_train_and_is_excluded_beside_test():
 
 
 @pytest.mark.parametrize("photos", [["walls/1", "walls/1"], [None, "walls/1"]])
-def test_a_reviewed_image_of_a_photo_that_is_given_to_test_is_excluded_and_the_photo_is_tested_on(photos):
+def test_a_reviewed_image_of_a_photo_assigned_to_test_is_excluded_and_the_photo_is_tested_on(photos):
     rows = images([0, 0], fixed=["train", None], photos=photos)
     sides = assign_sides(rows, links((0, 1)), SplitSettings(FRACTIONS, 0, {"walls/1": "test"}))["side"]
     assert sides.tolist() == [EXCLUDED, "test"]
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_photo_that_is_given_to_a_side_goes_there_with_its_copies(side):
+def test_a_photo_assigned_to_a_side_is_on_it_with_its_copies(side):
     rows = images([1] * 8, photos=["walls/1"] * 3 + [None] * 5)
     given_side = SplitSettings(FRACTIONS, 0, {"walls/1": side})
     sides = assign_sides(rows, links((0, 1), (1, 2), (2, 3)), given_side)["side"]
@@ -207,7 +207,7 @@ def test_a_photo_that_is_given_to_a_side_goes_there_with_its_copies(side):
     assert sides[4:].tolist() == free[4:].tolist()  # no other image is moved
 
 
-def test_a_given_photo_that_came_after_its_copy_on_another_side_is_excluded():
+def test_an_assigned_photo_that_came_after_its_copy_on_another_side_is_excluded():
     rows = images([0, 1], photos=[None, "walls/1"])
     for seed in range(20):
         first, second = assign_sides(rows, links((0, 1)), SplitSettings(HALVES.fractions, seed, {"walls/1": "test"}))[
@@ -216,7 +216,7 @@ def test_a_given_photo_that_came_after_its_copy_on_another_side_is_excluded():
         assert second == ("test" if first == "test" else EXCLUDED)
 
 
-def test_linked_photos_that_are_given_to_different_sides_are_an_error():
+def test_linked_photos_that_are_assigned_to_different_sides_are_an_error():
     rows = images([0, 0], photos=["walls/1", "walls/2"])
     contradictory = SplitSettings(FRACTIONS, 0, {"walls/1": "train", "walls/2": "test"})
     with pytest.raises(CracksError, match=r"assigned to different sides: walls/1, walls/2\. Assign them to one side"):
@@ -229,7 +229,7 @@ shares = st.tuples(st.integers(0, 10), st.integers(0, 10)).filter(lambda pair: s
 
 @whatever_images
 @given(n=st.integers(1, 120), tenths=shares, seed=st.integers(0, 1000))
-def test_images_without_links_are_dealt_within_one_image_of_the_fractions(n, tenths, seed):
+def test_images_without_links_are_assigned_within_one_image_of_the_fractions(n, tenths, seed):
     train, validation = (part / 10 for part in tenths)
     fractions = {"train": train, "validation": validation, "test": 1 - train - validation}
     assume(fractions["test"] >= 0)
@@ -240,7 +240,7 @@ def test_images_without_links_are_dealt_within_one_image_of_the_fractions(n, ten
 
 @whatever_images
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30), seed=st.integers(0, 1000))
-def test_groups_are_dealt_within_the_largest_of_them_of_the_fractions(sizes, seed):
+def test_groups_are_assigned_within_the_size_of_the_largest_of_the_fractions(sizes, seed):
     group_of = np.repeat(np.arange(len(sizes)), sizes)
     chain = np.flatnonzero(np.diff(group_of) == 0)
     pairs = np.stack([chain, chain + 1], axis=1)
@@ -258,7 +258,7 @@ def test_every_stratum_gets_its_shares():
         assert found.value_counts().to_dict() == pytest.approx({"train": 20, "validation": 10, "test": 10}, abs=1)
 
 
-def test_an_image_alone_in_its_batch_falls_on_each_side_as_often_as_the_fractions_say():
+def test_single_image_batches_are_on_each_side_as_often_as_the_fractions_say():
     n = 120
     rows = images([0])
     sides = pd.Series([assign_sides(rows, links(), SplitSettings(FRACTIONS, seed, {}))["side"][0] for seed in range(n)])
@@ -266,7 +266,7 @@ def test_an_image_alone_in_its_batch_falls_on_each_side_as_often_as_the_fraction
         assert abs((sides == side).mean() - fraction) < 4 * (fraction * (1 - fraction) / n) ** 0.5
 
 
-def test_images_that_come_one_by_one_get_the_shares_too():
+def test_images_that_arrive_one_by_one_meet_the_fractions_too():
     n = 80
     sides = assign_sides(images(list(range(n))), links(), SETTINGS)["side"]
     for side, fraction in FRACTIONS.model_dump().items():
@@ -298,14 +298,14 @@ def split_params(**changes):
     return params_for(["walls", "decks", "bridges"], train_on=list(TRAIN_ON), **changes).split
 
 
-def test_external_test_sets_are_the_oldest_then_the_batches_of_each_data_set_take_turns():
+def test_external_test_sets_are_the_oldest_then_the_batches_of_data_sets_alternate():
     names = ["bridges", "bridges", "decks", "decks", "walls", "walls", "walls"]
     batches = ["", "b.zip", "", "late.zip", "1.zip", "2.zip", "3.zip"]
     images = images_of([image(name, batch=batch) for name, batch in zip(names, batches, strict=True)])
     assert arrival_order(images, TRAIN_ON).tolist() == [0, 0, 1, 2, 1, 2, 3]
 
 
-def test_copies_are_linked_and_the_tiles_of_a_photo_in_its_data_set_alone():
+def test_copies_are_linked_and_so_are_tiles_of_a_photo_within_a_data_set():
     rows = [
         image(photo="1"),
         image(photo="2"),
@@ -379,7 +379,7 @@ def test_reviews_are_in_training_or_excluded_and_move_and_correct_no_image_onto_
     assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
 
 
-def test_a_review_beside_an_image_that_is_tested_on_is_excluded_and_counted():
+def test_a_review_linked_to_a_test_image_is_excluded_and_counted():
     images = images_of(
         [image(), image(batch="2.zip") | {"is_review": True}, image(batch="2.zip") | {"is_review": True}]
     )
@@ -394,7 +394,7 @@ def test_a_review_in_an_external_test_set_stays_external():
     assert build_manifest(images, NO_PAIRS, split_params())["split"][0] == "external"
 
 
-def test_what_an_external_test_set_shares_is_excluded_from_training_and_found():
+def test_an_image_shared_with_an_external_test_set_is_excluded_and_reported():
     images = images_of([image("bridges"), image("bridges"), image(), image()])
     pairs = pairs_of((0, 2))
     found = with_checks(build_manifest(images, pairs, split_params()), pairs, TRAIN_ON)
@@ -405,7 +405,7 @@ def test_what_an_external_test_set_shares_is_excluded_from_training_and_found():
     assert found["is_leak"].tolist() == [0] * 4  # it was kept out
 
 
-def test_a_photo_that_an_external_test_set_lends_goes_to_validation_and_keeps_its_copies_out_of_training():
+def test_a_held_out_external_photo_is_in_validation_and_its_copies_are_not_trained_on():
     images = images_of([image("bridges", photo="1"), image("bridges", photo="1"), image("bridges", photo="2"), image()])
     pairs = pairs_of((0, 3))
     manifest = build_manifest(images, pairs, split_params(photos={"validation": ["bridges/1"]}))
@@ -413,14 +413,14 @@ def test_a_photo_that_an_external_test_set_lends_goes_to_validation_and_keeps_it
     assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
 
 
-def test_a_lent_photo_with_a_copy_in_a_photo_that_is_not_lent_is_a_leak():
+def test_a_held_out_photo_with_a_copy_in_another_external_photo_is_a_leak():
     images = images_of([image("bridges", photo="1"), image("bridges", photo="2")])
     manifest = build_manifest(images, pairs_of((0, 1)), split_params(photos={"validation": ["bridges/1"]}))
     assert with_checks(manifest, pairs_of((0, 1)), TRAIN_ON)["is_leak"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_photo_of_a_data_set_trained_on_goes_where_it_is_given(side):
+def test_a_photo_of_a_data_set_trained_on_is_on_the_side_it_is_assigned_to(side):
     rows = [image(photo="1"), image(photo="1"), image(photo="2")]
     manifest = build_manifest(images_of(rows), NO_PAIRS, split_params(photos={side: ["walls/1"]}))
     assert manifest["split"].tolist()[:2] == [side, side]

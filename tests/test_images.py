@@ -50,7 +50,7 @@ def test_a_lossless_image_comes_back_as_it_was(photo, encode, file_format):
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_turned_image_comes_out_upright_and_its_header_agrees(photo, encode, file_format, orientation):
+def test_a_turned_image_is_decoded_upright_and_its_header_agrees(photo, encode, file_format, orientation):
     upright = Image.fromarray(photo)
     stored = upright if TURNS[orientation] is None else upright.transpose(TURNS[orientation])
     exif = Image.Exif()
@@ -62,7 +62,7 @@ def test_a_turned_image_comes_out_upright_and_its_header_agrees(photo, encode, f
     assert stored_size(content) == (40, 56)
 
 
-def test_other_orientations_would_be_told_apart(photo):
+def test_other_orientations_would_be_distinguished(photo):
     turned = [np.asarray(Image.fromarray(photo).transpose(TURNS[number])) for number in (2, 3, 4)]
     assert min(np.abs(pixels.astype(int) - photo).mean() for pixels in turned) > 40
 
@@ -227,7 +227,7 @@ def test_sharpness_is_the_variance_of_the_laplacian_of_a_hand_worked_example():
     assert image_statistics(pixels)["sharpness"] == pytest.approx((10**2 + 40**2 + 10**2) / 3 - (-20 / 3) ** 2)
 
 
-def test_blur_takes_sharpness_away(draw_tile):
+def test_blur_reduces_sharpness(draw_tile):
     tile = draw_tile(0, cracked=True)
     blurred = np.asarray(Image.fromarray(tile).filter(ImageFilter.GaussianBlur(2)))
     assert image_statistics(blurred)["sharpness"] < 0.2 * image_statistics(tile)["sharpness"]
@@ -255,7 +255,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=40)
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(sizes=SIZES, batch_size=st.integers(1, 7))
-def test_batches_hold_every_position_once_one_size_each_and_no_more_than_asked(sizes, batch_size):
+def test_batches_have_every_position_once_equal_sizes_and_no_more_than_batch_size(sizes, batch_size):
     sizes = np.array(sizes, np.int64).reshape(-1, 2)
     batches = batches_by_size(sizes, batch_size)
     assert sorted(position for batch in batches for position in batch) == list(range(len(sizes)))

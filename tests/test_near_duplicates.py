@@ -120,7 +120,7 @@ def test_an_image_between_two_that_differ_links_them():
 
 
 @pytest.mark.parametrize("n_variants", [1, 10, 300])
-def test_a_crowd_of_copies_is_one_group_and_costs_little(n_compared, n_variants):
+def test_many_copies_are_one_group_and_take_little_time(n_compared, n_variants):
     # variants of one image, each 300 / n_variants times with other bytes, which crowd out the other variants
     variants = blurred(noise(1).repeat(n_variants, axis=0), 0.3)
     images = np.concatenate([noise(200, seed=2), variants.repeat(300 // n_variants, axis=0)])

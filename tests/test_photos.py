@@ -43,7 +43,7 @@ def test_a_camera_without_a_clock_has_no_time(photo, taken):
     "gps",
     [{}, {1: "N", 2: (1.0, 2.0)}, {1: "N", 2: (91.0, 0.0, 0.0), 3: "E", 4: (1.0, 0.0, 0.0)}, {2: (1.0, 2.0, 3.0)}],
 )
-def test_a_broken_place_is_no_place(photo, gps):
+def test_an_invalid_place_is_none(photo, gps):
     assert read_photo(photo(gps=gps)).place is None
 
 

@@ -177,7 +177,7 @@ def warning_page():
     return page_of(given)
 
 
-def test_the_page_fetches_nothing_and_runs_nothing(page):
+def test_the_page_loads_nothing_and_has_no_scripts(page):
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"""\w+://[^\s"'<>)]*""", page.html)) == namespaces
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))

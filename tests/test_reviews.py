@@ -35,7 +35,7 @@ def test_a_review_is_read_with_its_reviewer_time_and_photo():
     assert verdict.disagreement == ""
 
 
-def test_a_person_who_looks_again_changes_their_mind_by_time_not_by_line():
+def test_the_latest_review_of_a_person_by_time_counts_whatever_the_order_of_lines():
     rows = [review(label="intact", time=EVENING), review(label="crack", time=NOON)]
     for lines in (rows, rows[::-1]):
         verdict = read_reviews(table(*lines), "x.zip")[A]
@@ -47,7 +47,7 @@ def test_two_people_who_agree_give_one_label_and_the_newer_review_is_kept():
     assert (verdict.review.label, verdict.review.reviewer, verdict.disagreement) == ("crack", "bob", "")
 
 
-def test_two_people_who_disagree_hold_the_image_back_and_no_other():
+def test_an_image_on_which_two_people_disagree_is_not_used_and_others_are():
     verdicts = read_reviews(table(review(reviewer="bob", label="intact"), review(), review(B)), "x.zip")
     assert verdicts[A].disagreement == "not used, its reviewers disagree (ann: crack, bob: intact)"
     assert verdicts[B].disagreement == ""
@@ -95,7 +95,7 @@ def test_a_review_corrects_older_images_of_its_bytes_in_their_place():
     assert images["is_review"].tolist() == [False] * 3
 
 
-def test_of_one_persons_reviews_in_two_batches_the_newer_counts_and_the_image_stays_where_it_came():
+def test_the_newer_of_one_persons_reviews_in_two_batches_counts_and_the_image_keeps_its_row():
     images = apply_reviews(inventory(("1", "a", "crack", "ann"), ("2", "a", "intact", "ann")))
     assert images[["batch", "label", "reviewed_in", "is_review"]].to_numpy().tolist() == [["1", "intact", "2", True]]
     assert images["disputed"].isna().all()
@@ -138,7 +138,7 @@ def run_ingest(tmp_path, monkeypatch):
     return run
 
 
-def test_a_review_batch_among_others_adds_what_is_new_and_corrects_what_is_known(tmp_path, run_ingest):
+def test_a_review_batch_adds_new_images_and_corrects_existing_ones(tmp_path, run_ingest):
     files = drawn_files(n=4)
     first, *news = files["crack/0001.jpg"], files["crack/0002.jpg"], files["intact/0003.jpg"], files["intact/0004.jpg"]
     sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

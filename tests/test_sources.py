@@ -53,7 +53,7 @@ def test_a_tar_is_read_in_its_own_order(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
-def test_what_file_managers_leave_behind_is_skipped(tmp_path, kind):
+def test_files_of_file_managers_are_skipped(tmp_path, kind):
     source = write_source(tmp_path, kind, FILES | dict.fromkeys(JUNK, b"junk"))
     assert dict(files_in(source)) == FILES
 
@@ -193,7 +193,7 @@ def test_an_image_path_that_does_not_exist_is_named(tmp_path):
         find_images([tmp_path / "deck.jpg"])
 
 
-def test_a_folder_without_images_is_an_error_that_says_what_was_looked_for(tmp_path):
+def test_the_error_about_a_folder_without_images_lists_the_suffixes(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(CracksError, match=r"No image found\. Looked for \.bmp, \.jpeg, \.jpg"):
         find_images([tmp_path])

@@ -49,14 +49,14 @@ def params():
     return params_for(["bridges", "walls"], train_on=["walls"])
 
 
-def test_inventories_are_put_one_below_the_other_and_rows_count_within_each(places):
+def test_inventories_are_concatenated_and_rows_count_within_each(places):
     inventory = read_inventories(places["datasets"], ["bridges", "walls"])
     assert inventory["dataset"].tolist() == ["bridges"] * 16 + ["walls"] * 48
     assert inventory["row"].tolist() == [*range(16), *range(48)]
     assert inventory.index.tolist() == list(range(64))
 
 
-def test_a_green_split_writes_manifest_summary_report_and_page(places, params, caplog):
+def test_a_split_that_passes_writes_manifest_summary_report_and_page(places, params, caplog):
     caplog.set_level("INFO", "pipeline")
     split.run(params, **places)
     manifest = pd.read_parquet(places["manifest_path"])
@@ -144,7 +144,7 @@ def test_a_split_without_a_test_side_is_an_error_and_nothing_is_written(places):
     assert not places["manifest_path"].parent.exists()
 
 
-def test_a_folder_that_no_params_name_does_not_count(places):
+def test_a_folder_that_is_not_in_params_is_ignored(places):
     (places["datasets"] / "stale").mkdir()
     (places["datasets"] / "stale" / INVENTORY_FILE).write_text("not read")
     split.run(params_for(["walls"]), **places)

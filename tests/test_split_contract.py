@@ -82,14 +82,14 @@ PLANTED = {
 
 
 @pytest.mark.parametrize(("rows", "pairs", "expected"), PLANTED.values(), ids=PLANTED.keys())
-def test_what_is_planted_in_a_manifest_is_found_in_it(rows, pairs, expected):
+def test_faults_planted_in_a_manifest_are_found(rows, pairs, expected):
     found = checked(rows, pairs_of(*pairs))
     columns = ["is_leak", "is_duplicate_across_sides", "is_shared", "is_conflict", "is_excluded"]
     assert {name: np.flatnonzero(found[name]).tolist() for name in columns if found[name].any()} == expected
 
 
 @pytest.mark.parametrize("case", [name for name in PLANTED if name not in ("nothing", "excluded images")])
-def test_a_planted_fault_turns_the_contract_of_the_split_to_failed(case):
+def test_a_planted_fault_fails_the_contract_of_the_split(case):
     rows, pairs, expected = PLANTED[case]
     broken = [rule for rule in check(checked(rows, pairs_of(*pairs)), split_rules()) if not rule.success]
     assert len([rule for rule in broken if rule.severity == "fail"]) == len(expected.keys() - {"is_excluded"})
@@ -143,7 +143,7 @@ def test_an_empty_side_is_an_error(side):
         check_sides(manifest[manifest["split"] != side])
 
 
-def test_a_group_that_swallows_a_label_is_an_error():
+def test_a_group_with_most_images_of_a_label_is_an_error():
     manifest = sides_and_labels(4)
     cracked = manifest.index[manifest["label"] == "crack"]
     half = manifest.assign(group=manifest["group"].mask(manifest.index.isin(cracked[:6]), "big"))
@@ -153,7 +153,7 @@ def test_a_group_that_swallows_a_label_is_an_error():
         check_sides(more)
 
 
-def test_a_group_that_swallows_a_slice_is_an_error_but_a_slice_of_one_image_is_none():
+def test_a_group_with_most_images_of_a_slice_is_an_error_unless_the_slice_has_one_image():
     manifest = sides_and_labels(4)
     manifest.loc[0, "slice"] = "stairs"
     check_sides(manifest)

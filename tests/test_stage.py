@@ -25,7 +25,7 @@ def raising(error):
 
 
 @pytest.mark.parametrize(("error", "code"), [(CracksError, "2"), (RefusedError, "3"), (UnavailableError, "4")])
-def test_an_error_of_ours_ends_with_its_exit_code_and_its_message_alone(error, code, capsys):
+def test_a_project_error_ends_with_its_exit_code_and_only_its_message(error, code, capsys):
     with pytest.raises(SystemExit, match=f"^{code}$"):
         run_main(raising(error("The archive is cut short.\nDownload it again.")))
     assert capsys.readouterr() == ("", "error: The archive is cut short.\nDownload it again.\n")
@@ -73,7 +73,7 @@ def test_the_info_lines_of_libraries_are_left_out():
     assert process.stderr == ""
 
 
-def test_a_stage_must_be_told_where_its_params_are(capsys):
+def test_a_stage_requires_the_path_of_its_params(capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         stage_parser("Does something.").parse_args([])
     assert "the following arguments are required: --params" in capsys.readouterr().err

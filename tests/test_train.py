@@ -66,7 +66,7 @@ def test_the_threshold_follows_the_costs_on_validation(trained):
 
 
 @pytest.mark.slow
-def test_the_history_has_a_row_for_each_head_and_strength_which_was_also_sent_live(trained):
+def test_the_history_has_a_row_for_each_head_and_penalty_which_was_also_logged_live(trained):
     history = pd.read_csv(trained.folder / "history.csv")
     assert history["step"].tolist() == trained.epochs == [0, 1, 2, 3]
     assert history["phase"].tolist() == ["ours", "ours", "theirs", "theirs"]
@@ -74,7 +74,7 @@ def test_the_history_has_a_row_for_each_head_and_strength_which_was_also_sent_li
     assert set(history) == {"step", "phase", "epoch", "l2_penalty", "loss", "val_loss", "accuracy", "val_accuracy"}
 
 
-def test_candidates_are_compared_by_both_losses_weighted_where_photos_are_lent(two_datasets):
+def test_candidates_are_compared_by_a_weighted_loss_if_external_photos_are_held_out(two_datasets):
     validation = images_of_side(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
     settings = json.loads(json.dumps(PARAMS))
     settings["split"]["train_on"] = ["ours"]  # so that the two images of "theirs" are lent
@@ -87,7 +87,7 @@ def test_candidates_are_compared_by_both_losses_weighted_where_photos_are_lent(t
 
 
 @pytest.mark.slow
-def test_nothing_unfinished_is_left_after_a_training(trained):
+def test_no_checkpoints_are_left_after_a_training(trained):
     assert list((trained.folder / "checkpoints").iterdir()) == []
     assert sorted(path.name for path in (trained.folder / "model").iterdir()) == ["decision.json", "model.keras"]
     assert not list(trained.folder.rglob("*.partial"))

@@ -14,7 +14,7 @@ MANIFEST = pd.DataFrame(
 )
 
 
-def test_a_model_learns_from_training_and_validation_alone():
+def test_training_images_are_those_of_train_and_validation():
     assert list(training_images(MANIFEST)["sha256"]) == ["a", "b"]
     assert training_images(MANIFEST)["photo"].iloc[0] == "walls/p1"
 
@@ -26,7 +26,7 @@ def test_a_group_counts_as_seen_by_an_image_of_the_same_bytes_wherever_it_is_tod
     assert trained_groups(today, training_images(MANIFEST)) == {"g7"}
 
 
-def test_a_group_counts_as_seen_by_another_tile_of_a_photo_that_was_learned_from():
+def test_a_group_counts_as_seen_by_another_tile_of_a_photo_that_was_trained_on():
     today = pd.DataFrame(
         {"dataset": "walls", "sha256": ["x", "y"], "photo": ["p1", "p2"], "group": ["g1", "g3"], "split": "test"}
     )

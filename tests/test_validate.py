@@ -99,7 +99,7 @@ def test_photos_must_be_known_where_the_data_set_has_a_pattern(places, tmp_path)
         validate.run(named, "walls", some, **places)
 
 
-def test_a_failed_contract_takes_the_result_of_a_former_run_away(dataset, places):
+def test_a_failed_contract_deletes_the_result_of_an_earlier_run(dataset, places):
     validate.run(params_with(), "walls", dataset, **places)
     assert places["result"].exists()
     with pytest.raises(RefusedError, match="breaks its contract"):
@@ -107,7 +107,7 @@ def test_a_failed_contract_takes_the_result_of_a_former_run_away(dataset, places
     assert not places["result"].exists()
 
 
-def test_a_run_that_fails_halfway_leaves_no_result_of_a_former_one(places, tmp_path):
+def test_a_run_that_fails_halfway_leaves_no_result_of_an_earlier_one(places, tmp_path):
     places["result"].parent.mkdir()
     places["result"].write_text('{"success": true}')
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -116,7 +116,7 @@ def test_a_run_that_fails_halfway_leaves_no_result_of_a_former_one(places, tmp_p
 
 
 @pytest.mark.parametrize(("n_needed", "code"), [(6, 0), (7, 3)])
-def test_the_command_line_ends_with_0_where_green_and_3_where_red(
+def test_the_command_line_exits_with_0_if_passed_and_3_if_failed(
     dataset, places, tmp_path, monkeypatch, capsys, n_needed, code
 ):
     params = yaml.safe_load(params_with(min_images_per_label=n_needed).model_dump_json(by_alias=True))
