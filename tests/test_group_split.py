@@ -28,7 +28,7 @@ whatever_images = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def images(batches, fixed=None, photos=None, strata=None, sha256=None):
-    """Images without links; each argument has a value an image."""
+    """Images without links; each argument has a value per image."""
     n = len(batches)
     return pd.DataFrame(
         {
@@ -46,7 +46,7 @@ def links(*pairs):
 
 
 def seed_where(wanted, rows, pairs=(), fractions=HALVES.fractions):
-    """A settings whose seed gives the images at some positions the wanted sides."""
+    """Settings whose seed puts the images at some positions on the wanted sides."""
     for seed in range(500):
         settings = SplitSettings(fractions, seed, {})
         sides = assign_sides(rows, links(*pairs), settings)["side"]
@@ -57,11 +57,11 @@ def seed_where(wanted, rows, pairs=(), fractions=HALVES.fractions):
 
 @st.composite
 def any_images(draw, fixed=(None, "external", "train")):
-    """Images in up to four batches, links of any kind; external images in the first batch alone."""
+    """Images in up to four batches, links of any kind; external images only in the first batch."""
     n = draw(st.integers(1, 16))
     batches = np.sort(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)))
-    given_sides = [draw(st.sampled_from(fixed)) for _ in range(n)]
-    sides = [None if side == "external" and batch else side for side, batch in zip(given_sides, batches, strict=True)]
+    drawn_sides = [draw(st.sampled_from(fixed)) for _ in range(n)]
+    sides = [None if side == "external" and batch else side for side, batch in zip(drawn_sides, batches, strict=True)]
     rows = images(
         batches,
         fixed=sides,
@@ -73,7 +73,7 @@ def any_images(draw, fixed=(None, "external", "train")):
     return rows, links(*draw(st.lists(st.tuples(item, item), max_size=12)))
 
 
-dealings = st.builds(
+split_settings = st.builds(
     SplitSettings,
     st.just(FRACTIONS),
     st.integers(0, 5),
@@ -82,7 +82,7 @@ dealings = st.builds(
 
 
 @whatever_images
-@given(drawn=any_images(), settings=dealings)
+@given(drawn=any_images(), settings=split_settings)
 def test_adding_a_batch_never_moves_an_image(drawn, settings):
     rows, pairs = drawn
     whole = assign_sides(rows, pairs, settings)
@@ -93,7 +93,7 @@ def test_adding_a_batch_never_moves_an_image(drawn, settings):
 
 
 @whatever_images
-@given(drawn=any_images(), settings=dealings)
+@given(drawn=any_images(), settings=split_settings)
 def test_no_two_linked_images_that_are_used_are_on_two_sides(drawn, settings):
     rows, pairs = drawn
     sides = assign_sides(rows, pairs, settings)["side"]
@@ -102,7 +102,7 @@ def test_no_two_linked_images_that_are_used_are_on_two_sides(drawn, settings):
 
 
 @whatever_images
-@given(drawn=any_images(), settings=dealings)
+@given(drawn=any_images(), settings=split_settings)
 def test_used_images_that_used_images_link_are_on_one_side_and_so_is_every_group(drawn, settings):
     rows, pairs = drawn
     assigned = assign_sides(rows, pairs, settings)
@@ -114,7 +114,7 @@ def test_used_images_that_used_images_link_are_on_one_side_and_so_is_every_group
 
 
 @whatever_images
-@given(drawn=any_images(), settings=dealings)
+@given(drawn=any_images(), settings=split_settings)
 def test_every_image_has_a_side_and_a_group_that_is_named_by_an_image(drawn, settings):
     rows, pairs = drawn
     assigned = assign_sides(rows, pairs, settings)
@@ -123,7 +123,7 @@ def test_every_image_has_a_side_and_a_group_that_is_named_by_an_image(drawn, set
 
 
 @whatever_images
-@given(drawn=any_images(), settings=dealings)
+@given(drawn=any_images(), settings=split_settings)
 def test_fixed_images_keep_their_side_or_are_excluded_and_no_other_is_external(drawn, settings):
     rows, pairs = drawn
     sides = assign_sides(rows, pairs, settings)["side"]
@@ -136,7 +136,7 @@ def test_fixed_images_keep_their_side_or_are_excluded_and_no_other_is_external(d
 
 
 @whatever_images
-@given(drawn=any_images(), settings=dealings, data=st.data())
+@given(drawn=any_images(), settings=split_settings, data=st.data())
 def test_the_order_of_the_images_of_a_batch_changes_nothing(drawn, settings, data):
     rows, pairs = drawn
     order = np.array(data.draw(st.permutations(range(len(rows)))), np.int64)
@@ -200,8 +200,8 @@ def test_a_reviewed_image_of_a_photo_assigned_to_test_is_excluded_and_the_photo_
 @pytest.mark.parametrize("side", SIDES)
 def test_a_photo_assigned_to_a_side_is_on_it_with_its_copies(side):
     rows = images([1] * 8, photos=["walls/1"] * 3 + [None] * 5)
-    given_side = SplitSettings(FRACTIONS, 0, {"walls/1": side})
-    sides = assign_sides(rows, links((0, 1), (1, 2), (2, 3)), given_side)["side"]
+    assigned_side = SplitSettings(FRACTIONS, 0, {"walls/1": side})
+    sides = assign_sides(rows, links((0, 1), (1, 2), (2, 3)), assigned_side)["side"]
     assert set(sides[:4]) == {side}
     free = assign_sides(rows, links((0, 1), (1, 2), (2, 3)), SETTINGS)["side"]
     assert sides[4:].tolist() == free[4:].tolist()  # no other image is moved
@@ -360,10 +360,12 @@ def batches_and_reviews(draw):
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(drawn=batches_and_reviews(), seed=st.integers(0, 5), given_side=st.sampled_from(["train", "test", None]))
-def test_reviews_are_in_training_or_excluded_and_move_and_correct_no_image_onto_another_side(drawn, seed, given_side):
+@given(drawn=batches_and_reviews(), seed=st.integers(0, 5), assigned_side=st.sampled_from(["train", "test", None]))
+def test_reviews_are_in_training_or_excluded_and_move_and_correct_no_image_onto_another_side(
+    drawn, seed, assigned_side
+):
     images, pairs, corrected, disputed = drawn
-    params = split_params(seed=seed, photos={given_side: ["walls/1"]} if given_side else {})
+    params = split_params(seed=seed, photos={assigned_side: ["walls/1"]} if assigned_side else {})
     older = images[~images["is_review"]]
     before = build_manifest(older, pairs[pairs["second"] < len(older)], params)
     other = {"crack": "intact", "intact": "crack"}

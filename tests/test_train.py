@@ -77,7 +77,7 @@ def test_the_history_has_a_row_for_each_head_and_penalty_which_was_also_logged_l
 def test_candidates_are_compared_by_a_weighted_loss_if_external_photos_are_held_out(two_datasets):
     validation = images_of_side(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
     settings = json.loads(json.dumps(PARAMS))
-    settings["split"]["train_on"] = ["ours"]  # so that the two images of "theirs" are lent
+    settings["split"]["train_on"] = ["ours"]  # so that the two images of "theirs" are held out for validation
     settings["select"]["external_weight"] = 0.25
     probabilities = np.array([0.9, 0.1, 0.9, 0.1, 0.5, 0.5])
     found = validation_scores(validation, probabilities, 0.5, Params.model_validate(settings))
