@@ -181,7 +181,7 @@ def test_a_recipe_cannot_be_changed():
         ({"size_px": 8}, r"size_px: .* greater than or equal to 32 \(received 8\)"),
         ({"jpeg_quality": 100}, r"jpeg_quality: .* less than or equal to 95 \(received 100\)"),
         ({"crack_darkness": [0.5, 1.5]}, r"crack_darkness\.1: .* less than or equal to 1 \(received 1\.5\)"),
-        ({"crack_width_px": [4, 1]}, "a range starts above its end"),
+        ({"crack_width_px": [4, 1]}, "the start of a range exceeds its end"),
         ({"mirrored_per_class": 7}, "mirrored_per_class exceeds images_per_class"),
     ],
 )
