@@ -89,3 +89,13 @@ def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that can answer with these problems."""
     schema = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
     return {int(status): {"description": status.phrase, "content": {MEDIA_TYPE: schema}} for status in statuses}
+
+
+V1_PROBLEMS = documented(
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)

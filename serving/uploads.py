@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import PurePosixPath
+from typing import Annotated
 
-from fastapi import UploadFile
+from fastapi import File, UploadFile
 
 from pipeline.data.images import Pixels, UnreadableImageError, decode, stored_size
 from pipeline.inference.openvino_cpu import N_THREADS
@@ -15,6 +16,7 @@ from serving.limits import PixelBudget, in_thread
 from serving.problems import Problem
 
 MEGA = 1_000_000
+Files = Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, TIFF or BMP")]
 
 
 @dataclass(frozen=True)

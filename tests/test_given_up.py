@@ -83,7 +83,7 @@ def test_reviews_that_took_too_long_to_cut_are_cut_no_longer(tmp_path, encode, m
         n_cut += 1
         return cut_tile(*args, **kwargs)
 
-    monkeypatch.setattr("serving.app.cut_tile", cut_slowly)
+    monkeypatch.setattr("serving.review_routes.cut_tile", cut_slowly)
     tiles = [{"file": 0, "x": 0, "y": 0, "size": 32, "label": "crack"}] * 1000
     files = {"files": ("a.jpg", encode(np.zeros((32, 32, 3), np.uint8)))}
 

@@ -1,0 +1,63 @@
+"""What the routes share: settings, model, metrics, decoder, batcher and recorder."""
+
+import threading
+from http import HTTPStatus
+
+from fastapi import Request
+
+from pipeline.monitoring import heartbeat_watch
+from pipeline.monitoring.prediction_log import PredictionLog
+from pipeline.params import Serve
+from serving.batching import Batcher
+from serving.holder import Held, ModelHolder
+from serving.kept_images import FOLDER, KeptImages
+from serving.limits import RETRY_AFTER_S, PixelBudget
+from serving.problems import Problem
+from serving.prometheus_metrics import Metrics
+from serving.recording import Recorder
+from serving.uploads import MEGA, Decoder
+
+
+class AppState:
+    """What the routes work with; one for each app."""
+
+    def __init__(self, settings: Serve, holder: ModelHolder, prediction_log: PredictionLog) -> None:
+        self.settings = settings
+        self.holder = holder
+        self.metrics = Metrics(holder)
+        self.batcher = Batcher(settings.batch_wait_ms, settings.max_batch_images, self.metrics.batch.observe)
+        self.decoder = Decoder(PixelBudget(settings.max_decoded_megapixels * MEGA))
+        max_mb = settings.kept_images_mb
+        images = None if max_mb is None else KeptImages(prediction_log.folder / FOLDER, max_mb)
+        self.recorder = Recorder(prediction_log, images, self.metrics.dropped.inc)
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Begin to hold a model, to write the log, and to watch whether the schedules are alive."""
+        self.holder.start()
+        self.recorder.start()
+        threading.Thread(target=heartbeat_watch.follow, args=(self._stopping,), name="watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """End everything that was begun, when the last request is answered; a message under way is not waited for."""
+        self._stopping.set()
+        self.holder.stop()
+        self.batcher.close()
+        self.decoder.close()
+        self.recorder.stop()
+
+    def held(self) -> Held:
+        """Return the model that answers. Raises Problem while there is none."""
+        if self.holder.current is None:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "There is no model yet. Register one with `make run`, or wait until the registry answers.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return self.holder.current
+
+
+def state_of(request: Request) -> AppState:
+    """Return the state of the app that received a request."""
+    state: AppState = request.app.state.state
+    return state

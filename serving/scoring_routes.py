@@ -1,0 +1,136 @@
+"""Routes that score uploads: single images, and the tiles of a photo."""
+
+import asyncio
+import base64
+import io
+import threading
+from datetime import UTC, datetime
+from functools import partial as bound
+from http import HTTPStatus
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, File, Query, Request, UploadFile
+from PIL import Image
+
+from pipeline.crack_maps.crack_map import CrackMap
+from pipeline.crack_maps.map_notes import warnings_of
+from pipeline.data.images import Pixels
+from pipeline.errors import CracksError
+from pipeline.evaluation.occlusion import occlusion_map
+from pipeline.evaluation.occlusion_overlay import occlusion_overlay
+from pipeline.inference.openvino_cpu import Outputs
+from serving.answers import Heat, MapAnswer, PredictAnswer, Prediction, Tile
+from serving.app_state import AppState, state_of
+from serving.holder import Held
+from serving.limits import GivenUpError, in_thread
+from serving.problems import V1_PROBLEMS, Problem
+from serving.recording import Seen
+from serving.uploads import Files, Upload, read_uploads
+
+MAX_PREVIEW_PX = 2048  # of the longer side
+MAX_EXPLAINED_PX = 512  # of the longer side: what explains a picture need not be larger, and is computed 50 times
+router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
+
+
+@router.post("/predict", response_model_exclude_none=True)
+async def predict(
+    request: Request,
+    files: Files,
+    explain: Annotated[bool, Query(description="add a overlay map to each prediction")] = False,
+) -> PredictAnswer:
+    """Say of each image how probable a crack is. For whole photos, ask for a map."""
+    state = state_of(request)
+    held = state.held()
+    uploads = await read_uploads(files, state.settings.max_files, state.settings.max_image_megapixels)
+    predictions = await asyncio.gather(*(_predict_one(state, held, upload, explain) for upload in uploads))
+    return PredictAnswer(model_version=held.version.number, predictions=list(predictions))
+
+
+async def _predict_one(state: AppState, held: Held, upload: Upload, explain: bool) -> Prediction:
+    async with state.decoder.decoded(upload) as pixels:
+        output = await state.batcher.submit(held.model, pixels)
+        overlay = await in_thread(lambda _: _explain(held, pixels)) if explain else None
+    state.recorder.put(
+        Seen(
+            time=datetime.now(UTC),
+            model_version=held.version.number,
+            source="predict",
+            photo=upload.name,
+            pixels=pixels,
+            content=upload.content,
+            probability=output.probability,
+            features=output.features,
+        )
+    )
+    label = held.model.decision.verdict(output.probability)
+    state.metrics.images.labels(label).inc()
+    return Prediction(file=upload.name, probability=output.probability, label=label, overlay=overlay)
+
+
+def _explain(held: Held, pixels: Pixels) -> Heat:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((MAX_EXPLAINED_PX, MAX_EXPLAINED_PX))
+    small: Pixels = np.asarray(picture)
+    overlay = occlusion_map(lambda batch: held.model.outputs(batch)["probability"], small)
+    return Heat(logits=overlay.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, overlay)), "PNG"))
+
+
+def _data_url(picture: Image.Image, file_format: Literal["JPEG", "PNG"]) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, file_format)
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@router.post("/map")
+async def crack_map(
+    request: Request,
+    file: Annotated[UploadFile, File(description="a whole photo")],
+    preview: Annotated[bool, Query(description="add the photo as a JPEG, for who cannot show its format")] = False,
+    mm_per_px: Annotated[
+        float | None, Query(gt=0, le=1000, description="ground resolution of the photo, where it is known")
+    ] = None,
+) -> MapAnswer:
+    """Say of each tile of a photo how probable a crack is."""
+    state = state_of(request)
+    held = state.held()
+    [upload] = await read_uploads([file], 1, state.settings.max_photo_megapixels)
+    async with state.decoder.decoded(upload) as pixels:
+        crack_map = await in_thread(bound(_mapped, state, held, upload.name, pixels, mm_per_px))
+        picture = await in_thread(lambda _: _preview(pixels)) if preview else None
+    return MapAnswer(
+        file=upload.name,
+        width=crack_map.width_px,
+        height=crack_map.height_px,
+        model_version=held.version.number,
+        cracked_share=crack_map.share_of_area("crack"),
+        tiles=[Tile.model_validate(row) for row in crack_map.tiles.to_dict(orient="records")],
+        notes=warnings_of(crack_map),
+        preview=picture,
+    )
+
+
+def _mapped(
+    state: AppState, held: Held, photo: str, pixels: Pixels, mm_per_px: float | None, is_given_up: threading.Event
+) -> CrackMap:
+    now = datetime.now(UTC)
+
+    def record(tiles: Pixels, outputs: Outputs) -> None:
+        if is_given_up.is_set():
+            raise GivenUpError
+        for tile, probability, features in zip(tiles, outputs["probability"], outputs["features"], strict=True):
+            state.recorder.put(Seen(now, held.version.number, "map", photo, tile, None, float(probability), features))
+
+    try:
+        crack_map = held.mapper.map(pixels, mm_per_px, record)
+    except CracksError as error:  # too small, or resized out of all proportion
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+    for label, count in crack_map.tiles["label"].value_counts().items():
+        state.metrics.images.labels(str(label)).inc(count)
+    return crack_map
+
+
+def _preview(pixels: Pixels) -> str:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((MAX_PREVIEW_PX, MAX_PREVIEW_PX))
+    return _data_url(picture, "JPEG")
