@@ -1,1 +1,1 @@
-"""Who asks: the HTTP API and its page."""
+"""The HTTP API and its page."""

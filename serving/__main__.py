@@ -2,8 +2,8 @@
 
     python -m serving --params params.yaml [--host 127.0.0.1] [--port 8000]
 
-The model is the one under alias `production` in the registry that MLFLOW_TRACKING_URI names. CRACKS_API_KEY, where it
-is set, is asked of every request to /v1.
+The server answers with the version under alias `production` in the registry that MLFLOW_TRACKING_URI names. If
+CRACKS_API_KEY is set, every request to /v1 needs that key.
 """
 
 import logging
@@ -24,19 +24,19 @@ from serving.holder import ModelHolder
 from serving.wanted_version import Registry
 
 API_KEY = "CRACKS_API_KEY"
-IDLE_S = 30  # that a connection without a request is kept
-STOP_S = 20  # that requests have to end when the server is stopped
+IDLE_S = 30  # before a connection without a request is closed
+STOP_S = 20  # for running requests to end when the server is stopped
 
 
 def main() -> None:
     """Run the server until it is stopped."""
     parser = stage_parser(__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is the whole network")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all interfaces")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
-        "--folder", type=Path, default=Path("data/serving"), help="of this server alone: keeps the last good model"
+        "--folder", type=Path, default=Path("data/serving"), help="keeps the last good model; one folder per server"
     )
-    parser.add_argument("--starter", type=Path, help="served form of a model to answer with until there is another")
+    parser.add_argument("--starter", type=Path, help="folder of a served model to use until one is registered")
     args = parser.parse_args()
     params = load_params(args.params)
     logging.getLogger("serving").setLevel(logging.INFO)
@@ -67,13 +67,13 @@ def main() -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         listening = socket.create_server((host, port))
-        # asyncio sets it only on sockets that it opens itself; without, each answer waits 40 ms for an acknowledgement
+        # asyncio sets this only on sockets that it opens; without it each answer waits 40 ms for an acknowledgement
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:
-        reason = (error.strerror or str(error)).split(" (")[0]  # what follows repeats the address
+        reason = (error.strerror or str(error)).split(" (")[0]  # the rest repeats the address
         raise CracksError(
-            f"Nothing can be served at {host}, port {port}: {reason}. Choose another: --host, --port."
+            f"The server cannot listen on {host}, port {port}: {reason}. Choose another: --host, --port."
         ) from None
 
 

@@ -16,16 +16,16 @@ from serving import problems, review_routes, scoring_routes
 from serving.answers import ModelAnswer, model_answer
 from serving.app_state import AppState, state_of
 from serving.holder import ModelHolder
-from serving.limits import Gate, SecurityHeaders
+from serving.limits import RequestLimits, SecurityHeaders
 from serving.problems import V1_PROBLEMS, documented
-from serving.prometheus_metrics import Measured
+from serving.prometheus_metrics import RequestMetrics
 
 STATIC = Path(__file__).with_name("static")
 router = APIRouter()
 
 
 def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionLog, api_key: str | None) -> FastAPI:
-    """Return the API and its page; `holder` is started and stopped with it."""
+    """Return the API with its page; the app starts and stops `holder`."""
     state = AppState(settings, holder, prediction_log)
 
     @asynccontextmanager
@@ -36,10 +36,10 @@ def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionL
 
     app = FastAPI(
         title="Concrete cracks",
-        description="Where photos of concrete are cracked.",
+        description="Find cracks in photos of concrete.",
         version=pipeline.__version__,
         lifespan=lifespan,
-        docs_url=None,  # their pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
     )
     app.state.state = state
@@ -49,39 +49,39 @@ def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionL
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_middleware(
-        Gate,
+        RequestLimits,
         api_key=api_key,
         max_body_mb=settings.max_body_mb,
         max_seconds=settings.max_seconds,
         max_requests=settings.max_requests,
     )
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(Measured, metrics=state.metrics)
+    app.add_middleware(RequestMetrics, metrics=state.metrics)
     return app
 
 
 @router.get("/v1/model", responses=V1_PROBLEMS)
 async def model(request: Request) -> ModelAnswer:
-    """Say which model answers, and when its probability means a crack."""
+    """Return the current model, its threshold and review band, and the limits of a request."""
     state = state_of(request)
-    return model_answer(state.held(), state.holder.refused, state.settings)
+    return model_answer(state.loaded_model(), state.holder.refused, state.settings)
 
 
 @router.get("/healthz", response_class=PlainTextResponse)
 async def healthz() -> str:
-    """Say that the process lives."""
+    """Return 200 while the process runs."""
     return "alive\n"
 
 
 @router.get("/readyz", response_class=PlainTextResponse, responses=documented(HTTPStatus.SERVICE_UNAVAILABLE))
 async def readyz(request: Request) -> str:
-    """Say whether there is a model to answer with."""
-    return f"serving {state_of(request).held().version}\n"
+    """Return the current model; 503 if there is none."""
+    return f"serving {state_of(request).loaded_model().version}\n"
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """Return the counters in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     return Response(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

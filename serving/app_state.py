@@ -1,4 +1,4 @@
-"""What the routes share: settings, model, metrics, decoder, batcher and recorder."""
+"""Resources that the routes share: settings, model, metrics, decoder, batcher and recorder."""
 
 import threading
 from http import HTTPStatus
@@ -9,7 +9,7 @@ from pipeline.monitoring import heartbeat_watch
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
 from serving.batching import Batcher
-from serving.holder import Held, ModelHolder
+from serving.holder import LoadedModel, ModelHolder
 from serving.kept_images import FOLDER, KeptImages
 from serving.limits import RETRY_AFTER_S, PixelBudget
 from serving.problems import Problem
@@ -19,7 +19,7 @@ from serving.uploads import MEGA, Decoder
 
 
 class AppState:
-    """What the routes work with; one for each app."""
+    """Resources that the routes share; one instance per app."""
 
     def __init__(self, settings: Serve, holder: ModelHolder, prediction_log: PredictionLog) -> None:
         self.settings = settings
@@ -33,21 +33,21 @@ class AppState:
         self._stopping = threading.Event()
 
     def start(self) -> None:
-        """Begin to hold a model, to write the log, and to watch whether the schedules are alive."""
+        """Start to follow the registry, to write the prediction log, and to watch the heartbeat of the schedules."""
         self.holder.start()
         self.recorder.start()
         threading.Thread(target=heartbeat_watch.follow, args=(self._stopping,), name="watch", daemon=True).start()
 
     def stop(self) -> None:
-        """End everything that was begun, when the last request is answered; a message under way is not waited for."""
+        """Stop all threads, after the last request; does not wait for a notification that is being sent."""
         self._stopping.set()
         self.holder.stop()
         self.batcher.close()
         self.decoder.close()
         self.recorder.stop()
 
-    def held(self) -> Held:
-        """Return the model that answers. Raises Problem while there is none."""
+    def loaded_model(self) -> LoadedModel:
+        """Return the current model. Raises Problem if there is none."""
         if self.holder.current is None:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,

@@ -1,6 +1,7 @@
-"""Images of several requests through the network together: a batch costs little more than its first image.
+"""Batches images of several requests: scoring a batch takes little longer than scoring one image.
 
-While the network is idle an image goes at once. While it is busy, images of one size wait some milliseconds for others.
+While the network is idle, an image is scored at once. While it is busy, images of one size wait some milliseconds for
+others.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ Features = npt.NDArray[np.float32]  # (n_features,)
 
 @dataclass(frozen=True)
 class Output:
-    """What the network says about one image."""
+    """Output of the network for one image."""
 
     probability: float
     features: Features
@@ -28,7 +29,7 @@ class Output:
 
 @dataclass
 class _Group:
-    """Images of one size that wait for the same model."""
+    """Images of one size that wait for one model."""
 
     model: ServedModel
     timer: asyncio.Handle
@@ -37,10 +38,16 @@ class _Group:
 
 
 class Batcher:
-    """Gathers images and runs them; belongs to one event loop."""
+    """Scores images in batches; belongs to one event loop."""
 
     def __init__(self, wait_ms: float, max_images: int, on_batch: Callable[[int], object]) -> None:
-        """Take how long an image waits, the images of a batch at most, and who is told the size of each batch."""
+        """Set up a thread pool.
+
+        Args:
+            wait_ms: how long an image waits for others.
+            max_images: largest batch.
+            on_batch: called with the size of each batch.
+        """
         self._wait_s = wait_ms / 1000
         self._max_images = max_images
         self._on_batch = on_batch
@@ -49,7 +56,7 @@ class Batcher:
         self.n_running = 0
 
     def submit(self, model: ServedModel, pixels: Pixels) -> "asyncio.Future[Output]":
-        """Return the coming answer of `model` about one image, uint8 (height, width, 3)."""
+        """Return a future with the output of `model` for one image, uint8 (height, width, 3)."""
         loop = asyncio.get_running_loop()
         key = (model, pixels.shape)
         group = self._groups.get(key)
@@ -65,7 +72,7 @@ class Batcher:
         return answer
 
     def close(self) -> None:
-        """Wait for what is running."""
+        """Wait for the running batches."""
         self._pool.shutdown()
 
     def _start(self, key: tuple[ServedModel, tuple[int, ...]]) -> None:
@@ -73,13 +80,13 @@ class Batcher:
         self.n_running += 1
         self._on_batch(len(group.images))
         running = asyncio.get_running_loop().run_in_executor(self._pool, _compute, group)
-        running.add_done_callback(lambda done: self._hand_out(group, done))
+        running.add_done_callback(lambda done: self._deliver(group, done))
 
-    def _hand_out(self, group: _Group, done: "asyncio.Future[list[Output]]") -> None:
+    def _deliver(self, group: _Group, done: "asyncio.Future[list[Output]]") -> None:
         self.n_running -= 1
         error = done.exception()
         for position, answer in enumerate(group.answers):
-            if answer.done():  # given up by its request
+            if answer.done():  # its request was cancelled
                 continue
             if error is not None:
                 answer.set_exception(error)

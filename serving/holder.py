@@ -1,7 +1,7 @@
-"""Holds the model that answers: the one on disk at the start, then whatever the registry wants, swapped in when proven.
+"""Holds the current model: at the start the last good one on disk, later the version that the registry wants.
 
-A new model is fetched, loaded and held against its golden images beside the one that answers; only then does a single
-assignment put it in place, so that no request waits or fails. Requests that began with the old one end with it.
+A new version is fetched, loaded and checked against its golden images while the old one answers. Then one assignment
+replaces the old model, so that no request waits or fails. Running requests end with the model that they began with.
 """
 
 import json
@@ -28,8 +28,8 @@ STARTER = Version("starter", "0", "", trained_on="metu+sdnet", is_demo=False, is
 
 
 @dataclass(frozen=True)
-class Held:
-    """A proven model and what it is."""
+class LoadedModel:
+    """A verified model and its version."""
 
     model: ServedModel
     mapper: CrackMapper
@@ -38,100 +38,100 @@ class Held:
 
 
 class NotServableError(CracksError):
-    """The model is broken, or does not answer as it did when it was registered."""
+    """The model is broken, or its answers differ from those at registration."""
 
 
-def proven(folder: Path) -> tuple[ServedModel, OutOfDistributionDetector | None]:
-    """Load a model, hold it against its golden images, and load what concrete it knows, where that is recorded.
+def load_verified(folder: Path) -> tuple[ServedModel, OutOfDistributionDetector | None]:
+    """Return a model that passed the check of its golden images, and its OOD detector if it has one.
 
     Raises:
-        NotServableError: it cannot be loaded, or its answers differ.
+        NotServableError: the model cannot be loaded, or its answers differ.
     """
     try:
         model = ServedModel.load(folder)
         difference = model.golden_difference()
-        known = load_detector(folder)
-    except Exception as error:  # on damaged files, libraries raise whatever they come upon
+        detector = load_detector(folder)
+    except Exception as error:  # on damaged files, libraries raise exceptions of any type
         raise NotServableError(str(error)) from error
-    if not difference <= MAX_GOLDEN_DIFFERENCE:  # NaN differs too
+    if not difference <= MAX_GOLDEN_DIFFERENCE:  # true for NaN, too
         raise NotServableError(
-            f"on its golden images it differs by {difference:.2g} from the answers of its training, "
+            f"on its golden images it differs by {difference:.2g} from the model that was trained; "
             f"{MAX_GOLDEN_DIFFERENCE:g} is allowed. Register it again."
         )
-    return model, known
+    return model, detector
 
 
 class ModelHolder:
-    """The current model, kept up to date by a thread."""
+    """Keeps the current model up to date, in a thread."""
 
     def __init__(
         self,
         registry: Registry,
         folder: Path,
         poll_s: float,
-        cut: Map,
+        map_params: Map,
         starter: Path | None,
         now: Callable[[], datetime],
     ) -> None:
-        """Prepare; `start` does the rest.
+        """Store the settings; `start` starts the thread.
 
         Args:
-            registry: where models come from.
-            folder: keeps the last good model; of this server alone.
-            poll_s: an answer is of a version that the registry wanted this many seconds before it, or later. Half of
-                it passes between two looks at the registry; fetching and loading have the other half.
-            cut: how photos are cut to be mapped.
-            starter: folder of a model that answers while none is registered.
-            now: the clock.
+            registry: source of the models.
+            folder: keeps the last good model; one folder per server.
+            poll_s: longest time from a change of the registry to answers of the new version. The registry is polled
+                every poll_s / 2; fetching and loading have the other half.
+            map_params: how photos are params to be mapped.
+            starter: folder of the model to use while none is registered.
+            now: returns the current time.
         """
-        self.current: Held | None = None
+        self.current: LoadedModel | None = None
         self.refused: Version | None = None
         self.n_swaps = 0
         self.n_refusals = 0
-        self.is_registry_away = False
+        self.is_registry_unavailable = False
         self._registry = registry
         self._folder = folder
         self._poll_s = poll_s
-        self._cut = cut
+        self._map_params = map_params
         self._starter = starter
         self._now = now
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="model holder", daemon=True)
 
     def start(self) -> None:
-        """Hold the last good model, if there is one on disk, and follow the registry from now on."""
+        """Load the last good model, if there is one on disk, and start to poll the registry."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._load_last_good()
-        self._tidy()
+        self._remove_unused_folders()
         self._thread.start()
 
     def stop(self) -> None:
-        """Follow no longer."""
+        """Stop polling."""
         self._stopping.set()
         self._thread.join()
 
     def poll(self) -> None:
-        """Ask the registry once, and swap if it wants another model.
+        """Query the registry once, and swap the model if another version is wanted.
 
         Raises:
-            UnavailableError: the registry, or the files of the model, cannot be had now.
+            UnavailableError: the registry or the files of the model are unavailable.
         """
         wanted = self._registry.wanted()
         if wanted is None:
-            self._hold_starter()
+            self._serve_starter()
             return
         if wanted == self.refused:
             return
         if self.current is not None and wanted.is_same_model(self.current.version):
             self.refused = None
             if wanted != self.current.version:  # it was promoted
-                self._hold(replace(self.current, version=wanted))
+                self._swap_in(replace(self.current, version=wanted))
             return
         folder = self._folder_of(wanted)
         with replacing_folder(folder) as partial:
             self._registry.fetch(wanted, partial)
         try:
-            held = self._loaded(folder, wanted)
+            loaded = self._load(folder, wanted)
         except NotServableError as error:
             shutil.rmtree(folder)
             self.refused = wanted
@@ -139,25 +139,25 @@ class ModelHolder:
             still = "Nothing is served." if self.current is None else f"Still serving {self.current.version}."
             log.error("%s is refused: %s %s", wanted, error, still)
             return
-        self._hold(held)
+        self._swap_in(loaded)
 
-    def _loaded(self, folder: Path, version: Version) -> Held:
-        model, known = proven(folder)
-        return Held(model, CrackMapper(model, self._cut, known), version, self._now())
+    def _load(self, folder: Path, version: Version) -> LoadedModel:
+        model, detector = load_verified(folder)
+        return LoadedModel(model, CrackMapper(model, self._map_params, detector), version, self._now())
 
-    def _hold(self, held: Held) -> None:
-        # First, so that a server that is killed as soon as it answers finds the model when it starts again.
-        write_json(self._folder / LAST_GOOD_FILE, asdict(held.version))
-        self.current = held
+    def _swap_in(self, loaded: LoadedModel) -> None:
+        # Before the swap: a server that is killed right after its first answer finds the model when it restarts.
+        write_json(self._folder / LAST_GOOD_FILE, asdict(loaded.version))
+        self.current = loaded
         self.refused = None
         self.n_swaps += 1
-        log.info("Serving %s", held.version)
-        self._tidy()
+        log.info("Serving %s", loaded.version)
+        self._remove_unused_folders()
 
-    def _hold_starter(self) -> None:
-        """Answer with the starter model, if there is one and nothing was ever registered."""
+    def _serve_starter(self) -> None:
+        """Use the starter model, if there is one and no other model is loaded."""
         if self.current is None and self._starter is not None:
-            self.current = self._loaded(self._starter, STARTER)
+            self.current = self._load(self._starter, STARTER)
             log.info("Serving %s", STARTER)
 
     def _folder_of(self, version: Version) -> Path:
@@ -167,7 +167,7 @@ class ModelHolder:
         file = self._folder / LAST_GOOD_FILE
         try:
             version = Version(**json.loads(file.read_text(encoding="utf-8")))
-            self.current = self._loaded(self._folder_of(version), version)
+            self.current = self._load(self._folder_of(version), version)
         except FileNotFoundError:
             return
         except (NotServableError, OSError, ValueError, TypeError) as error:
@@ -175,8 +175,8 @@ class ModelHolder:
             return
         log.info("Serving %s, as kept in %s", version, self._folder)
 
-    def _tidy(self) -> None:
-        """Remove what older models and killed processes left."""
+    def _remove_unused_folders(self) -> None:
+        """Remove the folders of older models and of killed processes."""
         kept = None if self.current is None else self._folder_of(self.current.version)
         for path in self._folder.iterdir():
             if path.is_dir() and path != kept:
@@ -186,17 +186,17 @@ class ModelHolder:
         while not self._stopping.is_set():
             try:
                 self.poll()
-                self._note_registry(None)
+                self._log_registry_state(None)
             except UnavailableError as error:
-                self._note_registry(error)
+                self._log_registry_state(error)
             except Exception:
-                log.exception("Looking for another model failed")  # the one that answers goes on
+                log.exception("Polling the registry failed")  # the current model stays
             self._stopping.wait(self._poll_s / 2)
 
-    def _note_registry(self, error: UnavailableError | None) -> None:
-        is_away = error is not None
-        if is_away and not self.is_registry_away:
-            log.warning("%s Looking again every %g s.", error, self._poll_s / 2)
-        if self.is_registry_away and not is_away:
+    def _log_registry_state(self, error: UnavailableError | None) -> None:
+        is_unavailable = error is not None
+        if is_unavailable and not self.is_registry_unavailable:
+            log.warning("%s Trying again every %g s.", error, self._poll_s / 2)
+        if self.is_registry_unavailable and not is_unavailable:
             log.info("The registry answers again.")
-        self.is_registry_away = is_away
+        self.is_registry_unavailable = is_unavailable

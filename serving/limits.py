@@ -1,4 +1,4 @@
-"""What the API lets in: who, how much, how long, how many at once. Plain ASGI: a refusal costs next to nothing."""
+"""Limits of requests: API key, size, time, number at once, decoded pixels. Plain ASGI, so that a refusal is cheap."""
 
 import asyncio
 import secrets
@@ -18,11 +18,11 @@ from serving.problems import Problem
 
 Result = TypeVar("Result")
 
-GUARDED = "/v1/"
-FULL_BODIES = 8  # of the largest size, that all requests together may have sent; more are asked to come again
+LIMITED_PREFIX = "/v1/"
+MAX_FULL_BODIES = 8  # bodies of the largest size that all running requests together may send; above that: 429
 RETRY_AFTER_S = 1
 SECURITY_HEADERS = {
-    # The page needs its own files, pictures that the browser makes of the user's photos, and the API.
+    # The page needs its own files, images that the browser makes from the user's photos, and the API.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -40,7 +40,7 @@ class SecurityHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Handle a request."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -52,8 +52,8 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
-class Gate:
-    """Lets a request to the API through if it has the key, fits, and finds a place; ends one that takes too long."""
+class RequestLimits:
+    """Refuses requests to the API without the key, too large or too many at once; ends those that take too long."""
 
     def __init__(
         self, app: ASGIApp, *, api_key: str | None, max_body_mb: int, max_seconds: float, max_requests: int
@@ -64,11 +64,11 @@ class Gate:
         self._max_seconds = max_seconds
         self._max_requests = max_requests
         self._n_requests = 0
-        self._n_bytes = 0  # received for the requests that are being answered
+        self._n_bytes = 0  # received by running requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse."""
-        if scope["type"] != "http" or not scope["path"].startswith(GUARDED):
+        """Handle or refuse a request."""
+        if scope["type"] != "http" or not scope["path"].startswith(LIMITED_PREFIX):
             await self._app(scope, receive, send)
             return
         try:
@@ -102,26 +102,26 @@ class Gate:
             n_bytes = len(message.get("body", b""))
             n_received += n_bytes
             self._n_bytes += n_bytes
-            if self._n_bytes > FULL_BODIES * self._max_body_mb * 1_000_000:
+            if self._n_bytes > MAX_FULL_BODIES * self._max_body_mb * 1_000_000:
                 raise _busy()
             if n_received > self._max_body_mb * 1_000_000:
                 raise self._too_large()
             return message
 
-        async def send_noted(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal has_started
             has_started = True
             await send(message)
 
         try:
             async with asyncio.timeout(self._max_seconds):
-                await self._app(scope, receive_limited, send_noted)
+                await self._app(scope, receive_limited, send_and_record)
         except TimeoutError:
-            if has_started:  # the client went away amid the answer
+            if has_started:  # the client stopped reading the answer
                 return
             late = Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"The answer took more than {self._max_seconds:g} s. Send less at once, or come again later.",
+                f"The answer took more than {self._max_seconds:g} s. Send less at once, or try again later.",
                 retry_after_s=RETRY_AFTER_S,
             )
             await problems.response(late)(scope, receive, send)
@@ -138,7 +138,7 @@ class Gate:
 def _busy() -> Problem:
     return Problem(
         HTTPStatus.TOO_MANY_REQUESTS,
-        "The server has as many requests as it can answer. Send this one again later.",
+        "The server has as many requests as it can handle. Send this one again later.",
         retry_after_s=RETRY_AFTER_S,
     )
 
@@ -152,74 +152,75 @@ def _missing_key() -> Problem:
 
 
 class PixelBudget:
-    """How many pixels may lie decoded in memory at once; who does not fit waits, in order."""
+    """Limits the decoded pixels in memory; requests that exceed it wait, first come, first served."""
 
     def __init__(self, n_pixels: int) -> None:
         self._n_free = n_pixels
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def of(self, n_pixels: int) -> AsyncIterator[None]:
-        """Hold `n_pixels`, at most the whole budget, inside the block."""
-        await self._take(n_pixels)
+    async def reserve(self, n_pixels: int) -> AsyncIterator[None]:
+        """Reserve `n_pixels`, at most the total budget, inside the block."""
+        await self._acquire(n_pixels)
         try:
             yield
         finally:
-            self._give(n_pixels)
+            self._release(n_pixels)
 
-    async def _take(self, n_pixels: int) -> None:
+    async def _acquire(self, n_pixels: int) -> None:
         if not self._waiting and n_pixels <= self._n_free:
             self._n_free -= n_pixels
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((n_pixels, turn))
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((n_pixels, ready))
         try:
-            await turn
+            await ready
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give(n_pixels)  # its turn came in the very moment in which it was given up
+            if ready.done() and not ready.cancelled():
+                self._release(n_pixels)  # the reservation was granted just before the cancellation
             raise
 
-    def _give(self, n_pixels: int) -> None:
+    def _release(self, n_pixels: int) -> None:
         self._n_free += n_pixels
         while self._waiting:
-            wanted, turn = self._waiting[0]
-            if turn.cancelled():
+            wanted, ready = self._waiting[0]
+            if ready.cancelled():
                 self._waiting.popleft()
             elif wanted <= self._n_free:
                 self._waiting.popleft()
                 self._n_free -= wanted
-                turn.set_result(None)
+                ready.set_result(None)
             else:
                 return
 
 
-class GivenUpError(Exception):
-    """Work was stopped, because the request that wanted it was ended."""
+class WorkCancelledError(Exception):
+    """Work was stopped because its request was cancelled."""
 
 
 async def in_thread(work: Callable[[threading.Event], Result], pool: ThreadPoolExecutor | None = None) -> Result:
-    """Run work in a thread; if the request is ended meanwhile, wait until the work has stopped.
+    """Return the result of work in a thread; if the request is cancelled, wait until the work has stopped.
 
-    So nothing goes on behind a request, and what the work holds in memory is counted for as long as it holds it.
+    So no work outlives its request, and its memory counts towards the limits until it is freed.
 
     Args:
-        work: is told by the event that the request was ended; where it takes long, it should then raise GivenUpError.
-        pool: of the thread; None takes asyncio's.
+        work: gets an event that is set when the request is cancelled. Work that takes long should check it and raise
+            WorkCancelledError.
+        pool: runs the thread; None for asyncio's default.
     """
-    has_begun, is_given_up = threading.Event(), threading.Event()
+    has_begun, is_cancelled = threading.Event(), threading.Event()
 
     def call() -> Result:
         has_begun.set()
-        if is_given_up.is_set():
-            raise GivenUpError
-        return work(is_given_up)
+        if is_cancelled.is_set():
+            raise WorkCancelledError
+        return work(is_cancelled)
 
     running = asyncio.get_running_loop().run_in_executor(pool, call)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        is_given_up.set()
+        is_cancelled.set()
         if has_begun.is_set():
             await asyncio.gather(running, return_exceptions=True)
         else:

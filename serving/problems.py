@@ -1,4 +1,4 @@
-"""Errors as the API says them: problem details (RFC 9457, `application/problem+json`), in words and without paths."""
+"""Errors of the API as problem details (RFC 9457, `application/problem+json`), without paths of the machine."""
 
 import logging
 from http import HTTPStatus
@@ -16,22 +16,22 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ProblemDetails(BaseModel):
-    """The body of an answer that says no."""
+    """Body of an error."""
 
-    type: str = Field(default="about:blank", description="the status says what kind it is")
+    type: str = Field(default="about:blank", description="`about:blank`: the status identifies the problem")
     title: str
     status: int
     detail: str = Field(description="what was wrong, what was received, what to do")
-    errors: list[str] = Field(default=[], description="one line for each file or field that is at fault")
+    errors: list[str] = Field(default=[], description="a line for each invalid file or field")
 
 
 class Problem(HTTPException):
-    """A request that cannot be answered; raise it anywhere below the routes or in a middleware."""
+    """A request that cannot be answered; may be raised in routes, what they call, and middleware."""
 
     def __init__(
         self, status: HTTPStatus, detail: str, *, errors: list[str] | None = None, retry_after_s: int | None = None
     ) -> None:
-        """Take the status, one sentence or two, a line for each part at fault, and when to come again."""
+        """Set the status, one or two sentences, a line for each invalid part, and the value of Retry-After."""
         headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
         super().__init__(int(status), detail, headers)
         self.errors = errors or []
@@ -53,25 +53,23 @@ def response(error: HTTPException) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
     if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
-        error.detail = f"There is no {request.method} here. /openapi.json describes what there is."
+        error.detail = f"There is no route for this {request.method} request. /openapi.json lists the routes."
     return response(error)
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
     lines = [f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}" for found in error.errors()]
-    return response(
-        Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "The request is not what /openapi.json describes.", errors=lines)
-    )
+    return response(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "The request does not match /openapi.json.", errors=lines))
 
 
 async def _defect(request: Request, error: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return response(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "A defect of the server; its log has the cause."))
+    return response(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the cause is in the log of the server."))
 
 
 def install(app: FastAPI) -> None:
-    """Let `app` answer every error as a problem."""
+    """Make `app` answer every error with problem details."""
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _defect)
@@ -86,7 +84,7 @@ def install(app: FastAPI) -> None:
 
 
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route that can answer with these problems."""
+    """Return the `responses` of a route for problems with these statuses."""
     schema = {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}
     return {int(status): {"description": status.phrase, "content": {MEDIA_TYPE: schema}} for status in statuses}
 

@@ -1,6 +1,6 @@
-"""Hands what was answered to the prediction log, in a thread of its own that may lag behind and may lose rows.
+"""Writes scored images to the prediction log, in a background thread that may lag behind and drop rows.
 
-Answering comes first: nothing here waits, fails a request, or takes more than a small share of a core.
+Requests have priority: recording never delays or fails one, and takes at most a fifth of a core.
 """
 
 import logging
@@ -22,23 +22,23 @@ from serving.kept_images import KeptImages
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING_BYTES = 150_000_000
+MAX_QUEUED_BYTES = 150_000_000
 MAX_CORE_SHARE = 0.2
-FLUSH_S = 60.0  # between two files of the log, which a kill can cost
-MAX_ROWS = 1000  # of one file
+FLUSH_S = 60.0  # between two files of the log; the most that a kill can lose
+MAX_ROWS = 1000  # of a file
 
 
 @dataclass(frozen=True)
-class Seen:
-    """An image that was answered.
+class ScoredImage:
+    """An image that was scored.
 
     Attributes:
-        time: when.
-        model_version: which model answered.
-        source: what was asked for.
-        photo: name of the photo that it is, or is a part of.
+        time: of the request.
+        model_version: version that scored the image.
+        source: route of the request.
+        photo: name of the file that was sent.
         pixels: RGB, uint8, (height, width, 3).
-        content: its file; None of a part of a photo, which has none.
+        content: bytes of the file; None for a tile of a photo.
         probability: of a crack, 0..1.
         features: (n_features,).
     """
@@ -54,45 +54,51 @@ class Seen:
 
     @property
     def n_bytes(self) -> int:
-        """How much memory it takes."""
+        """Return the memory that the image takes, in bytes."""
         return self.pixels.nbytes + len(self.content or b"")
 
 
 class Recorder:
-    """The thread that writes the log."""
+    """Writes the prediction log in a thread."""
 
     def __init__(self, target: PredictionLog, images: KeptImages | None, on_drop: Callable[[], object]) -> None:
-        """Take the log, where images are kept if they are, and who is told of each image that was lost."""
+        """Set up a queue.
+
+        Args:
+            target: the prediction log.
+            images: stores the images; None to store none.
+            on_drop: called for each row or image that is dropped.
+        """
         self._target = target
         self._images = images
         self._on_drop = on_drop
-        self._why_lost: list[str] = []  # a reason for each image that could not be kept
-        self._waiting: queue.SimpleQueue[Seen | None] = queue.SimpleQueue()
+        self._errors: list[str] = []  # a reason for each image that could not be stored
+        self._queue: queue.SimpleQueue[ScoredImage | None] = queue.SimpleQueue()
         self._n_bytes = 0
         self._lock = threading.Lock()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is waiting, now without sparing the cores, and end."""
+        """Write the queued images at full speed, and stop."""
         self._is_stopping.set()
-        self._waiting.put(None)
+        self._queue.put(None)
         self._thread.join()
 
-    def put(self, seen: Seen) -> None:
-        """Let an image be written soon, or drop it where too much is waiting; returns at once."""
+    def put(self, image: ScoredImage) -> None:
+        """Queue an image, or drop it if the queue is full; returns at once."""
         with self._lock:
-            is_full = self._n_bytes + seen.n_bytes > MAX_WAITING_BYTES
+            is_full = self._n_bytes + image.n_bytes > MAX_QUEUED_BYTES
             if not is_full:
-                self._n_bytes += seen.n_bytes
+                self._n_bytes += image.n_bytes
         if is_full:
             self._on_drop()
         else:
-            self._waiting.put(seen)
+            self._queue.put(image)
 
     def _work(self) -> None:
         rows: list[dict[str, Any]] = []
@@ -100,53 +106,53 @@ class Recorder:
         flush_at_s = time.monotonic() + FLUSH_S
         while is_open:
             try:
-                seen = self._waiting.get(timeout=max(0.0, flush_at_s - time.monotonic()))
+                image = self._queue.get(timeout=max(0.0, flush_at_s - time.monotonic()))
             except queue.Empty:
                 pass
             else:
-                is_open = seen is not None
-                if seen is not None:
-                    rows.append(self._row(seen))
+                is_open = image is not None
+                if image is not None:
+                    rows.append(self._row(image))
             if rows and (not is_open or len(rows) >= MAX_ROWS or time.monotonic() >= flush_at_s):
                 self._write(rows)
                 rows = []
             if time.monotonic() >= flush_at_s:
                 flush_at_s = time.monotonic() + FLUSH_S
 
-    def _row(self, seen: Seen) -> dict[str, Any]:
+    def _row(self, image: ScoredImage) -> dict[str, Any]:
         started_s = time.perf_counter()
         row = {
-            "time": seen.time,
-            "model_version": seen.model_version,
-            "source": seen.source,
-            "photo": seen.photo,
-            "path": self._kept(seen),
-            "probability": seen.probability,
-            **image_statistics(seen.pixels),
-            "embedding": embeddings_of(seen.features[None])[0],
+            "time": image.time,
+            "model_version": image.model_version,
+            "source": image.source,
+            "photo": image.photo,
+            "path": self._keep(image),
+            "probability": image.probability,
+            **image_statistics(image.pixels),
+            "embedding": embeddings_of(image.features[None])[0],
         }
         with self._lock:
-            self._n_bytes -= seen.n_bytes
+            self._n_bytes -= image.n_bytes
         self._is_stopping.wait((time.perf_counter() - started_s) * (1 / MAX_CORE_SHARE - 1))
         return row
 
-    def _kept(self, seen: Seen) -> str | None:
+    def _keep(self, image: ScoredImage) -> str | None:
         if self._images is None:
             return None
         try:
-            return str(self._images.keep(encode_png(seen.pixels) if seen.content is None else seen.content))
+            return str(self._images.keep(encode_png(image.pixels) if image.content is None else image.content))
         except OSError as error:
-            self._why_lost.append(str(error))
+            self._errors.append(str(error))
             self._on_drop()
             return None
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         try:
             self._target.append(pd.DataFrame(rows))
-        except Exception as error:  # a full disk, for one: the log loses rows, no request fails
+        except Exception as error:  # such as a full disk: rows are lost, no request fails
             log.warning("%d rows of the prediction log are lost: %s", len(rows), error)
             for _ in rows:
                 self._on_drop()
-        if self._why_lost:
-            log.warning("%d images could not be kept: %s", len(self._why_lost), self._why_lost[-1])
-            self._why_lost.clear()
+        if self._errors:
+            log.warning("%d images could not be kept: %s", len(self._errors), self._errors[-1])
+            self._errors.clear()

@@ -1,7 +1,7 @@
-"""What a reviewer said about tiles, as a labelled batch that `ingest` takes: an archive of the tiles and `reviews.csv`.
+"""Makes a batch for `ingest` from a reviewer's labels: an archive of the tiles and `reviews.csv`.
 
-A tile keeps the pixels of the photo (PNG), so that the same tile of the same photo is the same file whoever cut it, and
-two reviewers who disagree are found by its hash.
+A tile is a PNG with the pixels of the photo, so that the same tile of a photo is always the same file. Reviewers who
+disagree are found by its hash.
 """
 
 import csv
@@ -25,15 +25,15 @@ from pipeline.inbox.batches import DONE_SUFFIX
 from pipeline.params import Label
 from serving.problems import Problem
 
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip knows: equal reviews make equal archives
-# A first character that a spreadsheet takes for a formula is refused, and so is what no name has.
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time of the format: equal reviews make equal archives
+# No first character that a spreadsheet takes for a formula, and no control characters.
 Reviewer = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[\w][^\x00-\x1f\x7f]*$")
 ]
 
 
 class ReviewedTile(BaseModel):
-    """A square of a photo, in pixels of the upright photo, and what a person sees in it."""
+    """A square of a photo, in pixels of the upright photo, and the reviewer's label."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,17 +45,17 @@ class ReviewedTile(BaseModel):
 
 
 class Reviews(BaseModel):
-    """Who looked at which answers, and what he or she saw."""
+    """The labels of one reviewer."""
 
     model_config = ConfigDict(extra="forbid")
 
     reviewer: Reviewer
-    model_version: str = Field(max_length=40, pattern=r"^\w*$", description="that made the map")
+    model_version: str = Field(max_length=40, pattern=r"^\w*$", description="version that made the map")
     tiles: list[ReviewedTile] = Field(min_length=1, max_length=5000)
 
 
 class ReviewsAnswer(BaseModel):
-    """Where the labels went."""
+    """The batch in the inbox."""
 
     batch: str = Field(description="name of the batch in the inbox of the retraining flow")
     n_crack: int
@@ -64,7 +64,7 @@ class ReviewsAnswer(BaseModel):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of reviews.csv."""
+    """A row of reviews.csv."""
 
     path: str
     label: Label
@@ -77,17 +77,17 @@ class Row:
 
 @dataclass(frozen=True)
 class LabelledTile:
-    """A tile as a file, and its line."""
+    """A tile as PNG bytes, and its row of reviews.csv."""
 
     row: Row
     content: bytes
 
 
 def cut_tile(photo: str, pixels: Pixels, tile: ReviewedTile, reviews: Reviews, now: datetime) -> LabelledTile:
-    """Return a labelled tile of a photo, uint8 (height, width, 3).
+    """Return a labelled tile, cut from a photo, uint8 (height, width, 3).
 
     Raises:
-        Problem: the tile lies outside the photo.
+        Problem: the tile exceeds the photo.
     """
     height, width, _ = pixels.shape
     if tile.x + tile.size > width or tile.y + tile.size > height:
@@ -111,14 +111,14 @@ def cut_tile(photo: str, pixels: Pixels, tile: ReviewedTile, reviews: Reviews, n
 
 
 def write_archive(tiles: Sequence[LabelledTile]) -> bytes:
-    """Return the archive of a batch; of a tile that was given twice with one label, one is kept."""
+    """Return the archive of a batch; a tile that was labelled alike twice is written once."""
     by_path = {tile.row.path: tile for tile in tiles}
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(tile.row) for tile in by_path.values())
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:  # stored: PNG is packed already
+    with zipfile.ZipFile(buffer, "w") as archive:  # stored: PNG is compressed already
         archive.writestr(zipfile.ZipInfo(REVIEWS_FILE, ZIP_TIME), table.getvalue())
         for path, tile in by_path.items():
             archive.writestr(zipfile.ZipInfo(path, ZIP_TIME), tile.content)
@@ -126,12 +126,12 @@ def write_archive(tiles: Sequence[LabelledTile]) -> bytes:
 
 
 def batch_name(archive: bytes, now: datetime) -> str:
-    """Return the name of a batch: sorted by time, and never that of another."""
+    """Return the name of a batch: sorts by time, unique by the hash of the archive."""
     return f"reviews-{now:%Y%m%dT%H%M%SZ}-{hashlib.sha256(archive).hexdigest()[:8]}"
 
 
-def put_into_inbox(inbox: Path, name: str, archive: bytes) -> None:
-    """Write a batch, then the marker that it is whole."""
+def write_to_inbox(inbox: Path, name: str, archive: bytes) -> None:
+    """Write a batch, then its completion marker."""
     path = inbox / f"{name}.zip"
     with replacing(path) as partial:
         partial.write_bytes(archive)

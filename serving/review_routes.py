@@ -1,4 +1,4 @@
-"""The route that turns a reviewer's labels into a batch."""
+"""The route that makes a batch from a reviewer's labels."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from fastapi import APIRouter, Form, Request, Response
 from pydantic import Json
 
 from serving.app_state import state_of
-from serving.limits import GivenUpError, in_thread
+from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
 from serving.review_batches import (
     LabelledTile,
@@ -22,8 +22,8 @@ from serving.review_batches import (
     ReviewsAnswer,
     batch_name,
     cut_tile,
-    put_into_inbox,
     write_archive,
+    write_to_inbox,
 )
 from serving.uploads import Files, read_uploads
 
@@ -38,14 +38,14 @@ router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
     "/reviews",
     status_code=HTTPStatus.CREATED,
     response_model=ReviewsAnswer,
-    responses={200: {"description": "The batch, for the reviewer to keep", "content": {ZIP: {"schema": BINARY}}}},
+    responses={200: {"description": "The batch, if there is no inbox", "content": {ZIP: {"schema": BINARY}}}},
 )
 async def review(
     request: Request,
     files: Files,
-    reviews: Annotated[Json[Reviews], Form(description="JSON: what was seen in which tile of which file")],
+    reviews: Annotated[Json[Reviews], Form(description="JSON: a label for each reviewed tile")],
 ) -> Response:
-    """Turn what a person saw in tiles into a batch to train on: into the inbox, or, where there is none, the answer."""
+    """Make a batch to train on from a reviewer's labels, in the inbox or, if none is configured, in the answer."""
     state = state_of(request)
     uploads = await read_uploads(files, state.settings.max_files, state.settings.max_photo_megapixels)
     now = datetime.now(UTC)
@@ -55,15 +55,15 @@ async def review(
         if tiles:
             async with state.decoder.decoded(upload) as pixels:
                 cut = bound(cut_tile, upload.name, pixels, reviews=reviews, now=now)
-                labelled += await in_thread(bound(_all_cut, cut, tiles))
+                labelled += await in_thread(bound(_cut_all, cut, tiles))
     if len(labelled) < len(reviews.tiles):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"A tile is of a file that is not among the {len(files)} sent.")
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"The file of a tile is not among the {len(files)} sent.")
     archive = await asyncio.to_thread(write_archive, labelled)
     name = batch_name(archive, now)
     if state.settings.inbox is None:
         return Response(archive, media_type=ZIP, headers={"Content-Disposition": f'attachment; filename="{name}.zip"'})
     try:
-        await asyncio.to_thread(put_into_inbox, state.settings.inbox, name, archive)
+        await asyncio.to_thread(write_to_inbox, state.settings.inbox, name, archive)
     except OSError:
         log.exception("The inbox %s cannot be written to", state.settings.inbox)
         raise Problem(
@@ -74,12 +74,12 @@ async def review(
     return Response(answer.model_dump_json(), HTTPStatus.CREATED, media_type="application/json")
 
 
-def _all_cut(
-    cut: Callable[[ReviewedTile], LabelledTile], tiles: Sequence[ReviewedTile], is_given_up: threading.Event
+def _cut_all(
+    cut: Callable[[ReviewedTile], LabelledTile], tiles: Sequence[ReviewedTile], is_cancelled: threading.Event
 ) -> list[LabelledTile]:
     labelled = []
     for tile in tiles:
-        if is_given_up.is_set():
-            raise GivenUpError
+        if is_cancelled.is_set():
+            raise WorkCancelledError
         labelled.append(cut(tile))
     return labelled

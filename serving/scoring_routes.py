@@ -20,16 +20,16 @@ from pipeline.errors import CracksError
 from pipeline.evaluation.occlusion import occlusion_map
 from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 from pipeline.inference.openvino_cpu import Outputs
-from serving.answers import Heat, MapAnswer, PredictAnswer, Prediction, Tile
+from serving.answers import MapAnswer, OcclusionOverlay, PredictAnswer, Prediction, Tile
 from serving.app_state import AppState, state_of
-from serving.holder import Held
-from serving.limits import GivenUpError, in_thread
+from serving.holder import LoadedModel
+from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
-from serving.recording import Seen
+from serving.recording import ScoredImage
 from serving.uploads import Files, Upload, read_uploads
 
 MAX_PREVIEW_PX = 2048  # of the longer side
-MAX_EXPLAINED_PX = 512  # of the longer side: what explains a picture need not be larger, and is computed 50 times
+MAX_EXPLAINED_PX = 512  # of the longer side: more detail is not needed, and occlusion scores the image 50 times
 router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
 
 
@@ -37,24 +37,24 @@ router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
 async def predict(
     request: Request,
     files: Files,
-    explain: Annotated[bool, Query(description="add a overlay map to each prediction")] = False,
+    explain: Annotated[bool, Query(description="add an occlusion overlay to each prediction")] = False,
 ) -> PredictAnswer:
-    """Say of each image how probable a crack is. For whole photos, ask for a map."""
+    """Return the probability of a crack for each image. For whole photos use `/v1/map`."""
     state = state_of(request)
-    held = state.held()
+    loaded = state.loaded_model()
     uploads = await read_uploads(files, state.settings.max_files, state.settings.max_image_megapixels)
-    predictions = await asyncio.gather(*(_predict_one(state, held, upload, explain) for upload in uploads))
-    return PredictAnswer(model_version=held.version.number, predictions=list(predictions))
+    predictions = await asyncio.gather(*(_predict_one(state, loaded, upload, explain) for upload in uploads))
+    return PredictAnswer(model_version=loaded.version.number, predictions=list(predictions))
 
 
-async def _predict_one(state: AppState, held: Held, upload: Upload, explain: bool) -> Prediction:
+async def _predict_one(state: AppState, loaded: LoadedModel, upload: Upload, explain: bool) -> Prediction:
     async with state.decoder.decoded(upload) as pixels:
-        output = await state.batcher.submit(held.model, pixels)
-        overlay = await in_thread(lambda _: _explain(held, pixels)) if explain else None
+        output = await state.batcher.submit(loaded.model, pixels)
+        overlay = await in_thread(lambda _: _explain(loaded, pixels)) if explain else None
     state.recorder.put(
-        Seen(
+        ScoredImage(
             time=datetime.now(UTC),
-            model_version=held.version.number,
+            model_version=loaded.version.number,
             source="predict",
             photo=upload.name,
             pixels=pixels,
@@ -63,17 +63,19 @@ async def _predict_one(state: AppState, held: Held, upload: Upload, explain: boo
             features=output.features,
         )
     )
-    label = held.model.decision.verdict(output.probability)
+    label = loaded.model.decision.verdict(output.probability)
     state.metrics.images.labels(label).inc()
     return Prediction(file=upload.name, probability=output.probability, label=label, overlay=overlay)
 
 
-def _explain(held: Held, pixels: Pixels) -> Heat:
+def _explain(loaded: LoadedModel, pixels: Pixels) -> OcclusionOverlay:
     picture = Image.fromarray(pixels)
     picture.thumbnail((MAX_EXPLAINED_PX, MAX_EXPLAINED_PX))
     small: Pixels = np.asarray(picture)
-    overlay = occlusion_map(lambda batch: held.model.outputs(batch)["probability"], small)
-    return Heat(logits=overlay.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, overlay)), "PNG"))
+    overlay = occlusion_map(lambda batch: loaded.model.outputs(batch)["probability"], small)
+    return OcclusionOverlay(
+        logits=overlay.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, overlay)), "PNG")
+    )
 
 
 def _data_url(picture: Image.Image, file_format: Literal["JPEG", "PNG"]) -> str:
@@ -86,23 +88,23 @@ def _data_url(picture: Image.Image, file_format: Literal["JPEG", "PNG"]) -> str:
 async def crack_map(
     request: Request,
     file: Annotated[UploadFile, File(description="a whole photo")],
-    preview: Annotated[bool, Query(description="add the photo as a JPEG, for who cannot show its format")] = False,
+    preview: Annotated[bool, Query(description="add the photo as a JPEG, if its format cannot be displayed")] = False,
     mm_per_px: Annotated[
-        float | None, Query(gt=0, le=1000, description="ground resolution of the photo, where it is known")
+        float | None, Query(gt=0, le=1000, description="ground resolution of the photo, if known")
     ] = None,
 ) -> MapAnswer:
-    """Say of each tile of a photo how probable a crack is."""
+    """Return the probability of a crack for each tile of a photo."""
     state = state_of(request)
-    held = state.held()
+    loaded = state.loaded_model()
     [upload] = await read_uploads([file], 1, state.settings.max_photo_megapixels)
     async with state.decoder.decoded(upload) as pixels:
-        crack_map = await in_thread(bound(_mapped, state, held, upload.name, pixels, mm_per_px))
+        crack_map = await in_thread(bound(_mapped, state, loaded, upload.name, pixels, mm_per_px))
         picture = await in_thread(lambda _: _preview(pixels)) if preview else None
     return MapAnswer(
         file=upload.name,
         width=crack_map.width_px,
         height=crack_map.height_px,
-        model_version=held.version.number,
+        model_version=loaded.version.number,
         cracked_share=crack_map.share_of_area("crack"),
         tiles=[Tile.model_validate(row) for row in crack_map.tiles.to_dict(orient="records")],
         notes=warnings_of(crack_map),
@@ -111,19 +113,26 @@ async def crack_map(
 
 
 def _mapped(
-    state: AppState, held: Held, photo: str, pixels: Pixels, mm_per_px: float | None, is_given_up: threading.Event
+    state: AppState,
+    loaded: LoadedModel,
+    photo: str,
+    pixels: Pixels,
+    mm_per_px: float | None,
+    is_cancelled: threading.Event,
 ) -> CrackMap:
     now = datetime.now(UTC)
 
     def record(tiles: Pixels, outputs: Outputs) -> None:
-        if is_given_up.is_set():
-            raise GivenUpError
+        if is_cancelled.is_set():
+            raise WorkCancelledError
         for tile, probability, features in zip(tiles, outputs["probability"], outputs["features"], strict=True):
-            state.recorder.put(Seen(now, held.version.number, "map", photo, tile, None, float(probability), features))
+            state.recorder.put(
+                ScoredImage(now, loaded.version.number, "map", photo, tile, None, float(probability), features)
+            )
 
     try:
-        crack_map = held.mapper.map(pixels, mm_per_px, record)
-    except CracksError as error:  # too small, or resized out of all proportion
+        crack_map = loaded.mapper.map(pixels, mm_per_px, record)
+    except CracksError as error:  # the photo is too small, or mm_per_px would resize it too much
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
     for label, count in crack_map.tiles["label"].value_counts().items():
         state.metrics.images.labels(str(label)).inc(count)

@@ -1,4 +1,4 @@
-"""Uploaded files to pixels: looked at by their headers first, decoded in threads, within the memory that there is."""
+"""Decodes uploads: checks their headers first, then decodes in threads, within the pixel budget."""
 
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ Files = Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, TIFF or B
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that its header says is an image of a size that is allowed."""
+    """A file whose header is that of an image of an allowed size."""
 
     name: str
     content: bytes
@@ -37,20 +37,20 @@ class Decoder:
 
     @asynccontextmanager
     async def decoded(self, upload: Upload) -> AsyncIterator[Pixels]:
-        """Hold the pixels of an upload, uint8 (height, width, 3), inside the block.
+        """Yield the pixels of an upload, uint8 (height, width, 3); they count towards the budget inside the block.
 
         Raises:
             Problem: the file is damaged.
         """
-        async with self._budget.of(upload.n_pixels):
+        async with self._budget.reserve(upload.n_pixels):
             try:
                 pixels = await in_thread(lambda _: decode(upload.content), self._pool)
             except UnreadableImageError as error:
-                raise unreadable([f"{upload.name}: {error}"]) from None
+                raise unreadable_files([f"{upload.name}: {error}"]) from None
             yield pixels
 
     def close(self) -> None:
-        """Wait for what is running."""
+        """Wait for running work."""
         self._pool.shutdown()
 
 
@@ -58,11 +58,11 @@ async def read_uploads(files: list[UploadFile], max_files: int, max_megapixels: 
     """Return the files of a request.
 
     Raises:
-        Problem: there are too many, or one is no image or too large; nothing of the request is answered then.
+        Problem: there are too many files, or one is not an image or too large. No file of the request is answered.
     """
     if len(files) > max_files:
         raise Problem(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(files)} files are more than {max_files}. Send them in parts."
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(files)} files are more than {max_files}. Split the request."
         )
     uploads, reasons = [], []
     for number, file in enumerate(files, start=1):
@@ -76,14 +76,14 @@ async def read_uploads(files: list[UploadFile], max_files: int, max_megapixels: 
         except UnreadableImageError as error:
             reasons.append(f"{name}: {error}")
     if reasons:
-        raise unreadable(reasons)
+        raise unreadable_files(reasons)
     return uploads
 
 
-def unreadable(reasons: list[str]) -> Problem:
-    """Return the problem of files that cannot be read, a line for each."""
+def unreadable_files(reasons: list[str]) -> Problem:
+    """Return the problem for files that cannot be read, with a line for each."""
     return Problem(
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        "Not every file is an image that can be read. Nothing was answered: leave these out, or mend them.",
+        "Some files are not images that can be read, so none was scored. Remove or repair them.",
         errors=reasons,
     )

@@ -1,6 +1,7 @@
-"""Which version the model registry wants served, and how it is fetched. MLflow is imported at the first question.
+"""Finds and fetches the version to serve from the model registry.
 
-Only MLflow's client is used (it is in mlflow-skinny); a store that does not exist is not created.
+Uses only MLflow's client (mlflow-skinny), which is imported at the first query. A store that does not exist is not
+created.
 """
 
 from dataclasses import dataclass
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-PARTS = (MLMODEL_FILE, EXTRA_FILES)  # of a registered model: all that serving needs, without the Keras model
+PARTS = (MLMODEL_FILE, EXTRA_FILES)  # of a registered model that serving needs; not the Keras model
 SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered model version. The run tells apart equal numbers of two registries."""
+    """A registered model version; `run_id` distinguishes equal numbers of two registries."""
 
     name: str
     number: str
@@ -32,11 +33,11 @@ class Version:
     is_production: bool
 
     def is_same_model(self, other: "Version") -> bool:
-        """Return whether both are one model, whatever its alias."""
+        """Return whether both are the same model, regardless of the alias."""
         return (self.name, self.number, self.run_id) == (other.name, other.number, other.run_id)
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return a description for users."""
         if not self.run_id:
             return "the starter model, because no other is registered yet"
         state = f" ({PRODUCTION})" if self.is_production else ", the newest: none is in production yet"
@@ -50,7 +51,7 @@ class Registry:
         self._name = name
 
     def wanted(self) -> Version | None:
-        """Return the version under alias `production`, else the newest; None where nothing is registered.
+        """Return the version under alias `production`, else the newest; None if no version is registered.
 
         Raises:
             UnavailableError: the registry does not answer.
@@ -70,10 +71,10 @@ class Registry:
             raise UnavailableError(f"The registry {shown_uri()} does not answer: {first_line(error)}.") from None
 
     def fetch(self, version: Version, folder: Path) -> None:
-        """Put what serving needs of `version` into the empty `folder`.
+        """Download the files that serving needs into the empty `folder`.
 
         Raises:
-            UnavailableError: it cannot be fetched now.
+            UnavailableError: the files are unavailable.
         """
         for part in PARTS:
             fetch(version.name, version.number, folder, part)

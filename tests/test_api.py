@@ -114,7 +114,7 @@ def test_an_image_larger_than_allowed_is_refused_by_its_header(client, encode):
 
 def test_too_many_files_are_refused(client, grey):
     answer = predict(client, *[grey(40)] * 6)
-    assert (answer.status_code, answer.json()["detail"]) == (413, "6 files are more than 5. Send them in parts.")
+    assert (answer.status_code, answer.json()["detail"]) == (413, "6 files are more than 5. Split the request.")
 
 
 @pytest.mark.parametrize("says_its_length", [True, False])
@@ -330,7 +330,7 @@ def test_a_port_that_is_taken_is_said_in_words(server, starter, tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stdout) == (2, "")
-    reason = f"Nothing can be served at 127.0.0.1, port {port}: Address already in use."
+    reason = f"The server cannot listen on 127.0.0.1, port {port}: Address already in use."
     assert ended.stderr == f"error: {reason} Choose another: --host, --port.\n"
 
 

@@ -17,7 +17,7 @@ from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Map, load_params
 from serving.app import create_app
-from serving.holder import STARTER, Held
+from serving.holder import STARTER, LoadedModel
 from serving.review_batches import cut_tile
 
 SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve
@@ -43,7 +43,7 @@ class Slow:
 def app_with(model, folder):
     """The API with a model that is given, which ends a request after half a second."""
     mapper = CrackMapper(model, Map(tile_px=32, overlap=0, model_mm_per_px=None))
-    holder = SimpleNamespace(current=Held(model, mapper, STARTER, datetime(2026, 11, 1, tzinfo=UTC)))
+    holder = SimpleNamespace(current=LoadedModel(model, mapper, STARTER, datetime(2026, 11, 1, tzinfo=UTC)))
     return create_app(SETTINGS.model_copy(update={"max_seconds": 0.5}), holder, PredictionLog(folder), None)
 
 

@@ -1,4 +1,4 @@
-"""The model that answers: proven before it is swapped in, kept on disk, never lost to a broken one."""
+"""The current model is verified before it is swapped in, kept on disk, and never replaced by a broken one."""
 
 import json
 import shutil
@@ -182,8 +182,8 @@ def test_the_last_good_model_is_served_while_the_registry_is_away(holder, shelf,
     shelf.is_away = True
     other = started(ModelHolder(shelf, kept, 60, CUT, None, lambda: NOW))
     assert other.current.version == ONE
-    assert other.is_registry_away
-    assert "The registry does not answer. Looking again every 30 s." in caplog.text
+    assert other.is_registry_unavailable
+    assert "The registry does not answer. Trying again every 30 s." in caplog.text
 
 
 def test_a_fetch_that_fails_leaves_nothing_and_is_tried_again(holder, shelf, kept):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.limits import Gate, GivenUpError, PixelBudget, in_thread
+from serving.limits import PixelBudget, RequestLimits, WorkCancelledError, in_thread
 from serving.problems import Problem, response
 
 
@@ -17,7 +17,7 @@ def test_what_fits_does_not_wait_and_what_does_not_waits_its_turn():
         budget, order = PixelBudget(10), []
 
         async def use(name, n_pixels, leave):
-            async with budget.of(n_pixels):
+            async with budget.reserve(n_pixels):
                 order.append(name)
                 await leave.wait()
 
@@ -44,7 +44,7 @@ def test_the_budget_is_never_exceeded_and_always_given_back(uses):
 
         async def use(n_pixels):
             nonlocal n_used, most
-            async with budget.of(n_pixels):
+            async with budget.reserve(n_pixels):
                 n_used += n_pixels
                 most = max(most, n_used)
                 try:
@@ -54,11 +54,11 @@ def test_the_budget_is_never_exceeded_and_always_given_back(uses):
 
         tasks = [asyncio.create_task(use(n_pixels)) for n_pixels, _ in uses]
         await asyncio.sleep(0)
-        for task, (_, is_given_up) in zip(tasks, uses, strict=True):
-            if is_given_up:
+        for task, (_, is_cancelled) in zip(tasks, uses, strict=True):
+            if is_cancelled:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with asyncio.timeout(5), budget.of(10):
+        async with asyncio.timeout(5), budget.reserve(10):
             pass
         return most
 
@@ -70,16 +70,16 @@ def test_who_is_given_up_in_the_moment_of_its_turn_gives_the_pixels_back():
         budget = PixelBudget(10)
 
         async def use():
-            async with budget.of(10):
+            async with budget.reserve(10):
                 raise AssertionError("it was given up")
 
-        async with budget.of(10):
+        async with budget.reserve(10):
             waiting = asyncio.create_task(use())
             await asyncio.sleep(0)
         waiting.cancel()  # after its turn has come, before it could run
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        async with asyncio.timeout(5), budget.of(10):
+        async with asyncio.timeout(5), budget.reserve(10):
             pass
 
     asyncio.run(main())
@@ -89,9 +89,9 @@ def test_a_failure_inside_gives_the_pixels_back():
     async def main():
         budget = PixelBudget(10)
         with pytest.raises(RuntimeError):
-            async with budget.of(10):
+            async with budget.reserve(10):
                 raise RuntimeError
-        async with asyncio.timeout(5), budget.of(10):
+        async with asyncio.timeout(5), budget.reserve(10):
             pass
 
     asyncio.run(main())
@@ -103,7 +103,7 @@ def test_requests_that_together_send_too_much_are_asked_to_come_again():
 
     async def main():
         leave = asyncio.Event()
-        gate = Gate(app, api_key=None, max_body_mb=1, max_seconds=30, max_requests=20)
+        gate = RequestLimits(app, api_key=None, max_body_mb=1, max_seconds=30, max_requests=20)
 
         async def upload():
             async def receive():
@@ -148,11 +148,11 @@ async def given_up_when(begun, work):
 def test_work_in_a_thread_has_stopped_when_its_request_was_ended():
     steps, begun = [], threading.Event()
 
-    def work(is_given_up):
+    def work(is_cancelled):
         begun.set()
-        assert is_given_up.wait(20)
+        assert is_cancelled.wait(20)
         steps.append("stopped")
-        raise GivenUpError
+        raise WorkCancelledError
 
     async def main():
         with pytest.raises(TimeoutError):
@@ -185,4 +185,4 @@ def test_work_that_no_thread_was_free_for_never_begins():
 
 
 def test_work_that_is_done_in_time_gives_its_result():
-    assert asyncio.run(in_thread(lambda is_given_up: is_given_up.is_set())) is False
+    assert asyncio.run(in_thread(lambda is_cancelled: is_cancelled.is_set())) is False

@@ -14,13 +14,13 @@ from pipeline.data.images import image_statistics
 from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of
 from serving import recording
 from serving.kept_images import KeptImages
-from serving.recording import Recorder, Seen
+from serving.recording import Recorder, ScoredImage
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 def seen(pixels, content=None):
-    return Seen(NOW, "3", "predict", "a.jpg", pixels, content, 0.7, np.arange(40, dtype=np.float32))
+    return ScoredImage(NOW, "3", "predict", "a.jpg", pixels, content, 0.7, np.arange(40, dtype=np.float32))
 
 
 class Broken:
@@ -66,7 +66,7 @@ def test_a_log_that_cannot_be_written_costs_rows_and_nothing_else(draw_tile, dro
 
 
 def test_when_too_much_waits_images_are_dropped_at_once(monkeypatch, draw_tile, dropped):
-    monkeypatch.setattr(recording, "MAX_WAITING_BYTES", 10 * 3 * 64 * 64)
+    monkeypatch.setattr(recording, "MAX_QUEUED_BYTES", 10 * 3 * 64 * 64)
     target = Stuck()
     monkeypatch.setattr(recording, "MAX_ROWS", 1)
     recorder = Recorder(target, None, lambda: dropped.append(1))
@@ -82,7 +82,7 @@ def test_when_too_much_waits_images_are_dropped_at_once(monkeypatch, draw_tile, 
 
 
 def test_what_was_dropped_leaves_room_again(tmp_path, monkeypatch, draw_tile, dropped):
-    monkeypatch.setattr(recording, "MAX_WAITING_BYTES", 3 * 64 * 64)
+    monkeypatch.setattr(recording, "MAX_QUEUED_BYTES", 3 * 64 * 64)
     recorder = Recorder(PredictionLog(tmp_path), None, lambda: dropped.append(1))
     recorder.start()
     deadline_s = time.monotonic() + 20
@@ -132,7 +132,7 @@ def test_an_image_that_cannot_be_kept_costs_its_file_and_not_its_row(tmp_path, d
 
 
 def test_the_file_of_an_image_that_waits_counts_too(tmp_path, monkeypatch, draw_tile, dropped):
-    monkeypatch.setattr(recording, "MAX_WAITING_BYTES", 3 * 64 * 64)
+    monkeypatch.setattr(recording, "MAX_QUEUED_BYTES", 3 * 64 * 64)
     recorder = Recorder(PredictionLog(tmp_path), None, lambda: dropped.append(1))
     recorder.put(seen(draw_tile(0), b"file"))
     assert dropped == [1]

@@ -18,7 +18,7 @@ from pipeline.registry import promote, tracking
 from pipeline.registry.history import opened
 from pipeline.registry.resolve import found_model
 from pipeline.registry.versions import fetch
-from serving.holder import proven
+from serving.holder import load_verified
 from serving.wanted_version import Registry
 
 DARK, LIGHT = np.full((1, 40, 40, 3), 120, np.uint8), np.full((1, 40, 40, 3), 140, np.uint8)
@@ -66,7 +66,7 @@ def test_it_is_served_and_watched(before, tmp_path):
     wanted = Registry(MODEL).wanted()
     (tmp_path / "kept").mkdir()
     Registry(MODEL).fetch(wanted, tmp_path / "kept")
-    _, known = proven(tmp_path / "kept")
+    _, known = load_verified(tmp_path / "kept")
     assert (wanted.number, known is not None) == ("1", True)
     assert monitored_model(MODEL).reference["dataset"].tolist() == ["walls"]
 

@@ -10,7 +10,7 @@ from serving.prometheus_metrics import Metrics
 @pytest.fixture
 def metrics(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    return Metrics(SimpleNamespace(current=None, is_registry_away=False, n_swaps=0, n_refusals=0))
+    return Metrics(SimpleNamespace(current=None, is_registry_unavailable=False, n_swaps=0, n_refusals=0))
 
 
 def test_the_age_of_the_schedules_last_sign_of_life_is_told(metrics):
