@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pipeline.crack_maps.batch_prediction import read
 from pipeline.crack_maps.crack_map import CrackMapper
-from pipeline.crack_maps.map_files import Job, PhotoFiles, mapped, write_photo
+from pipeline.crack_maps.map_files import Job, PhotoFiles, map_photo, write_photo
 from pipeline.data.images import Pixels
 from pipeline.data.photos import read_photo
 from pipeline.inference.starter import load_starter
@@ -67,7 +67,7 @@ def main() -> None:
             job = Job(found.description, found.identity(), params, None, False)
 
             def whole(mapper: CrackMapper = mapper, job: Job = job) -> None:
-                files = mapped(mapper, job, args.photo, read(args.photo))
+                files = map_photo(mapper, job, args.photo, read(args.photo))
                 assert isinstance(files, PhotoFiles)  # noqa: S101 - a photo that a benchmark is given can be read
                 write_photo(Path(scratch), "photo", "", files)
 

@@ -161,7 +161,7 @@ def test_what_is_noted_for_the_log_is_all_that_could_be_read_by_photo(tmp_path, 
     broken = tmp_path / "deck1-9.png"
     broken.write_text("no image")
     noted, time = [], datetime(2026, 5, 4, tzinfo=UTC)
-    run(found, [*paths, broken], tmp_path / "scores.csv", note=noted.append)
+    run(found, [*paths, broken], tmp_path / "scores.csv", on_scored=noted.append)
     rows = pd.concat([log_rows(table, found.version, r"(deck\d)-", time) for table in noted])
     log = PredictionLog(tmp_path / "log")
     log.append(rows)
@@ -177,20 +177,20 @@ def test_what_is_noted_for_the_log_is_all_that_could_be_read_by_photo(tmp_path, 
 def test_the_log_gets_many_images_at_a_time_and_the_last_ones_when_a_run_is_interrupted(
     tmp_path, found, many, small_parts, monkeypatch
 ):
-    monkeypatch.setattr(batch_prediction, "NOTED_IMAGES", 6)
+    monkeypatch.setattr(batch_prediction, "LOGGED_IMAGES", 6)
     noted = []
-    run(found, many, tmp_path / "scores.csv", note=noted.append)
+    run(found, many, tmp_path / "scores.csv", on_scored=noted.append)
     assert [len(table) for table in noted] == [8, 2]
     assert pd.concat(noted)["path"].tolist() == [str(path) for path in many]
 
     def interrupted(model, contents, **_):
         if len(contents) == 2:
             raise KeyboardInterrupt
-        return score(model, contents, observes=True)
+        return score(model, contents, with_statistics=True)
 
     monkeypatch.setattr(batch_prediction, "score", interrupted)
-    monkeypatch.setattr(batch_prediction, "NOTED_IMAGES", 100)
+    monkeypatch.setattr(batch_prediction, "LOGGED_IMAGES", 100)
     noted.clear()
     with pytest.raises(KeyboardInterrupt):
-        run(found, many, tmp_path / "again.csv", note=noted.append)
+        run(found, many, tmp_path / "again.csv", on_scored=noted.append)
     assert [len(table) for table in noted] == [8]

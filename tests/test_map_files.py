@@ -95,8 +95,8 @@ def test_asking_to_strip_the_place_maps_again_what_had_it(tmp_path, found, photo
 def test_every_map_says_what_the_model_misses_and_that_no_mark_is_no_proof(tmp_path, found, photos):
     run(found, photos[:1], tmp_path, PARAMS)
     assert report(tmp_path, "a")["notes"][:2] == [
-        "How many cracks this model misses was not recorded with it.",
-        "No mark is not proof of soundness.",
+        "It is not recorded how many cracks this model misses.",
+        "An unmarked area may still have cracks.",
     ]
 
 
@@ -133,7 +133,7 @@ def test_files_that_cannot_be_mapped_are_rows_with_their_reason(tmp_path, found,
     assert "decompression bomb" in summary.loc["huge", "error"]
     assert summary.loc["note", "error"] == "not an image"
     page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
-    assert "4 could not be" in page.text
+    assert "4 failed" in page.text
     assert not (tmp_path / "out" / "cut.json").exists()
 
 
@@ -153,13 +153,13 @@ def huge_png():
 def mapped_names(monkeypatch):
     """The photos that were really mapped, in order."""
     names = []
-    mapped = map_files.mapped
+    map_photo = map_files.map_photo
 
     def noted(mapper, job, path, content=None):
         names.append(path.stem)
-        return mapped(mapper, job, path, content)
+        return map_photo(mapper, job, path, content)
 
-    monkeypatch.setattr(map_files, "mapped", noted)
+    monkeypatch.setattr(map_files, "map_photo", noted)
     return names
 
 
@@ -221,7 +221,7 @@ def test_the_note_names_the_nearest_surface(found):
     tiles = pd.DataFrame({"in_distribution": [True]})
     crack_map = SimpleNamespace(surface=surface, tiles=tiles, scale="Not resized.")
     assert warnings_of(crack_map) == [
-        "On the test images that this photo looks most like (sdnet Decks), the model missed 26 of 40 cracks.",
-        "No mark is not proof of soundness.",
+        "On the test images most similar to this photo (sdnet Decks), the model missed 26 of 40 cracks.",
+        "An unmarked area may still have cracks.",
         "Not resized.",
     ]

@@ -1,1 +1,1 @@
-"""From images and whole photos to where the cracks are."""
+"""Scores of many images, and crack maps of photos."""

@@ -1,7 +1,7 @@
-"""Score many images: parts of a few dozen, each kept until the table is whole, so that a killed run goes on.
+"""Scores many images in parts of a few dozen. Finished parts are kept, so that a run resumes after a kill.
 
-An image that cannot be read is a row with its error. What is in memory at once does not grow with the images: a part is
-bounded in files and bytes, a batch in images and pixels.
+An image that cannot be read becomes a row with its error. Memory does not grow with the number of images: a part is
+limited in files and bytes, a batch in images and pixels.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, embeddings_of
 from pipeline.registry.resolve import FoundModel, ModelFiles, model_of
 
 PART_IMAGES = 64
-MAX_PART_BYTES = 10_000_000  # more would be a lot to lose by a kill, and to send to a worker at once
-MAX_BATCH_PIXELS = 8_000_000  # 100 MB as the network takes them
-MAX_FILE_MB = 600  # an image of 89 megapixels, the most that is decoded, has no more even at 16 bits a colour
-NOTED_IMAGES = 1000  # of one file of the prediction log, which slows down with many files
+MAX_PART_BYTES = 10_000_000  # bounds what a kill loses, and what is sent to a worker at once
+MAX_BATCH_PIXELS = 8_000_000  # 100 MB as float32 input of the network
+MAX_FILE_MB = 600  # enough for the largest image that is decoded, 89 megapixels, at 16 bits a colour
+LOGGED_IMAGES = 1000  # per file of the prediction log, which slows down with many files
 COLUMNS = ["path", "probability", "label", "error"]
 
 Content = bytes | str  # of a file, or why it cannot be read
@@ -47,15 +47,15 @@ def read(path: Path) -> Content:
         return error.strerror or str(error)
 
 
-def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = False) -> pd.DataFrame:
-    """Return a row for each file: probability (missing where it cannot be read), label and error (empty where it can).
+def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
+    """Return a row for each file: probability (NaN if it cannot be read), label and error ("" if it can).
 
     Each thread decodes a batch and then scores it, so that no core waits.
 
     Args:
-        model: that scores.
-        contents: of the files.
-        observes: add what the prediction log keeps: how the image looks, and its embedding.
+        model: the model that scores.
+        contents: bytes of each file, or why it cannot be read.
+        with_statistics: add the columns of the prediction log: image statistics and embedding.
     """
     observed: dict[int, dict[str, object]] = {}
     sizes, errors = _sizes_and_errors(contents)
@@ -71,7 +71,7 @@ def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = F
         if decoded:
             outputs = model.outputs(np.stack(list(decoded.values())))
             probabilities[list(decoded)] = outputs["probability"]
-            if observes:
+            if with_statistics:
                 embeddings = embeddings_of(outputs["features"])
                 for (position, pixels), embedding in zip(decoded.items(), embeddings, strict=True):
                     observed[position] = {**image_statistics(pixels), "embedding": embedding}
@@ -80,16 +80,16 @@ def score(model: ServedModel, contents: Sequence[Content], *, observes: bool = F
     batches = _batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
     with ThreadPoolExecutor(N_THREADS) as pool:
         for _ in pool.map(fill, [readable[batch] for batch in batches]):
-            pass  # raises what a batch raised
+            pass  # raises the exception of a batch
     labels = ["" if error else model.decision.verdict(float(p)) for p, error in zip(probabilities, errors, strict=True)]
     table = pd.DataFrame({"probability": probabilities, "label": labels, "error": errors})
-    if not observes:
+    if not with_statistics:
         return table
     return table.join(pd.DataFrame.from_dict(observed, orient="index", columns=[*IMAGE_STATISTICS, "embedding"]))
 
 
 def _batches(sizes: Sizes) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the positions of images of one size, so many that they fit into memory."""
+    """Yield the positions of images of one size, limited in images and pixels."""
     for batch in batches_by_size(sizes, BATCH_IMAGES):
         n_pixels = int(sizes[batch[0]].prod())
         n_images = max(1, MAX_BATCH_PIXELS // max(1, n_pixels))
@@ -97,7 +97,7 @@ def _batches(sizes: Sizes) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:
-    """Return height and width by position, of what seems readable, and for every file why it is not, else ""."""
+    """Return (height, width) by position for files with a readable header, and an error for each file, or ""."""
     errors = [content if isinstance(content, str) else "" for content in contents]
     sizes: dict[int, tuple[int, int]] = {}
     for position, content in enumerate(contents):
@@ -109,21 +109,21 @@ def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int,
     return sizes, errors
 
 
-def score_there(files: ModelFiles, contents: Sequence[Content], *, observes: bool = False) -> pd.DataFrame:
-    """Return `score` with the model of `files`, on a worker of a cluster."""
+def score_on_worker(files: ModelFiles, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
+    """Return `score` with the model of `files`; runs on a worker of a cluster."""
     model, _ = model_of(files)
-    return score(model, contents, observes=observes)
+    return score(model, contents, with_statistics=with_statistics)
 
 
 def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
-    """Return the rows of the prediction log for the images of a scored table that could be read.
+    """Return the rows of the prediction log for the readable images of a scored table.
 
     Args:
-        table: with what was observed of each image.
-        model_version: which model scored them.
+        table: result of `score` with statistics, and the path of each image.
+        model_version: version that scored the images.
         photo_pattern: regular expression whose first group names the photo of a tile; without one, and where it does
             not match, each image is a photo of its own.
-        time: when, with a time zone.
+        time: of scoring, with a time zone.
     """
     readable = table[table["error"] == ""]
     paths = [str(Path(path).absolute()) for path in readable["path"]]
@@ -137,7 +137,7 @@ def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None,
 
 
 def unfinished_folder(found: FoundModel, paths: Sequence[Path], out: Path) -> Path:
-    """Return the folder of unfinished work beside `out`, another one for each model and set of files."""
+    """Return the folder of unfinished work beside `out`, one for each model and set of files."""
     digest = hashlib.sha256(found.identity().encode())
     for path in paths:
         stat = path.stat() if path.exists() else None
@@ -146,28 +146,28 @@ def unfinished_folder(found: FoundModel, paths: Sequence[Path], out: Path) -> Pa
 
 
 @contextmanager
-def _gathering(note: Callable[[pd.DataFrame], None] | None) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """Yield a function that gathers tables and gives `note` a thousand rows at a time, the last when the block ends."""
-    gathered: list[pd.DataFrame] = []
+def _buffered(on_scored: Callable[[pd.DataFrame], None] | None) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Yield a function that collects tables and passes them on, 1,000 rows or more at a time; the rest at the end."""
+    buffer: list[pd.DataFrame] = []
 
-    def hand_over(at_least: int) -> None:
-        if note is not None and sum(map(len, gathered)) >= at_least:
-            note(pd.concat(gathered, ignore_index=True))
-            gathered.clear()
+    def flush(at_least: int) -> None:
+        if on_scored is not None and sum(map(len, buffer)) >= at_least:
+            on_scored(pd.concat(buffer, ignore_index=True))
+            buffer.clear()
 
-    def gather(table: pd.DataFrame) -> None:
-        if note is not None:
-            gathered.append(table)
-            hand_over(NOTED_IMAGES)
+    def add(table: pd.DataFrame) -> None:
+        if on_scored is not None:
+            buffer.append(table)
+            flush(LOGGED_IMAGES)
 
     try:
-        yield gather
+        yield add
     finally:
-        hand_over(1)
+        flush(1)
 
 
 def parts_of(paths: Sequence[Path]) -> list[Sequence[Path]]:
-    """Return files in parts, in their order: of 64 files and 10 MB at most, or of one file that is larger."""
+    """Return files in parts, in order: at most 64 files and 10 MB each, or one larger file."""
     starts, n_bytes = [0], 0
     for position, path in enumerate(paths):
         size = path.stat().st_size if path.exists() else 0
@@ -183,40 +183,43 @@ def run(
     paths: Sequence[Path],
     out: Path,
     dask_address: str | None = None,
-    note: Callable[[pd.DataFrame], None] | None = None,
+    on_scored: Callable[[pd.DataFrame], None] | None = None,
 ) -> dict[str, int]:
-    """Write a CSV file, a row an image in the order of `paths`: path, probability, label, error.
+    """Score images into a CSV file with a row per image, in the order of `paths`: path, probability, label, error.
 
     Args:
         found: the model.
         paths: of the images.
-        out: the file.
-        dask_address: of a cluster that does the work.
-        note: gets what was scored, some thousand images at a time, with what the prediction log keeps; of the last
-            ones it learns nothing if the process is killed.
+        out: the CSV file.
+        dask_address: of a cluster to score on.
+        on_scored: called with the scored rows and their statistics, 1,000 images or more at a time. If the process is
+            killed, the last ones are not passed on.
 
     Returns:
-        How many images have each label; unreadable ones count under "".
+        The number of images with each label; unreadable ones count under "".
     """
     unfinished = unfinished_folder(found, paths, out)
     parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}
     missing = [part for part in parts if not part.exists()]
     tables: Iterator[tuple[Path, pd.DataFrame]]
-    observes = note is not None
+    with_statistics = on_scored is not None
     if dask_address is None:
         model = found.load()
-        tables = ((part, score(model, [read(path) for path in parts[part]], observes=observes)) for part in missing)
+        tables = (
+            (part, score(model, [read(path) for path in parts[part]], with_statistics=with_statistics))
+            for part in missing
+        )
     else:
         tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
         tables = compute_on_cluster(
             dask_address,
-            bound(score_there, observes=observes),
+            bound(score_on_worker, with_statistics=with_statistics),
             ModelFiles.read(found),
             tasks,
             local_hint="leave --dask out",
         )
     with (
-        _gathering(note) as gather,
+        _buffered(on_scored) as add,
         tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar,
     ):
         bar.update(len(paths) - sum(len(parts[part]) for part in missing))
@@ -224,7 +227,7 @@ def run(
             table = table.assign(path=[str(path) for path in parts[part]])
             with replacing(part) as partial:
                 table[COLUMNS].to_csv(partial, index=False)
-            gather(table)
+            add(table)
             bar.update(len(table))
     counts: dict[str, int] = {}
     with replacing(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

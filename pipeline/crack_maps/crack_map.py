@@ -1,10 +1,10 @@
-"""From a photo of any size to where its cracks are: tiles, scored by the served form of a model.
+"""Maps the cracks of a photo of any size: cuts it into tiles and scores them with a served model.
 
-It takes pixels and gives tables; whoever calls it reads and writes the files.
+Input are pixels, output are tables; the caller reads and writes the files.
 
-Tiles are scored one by one, as the network saw images in training. Convolving the whole photo once would save time
-where tiles overlap, but gives other answers: at the edge of an image the network was trained on padding, not on what
-lies beyond (`python -m benchmarks.convolve_once` says by how much).
+Each tile is scored as an image of its own, as in training. Convolving the photo once would save time where tiles
+overlap, but changes the scores: the network was trained with padding at the edge of an image, not with the pixels
+beyond it (`python -m benchmarks.convolve_once` measures the difference).
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Pr
 from pipeline.inference.served import ServedModel
 from pipeline.params import Map
 
-BATCH_TILES = 4  # activations of more do not fit the cache, and take longer
-CHUNK_TILES = 1024  # whose features are held at once, 25 kB each
-CELL_PX = 16  # of the raster by which areas are measured and overlay is drawn
+BATCH_TILES = 4  # the activations of more do not fit into the cache, which is slower
+CHUNK_TILES = 1024  # whose features are in memory at once, 25 kB each
+CELL_PX = 16  # side of a cell of the raster for areas and the overlay
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
 
@@ -37,17 +37,18 @@ Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16
 
 @dataclass(frozen=True)
 class CrackMap:
-    """What a model says of a photo.
+    """Scores of the tiles of a photo.
 
     Attributes:
-        tiles: a row a tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
-            intact or review), in_distribution (whether it looks like concrete that the model knows; None where that is
-            not recorded).
+        tiles: a row per tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
+            intact or review), in_distribution (whether the tile is similar to the validation images; None if the model
+            has no OOD detector).
         width_px: of the upright photo.
         height_px: of the upright photo.
         overlap: of neighbouring tiles, as a share of a tile.
-        scale: what the ground resolution was used for, in words.
-        surface: the test surface that the photo looks most like, with how many cracks the model missed there.
+        scale: a sentence on how the photo was resized, or why it was not.
+        surface: the test surface most similar to the photo, with the cracks that the model missed there; None if the
+            model has no OOD detector.
     """
 
     tiles: pd.DataFrame
@@ -74,13 +75,13 @@ class CrackMap:
 
 
 class CrackMapper:
-    """A model, ready to map photos; may be used from several threads at once."""
+    """Maps photos with a model; thread-safe."""
 
-    def __init__(self, model: ServedModel, params: Map, known: OutOfDistributionDetector | None = None) -> None:
-        """Take a model, how photos are cut, and the concrete that the model knows, where that is recorded."""
+    def __init__(self, model: ServedModel, params: Map, detector: OutOfDistributionDetector | None = None) -> None:
+        """Set the model, how photos are cut, and the model's OOD detector if it has one."""
         self._model = model
         self._params = params
-        self._known = known
+        self._detector = detector
         self._pool = ThreadPoolExecutor(N_THREADS)
 
     def map(self, pixels: Pixels, mm_per_px: float | None = None, on_tiles: OnTiles | None = None) -> CrackMap:
@@ -88,11 +89,11 @@ class CrackMapper:
 
         Args:
             pixels: of the upright photo, RGB, uint8, (height, width, 3).
-            mm_per_px: ground resolution of the photo, where it is known.
-            on_tiles: is told of each batch of tiles, (n, size, size, 3), and its outputs, in no order, from threads.
+            mm_per_px: ground resolution of the photo, if known.
+            on_tiles: called from threads with each batch of tiles, (n, size, size, 3), and its outputs, in any order.
 
         Raises:
-            CracksError: the photo is too small, or its ground resolution is out of all proportion to the model's.
+            CracksError: the photo is too small, or would be resized to too few or too many pixels.
         """
         height, width, _ = pixels.shape
         if min(height, width) < MIN_SIDE_PX:
@@ -114,15 +115,15 @@ class CrackMapper:
                 "probability": probabilities,
             }
         )
-        in_distribution = None if self._known is None else self._known.is_in_distribution(images)
-        surface = None if self._known is None else self._known.nearest_surface(images)
+        in_distribution = None if self._detector is None else self._detector.is_in_distribution(images)
+        surface = None if self._detector is None else self._detector.nearest_surface(images)
         verdicts = [self._model.decision.verdict(float(probability)) for probability in probabilities]
         tiles["label"] = verdicts if in_distribution is None else np.where(in_distribution, verdicts, "review")
         tiles["in_distribution"] = in_distribution
         return CrackMap(tiles, width, height, self._params.overlap, scale, surface)
 
     def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
-        """Return the factor by which a photo is resized before it is cut, and in words what is known of its scale."""
+        """Return the factor by which a photo is resized before it is cut, and a sentence about it."""
         trained_at = self._params.model_mm_per_px
         if trained_at is None:
             return (
@@ -142,7 +143,7 @@ class CrackMapper:
     def _scored(
         self, pixels: Pixels, places: list[tuple[int, int]], size: int, on_tiles: OnTiles | None
     ) -> tuple[npt.NDArray[np.float32], Projections]:
-        """Return the probability, (n,), and the projection of each tile that begins at (top, left)."""
+        """Return the probability, (n,), and the projection of each tile; `places` are (top, left)."""
 
         def score(first: int) -> Outputs:
             chosen = places[first : first + BATCH_TILES]
@@ -157,19 +158,19 @@ class CrackMapper:
             stop = min(start + CHUNK_TILES, len(places))
             batches = list(self._pool.map(score, range(start, stop, BATCH_TILES)))
             probabilities += [batch["probability"] for batch in batches]
-            # not in the threads: matrix products bring threads of their own, which would take their cores
+            # not in the pool: matrix products start their own threads, which would compete for the cores
             images.append(detector_projection(np.concatenate([batch["features"] for batch in batches])))
         return np.concatenate(probabilities), np.concatenate(images)
 
 
 def _cells(start: int, size: int, side: int) -> slice:
-    """Return the cells under a tile; one that ends less than a cell before the border, by rounding, reaches it."""
+    """Return the cells under a tile; a tile that ends less than a cell before the border (by rounding) reaches it."""
     stop = side if side - (start + size) < CELL_PX else start + size
     return slice(start // CELL_PX, -(-stop // CELL_PX))
 
 
 def _stretched(positions: Starts, last: int) -> Starts:
-    """Return where tiles begin in the photo, from where they begin in the resized one; the last of them at `last`."""
+    """Return the starts of tiles in the photo, from those in the resized photo; the last start is `last`."""
     stretched: Starts = np.rint(positions * (last / max(1, positions[-1]))).astype(np.int64)
     return stretched
 

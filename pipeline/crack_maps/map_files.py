@@ -1,7 +1,7 @@
-"""The files of crack maps: what is written for a photo, and for all photos of a run together.
+"""Writes the files of crack maps: those of each photo, and the summary of a run.
 
-A photo whose NAME.json is there and was made of the same file, by the same model, in the same way is not mapped again,
-so that a killed run goes on where it was.
+A photo is not mapped again if its NAME.json exists and was made from the same file by the same model with the same
+settings. So a run resumes after a kill.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from pipeline.params import Map
 from pipeline.registry.resolve import FoundModel, ModelFiles, model_of
 
 JPEG_QUALITY = 85
-MAX_NAME_BYTES = 180  # file systems allow 255, and endings are added
+MAX_NAME_BYTES = 180  # file systems allow 255, and suffixes are added
 PHOTOS_AT_ONCE = 2  # one is decoded or written while the tiles of the other are scored
 TILE_COLUMNS = ["photo", "row", "col", "x", "y", "size", "probability", "label"]
 SUMMARY_COLUMNS = [
@@ -43,13 +43,13 @@ SUMMARY_COLUMNS = [
 
 @dataclass(frozen=True)
 class Job:
-    """How photos are mapped.
+    """Settings that all photos of a run share. Its `repr` is part of `key`: renaming a field maps all photos again.
 
     Attributes:
-        model: which one, in words.
-        identity: a hash of all that decides its answers.
+        model: description of the model.
+        identity: a hash of everything that determines its answers.
         params: how photos are cut.
-        mm_per_px: ground resolution of the photos, None where unknown.
+        mm_per_px: ground resolution of the photos, None if unknown.
         strip_location: whether time and place are left out.
     """
 
@@ -60,14 +60,14 @@ class Job:
     strip_location: bool
 
     def key(self, path: Path) -> str:
-        """Return a hash of all that decides the map of the photo at `path`."""
+        """Return a hash of everything that determines the map of the photo at `path`."""
         stat = path.stat()
         return hashlib.sha256(f"{self!r}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """What is written for a photo."""
+    """The content of the files of a photo: JPEG, CSV and JSON."""
 
     picture: bytes
     tiles: str
@@ -75,7 +75,7 @@ class PhotoFiles:
 
 
 def names_of(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return a name for the files of each photo: the photo's own, with a hash of its path where two would share one."""
+    """Return a name for the files of each photo: its own name, with a hash of its path if two photos share one."""
     stems = pd.Series([path.stem.casefold() for path in paths])
     is_shared = stems.duplicated(keep=False)
     names = {}
@@ -118,25 +118,25 @@ def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[s
 
 
 def files_of(mapper: CrackMapper, job: Job, path: Path, content: bytes) -> PhotoFiles:
-    """Return what is written for a photo.
+    """Return the files of a photo.
 
     Raises:
-        UnreadableImageError: it cannot be decoded.
-        CracksError: it cannot be mapped.
+        UnreadableImageError: the photo cannot be decoded.
+        CracksError: the photo cannot be mapped.
     """
     photo = read_photo(content)
     crack_map = mapper.map(photo.pixels, job.mm_per_px)
-    words = " ".join(warnings_of(crack_map)[:2])
+    caption = " ".join(warnings_of(crack_map)[:2])
     picture = io.BytesIO()
-    overlay_picture(photo.pixels, crack_map, words).save(picture, "JPEG", quality=JPEG_QUALITY)
+    overlay_picture(photo.pixels, crack_map, caption).save(picture, "JPEG", quality=JPEG_QUALITY)
     tiles = crack_map.tiles.assign(photo=str(path), probability=crack_map.tiles["probability"].round(4))
     return PhotoFiles(
         picture.getvalue(), tiles[TILE_COLUMNS].to_csv(index=False), report_of(path, photo, crack_map, job)
     )
 
 
-def mapped(mapper: CrackMapper, job: Job, path: Path, content: Content) -> PhotoFiles | str:
-    """Return what is written for a photo, or why it cannot be mapped."""
+def map_photo(mapper: CrackMapper, job: Job, path: Path, content: Content) -> PhotoFiles | str:
+    """Return the files of a photo, or why it cannot be mapped."""
     if isinstance(content, str):
         return content
     try:
@@ -145,29 +145,29 @@ def mapped(mapper: CrackMapper, job: Job, path: Path, content: Content) -> Photo
         return str(error)
 
 
-def _read_and_mapped(mapper: CrackMapper, job: Job, path: Path) -> PhotoFiles | str:
-    return mapped(mapper, job, path, read(path))
+def _read_and_map(mapper: CrackMapper, job: Job, path: Path) -> PhotoFiles | str:
+    return map_photo(mapper, job, path, read(path))
 
 
-def mapped_there(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) -> PhotoFiles | str:
-    """Return `mapped` on a worker of a cluster."""
+def map_on_worker(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) -> PhotoFiles | str:
+    """Return `map_photo`; runs on a worker of a cluster."""
     files, job = shared
-    return mapped(_mapper_there(files, job.params), job, *task)
+    return map_photo(_worker_mapper(files, job.params), job, *task)
 
 
 @lru_cache(maxsize=1)
-def _mapper_there(files: ModelFiles, params: Map) -> CrackMapper:
-    model, known = model_of(files)
-    return CrackMapper(model, params, known)
+def _worker_mapper(files: ModelFiles, params: Map) -> CrackMapper:
+    model, detector = model_of(files)
+    return CrackMapper(model, params, detector)
 
 
-def _mapped_here(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator[tuple[Path, PhotoFiles | str]]:
+def _map_locally(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator[tuple[Path, PhotoFiles | str]]:
     """Yield each photo with its files; while the tiles of one are scored, the next is decoded."""
     mapper = CrackMapper(found.load(), job.params, found.detector())
     with ThreadPoolExecutor(PHOTOS_AT_ONCE) as pool:
         running: deque[tuple[Path, Future[PhotoFiles | str]]] = deque()
         for path in paths:
-            running.append((path, pool.submit(_read_and_mapped, mapper, job, path)))
+            running.append((path, pool.submit(_read_and_map, mapper, job, path)))
             if len(running) > PHOTOS_AT_ONCE:
                 done, files = running.popleft()
                 yield done, files.result()
@@ -175,16 +175,16 @@ def _mapped_here(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator
             yield path, files.result()
 
 
-def _mapped_on(
+def _map_on_cluster(
     address: str, found: FoundModel, job: Job, paths: Sequence[Path]
 ) -> Iterator[tuple[Path, PhotoFiles | str]]:
     shared = (ModelFiles.read(found), job)
     tasks = ((path, (path, read(path))) for path in paths)
-    yield from compute_on_cluster(address, mapped_there, shared, tasks, local_hint="leave --dask out")
+    yield from compute_on_cluster(address, map_on_worker, shared, tasks, local_hint="leave --dask out")
 
 
 def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
-    """Write the files of a photo; the report, which says that it is done, last."""
+    """Write the files of a photo; the report, which marks it as finished, last."""
     with replacing(out / f"{name}.cracks.jpg") as partial:
         partial.write_bytes(files.picture)
     write_text(out / f"{name}.tiles.csv", files.tiles)
@@ -192,7 +192,7 @@ def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
 
 
 def finished_report(out: Path, name: str, key: str | None = None) -> dict[str, Any] | None:
-    """Return the report of a photo that is done, by this key where one is given; None where there is none."""
+    """Return the report of a finished photo, None if there is none or it has another `key`."""
     try:
         report: dict[str, Any] = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -201,7 +201,7 @@ def finished_report(out: Path, name: str, key: str | None = None) -> dict[str, A
 
 
 def summary_of(out: Path, names: dict[Path, str], errors: dict[Path, str]) -> pd.DataFrame:
-    """Return a row a photo, the most cracked one first, those that could not be mapped last."""
+    """Return a row per photo, the most cracked one first, those that could not be mapped last."""
     rows = []
     for path, name in names.items():
         report = None if path in errors else finished_report(out, name)
@@ -223,7 +223,7 @@ def run(
     strip_location: bool = False,
     dask_address: str | None = None,
 ) -> pd.DataFrame:
-    """Map photos into the folder `out`; return the summary, which is also written, with a page, into it.
+    """Map photos into the folder `out`, with a page and a summary; return the summary, a row per photo.
 
     Raises:
         CracksError: the model cannot be loaded.
@@ -239,7 +239,9 @@ def run(
             errors[path] = error.strerror or str(error)
     missing = [path for path, key in keys.items() if finished_report(out, names[path], key) is None]
     results = (
-        _mapped_here(found, job, missing) if dask_address is None else _mapped_on(dask_address, found, job, missing)
+        _map_locally(found, job, missing)
+        if dask_address is None
+        else _map_on_cluster(dask_address, found, job, missing)
     )
     with tqdm(total=len(paths), desc="mapping", unit=" photos", disable=None) as bar:
         bar.update(len(paths) - len(missing))

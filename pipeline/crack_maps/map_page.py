@@ -1,4 +1,4 @@
-"""The page over the maps of a folder, for an inspector: the most cracked photo first; one HTML file, offline."""
+"""The overview page of crack maps: one HTML file that works offline, the most cracked photo first."""
 
 import json
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ THUMBNAIL_PX = 480
 
 
 def render_maps(out: Path, summary: pd.DataFrame, model: str) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
-        out: folder of the maps, which the page is written into.
-        summary: a row a photo, in the order of the page, with the columns of summary.csv.
-        model: which one it was, in words.
+        out: folder of the maps and the page.
+        summary: a row per photo, in the order of the page, with the columns of summary.csv.
+        model: description of the model.
     """
     mapped, failed = summary[summary["error"] == ""], summary[summary["error"] != ""]
     return template("crack_maps/map.html.j2").render(
@@ -51,5 +51,5 @@ def _cards(out: Path, names: "pd.Series[str]") -> Iterator[dict[str, Any]]:
 
 def _thumbnail(path: Path) -> Pixels:
     with Image.open(path) as image:
-        image.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))  # decodes an eighth of the detail, in a tenth of the time
+        image.draft("RGB", (THUMBNAIL_PX, THUMBNAIL_PX))  # decodes at a reduced size, in a tenth of the time
         return np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""The picture of a crack map: the photo, the overlay over it, frames around what needs a person, and a legend below."""
+"""Draws a crack map: the photo with the overlay, frames around cracks, marks for review, and a legend below."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.crack_maps.crack_map import CELL_PX, CrackMap
 from pipeline.data.images import Pixels
 
-# From clear to opaque, from yellow to red: (probability, opacity, red, green, blue). Below the first nothing is drawn,
-# so that sound concrete looks as it was photographed.
+# (probability, opacity, red, green, blue): from clear to opaque, from yellow to red. Below the first probability
+# nothing is drawn, so that intact concrete looks as in the photo.
 RAMP = ((0.15, 0.0, 255, 224, 70), (0.5, 0.25, 255, 150, 20), (1.0, 0.4, 230, 20, 20))
 MARKS = {"crack": (220, 20, 20), "review": (40, 110, 255)}
 LEGEND_HEIGHT = 0.05  # of the photo's mean side
@@ -19,20 +19,20 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colours = npt.NDArray[np.uint8]  # (..., 4), RGBA
 
 
-def overlay_picture(pixels: Pixels, crack_map: CrackMap, words: str) -> Image.Image:
-    """Return the photo under its overlay, with frames and a legend.
+def overlay_picture(pixels: Pixels, crack_map: CrackMap, caption: str) -> Image.Image:
+    """Return the photo with overlay, marks and legend.
 
     Args:
         pixels: of the upright photo, uint8, (height, width, 3).
         crack_map: of this photo.
-        words: what the legend says besides, in a line.
+        caption: last line of the legend.
     """
     height, width, _ = pixels.shape
-    legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), words)
+    legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), caption)
     picture = Image.new("RGB", (width, height + legend.height), PAPER)
     picture.paste(Image.fromarray(pixels))
     overlay = colours(crack_map.raster(crack_map.tiles["probability"].to_numpy()))
-    # as large as whole cells, of which the last ones reach over the edge
+    # a multiple of the cell size; the last cells exceed the photo
     size = overlay.shape[1] * CELL_PX, overlay.shape[0] * CELL_PX
     shade = Image.fromarray(overlay[..., :3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
     opacity = Image.fromarray(overlay[..., 3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
@@ -51,7 +51,7 @@ def colours(probabilities: npt.NDArray[np.float64]) -> Colours:
 
 
 def _draw_marks(draw: ImageDraw.ImageDraw, crack_map: CrackMap) -> None:
-    """Frame cracks; where a person should look, which can be most of a photo, mark a corner."""
+    """Frame cracks; mark only a corner of tiles to review, which can be most of a photo."""
     for label in ("review", "crack"):
         of_label = crack_map.tiles["label"] == label
         for left, top, size in crack_map.tiles.loc[of_label, ["x", "y", "size"]].to_numpy().tolist():
@@ -66,8 +66,8 @@ def _mark(draw: ImageDraw.ImageDraw, label: str, left: int, top: int, size: int,
         draw.polygon([(left, top), (left + reach, top), (left, top + reach)], fill=MARKS[label])
 
 
-def _legend(width: int, height: int, words: str) -> Image.Image:
-    """Return the legend, two lines: the scale and the frames, then words."""
+def _legend(width: int, height: int, caption: str) -> Image.Image:
+    """Return the legend, two lines: scale and marks, then the caption."""
     legend = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(legend)
     line = height // 2
@@ -79,22 +79,22 @@ def _legend(width: int, height: int, words: str) -> Image.Image:
     ramp = colours(np.linspace(0, 1, bar))  # (bar, 4)
     grey = np.full((bar, 3), 170)
     share = ramp[:, 3:] / 255
-    shown = (grey * (1 - share) + ramp[:, :3] * share).astype(np.uint8)  # as it looks over concrete
+    shown = (grey * (1 - share) + ramp[:, :3] * share).astype(np.uint8)  # as it appears over concrete
     legend.paste(Image.fromarray(np.repeat(shown[None], round(line * 0.6), axis=0)), (x, round(line * 0.2)))
     x += bar + pad // 2
     draw.text((x, middle), "100 %", INK, font, anchor="lm")
     x += round(draw.textlength("100 %", font)) + 2 * pad
-    for label, meaning in (("crack", "crack"), ("review", "for a person to look at")):
+    for label, meaning in (("crack", "crack"), ("review", "to review")):
         side = round(line * 0.6)
         _mark(draw, label, x, middle - side // 2, side, max(1, side // 10))
         x += side + pad // 2
         draw.text((x, middle), meaning, INK, font, anchor="lm")
         x += round(draw.textlength(meaning, font)) + 2 * pad
-    draw.text((pad, line + middle), _fitting(words, width - 2 * pad, draw, font), INK, font, anchor="lm")
+    draw.text((pad, line + middle), _shortened(caption, width - 2 * pad, draw, font), INK, font, anchor="lm")
     return legend
 
 
-def _fitting(words: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> str:
-    while words and draw.textlength(words, font) > width:
-        words = words.rstrip(" …")[:-1] + "…"
-    return words
+def _shortened(caption: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> str:
+    while caption and draw.textlength(caption, font) > width:
+        caption = caption.rstrip(" …")[:-1] + "…"
+    return caption

@@ -1,4 +1,4 @@
-"""Cutting a photo into square tiles, so that every pixel is in one and no tile leaves the photo."""
+"""Cuts a photo into square tiles that cover every pixel and stay inside the photo."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ Starts = npt.NDArray[np.int64]  # of tiles along a side, in pixels
 
 
 def starts(length_px: int, size_px: int, step_px: int) -> Starts:
-    """Return where tiles begin along a side: every `step_px`, the last one moved inwards so that it ends at the edge.
+    """Return the starts of tiles along a side: every `step_px`; the last tile is moved inwards to end at the edge.
 
     Args:
         length_px: of the side, `size_px` or more.
@@ -19,14 +19,14 @@ def starts(length_px: int, size_px: int, step_px: int) -> Starts:
 
 
 def grid(shape_px: tuple[int, ...], size_px: int, overlap: float) -> tuple[Starts, Starts, int]:
-    """Return where the rows and the columns of tiles begin, and the side of a tile, in pixels.
+    """Return the starts of the rows and of the columns of tiles, and the side of a tile, in pixels.
 
-    A photo that is narrower than a tile gets tiles as narrow as it is.
+    In a photo that is narrower than a tile, tiles are as narrow as the photo.
 
     Args:
         shape_px: height and width of the photo.
         size_px: wanted side of a tile.
-        overlap: share of a tile that the next one in its row, or column, covers again, 0..0.9.
+        overlap: share of a tile that the next one in its row or column overlaps, 0..0.9.
     """
     size = min(size_px, *shape_px)
     step = max(1, round(size * (1 - overlap)))
