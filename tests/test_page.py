@@ -103,7 +103,7 @@ def test_an_inspector_drops_a_photo_reviews_it_and_the_labels_are_trained_on(pag
     page.keyboard.press("ArrowDown")
     for key in "cxc":
         page.keyboard.press(key)
-    assert page.locator(".tile .said").all_inner_texts() == ["crack", "intact", "crack"]
+    assert page.locator(".tile .verdict-label").all_inner_texts() == ["crack", "intact", "crack"]
     assert words(page, ".photo .state") == "17 % cracked"
     page.keyboard.press("u")
     assert words(page, "#export-button") == "Export 2 labels"
@@ -197,7 +197,7 @@ def test_a_tile_is_picked_by_a_click_on_the_photo(page, tmp_path):
     page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] / 2)
     assert page.locator(".tile[aria-selected=true]").count() == 1
     page.click("#confirm")
-    assert words(page, ".tile .said") == "crack"
+    assert words(page, ".tile .verdict-label") == "crack"
 
 
 def test_a_file_that_is_no_photo_is_said_so_and_the_others_go_on(page, deck, tmp_path):
@@ -205,7 +205,7 @@ def test_a_file_that_is_no_photo_is_said_so_and_the_others_go_on(page, deck, tmp
     page.set_input_files("#files", [str(tmp_path / "notes.jpg"), deck])
     page.locator("[data-state=done]").wait_for()
     assert words(page, "[data-state=failed] .state") == "notes.jpg: not an image"
-    assert words(page, "#progress-text") == "2 of 2 photos looked at, 1 could not be"
+    assert words(page, "#progress-text") == "2 of 2 photos processed, 1 failed"
 
 
 def test_a_photo_that_the_browser_cannot_show_is_shown_by_the_server(page, tmp_path):
@@ -247,7 +247,7 @@ def test_the_key_is_asked_for_and_then_used(browser, root, tmp_path, deck):
         page.goto(server.url)
         page.fill("#key", "secret")
         page.keyboard.press("Enter")
-        page.get_by_text("Looks with the starter model").wait_for()
+        page.get_by_text("Model: the starter model").wait_for()
         add(page, deck)
         page.close()
 

@@ -1,4 +1,4 @@
-// Talks to the API. An answer that says no becomes an error in words.
+// Client of the API. A refused request throws an ApiError with the detail of the problem.
 
 export class ApiError extends Error {
   constructor(message, lines = []) {
@@ -47,7 +47,7 @@ export async function mapPhoto(file, withPreview) {
   return (await request(`/v1/map${withPreview ? "?preview=true" : ""}`, {method: "POST", body})).json();
 }
 
-// Returns {batch, ...} where the labels went to an inbox, {name, blob} where they are for the reviewer to keep.
+// Returns {batch, ...} if the server put the labels into its inbox, else {name, blob}: an archive to download.
 export async function sendReviews(files, reviews) {
   const body = new FormData();
   for (const file of files) body.append("files", file);

@@ -1,28 +1,28 @@
-// The page: photos come in, maps are shown, tiles are reviewed, labels go out.
+// The page: adds photos, shows their maps, records reviews of tiles, exports the labels.
 
 import {ApiError, getModel, mapPhoto, onMissingKey, sendReviews} from "/static/api.js";
 import {Viewer, overlayColour} from "/static/viewer.js";
 
-const AT_ONCE = 2; // photos under way: one travels while another is looked at
+const MAX_CONCURRENT_PHOTOS = 2; // one is uploaded while another is scored
 const THUMBNAIL_PX = 96;
-const MOST_TILES = 400; // listed; more than that nobody reviews in one photo
+const MAX_LISTED_TILES = 400; // more than anyone reviews in one photo
 const REVIEWER = "cracks-reviewer";
 
 const byId = (id) => document.getElementById(id);
 const photos = []; // {file, state: waiting|working|done|failed, map, message, item}
 let model = null;
-let current = null; // of photos
-let listed = []; // tiles of the current photo, as the list shows them
-let selected = null; // of its tiles
+let current = null; // the photo that is shown
+let listed = []; // its tiles in the list, in order
+let selected = null; // one of its tiles
 
 const viewer = new Viewer(byId("canvas"), (tile) => selectTile(tile, false));
 
-// ---------------------------------------------------------------- words
+// ---------------------------------------------------------------- text
 
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 1 : 0)} %`;
 const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
-const inWords = (error) => (error instanceof ApiError && error.lines.length ? error.lines.join(" ") : error.message);
+const errorText = (error) => (error instanceof ApiError && error.lines.length ? error.lines.join(" ") : error.message);
 
 function element(name, attributes = {}, ...children) {
   const made = Object.assign(document.createElement(name), attributes);
@@ -40,10 +40,10 @@ async function showModel() {
     setTimeout(showModel, 3000);
     return;
   }
-  byId("model").textContent = `Looks with ${model.description}.`;
+  byId("model").textContent = `Model: ${model.description}.`;
   const warnings = [];
-  if (model.is_demo) warnings.push("This model learned from drawn images: its answers say nothing about real concrete.");
-  if (model.refused) warnings.push(`Version ${model.refused} was to replace this model and is broken; this one goes on.`);
+  if (model.is_demo) warnings.push("This model was trained on drawn images: its answers mean nothing for real concrete.");
+  if (model.refused) warnings.push(`Version ${model.refused}, which was to replace this model, is broken. This model stays in use.`);
   byId("warning").textContent = warnings.join(" ");
   byId("warning").hidden = warnings.length === 0;
   setThreshold(model.threshold);
@@ -70,14 +70,14 @@ function addPhotos(files) {
   byId("work").hidden = false;
   if (!current) openPhoto(photos[0]);
   showProgress();
-  for (let n = photos.filter((photo) => photo.state === "working").length; n < AT_ONCE; n++) work();
+  for (let n = photos.filter((photo) => photo.state === "working").length; n < MAX_CONCURRENT_PHOTOS; n++) processNext();
 }
 
-async function work() {
+async function processNext() {
   const photo = photos.find((candidate) => candidate.state === "waiting");
   if (!photo) return;
   photo.state = "working";
-  updatePhoto(photo, "looking …");
+  updatePhoto(photo, "mapping …");
   try {
     photo.picture = await createImageBitmap(photo.file).catch(() => null);
     photo.map = await mapPhoto(photo.file, photo.picture === null);
@@ -91,22 +91,22 @@ async function work() {
     updatePhoto(photo, severity(photo));
   } catch (error) {
     photo.state = "failed";
-    updatePhoto(photo, inWords(error));
+    updatePhoto(photo, errorText(error));
   }
-  if (photo !== current) letGo(photo);
+  if (photo !== current) releasePicture(photo);
   else openPhoto(photo);
   showProgress();
-  work();
+  processNext();
 }
 
-// A decoded photo takes four bytes a pixel: only the one that is shown is kept.
-function letGo(photo) {
+// A decoded photo takes four bytes per pixel: only the photo that is shown stays in memory.
+function releasePicture(photo) {
   photo.picture?.close();
   photo.picture = null;
 }
 
 function severity(photo) {
-  const nToReview = photo.map.tiles.filter((tile) => tile.label === "review" && !tile.said).length;
+  const nToReview = photo.map.tiles.filter((tile) => tile.label === "review" && !tile.reviewed).length;
   return `${percent(photo.map.cracked_share)} cracked` + (nToReview ? `, ${nToReview} to review` : "");
 }
 
@@ -134,15 +134,15 @@ function showProgress() {
   byId("progress").value = nEnded / photos.length;
   byId("progress").hidden = nEnded === photos.length;
   byId("progress-text").textContent =
-    `${nEnded} of ${count(photos.length, "photo")} looked at` + (nFailed ? `, ${nFailed} could not be` : "");
+    `${nEnded} of ${count(photos.length, "photo")} processed` + (nFailed ? `, ${nFailed} failed` : "");
 }
 
 async function openPhoto(photo) {
-  if (current && current !== photo) letGo(current);
+  if (current && current !== photo) releasePicture(current);
   current = photo;
   for (const other of photos) other.item.firstChild.setAttribute("aria-current", String(other === photo));
   photo.item.scrollIntoView({block: "nearest"});
-  const note = {waiting: "Waiting for its turn …", working: "Looking for cracks …", failed: photo.message}[photo.state];
+  const note = {waiting: "Waiting …", working: "Looking for cracks …", failed: photo.message}[photo.state];
   byId("stage-note").textContent = note ?? "";
   byId("stage-note").hidden = !note;
   if (photo.map && !photo.picture) {
@@ -182,14 +182,14 @@ function showSummary() {
 const FILTERS = {
   review: (tile) => tile.label === "review",
   marked: (tile) => tile.probability >= viewer.threshold,
-  labelled: (tile) => Boolean(tile.said),
+  labelled: (tile) => Boolean(tile.reviewed),
   all: () => true,
 };
 
 function showTiles() {
   const tiles = current?.map?.tiles ?? [];
   listed = tiles.filter(FILTERS[byId("filter").value]).sort((one, other) => other.probability - one.probability);
-  const nShown = Math.min(listed.length, MOST_TILES);
+  const nShown = Math.min(listed.length, MAX_LISTED_TILES);
   listed = listed.slice(0, nShown);
   for (const tile of tiles) tile.item = null;
   byId("tile-list").replaceChildren(...listed.map(tileItem));
@@ -208,7 +208,7 @@ function tileItem(tile) {
     {className: "tile"},
     canvas,
     element("span", {className: "probability", textContent: tile.probability.toFixed(2)}),
-    element("span", {className: "said"}),
+    element("span", {className: "verdict-label"}),
   );
   tile.item.id = `tile-${tile.row}-${tile.col}`;
   tile.item.setAttribute("role", "option");
@@ -230,9 +230,9 @@ function drawThumbnail(canvas, picture, tile) {
 
 function updateTile(tile) {
   if (!tile.item) return;
-  tile.item.dataset.said = tile.said ?? "";
-  const guess = tile.in_distribution === false ? "unlike known concrete" : tile.label;
-  tile.item.querySelector(".said").textContent = tile.said ?? guess;
+  tile.item.dataset.reviewed = tile.reviewed ?? "";
+  const predicted = tile.in_distribution === false ? "unlike the validation images" : tile.label;
+  tile.item.querySelector(".verdict-label").textContent = tile.reviewed ?? predicted;
 }
 
 function selectTile(tile, moves) {
@@ -252,9 +252,9 @@ function step(by) {
   selectTile(listed[Math.max(0, Math.min(listed.length - 1, position))], true);
 }
 
-function say(label) {
+function setLabel(label) {
   if (!selected) return step(1);
-  selected.said = label;
+  selected.reviewed = label;
   selected.isExported = false;
   updateTile(selected);
   updatePhoto(current, severity(current));
@@ -265,14 +265,14 @@ function say(label) {
 
 function showReview() {
   const tiles = current?.map?.tiles ?? [];
-  const nSaid = listed.filter((tile) => tile.said).length;
+  const nLabelled = listed.filter((tile) => tile.reviewed).length;
   byId("review-text").textContent = !current?.map
     ? ""
     : listed.length
-      ? `${nSaid} of ${listed.length} labelled, the most probable crack first.`
-      : "There are none in this photo.";
+      ? `${nLabelled} of ${listed.length} labelled, the most probable crack first.`
+      : "This photo has no such tiles.";
   for (const id of ["confirm", "reject"]) byId(id).disabled = !selected;
-  byId("undo").disabled = !selected?.said;
+  byId("undo").disabled = !selected?.reviewed;
   const n = toExport().length;
   byId("export-button").disabled = n === 0;
   byId("export-button").textContent = n ? `Export ${count(n, "label")}` : "Export labels";
@@ -280,41 +280,41 @@ function showReview() {
 
 // ---------------------------------------------------------------- export
 
-const toExport = () => photos.flatMap((photo) => (photo.map?.tiles ?? []).filter((tile) => tile.said && !tile.isExported));
+const toExport = () => photos.flatMap((photo) => (photo.map?.tiles ?? []).filter((tile) => tile.reviewed && !tile.isExported));
 
-// Photos that go into one request together: as many as the server takes, all of one model version.
-function parts() {
-  const made = [];
+// Groups photos into requests within the server's limits, each of one model version.
+function reviewRequests() {
+  const requests = [];
   for (const photo of photos) {
-    const tiles = (photo.map?.tiles ?? []).filter((tile) => tile.said && !tile.isExported);
+    const tiles = (photo.map?.tiles ?? []).filter((tile) => tile.reviewed && !tile.isExported);
     if (tiles.length === 0) continue;
-    const last = made.at(-1);
+    const last = requests.at(-1);
     const nBytes = photo.file.size;
     const fits = last && last.version === photo.map.model_version && last.nBytes + nBytes < model.max_body_mb * 0.95e6
       && last.photos.length < model.max_files && last.nTiles + tiles.length <= 5000;
     if (fits) Object.assign(last, {nBytes: last.nBytes + nBytes, nTiles: last.nTiles + tiles.length});
     if (fits) last.photos.push({photo, tiles});
-    else made.push({version: photo.map.model_version, nBytes, nTiles: tiles.length, photos: [{photo, tiles}]});
+    else requests.push({version: photo.map.model_version, nBytes, nTiles: tiles.length, photos: [{photo, tiles}]});
   }
-  return made;
+  return requests;
 }
 
 async function exportLabels(reviewer) {
-  const all = parts();
+  const requests = reviewRequests();
   const text = byId("export-text");
   let n = 0;
-  for (const [number, part] of all.entries()) {
-    text.textContent = all.length > 1 ? `Sending part ${number + 1} of ${all.length} …` : "Sending …";
-    const tiles = part.photos.flatMap(({tiles: own}, file) =>
-      own.map(({x, y, size, said}) => ({file, x, y, size, label: said})));
-    const files = part.photos.map(({photo}) => photo.file);
-    const answer = await sendReviews(files, {reviewer, model_version: part.version, tiles});
+  for (const [number, request] of requests.entries()) {
+    text.textContent = requests.length > 1 ? `Sending part ${number + 1} of ${requests.length} …` : "Sending …";
+    const tiles = request.photos.flatMap(({tiles: own}, file) =>
+      own.map(({x, y, size, reviewed}) => ({file, x, y, size, label: reviewed})));
+    const files = request.photos.map(({photo}) => photo.file);
+    const answer = await sendReviews(files, {reviewer, model_version: request.version, tiles});
     if (answer.blob) save(answer.name, answer.blob);
-    for (const {tiles: own} of part.photos) for (const tile of own) tile.isExported = true;
-    n += part.nTiles;
+    for (const {tiles: own} of request.photos) for (const tile of own) tile.isExported = true;
+    n += request.nTiles;
     text.textContent = answer.blob
       ? `${count(n, "label")} saved as ${answer.name}.`
-      : `${count(n, "label")} sent to be trained on, as ${answer.batch}.`;
+      : `${count(n, "label")} sent for training, as ${answer.batch}.`;
   }
 }
 
@@ -334,7 +334,7 @@ async function onExport(event) {
     await exportLabels(reviewer);
   } catch (error) {
     byId("export-text").className = "error";
-    byId("export-text").textContent = inWords(error);
+    byId("export-text").textContent = errorText(error);
   }
   showReview();
 }
@@ -344,9 +344,9 @@ async function onExport(event) {
 const KEYS = {
   ArrowDown: () => step(1),
   ArrowUp: () => step(-1),
-  c: () => say("crack"),
-  x: () => say("intact"),
-  u: () => say(null),
+  c: () => setLabel("crack"),
+  x: () => setLabel("intact"),
+  u: () => setLabel(null),
   n: () => openNeighbour(1),
   p: () => openNeighbour(-1),
   m: () => byId("show-map").click(),
@@ -369,11 +369,11 @@ function onKey(event) {
   act();
 }
 
-function listen() {
+function addListeners() {
   for (const id of ["choose", "choose-first"]) byId(id).addEventListener("click", () => byId("files").click());
   byId("files").addEventListener("change", () => {
     addPhotos(byId("files").files);
-    byId("files").value = ""; // so that the same photo can be chosen again
+    byId("files").value = ""; // allows choosing the same photo again
   });
   addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -387,7 +387,7 @@ function listen() {
   });
   addEventListener("keydown", onKey);
   addEventListener("beforeunload", (event) => {
-    if (toExport().length > 0) event.preventDefault(); // the browser asks
+    if (toExport().length > 0) event.preventDefault(); // the browser asks for confirmation
   });
   byId("threshold").addEventListener("input", () => setThreshold(Number(byId("threshold").value)));
   byId("threshold-reset").addEventListener("click", () => setThreshold(model.threshold));
@@ -399,9 +399,9 @@ function listen() {
   byId("zoom-out").addEventListener("click", () => current?.map && viewer.zoomOut());
   byId("zoom-fit").addEventListener("click", () => viewer.fit());
   byId("filter").addEventListener("change", showTiles);
-  byId("confirm").addEventListener("click", () => say("crack"));
-  byId("reject").addEventListener("click", () => say("intact"));
-  byId("undo").addEventListener("click", () => say(null));
+  byId("confirm").addEventListener("click", () => setLabel("crack"));
+  byId("reject").addEventListener("click", () => setLabel("intact"));
+  byId("undo").addEventListener("click", () => setLabel(null));
   byId("export").addEventListener("submit", onExport);
 }
 
@@ -409,5 +409,5 @@ byId("reviewer").value = localStorage.getItem(REVIEWER) ?? "";
 byId("legend").querySelector("b").style.background =
   `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(overlayColour).join(", ")})`;
 onMissingKey(askForKey);
-listen();
+addListeners();
 showModel();

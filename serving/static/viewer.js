@@ -1,11 +1,11 @@
-// Shows a photo and its map on a canvas: pan, zoom, pick a tile.
+// Shows a photo and its map on a canvas, with pan, zoom and selection of a tile.
 
-const MAX_SCALE = 8; // screen pixels for a pixel of the photo
+const MAX_SCALE = 8; // screen pixels per pixel of the photo
 const STEP = 1.25;
-const HEAT_OPACITY = 0.42;
-const HEAT_PX = 4; // pixels of the photo for one of the overlay
+const OVERLAY_OPACITY = 0.42;
+const OVERLAY_CELL_PX = 4; // pixels of the photo per pixel of the overlay
 
-// From the threshold to 1: yellow, orange, red. Told apart by brightness too, not by hue alone.
+// Yellow at the threshold, red at 1; brightness changes too, for readers who do not see the hues.
 export function overlayColour(strength) {
   return `hsl(${52 - 52 * strength} 95% ${58 - 18 * strength}%)`;
 }
@@ -61,7 +61,7 @@ export class Viewer {
   zoomIn() { this.zoom(STEP); }
   zoomOut() { this.zoom(1 / STEP); }
 
-  // Bring a tile into view, with what surrounds it.
+  // Select a tile; with `moves`, also zoom to it and its surroundings.
   select(tile, moves) {
     this.selected = tile;
     if (tile && moves) {
@@ -94,7 +94,7 @@ export class Viewer {
       context.fillRect(0, 0, this.map.width, this.map.height);
     }
     if (this.showsMap) {
-      context.globalAlpha = HEAT_OPACITY;
+      context.globalAlpha = OVERLAY_OPACITY;
       context.drawImage(this.#overlay(), 0, 0, this.map.width, this.map.height);
       context.globalAlpha = 1;
       for (const tile of this.map.tiles) this.#markTile(context, tile);
@@ -103,12 +103,12 @@ export class Viewer {
     if (this.selected) this.#outline(context, this.selected, "#0b5cad", 2.5);
   }
 
-  // The overlay without its opacity, made anew for another map or threshold. Where tiles overlap, the hottest shows.
+  // The overlay without its opacity, cached by map and threshold. Where tiles overlap, the highest probability is shown.
   #overlay() {
     if (this.overlay?.map === this.map && this.overlay.threshold === this.threshold) return this.overlay.canvas;
     const canvas = document.createElement("canvas");
-    canvas.width = Math.ceil(this.map.width / HEAT_PX);
-    canvas.height = Math.ceil(this.map.height / HEAT_PX);
+    canvas.width = Math.ceil(this.map.width / OVERLAY_CELL_PX);
+    canvas.height = Math.ceil(this.map.height / OVERLAY_CELL_PX);
     const context = canvas.getContext("2d");
     context.scale(canvas.width / this.map.width, canvas.height / this.map.height);
     const marked = this.map.tiles.filter((tile) => tile.probability >= this.threshold);
@@ -121,11 +121,11 @@ export class Viewer {
   }
 
   #markTile(context, tile) {
-    if (tile.said) this.#mark(context, tile);
+    if (tile.reviewed) this.#mark(context, tile);
     else if (tile.label === "review") this.#dot(context, tile);
   }
 
-  // To review: a dot, so that a photo full of them can still be seen.
+  // A tile to review: only a dot, so that many of them do not hide the photo.
   #dot(context, tile) {
     context.beginPath();
     context.arc(tile.x + 8 / this.scale, tile.y + 8 / this.scale, 3.5 / this.scale, 0, 2 * Math.PI);
@@ -136,9 +136,9 @@ export class Viewer {
     context.stroke();
   }
 
-  // A label that the reviewer gave: a red or green frame with its letter.
+  // A label from the reviewer: a red or green frame with its letter.
   #mark(context, tile) {
-    const colour = tile.said === "crack" ? "#b3261e" : "#1b6e3c";
+    const colour = tile.reviewed === "crack" ? "#b3261e" : "#1b6e3c";
     this.#outline(context, tile, colour, 2.5);
     const side = Math.min(18 / this.scale, tile.size / 3);
     context.fillStyle = colour;
@@ -147,7 +147,7 @@ export class Viewer {
     context.font = `bold ${side * 0.8}px sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    context.fillText(tile.said === "crack" ? "C" : "X", tile.x + side / 2, tile.y + side * 0.54);
+    context.fillText(tile.reviewed === "crack" ? "C" : "X", tile.x + side / 2, tile.y + side * 0.54);
   }
 
   #outline(context, tile, colour, width) {
