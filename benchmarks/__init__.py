@@ -1,1 +1,1 @@
-"""What the project claims to be fast and good at, measured by command."""
+"""Benchmarks: each command measures figures of the documentation."""

@@ -1,4 +1,4 @@
-"""Known copies of images, made as people make them: saved again, brightened, resized, mirrored, turned."""
+"""Makes copies of images as people do: saved again, brightened, resized, mirrored, turned."""
 
 import io
 import zipfile
@@ -19,7 +19,7 @@ TURNS = Image.Transpose
 def altered(
     *, quality: int = 95, brightness: float = 1, scale: float = 1, turn: Image.Transpose | None = None
 ) -> Callable[[bytes], bytes]:
-    """Return a function that takes an image's bytes to those of a JPEG of its altered copy."""
+    """Return a function from the bytes of an image to those of an altered copy, a JPEG."""
 
     def alter(content: bytes) -> bytes:
         image = Image.open(io.BytesIO(content)).convert("RGB")
@@ -70,7 +70,7 @@ def new_piece(content: bytes, seed: int) -> Image.Image:
 
 
 def read_images(archive: Path) -> list[bytes]:
-    """Return the JPEG files of an archive in its order."""
+    """Return the JPEG files of an archive, in order."""
     with zipfile.ZipFile(archive) as opened:
         return [opened.read(name) for name in opened.namelist() if name.lower().endswith(".jpg")]
 

@@ -1,12 +1,12 @@
-"""How fast many images are scored, how much memory that takes, and what a killed run has to do again.
+"""Measures how fast many images are scored, in how much memory, and what a run repeats after a kill.
 
     python -m benchmarks.batch_scoring --archive metu-subset.zip [--images 100000] [--photos 5000] [--model starter]
 
-Makes a folder of so many images by linking those of the archive again and again, with broken files of known kinds
-among them, and starts `cracks predict` on it. The process gets SIGKILL when half of the images are done, and is run
-again; then the same with `cracks map`, for which each image is a photo of one tile. Prints a table in Markdown: images
-a second and CPU time while scoring; the resident memory after 10,000 images, after the last and at its most; what was
-done before the kill and made again; and whether the result has a row for each file and a reason for each broken one.
+Fills a folder with links to the images of the archive and broken files of several kinds, and runs `cracks predict` on
+it. The process gets SIGKILL when half of the images are done, and is run again. The same is done with `cracks map`, for
+which each image is a photo of one tile. Prints a table in Markdown: images per second and CPU time while scoring;
+resident memory after 10,000 images, after the last one, and its maximum; how much finished work was kept and repeated;
+and whether the result has a row for each file and an error for each broken one.
 """
 
 import argparse
@@ -39,11 +39,10 @@ class Command:
 
     Attributes:
         name: of the command.
-        arguments: all of them.
-        result: table that it writes, with a row for each file.
-        finished: gives the files that it keeps of what is done, each of which stands for `images_each` images: by path,
-            when each was written, in nanoseconds.
-        images_each: images of one such file.
+        arguments: of `cracks`, including the name.
+        result: table that the command writes, with a row for each file.
+        finished: returns the files of finished work and when each was written, in nanoseconds.
+        images_each: images in a file of finished work.
     """
 
     name: str
@@ -54,18 +53,18 @@ class Command:
 
 
 @dataclass
-class Watch:
-    """What was seen of a process.
+class ProcessStats:
+    """Measurements of a process.
 
     Attributes:
         peak_mb: largest resident memory of the process.
         early_mb: resident memory after 10,000 images, or the last if there were fewer.
         last_mb: resident memory after the last images.
-        start_s: until the first images were done.
-        end_s: from the last images done to the end of the process.
-        images_per_s: between the first and the last images done.
-        cpu_ms: of all cores, for an image, between the same; others on the machine do not move it.
-        done: what was finished when it was last looked at.
+        start_s: from the start to the first finished images.
+        end_s: from the last finished images to the end of the process.
+        images_per_s: between the first and the last finished images.
+        cpu_ms: CPU time per image in the same period; other processes do not affect it.
+        done: files of finished work at the last poll.
     """
 
     peak_mb: float = 0.0
@@ -96,7 +95,7 @@ def map_command(images: Path, scratch: Path, model: str) -> Command:
 
 
 def written(folders: Iterable[Path], ending: str) -> dict[str, int]:
-    """Return the whole files of this ending, and when each was written, in nanoseconds."""
+    """Return the complete files with this ending, and when each was written, in nanoseconds."""
     found = {}
     for folder in folders:
         with suppress(FileNotFoundError), os.scandir(folder) as entries:
@@ -107,7 +106,7 @@ def written(folders: Iterable[Path], ending: str) -> dict[str, int]:
 
 
 def broken_files(image: bytes) -> dict[str, bytes]:
-    """Return files that are named like images and cannot be read, by what is wrong with them."""
+    """Return the contents of broken images, by kind of damage."""
     size = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     header = struct.pack(">I", len(size)) + b"IHDR" + size + struct.pack(">I", zlib.crc32(b"IHDR" + size))
     return {
@@ -120,7 +119,7 @@ def broken_files(image: bytes) -> dict[str, bytes]:
 
 
 def write_folder(archive: Path, n_files: int, originals: Path, target: Path) -> int:
-    """Write a folder of `n_files` files, links to the images of an archive and broken ones; return how many are so."""
+    """Write `n_files` files, links to the images of an archive and broken files; return the number of broken ones."""
     originals.mkdir()
     with zipfile.ZipFile(archive) as opened:
         names = sorted(name for name in opened.namelist() if name.lower().endswith(".jpg"))[:n_files]
@@ -140,10 +139,10 @@ def write_folder(archive: Path, n_files: int, originals: Path, target: Path) -> 
     return n_broken
 
 
-def watch(command: Command, kill_at: int | None = None) -> Watch:
-    """Run a command until it ends, or until so many images are done, when it is killed."""
-    seen = Watch(done=command.finished())
-    n_before = len(seen.done)
+def run_monitored(command: Command, kill_at: int | None = None) -> ProcessStats:
+    """Run a command to its end, or kill it when `kill_at` images are done; return its measurements."""
+    stats = ProcessStats(done=command.finished())
+    n_before = len(stats.done)
     started_s = time.perf_counter()
     growth: list[tuple[float, float, int]] = []  # seconds, CPU seconds, and files finished until then
     with subprocess.Popen([sys.executable, "-m", "pipeline.cli", *command.arguments]) as process:
@@ -151,15 +150,15 @@ def watch(command: Command, kill_at: int | None = None) -> Watch:
         try:
             while process.poll() is None:
                 resident_mb = running.memory_info().rss / 1e6
-                seen.peak_mb = max(seen.peak_mb, resident_mb)
+                stats.peak_mb = max(stats.peak_mb, resident_mb)
                 done = command.finished()
-                if len(done) > len(seen.done):  # they are removed when all are done
-                    seen.done = done
+                if len(done) > len(stats.done):  # the command removes them at its end
+                    stats.done = done
                     cpu = running.cpu_times()
                     growth.append((time.perf_counter() - started_s, cpu.user + cpu.system, len(done)))
-                    seen.last_mb = resident_mb
+                    stats.last_mb = resident_mb
                     if (len(done) - n_before) * command.images_each <= EARLY_IMAGES:
-                        seen.early_mb = resident_mb
+                        stats.early_mb = resident_mb
                 if kill_at is not None and len(done) * command.images_each >= kill_at:
                     process.kill()
                     break
@@ -168,38 +167,38 @@ def watch(command: Command, kill_at: int | None = None) -> Watch:
             process.kill()
     if not growth or (kill_at is None and process.returncode):
         sys.exit(f"cracks {' '.join(command.arguments)} ended with exit code {process.returncode}")
-    (seen.start_s, first_cpu_s, n_first), (last_s, last_cpu_s, n_last) = growth[0], growth[-1]
+    (stats.start_s, first_cpu_s, n_first), (last_s, last_cpu_s, n_last) = growth[0], growth[-1]
     n_images = max(1, n_last - n_first) * command.images_each
-    seen.end_s = time.perf_counter() - started_s - last_s
-    seen.images_per_s = n_images / max(last_s - seen.start_s, POLL_S)
-    seen.cpu_ms = 1000 * (last_cpu_s - first_cpu_s) / n_images
-    return seen
+    stats.end_s = time.perf_counter() - started_s - last_s
+    stats.images_per_s = n_images / max(last_s - stats.start_s, POLL_S)
+    stats.cpu_ms = 1000 * (last_cpu_s - first_cpu_s) / n_images
+    return stats
 
 
-def made_again(command: Command, first: Watch, second: Watch) -> int:
-    """Return how many images were done before the kill and made again."""
+def n_redone(command: Command, first: ProcessStats, second: ProcessStats) -> int:
+    """Return how many images were scored before the kill and again after it."""
     changed = [path for path, time_ns in first.done.items() if second.done.get(path, time_ns) != time_ns]
     return len(changed) * command.images_each
 
 
 def report(command: Command, n_files: int, n_broken: int) -> None:
-    """Score the folder with a kill in the middle, and print what was seen."""
-    first = watch(command, kill_at=n_files // 2)
-    second = watch(command)
+    """Score the folder with a kill halfway, and print the measurements."""
+    first = run_monitored(command, kill_at=n_files // 2)
+    second = run_monitored(command)
     table = pd.read_csv(command.result, keep_default_na=False)
     n_errors = int((table["error"] != "").sum())
     rows = {
         f"`cracks {command.name}`, {n_files:,} files": ("killed", "run again"),
         "---": ("--:", "--:"),
-        "images a second": (f"{first.images_per_s:.0f}", f"{second.images_per_s:.0f}"),
-        "CPU ms an image": (f"{first.cpu_ms:.1f}", f"{second.cpu_ms:.1f}"),
+        "images per second": (f"{first.images_per_s:.0f}", f"{second.images_per_s:.0f}"),
+        "CPU ms per image": (f"{first.cpu_ms:.1f}", f"{second.cpu_ms:.1f}"),
         "seconds before the first images": (f"{first.start_s:.0f}", f"{second.start_s:.0f}"),
         "seconds after the last images": ("", f"{second.end_s:.0f}"),
         f"MB after {EARLY_IMAGES:,} images": (f"{first.early_mb:.0f}", f"{second.early_mb:.0f}"),
         "MB after the last images": (f"{first.last_mb:.0f}", f"{second.last_mb:.0f}"),
-        "MB at most": (f"{first.peak_mb:.0f}", f"{second.peak_mb:.0f}"),
-        "images kept from before": ("", f"{len(first.done) * command.images_each:,}"),
-        "of these, made again": ("", f"{made_again(command, first, second):,}"),
+        "maximum MB": (f"{first.peak_mb:.0f}", f"{second.peak_mb:.0f}"),
+        "images kept from the killed run": ("", f"{len(first.done) * command.images_each:,}"),
+        "of these, scored again": ("", f"{n_redone(command, first, second):,}"),
         "rows of the result": ("", f"{len(table):,}"),
         "broken files": ("", f"{n_broken:,}"),
         "rows with an error": ("", f"{n_errors:,}"),
@@ -217,12 +216,12 @@ def main() -> None:
     """Run the benchmark from its command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=Path, required=True, help="of JPEG files, such as metu-subset.zip")
-    parser.add_argument("--images", type=int, default=100_000, help="to predict; 0: none")
-    parser.add_argument("--photos", type=int, default=5_000, help="to map; 0: none")
+    parser.add_argument("--images", type=int, default=100_000, help="number for `cracks predict`; 0: skip")
+    parser.add_argument("--photos", type=int, default=5_000, help="number for `cracks map`; 0: skip")
     parser.add_argument("--model", default="starter", help="as for `cracks predict`")
-    parser.add_argument("--scratch", type=Path, help="folder to work in; default: that for temporary files")
+    parser.add_argument("--scratch", type=Path, help="working folder (default: a temporary one)")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the child process is ended, too
     for command_of, n_files in ((predict_command, args.images), (map_command, args.photos)):
         if n_files:
             with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:

@@ -1,10 +1,10 @@
-"""What convolving a photo once would give, instead of its tiles one by one: how far the answers differ, and the time.
+"""Compares convolving a photo once with scoring its tiles one by one: difference of the scores, and time.
 
     python -m benchmarks.convolve_once --photo photo.jpg [--model starter]
 
-The served graph is changed: it takes the whole photo, and pools each tapped convolution over the window of each tile
-instead of over the image. So each pixel is seen once, however much tiles overlap. The answers differ, because at the
-edge of a tile the network sees what lies beyond, and not the zeros that it was trained with.
+The served graph is changed to take the whole photo and to pool each feature layer over the window of each tile instead
+of over the image. So each pixel is convolved once, however much tiles overlap. The scores differ, because at the edge
+of a tile the network gets the pixels beyond, not the zeros that it was trained with.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def convolving_once(graph: "openvino.Model", rows: int, columns: int, image_size
     (feature_layers,) = (
         node for node in nodes if node.get_type_name() == "Concat" and node.get_output_partial_shape(0).rank == 2
     )
-    pooled = [_pooled(tap.get_source_output().get_node(), rows, columns) for tap in feature_layers.inputs()]
+    pooled = [_pooled(layer.get_source_output().get_node(), rows, columns) for layer in feature_layers.inputs()]
     features = ops.transpose(ops.concat(pooled, 1), np.array([0, 2, 3, 1]))  # (1, rows, columns, n_features)
     n_features = feature_layers.get_output_partial_shape(0)[1].get_length()
     feature_layers.output(0).replace(ops.reshape(features, np.array([-1, n_features]), False).output(0))
@@ -46,7 +46,7 @@ def convolving_once(graph: "openvino.Model", rows: int, columns: int, image_size
 
 
 def _pooled(reduction: "openvino.Node", rows: int, columns: int) -> "openvino.Node":
-    """Return the mean or maximum over each window of a tile, for a reduction over the whole: (1, c, rows, columns)."""
+    """Return mean or maximum over the window of each tile, for a reduction over the image: (1, c, rows, columns)."""
     values = reduction.input(0).get_source_output()
     height, width = (values.get_partial_shape()[axis].get_length() for axis in (2, 3))
     kernel = [height // rows, width // columns]
@@ -65,8 +65,8 @@ def best_of(call: Callable[[], object], n: int = 3) -> float:
     return min(times)
 
 
-def whole_tiles(pixels: Pixels) -> Pixels:
-    """Return the photo without what is left over at its right and lower edge."""
+def cropped_to_tiles(pixels: Pixels) -> Pixels:
+    """Return the photo cropped to complete tiles."""
     height, width, _ = pixels.shape
     return np.ascontiguousarray(pixels[: height // TILE_PX * TILE_PX, : width // TILE_PX * TILE_PX])
 
@@ -94,13 +94,13 @@ def main() -> None:
     parser.add_argument("--photo", type=Path, required=True, nargs="+")
     parser.add_argument("--model", default=STARTER, help="`starter`, or the folder of a candidate")
     args = parser.parse_args()
-    print("| photo | tiles (s) | once (s) | differ: mean | 95 % | most | AUROC of the same calls |")
+    print("| photo | tiles (s) | once (s) | difference: mean | 95 % | maximum | AUROC against the tiles' labels |")
     print("| --- | --: | --: | --: | --: | --: | --: |")
     with found_model("none", args.model) as found:
         model = found.load()
         for photo in args.photo:
             graph = openvino.Core().read_model(found.folder / GRAPH_FILE)
-            pixels = whole_tiles(read_photo(photo.read_bytes()).pixels)
+            pixels = cropped_to_tiles(read_photo(photo.read_bytes()).pixels)
             print(f"| {photo.name} {compare(model, graph, pixels)}", flush=True)
 
 

@@ -1,9 +1,10 @@
-"""How well and how fast copies are found: known copies are made of real images, and images that are none are compared.
+"""Measures how well and how fast near-duplicates are found, with copies made of real images.
 
     python -m benchmarks.copies --metu metu.zip --sdnet sdnet.zip --curve docs/copies.svg
 
-prints tables in Markdown. SDNET's images are tiles of photos at different places, so that no two of them are copies;
-nor is one of METU a copy of one of SDNET. With --imagehash the package ImageHash is measured beside (install it first).
+Prints tables in Markdown. False merges are counted among images that are no copies: tiles of SDNET, which show
+different places, and pairs of an image of METU and one of SDNET. With --imagehash the package ImageHash is measured,
+too (install it first).
 """
 
 import argparse
@@ -53,7 +54,7 @@ def best_correlations(first: Fingerprints, second: Fingerprints) -> Iterator[npt
 
 
 def false_merges(first: Fingerprints, second: Fingerprints | None = None) -> tuple[int, npt.NDArray[np.int64], float]:
-    """Return, of images that are not copies, the number of pairs, that at or above each threshold, and the greatest."""
+    """Return the number of pairs, the number at or above each threshold, and the greatest correlation, of no copies."""
     n_pairs, n_above, greatest = 0, np.zeros(len(THRESHOLDS), np.int64), -1.0
     done = 0
     for block in best_correlations(first, first if second is None else second):
@@ -71,7 +72,7 @@ def recalls(originals: Fingerprints, sha256: list[str], rows: npt.NDArray[np.int
     """Return for each alteration the share of copies that fall into the group of their original; (n_alterations,).
 
     Args:
-        originals: fingerprints of the whole data set, shape (n, 32, 32).
+        originals: fingerprints of the data set, shape (n, 32, 32).
         sha256: of their bytes.
         rows: which of them were altered, shape (n_altered,).
         copies: shape (n_altered, n_alterations, 32, 32).
@@ -102,7 +103,7 @@ def measure_recall(
 
 
 def print_groups(name: str, fingerprints: Fingerprints, images: list[bytes]) -> None:
-    """Print what copies a data set holds as it is."""
+    """Print the near-duplicates in the original data set."""
     pairs = copy_pairs(fingerprints, [hashlib.sha256(content).hexdigest() for content in images], LIMITS)
     sizes = np.unique(connected_groups(len(images), pairs.positions), return_counts=True)[1]
     print(f"\n{name} as it is: {len(images):,} images in {len(sizes):,} groups, the largest of {sizes.max()}; pairs:")
@@ -111,7 +112,7 @@ def print_groups(name: str, fingerprints: Fingerprints, images: list[bytes]) -> 
 
 
 def print_cost(images: list[bytes]) -> None:
-    """Print what an image costs, on one core."""
+    """Print the time per image, on one core."""
     pixels = [decode(content) for content in images[:500]]
     timings = {
         "decoding": lambda: [decode(content) for content in images[:500]],
@@ -170,7 +171,7 @@ def print_recall(columns: dict[str, Array]) -> None:
 
 
 def print_false_merges(fingerprints: dict[str, Fingerprints]) -> dict[str, Array]:
-    """Print how many images that are no copies would be merged; return the rate per million pairs at each threshold."""
+    """Print the false merges among images that are no copies; return the rate per million pairs at each threshold."""
     rates = {}
     print("\n| no copies | pairs | greatest correlation | false merges per million |\n| --- | ---: | ---: | ---: |")
     for name, second in (("SDNET with itself", None), ("SDNET with METU", fingerprints["METU"])):
@@ -186,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metu", type=Path, required=True, help="archive of METU")
     parser.add_argument("--sdnet", type=Path, required=True, help="archive of SDNET")
-    parser.add_argument("--every", type=int, default=4, help="one image in this many is altered, default 4")
+    parser.add_argument("--every", type=int, default=4, help="alter every n-th image (default: 4)")
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[12_780, 25_000, 50_000, 100_000], help="images to search"
     )

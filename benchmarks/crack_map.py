@@ -1,11 +1,11 @@
-"""How long a photo takes to map, against Keras `predict` over the same tiles.
+"""Measures the time to map a photo, compared with Keras `predict` on the same tiles.
 
     python -m benchmarks.crack_map --photo photo.jpg [--model starter] [--rounds 3]
 
-In turns, in one process, so that both see the same machine: from the photo's file to all files of its map, and Keras
-`predict` at batch 32 over its tiles, which are decoded and cut before the clock starts. Without overlap and at 50 %.
-Prints medians over the rounds, each in wall seconds and in CPU seconds of all cores, which others on the machine do not
-move: of all files of the map, of its tiles alone, of Keras; then how far the probabilities differ at most.
+Alternates in one process between mapping, from the photo's file to all files of its map, and Keras `predict` at batch
+32 on its tiles, which are decoded and cut before the clock starts; without overlap and at 50 %. Prints medians over the
+rounds, in wall seconds and in CPU seconds of all cores, which other processes do not affect: of the complete map, of
+scoring its tiles only, and of Keras; then the largest difference of the probabilities.
 """
 
 import argparse
@@ -33,14 +33,14 @@ OVERLAPS = (0.0, 0.5)
 
 
 def seconds(call: Callable[[], object]) -> tuple[float, float]:
-    """Return the wall seconds and the CPU seconds that a call takes; others on the machine move the first."""
+    """Return the wall seconds and the CPU seconds of a call; other processes affect only the first."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def tiles_of(pixels: Pixels, mapper: CrackMapper) -> tuple[Pixels, npt.NDArray[np.float32]]:
-    """Return the tiles that a map is made of, (n, size, size, 3), and their probabilities, (n,)."""
+    """Return the tiles of a map, (n, size, size, 3), and their probabilities, (n,)."""
     tiles = mapper.map(pixels).tiles
     places = tiles[["y", "x", "size"]].to_numpy().tolist()
     cut = np.stack([pixels[top : top + size, left : left + size] for top, left, size in places])
@@ -58,7 +58,7 @@ def main() -> None:
     predict = partial(keras_model.predict, batch_size=KERAS_BATCH, verbose=0)
     pixels = read_photo(args.photo.read_bytes()).pixels
     print(f"{args.photo.name}: {pixels.shape[1]} x {pixels.shape[0]} px")
-    print("| overlap | tiles | all | CPU | tiles | CPU | Keras | CPU | Keras/tiles | CPU | differ by |")
+    print("| overlap | tiles | all | CPU | tiles | CPU | Keras | CPU | Keras/tiles | CPU | difference |")
     print("| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
     with found_model("none", args.model) as found, tempfile.TemporaryDirectory() as scratch:
         for overlap in OVERLAPS:
@@ -66,14 +66,14 @@ def main() -> None:
             mapper = CrackMapper(found.load(), params, found.detector())
             job = Job(found.description, found.identity(), params, None, False)
 
-            def whole(mapper: CrackMapper = mapper, job: Job = job) -> None:
+            def map_and_write(mapper: CrackMapper = mapper, job: Job = job) -> None:
                 files = map_photo(mapper, job, args.photo, read(args.photo))
-                assert isinstance(files, PhotoFiles)  # noqa: S101 - a photo that a benchmark is given can be read
+                assert isinstance(files, PhotoFiles)  # noqa: S101 - the photo of a benchmark is readable
                 write_photo(Path(scratch), "photo", "", files)
 
             tiles, ours = tiles_of(pixels, mapper)
             theirs = predict(tiles)["probability"]  # warms up, too
-            calls = (whole, partial(mapper.map, pixels), partial(predict, tiles))
+            calls = (map_and_write, partial(mapper.map, pixels), partial(predict, tiles))
             rounds = [[seconds(call) for call in calls] for _ in range(args.rounds)]
             medians = np.median(rounds, axis=0)  # (3 calls, wall and CPU)
             shown = " | ".join(f"{wall:.2f} | {cpu:.2f}" for wall, cpu in medians)

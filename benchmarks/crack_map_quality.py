@@ -1,11 +1,10 @@
-"""How well crack maps of real photos show where the cracks are.
+"""Measures how well crack maps of real photos show where the cracks are.
 
     python -m benchmarks.crack_map_quality --photos DIR --model "METU alone=models/probe-lite0" \
         --model "METU and SDNET=starter" --plot docs/crack-map.svg
 
-DIR holds photos and tiles.csv: photo, row, col, x, y, size, cracked. Prints for each model and photo the AUROC over
-tiles, and which share of the cracked tiles a person has seen who looks at the tiles in the order of their probability;
-draws the latter.
+DIR has photos and tiles.csv: photo, row, col, x, y, size, cracked. Prints for each model and photo the AUROC over
+tiles, and the recall of cracked tiles when the tiles are inspected in the order of their probability; plots the latter.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from pipeline.files import replacing
 from pipeline.params import Map
 from pipeline.registry.resolve import found_model
 
-SHARES = (0.05, 0.1, 0.2, 0.5)  # of the tiles that are looked at
+SHARES = (0.05, 0.1, 0.2, 0.5)  # of the tiles that are inspected
 
 
 def scored_tiles(truth: pd.DataFrame, photos: Path, wanted: str) -> pd.DataFrame:
@@ -47,7 +46,7 @@ def recall_curve(tiles: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def plot(curves: dict[tuple[str, str], npt.NDArray[np.float64]], path: Path) -> None:
-    """Draw the recall curves, a panel a photo, as SVG; equal inputs give equal files."""
+    """Plot the recall curves as SVG, with a panel per photo; equal inputs give equal files."""
     photos = list(dict.fromkeys(photo for _, photo in curves))
     with mpl.rc_context({"svg.hashsalt": "crack-map", "font.size": 10}):
         figure = Figure((4.2 * len(photos), 3.6), layout="constrained")

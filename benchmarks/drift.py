@@ -1,11 +1,10 @@
-"""How often the drift test alarms on photos like those trained on, and how soon it finds another structure.
+"""Measures the false alarm rate of the drift test, and how many photos it needs to detect another structure.
 
     python -m benchmarks.drift --metu metu-subset.zip --sdnet sdnet-subset.zip --plot docs/monitoring.svg
 
-Embeds both as examples/params.metu-and-sdnet.yaml says, and tests windows of photos drawn at random against photos that
-are not in them, with the settings of that file. Windows of the same data set should alarm as often as is stated; those
-of the other one always. The last line of the first table takes every tile for a photo of its own, as a test does that
-does not know of photos.
+Embeds both with the settings of examples/params.metu-and-sdnet.yaml, and compares windows of random photos with other
+photos. Windows of the same data set should raise alarms at the stated rate, windows of the other data set always. The
+last row of the first table counts every tile as a photo of its own, as a test that ignores photos would.
 """
 
 import argparse
@@ -29,11 +28,11 @@ from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, N_DIMENSIONS, e
 from pipeline.params import Backbone, Monitor
 from pipeline.training.embedder import embed_in_shards
 
-Pair = tuple[pd.DataFrame, pd.DataFrame]  # what was trained on, and a window
+Pair = tuple[pd.DataFrame, pd.DataFrame]  # reference and window
 
 SDNET_PHOTO = r"([^/]+)-\d+\.jpg$"
-N_KNOWN_PHOTOS = 9  # of SDNET's fourteen, as in the example; the other five are a window
-N_KNOWN_IMAGES = 1000
+N_REFERENCE_PHOTOS = 9  # of SDNET's fourteen, as in the example; the other five are a window
+N_REFERENCE_IMAGES = 1000
 N_NAIVE_WINDOWS = 20  # of thousands of tiles each
 SIZES = (5, 6, 8, 10, 14)  # photos in a window; SDNET's are fourteen
 CHUNK_IMAGES = 1024
@@ -42,17 +41,17 @@ CHUNK_IMAGES = 1024
 def statistics_of(archive: Path, every: int) -> pd.DataFrame:
     """Return path, photo and image statistics of one image in `every` of an archive; the embedding is all zeros.
 
-    An image whose name does not tell its photo is a photo of its own.
+    An image whose name does not contain its photo is a photo of its own.
     """
     with zipfile.ZipFile(archive) as opened:
         paths = sorted(name for name in opened.namelist() if name.endswith(".jpg"))[::every]
-        looks = pd.DataFrame([image_statistics(decode(opened.read(path))) for path in paths])
+        statistics = pd.DataFrame([image_statistics(decode(opened.read(path))) for path in paths])
     photos = [photo_of(path, SDNET_PHOTO) or path for path in paths]
-    return looks.assign(path=paths, photo=photos, embedding=list(np.zeros((len(paths), N_DIMENSIONS), np.float32)))
+    return statistics.assign(path=paths, photo=photos, embedding=list(np.zeros((len(paths), N_DIMENSIONS), np.float32)))
 
 
 def tiles_of(name: str, backbone: Backbone, folder: Path) -> pd.DataFrame:
-    """Return photo (a group of copies where photos are not known), image statistics and embedding of a data set."""
+    """Return photo (or group of near-duplicates if unknown), image statistics and embedding of a data set's images."""
     manifest = pd.read_parquet(folder / "manifest.parquet")
     mine = manifest[manifest["dataset"] == name].sort_values("row")
     features = embed_in_shards(backbone, PackedImages(folder / "datasets" / name), folder / "unfinished" / name, name)
@@ -77,26 +76,28 @@ def one_tile_each(tiles: pd.DataFrame) -> pd.DataFrame:
     return tiles.sample(frac=1, random_state=0).drop_duplicates("photo")
 
 
-def same_kind(tiles: pd.DataFrame, n_known: int, n_photos: int, n_windows: int) -> Iterator[Pair]:
-    """Yield n_known photos at random, and a window of n_photos others."""
+def same_kind(tiles: pd.DataFrame, n_reference: int, n_photos: int, n_windows: int) -> Iterator[Pair]:
+    """Yield n_reference photos at random, and a window of n_photos others."""
     rng = np.random.default_rng(0)
     for _ in range(n_windows):
         photos = photos_at_random(tiles, rng)
-        yield of_photos(tiles, photos[:n_known]), of_photos(tiles, photos[n_known : n_known + n_photos])
+        yield of_photos(tiles, photos[:n_reference]), of_photos(tiles, photos[n_reference : n_reference + n_photos])
 
 
-def other_kind(known: pd.DataFrame, n_known: int, seen: pd.DataFrame, n_photos: int, n_windows: int) -> Iterator[Pair]:
-    """Yield n_known photos at random of one data set, and a window of n_photos of another."""
+def other_kind(
+    reference: pd.DataFrame, n_reference: int, seen: pd.DataFrame, n_photos: int, n_windows: int
+) -> Iterator[Pair]:
+    """Yield n_reference photos at random of one data set, and a window of n_photos of another."""
     rng = np.random.default_rng(0)
     for _ in range(n_windows):
-        photos = photos_at_random(known, rng)[:n_known], photos_at_random(seen, rng)[:n_photos]
-        yield of_photos(known, photos[0]), of_photos(seen, photos[1])
+        photos = photos_at_random(reference, rng)[:n_reference], photos_at_random(seen, rng)[:n_photos]
+        yield of_photos(reference, photos[0]), of_photos(seen, photos[1])
 
 
 def tiles_as_photos(pairs: Iterator[Pair]) -> Iterator[Pair]:
-    """Yield the same windows with every tile passed off as a photo of its own."""
-    for known, seen in pairs:
-        yield known.assign(photo=known["path"]), seen.assign(photo=seen["path"])
+    """Yield the same windows with every tile as a photo of its own."""
+    for reference, seen in pairs:
+        yield reference.assign(photo=reference["path"]), seen.assign(photo=seen["path"])
 
 
 def alarm_rate(pairs: Iterator[Pair], monitor: Monitor, what: str) -> float:
@@ -105,7 +106,7 @@ def alarm_rate(pairs: Iterator[Pair], monitor: Monitor, what: str) -> float:
 
 
 def print_rates(scenarios: dict[str, Iterator[Pair]], monitor: Monitor) -> None:
-    """Print a table: how many windows of each kind alarm, and how many alarms that is in a month."""
+    """Print the alarm rate for each kind of window, and the alarms per month."""
     print("| window | alarms of windows | a month |\n| --- | --: | --: |")
     for what, pairs in scenarios.items():
         rate = alarm_rate(pairs, monitor, what)
@@ -113,11 +114,11 @@ def print_rates(scenarios: dict[str, Iterator[Pair]], monitor: Monitor) -> None:
 
 
 def draw_rates(path: Path, metu: pd.DataFrame, sdnet: pd.DataFrame, monitor: Monitor, n_windows: int) -> None:
-    """Draw the share of windows that alarm over the number of photos in them into the SVG file `path`."""
+    """Plot the share of windows that alarm over their number of photos into the SVG file `path`."""
     kinds: dict[str, Callable[[int], Iterator[Pair]]] = {
-        "SDNET, after training on METU": lambda n: other_kind(metu, N_KNOWN_IMAGES, sdnet, n, n_windows),
-        "single tiles of SDNET": lambda n: other_kind(metu, N_KNOWN_IMAGES, one_tile_each(sdnet), n, n_windows),
-        "METU itself": lambda n: same_kind(metu, N_KNOWN_IMAGES, n, n_windows),
+        "SDNET, after training on METU": lambda n: other_kind(metu, N_REFERENCE_IMAGES, sdnet, n, n_windows),
+        "single tiles of SDNET": lambda n: other_kind(metu, N_REFERENCE_IMAGES, one_tile_each(sdnet), n, n_windows),
+        "METU itself": lambda n: same_kind(metu, N_REFERENCE_IMAGES, n, n_windows),
     }
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -137,8 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metu", type=Path, required=True, help="archive of METU's layout")
     parser.add_argument("--sdnet", type=Path, required=True, help="archive of SDNET2018's layout")
-    parser.add_argument("--windows", type=int, default=400, help="of each kind, default 400")
-    parser.add_argument("--plot", type=Path, help="SVG file to draw the alarms over the number of photos into")
+    parser.add_argument("--windows", type=int, default=400, help="windows of each kind (default: 400)")
+    parser.add_argument("--plot", type=Path, help="SVG file for a plot of the alarm rates")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -150,13 +151,13 @@ def main() -> None:
     print(f"stated: {alpha_of(monitor):g} of windows, {monitor.false_alarms_per_month:g} a month\n")
     print_rates(
         {
-            "five photos of SDNET against nine others": same_kind(sdnet, N_KNOWN_PHOTOS, 5, n),
+            "five photos of SDNET against nine others": same_kind(sdnet, N_REFERENCE_PHOTOS, 5, n),
             "a tile each of five photos of SDNET against nine others": same_kind(
-                one_tile_each(sdnet), N_KNOWN_PHOTOS, 5, n
+                one_tile_each(sdnet), N_REFERENCE_PHOTOS, 5, n
             ),
-            "five images of METU against 1,000 others": same_kind(metu, N_KNOWN_IMAGES, 5, n),
-            "five photos of SDNET against nine others, every tile for itself": tiles_as_photos(
-                same_kind(sdnet, N_KNOWN_PHOTOS, 5, N_NAIVE_WINDOWS)
+            "five images of METU against 1,000 others": same_kind(metu, N_REFERENCE_IMAGES, 5, n),
+            "five photos of SDNET against nine others, every tile as a photo": tiles_as_photos(
+                same_kind(sdnet, N_REFERENCE_PHOTOS, 5, N_NAIVE_WINDOWS)
             ),
         },
         monitor,
@@ -165,11 +166,11 @@ def main() -> None:
     print()
     print_rates(
         {
-            "five photos of SDNET against METU": other_kind(metu, N_KNOWN_IMAGES, sdnet, 5, n),
-            "five decks of SDNET against METU": other_kind(metu, N_KNOWN_IMAGES, decks, 5, n),
-            "five pavements of SDNET against METU": other_kind(metu, N_KNOWN_IMAGES, pavements, 5, n),
-            "five images of METU against nine photos of SDNET": other_kind(sdnet, N_KNOWN_PHOTOS, metu, 5, n),
-            "50 images of METU against nine photos of SDNET": other_kind(sdnet, N_KNOWN_PHOTOS, metu, 50, n),
+            "five photos of SDNET against METU": other_kind(metu, N_REFERENCE_IMAGES, sdnet, 5, n),
+            "five decks of SDNET against METU": other_kind(metu, N_REFERENCE_IMAGES, decks, 5, n),
+            "five pavements of SDNET against METU": other_kind(metu, N_REFERENCE_IMAGES, pavements, 5, n),
+            "five images of METU against nine photos of SDNET": other_kind(sdnet, N_REFERENCE_PHOTOS, metu, 5, n),
+            "50 images of METU against nine photos of SDNET": other_kind(sdnet, N_REFERENCE_PHOTOS, metu, 50, n),
             "five pavements of SDNET against its decks": other_kind(decks, len(decks), pavements, 5, n),
         },
         monitor,

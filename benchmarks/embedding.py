@@ -1,12 +1,12 @@
-"""How many images a second go through a frozen backbone, by each way to run it, and how near to the machine's rate.
+"""Measures images per second through a frozen backbone for each way to run it, and the share of the machine's rate.
 
     python -m benchmarks.embedding --metu metu-subset.zip
 
-Takes decoded images of the archive and runs the backbone of examples/params.metu.yaml over them, in turns: Keras
-`predict`, the same graph as a `tf.function`, and OpenVINO from a thread a core, which `embed` uses on CPUs: in single
-precision and, where this CPU has it, in bfloat16. Prints images a second, CPU milliseconds an image, the share of the
-rate at which this machine multiplies matrices in single precision (NumPy, all cores), and how far the features differ
-from those of Keras. Resizing is in the graph and in the time; it is not counted as arithmetic.
+Runs the backbone of examples/params.metu.yaml on decoded images of the archive, alternating between Keras `predict`,
+the same graph as a `tf.function`, and OpenVINO with a thread per core, which `embed` uses on CPUs: in single precision
+and, if this CPU supports it, in bfloat16. Prints images per second, CPU milliseconds per image, the share of the rate
+at which this machine multiplies matrices in single precision (NumPy, all cores), and the largest difference of the
+features from those of Keras. Resizing is part of the graph and of the time, but is not counted as arithmetic.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def cpu_s() -> float:
 
 
 def matrix_product_rate() -> float:
-    """Return the operations a second (a multiplication and an addition are two) of a product of large matrices."""
+    """Return the operations per second of a product of large matrices; a multiply-add counts as two."""
     matrix = np.random.default_rng(0).random((MATRIX_SIZE, MATRIX_SIZE), np.float32)
     _ = matrix @ matrix
     started_s = time.perf_counter()
@@ -63,7 +63,7 @@ def operations_of(backbone: Backbone) -> int:
     convolutions = [layer for layer in network.layers if isinstance(layer, kinds)]
     outputs = keras.Model(network.input, [layer.output for layer in convolutions])
     image = np.zeros((1, backbone.image_size_px, backbone.image_size_px, 3), np.float32)
-    # Each place of an output takes every weight of the kernel once.
+    # Each position of an output uses every weight of the kernel once.
     return sum(
         2 * output.shape[1] * output.shape[2] * layer.kernel.shape.num_elements()
         for layer, output in zip(convolutions, outputs(image), strict=True)
@@ -132,7 +132,7 @@ def main() -> None:
     print(
         f"{backbone.architecture} at {backbone.image_size_px} px: {operations / 1e9:.2f} G operations an image. "
         f"Matrices are multiplied at {rate / 1e9:.0f} G operations a second.\n"
-        "| run by | images/s | CPU ms an image | share of that rate | features differ by |\n"
+        "| run by | images/s | CPU ms per image | share of that rate | difference of features |\n"
         "| --- | --: | --: | --: | --: |"
     )
     first, *_ = features.values()

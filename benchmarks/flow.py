@@ -1,11 +1,14 @@
-"""What the training flow costs over plain `dvc repro`, and what it gains by running stages side by side.
+"""Measures the overhead of the training flow over plain `dvc repro`, and what it gains from parallel stages.
 
     python -m benchmarks.flow --repeats 5
 
-copies the project (its committed files) twice, starts a Prefect server, and measures in turns:
-cached: every stage up to date, `dvc repro` against the flow on the running server;
-fresh: the demo with another seed, every stage run anew, `dvc repro` against the flow.
-Prints a table in Markdown of the median wall seconds and the range.
+Copies the committed files of the project twice, starts a Prefect server, and alternates between `dvc repro` and the
+flow on the running server:
+
+- fresh: the demo with another seed, so that every stage runs;
+- cached: every stage is up to date.
+
+Prints a table in Markdown with the median and the range of the wall seconds.
 """
 
 import argparse
@@ -26,7 +29,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 WAYS = {"dvc repro": ["dvc", "repro"], "flow": [sys.executable, "-m", "flows.training"]}
-# Each fresh turn sets another seed everywhere: no stage is up to date, and none is in DVC's run cache.
+# Each fresh round sets another seed: no stage is up to date, and none is in DVC's run cache.
 FIRST_SEED = 100
 
 
@@ -54,7 +57,7 @@ def prefect_server(folder: Path) -> Iterator[str]:
 
 
 def copy_project(target: Path) -> None:
-    """Copy the committed files: the demo, in which nothing has run."""
+    """Copy the committed files: the demo before any stage has run."""
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, listing.stdout.split("\0")):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,13 +66,13 @@ def copy_project(target: Path) -> None:
 
 
 def set_seed(project: Path, seed: int) -> None:
-    """Give the drawn images another seed, by which every stage changes."""
-    recipe = project / "data" / "demo.yaml"
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"seed": seed}))
+    """Set another seed for the drawn images, so that every stage runs."""
+    settings = project / "data" / "demo.yaml"
+    settings.write_text(yaml.safe_dump(yaml.safe_load(settings.read_text()) | {"seed": seed}))
 
 
 def measured(command: list[str], project: Path, api: str) -> float:
-    """Return the wall seconds of a command in the project, which must succeed."""
+    """Return the wall seconds of a command in the project; exit if it fails."""
     env = os.environ | {"PREFECT_API_URL": api, "PYTHONPATH": str(project), "MLFLOW_TRACKING_URI": ""}
     started_s = time.perf_counter()
     finished = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
@@ -81,8 +84,8 @@ def measured(command: list[str], project: Path, api: str) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="of the cached runs")
-    parser.add_argument("--fresh-repeats", type=int, default=1, help="of the fresh runs, minutes each")
+    parser.add_argument("--repeats", type=int, default=5, help="number of cached runs")
+    parser.add_argument("--fresh-repeats", type=int, default=1, help="number of fresh runs, which take minutes each")
     args = parser.parse_args()
     seconds: dict[tuple[str, str], list[float]] = {(kind, way): [] for kind in ("fresh", "cached") for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,19 +1,19 @@
-"""How often the gate is wrong, on real predictions: for equally good models, and for clearly worse challengers.
+"""Measures how often the promotion gate errs on real predictions, for equally good models and worse challengers.
 
     cp examples/params.metu.yaml params.yaml     with the archive at data/incoming/metu.zip
     dvc repro split
     python -m benchmarks.gate
 
-Trains small probes on random tenths of the training groups, and poor ones on a few images, and lets all of them answer
-the images of validation and test, which none has seen. A trial draws groups of these with replacement as its test set,
-and two of the probes:
+Trains small probes on random tenths of the training groups, and poor probes on a few images, and scores the images of
+validation and test with all of them. A trial draws groups of these images with replacement as its test set, and two of
+the probes:
 
-- equally good: for each group a coin says which of the two answers is the challenger's and which the incumbent's. So
-  neither is better, while they disagree as two real models do.
-- worse: besides, the challenger's answer to a group is now and then that of a poor probe, so often that its weighted
-  accuracy is expected to be lower by twice the margin.
+- equally good: for each group it is random which of the two predictions is the challenger's and which the incumbent's.
+  So neither is better, but they disagree as two real models do.
+- worse: in addition, the challenger's prediction for random groups is that of a poor probe, as often as needed to lower
+  its expected weighted accuracy by twice the margin.
 
-Prints how often each rule that compares refuses, and how often the challenger would be promoted.
+Prints how often each comparison rule refuses, and how often the challenger would be promoted.
 """
 
 import argparse
@@ -42,16 +42,16 @@ from pipeline.training.embedder import embedder_of
 N_PROBES = 12
 N_POOR = 4
 N_COMPONENTS = 64
-SHARE_OF_TRAINING = 0.1  # of the groups, that a probe sees
+SHARE_OF_TRAINING = 0.1  # of the groups, for a probe
 POOR_IMAGES = 12
-STRENGTH = 0.01  # of the L2 penalty per image
+L2_PENALTY = 0.01  # of the L2 penalty per image
 
 Answers = npt.NDArray[np.float32]  # (n,), probability of a crack
 
 
 @dataclass(frozen=True)
 class Population:
-    """Images that no probe has seen, a row each, and what each probe says of them."""
+    """Images that no probe was trained on, a row each, and the predictions of each probe."""
 
     rows: pd.DataFrame
     good: list[Answers]
@@ -59,24 +59,24 @@ class Population:
 
 
 def fit(features: npt.NDArray[np.float32], is_crack: npt.NDArray[np.bool_], unseen: npt.NDArray[np.float32]) -> Answers:
-    """Return what a probe that was trained on `features` says of `unseen`, both (n, n_features)."""
+    """Return the predictions for `unseen` of a probe trained on `features`; both (n, n_features)."""
     n_components = min(N_COMPONENTS, len(features) - 1)
     probe = make_pipeline(
         StandardScaler(),
         PCA(n_components, random_state=0),
-        LogisticRegression(C=1 / (STRENGTH * len(features)), max_iter=1000),
+        LogisticRegression(C=1 / (L2_PENALTY * len(features)), max_iter=1000),
     )
     answers: Answers = probe.fit(features, is_crack).predict_proba(unseen)[:, 1].astype(np.float32)
     return answers
 
 
 def populate(manifest: pd.DataFrame, features: npt.NDArray[np.float32], datasets: Path) -> Population:
-    """Train the probes and let them answer; `features` has a row for each row of the manifest."""
+    """Return the predictions of newly trained probes; `features` has a row for each row of the manifest."""
     rng = np.random.default_rng(0)
-    learning, unseen = (manifest["split"] == "train").to_numpy(), manifest["split"].isin(("validation", "test"))
+    is_training, unseen = (manifest["split"] == "train").to_numpy(), manifest["split"].isin(("validation", "test"))
     is_crack = (manifest["label"] == "crack").to_numpy()
     groups = manifest["group"].to_numpy()
-    names = np.unique(groups[learning])
+    names = np.unique(groups[is_training])
 
     def answers(chosen: npt.NDArray[np.bool_]) -> Answers:
         return fit(features[chosen], is_crack[chosen], features[unseen])
@@ -84,25 +84,25 @@ def populate(manifest: pd.DataFrame, features: npt.NDArray[np.float32], datasets
     good = []
     for _ in tqdm(range(N_PROBES), desc="training probes", disable=None):
         some = rng.choice(names, int(SHARE_OF_TRAINING * len(names)), replace=False)
-        good.append(answers(learning & np.isin(groups, some)))
+        good.append(answers(is_training & np.isin(groups, some)))
     poor = []
     for _ in range(N_POOR):
         few = np.concatenate(
-            [rng.choice(np.flatnonzero(learning & (is_crack == label)), POOR_IMAGES // 2) for label in (True, False)]
+            [rng.choice(np.flatnonzero(is_training & (is_crack == label)), POOR_IMAGES // 2) for label in (True, False)]
         )
         poor.append(answers(np.isin(np.arange(len(manifest)), few)))
     return Population(with_measures(manifest[unseen].assign(split="test"), datasets).reset_index(drop=True), good, poor)
 
 
 def accuracy(population: Population, answers: Answers) -> float:
-    """Return the weighted accuracy over the whole population, both labels weighing the same."""
+    """Return the weighted accuracy over the population; both labels have the same weight."""
     is_crack = (population.rows["label"] == "crack").to_numpy()
     return weighted_accuracy(is_crack, (answers >= 0.5) == is_crack, 0.5)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A test set of positions in the population, and what the two models say there."""
+    """A test set, as positions in the population, and the predictions of two models for it."""
 
     positions: npt.NDArray[np.int64]
     groups: npt.NDArray[np.int64]
@@ -111,7 +111,7 @@ class Trial:
 
 
 def trials(population: Population, n_trials: int, n_groups: int, deficit: float) -> Iterator[Trial]:
-    """Yield trials whose challenger is expected to be worse by `deficit` of weighted accuracy, 0 for equally good."""
+    """Yield trials whose challenger has a weighted accuracy that is lower by `deficit` in expectation; 0: equal."""
     rng = np.random.default_rng(1)
     members = list(population.rows.groupby("group", sort=False).indices.values())
     for _ in range(n_trials):
@@ -131,7 +131,7 @@ def trials(population: Population, n_trials: int, n_groups: int, deficit: float)
 
 
 def judge(population: Population, trial: Trial, params: Params) -> tuple[bool, bool]:
-    """Return whether the challenger passes the comparison as a whole, and that of the parts."""
+    """Return whether the challenger passes the overall comparison, and the comparison of the parts."""
     rows = population.rows.iloc[trial.positions].assign(group=trial.groups).reset_index(drop=True)
     test_set = TestSet(rows, LabelledImages(rows.head(0), Path()), rows)
     found = compare(
@@ -149,7 +149,7 @@ def judge(population: Population, trial: Trial, params: Params) -> tuple[bool, b
 def main() -> None:
     """Run the trials and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=200, help="trials a row")
+    parser.add_argument("--pairs", type=int, default=200, help="trials per row of the table")
     parser.add_argument("--groups", type=int, nargs="+", default=[400, 1400, 4000], help="in a trial's test set")
     args = parser.parse_args()
     params = load_params(Path("params.yaml"))
@@ -165,7 +165,7 @@ def main() -> None:
     n_groups = population.rows["group"].nunique()
     print(f"{len(population.rows)} images of {n_groups} groups; weighted accuracy of the probes {min(good):.4f} to "
           f"{max(good):.4f}, of the poor ones {min(poor):.4f} to {max(poor):.4f}")  # fmt: skip
-    print(f"{'challenger':<28} {'groups':>6} {'promoted':>8} {'refused':>8} {'as a whole':>10} {'by a part':>10}")
+    print(f"{'challenger':<28} {'groups':>6} {'promoted':>8} {'refused':>8} {'overall':>10} {'by a part':>10}")
     margin = params.promote.margins.test
     for kind, deficit in (("equally good", 0.0), (f"worse by {2 * margin:g}", 2 * margin)):
         for n_groups in args.groups:

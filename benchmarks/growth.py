@@ -1,4 +1,4 @@
-"""How the search for copies grows with the number of images: time, memory and recall in data sets of several sizes."""
+"""Measures time, memory and recall of the search for near-duplicates in data sets of several sizes."""
 
 import multiprocessing
 import multiprocessing.pool
@@ -15,7 +15,7 @@ from pipeline.data.images import thumbnail
 from pipeline.data.near_duplicates import connected_groups, copy_pairs
 
 SEED = 0
-COPIES_SHARE = 0.1  # of the images that a data set is grown by
+COPIES_SHARE = 0.1  # of the images that are added
 
 
 def grown(task: tuple[int, int, bytes]) -> Fingerprints:
@@ -27,13 +27,13 @@ def grown(task: tuple[int, int, bytes]) -> Fingerprints:
 
 
 def timed_search(path: str, results: "multiprocessing.Queue[tuple[float, int, npt.NDArray[np.int64]]]") -> None:
-    """Find the pairs among the fingerprints in a file; put seconds, peak memory in bytes and groups into `results`."""
+    """Group the fingerprints in a file; put seconds, peak memory in bytes and groups into `results`."""
     fingerprints = np.load(path)
     start = time.perf_counter()
     pairs = copy_pairs(fingerprints, [str(row) for row in range(len(fingerprints))], LIMITS).positions
     groups = connected_groups(len(fingerprints), pairs)
     seconds = time.perf_counter() - start
-    # not from getrusage, which remembers the size of the process that started this one
+    # not from getrusage, which includes the size of the parent process
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     results.put((seconds, 1024 * int(peak.split()[1]), groups))
 
@@ -50,7 +50,7 @@ def print_growth(
     new = list(pool.imap(grown, tasks, chunksize=256))
     everything = np.concatenate([originals, np.stack(new)]) if new else originals
     print("\n| images | search (s) | peak memory (GB) | copies found |\n| ---: | ---: | ---: | ---: |")
-    context = multiprocessing.get_context("spawn")  # a process of its own each, for its peak memory
+    context = multiprocessing.get_context("spawn")  # one process per size, to measure its peak memory
     for size in sizes:
         with tempfile.NamedTemporaryFile(suffix=".npy") as file:
             np.save(file.name, everything[:size])

@@ -1,10 +1,10 @@
-"""How long ingest, validate and split take as a data set grows, and how much memory.
+"""Measures time and memory of ingest, validate and split as a data set grows.
 
     python -m benchmarks.ingest --metu metu.zip --sizes 10000 20000 40000
 
-grows the archive by pieces cut out of its images, and by copies of them, and runs the three stages as DVC does,
-each in its own process. Prints a table in Markdown: wall seconds of each stage, their sum, and the largest resident
-memory of one process and of all processes of a stage together.
+Enlarges the archive with pieces cut out of its images and with copies of them, and runs the three stages as DVC does,
+each in its own process. Prints a table in Markdown: wall seconds of each stage, their sum, and the peak resident memory
+of all processes of a stage together.
 """
 
 import argparse
@@ -28,7 +28,7 @@ COPIES = 4  # one in this many of the added images is a copy, about as in METU
 
 
 def grown_image(task: tuple[int, bytes]) -> bytes:
-    """Return a copy of an image in one of the known ways, or a new piece cut out of it."""
+    """Return an altered copy of an image, or a new piece cut out of it."""
     number, content = task
     if number % COPIES == 0:
         return list(ALTERATIONS.values())[number // COPIES % len(ALTERATIONS)](content)
@@ -49,7 +49,7 @@ def write_grown_archive(archive: Path, n_images: int, target: Path) -> None:
 
 
 def measured(command: list[str]) -> tuple[float, float]:
-    """Run a command; return its wall seconds and the most resident memory of it and its children together, in GB."""
+    """Return the wall seconds of a command, and the peak resident memory of it and its children together, in GB."""
     started_s = time.perf_counter()
     process = subprocess.Popen(command)
     peak_bytes = 0
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metu", type=Path, required=True, help="archive of METU's layout")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 20_000, 40_000], help="images")
-    parser.add_argument("--params", type=Path, default=Path("examples/params.metu.yaml"), help="limits to take")
+    parser.add_argument("--params", type=Path, default=Path("examples/params.metu.yaml"), help="params file to use")
     args = parser.parse_args()
     print("| images | ingest s | validate s | split s | all s | peak GB |\n| --: | --: | --: | --: | --: | --: |")
     for n_images in args.sizes:

@@ -1,11 +1,11 @@
-"""How well a probe finds the cracks of a photo when it was trained on all other photos.
+"""Measures how well a probe finds the cracks of a photo when it was trained on all other photos.
 
     python -m benchmarks.leave_one_photo_out --metu metu-subset.zip --sdnet sdnet-subset.zip
 
-Embeds METU, mosaics of it and SDNET2018, as it is and turned, as examples/params.metu-and-sdnet.yaml says. Then each
-photo of SDNET is left out in turn: a probe learns from METU, the mosaics and the other photos. On these, each scored by
-a probe that had not seen it, its curve is fitted and its threshold chosen, for the best balanced F1. Prints for each
-surface and for all: AUROC, F1 with cracked and intact tiles weighed alike, and the calibration error.
+Embeds METU, mosaics of it and SDNET2018 in all orientations, with the settings of examples/params.metu-and-sdnet.yaml.
+Then each photo of SDNET is left out in turn, and a probe is trained on METU, the mosaics and the other photos. The
+probe is calibrated and its threshold chosen, for the best balanced F1, on out-of-fold scores of these other photos.
+Prints for each surface and for all: AUROC, balanced F1, and the calibration error.
 """
 
 import argparse
@@ -45,17 +45,17 @@ EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")
 
 
 def balanced_f1(labels: Labels, is_called: Labels) -> float:
-    """Return the F1 where cracked and intact images count alike."""
+    """Return the F1 as if cracked and intact images were equally frequent."""
     found, false = is_called[labels].mean(), is_called[~labels].mean()
     return float(2 * found / (found + false + 1))
 
 
 def best_threshold(labels: Labels, logits: Values) -> float:
-    """Return the probability, calibrated on these logits, from which on calling a crack has the best balanced F1.
+    """Return the threshold, as a probability calibrated on these logits, with the best balanced F1.
 
-    Where cracked and intact images count alike, that is half of the best F1 itself (Lipton, Elkan and Naryanaswamy,
-    Optimal thresholding of classifiers to maximize F1 measure, 2014), in odds brought to their real shares. The
-    threshold that was best on a few hundred cracks would depend on some of them.
+    With equally frequent classes that is half of the best F1 (Lipton, Elkan and Naryanaswamy, Optimal thresholding of
+    classifiers to maximize F1 measure, 2014); its odds are then scaled to the real class frequencies. The empirically
+    best threshold would depend on a few of some hundred cracks.
     """
     best_f1 = max(balanced_f1(labels, logits >= level) for level in np.quantile(logits, np.linspace(0.02, 0.98, 97)))
     odds = best_f1 / (2 - best_f1) * labels.sum() / (~labels).sum()
@@ -63,7 +63,7 @@ def best_threshold(labels: Labels, logits: Values) -> float:
 
 
 class Scored(NamedTuple):
-    """What was said of tiles whose photos were left out: (n,) each."""
+    """Scores of tiles by probes that were not trained on their photos: (n,) each."""
 
     logits: Values
     probabilities: Values
@@ -78,17 +78,17 @@ def leave_one_out(
     params: Probe,
     folder: Path,
 ) -> Scored:
-    """Return what is said of each tile by a probe that has not seen its photo.
+    """Return the scores of each tile by a probe that was not trained on its photo.
 
     Args:
-        base: what the head of the other data set learns from.
-        tiles: as they are.
-        turned: the same in their other orientations, one orientation after the other.
-        photos: (n,), of the tiles.
+        base: training rows of the head of the other data set.
+        tiles: training rows of the tiles, upright.
+        turned: the same tiles in their other orientations, one orientation after the other.
+        photos: photo of each tile, (n,).
         params: of the probe.
-        folder: for the histories, which nobody reads.
+        folder: for the histories, which are discarded.
     """
-    base_head = fit_head(base, params, unread_history(folder), "base")
+    base_head = fit_head(base, params, discarded_history(folder), "base")
 
     def probe_of(some: Labels, folds: Folds) -> LinearHead:
         known, known_turned = chosen(tiles, some), chosen(turned, np.tile(some, N_OTHERS))
@@ -114,10 +114,10 @@ def leave_one_out(
 
     scored = Scored(np.empty(len(photos)), np.empty(len(photos)), np.empty(len(photos), bool))
     names = np.unique(photos)
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:  # a probe keeps to one core
-        for here, *said in tqdm(pool.map(left_out, names), desc="leaving out", unit=" photos", total=len(names)):
-            for whole, part in zip(scored, said, strict=True):
-                whole[here] = part
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:  # one core per probe
+        for here, *scores in tqdm(pool.map(left_out, names), desc="leaving out", unit=" photos", total=len(names)):
+            for every, part in zip(scored, scores, strict=True):
+                every[here] = part
     return scored
 
 
@@ -126,8 +126,8 @@ def chosen(rows: TrainingRows, which: Labels) -> TrainingRows:
     return TrainingRows(*(getattr(rows, name)[which] for name in vars(rows)))
 
 
-def unread_history(folder: Path) -> TrainingHistory:
-    """Return a history of a training that is not told of."""
+def discarded_history(folder: Path) -> TrainingHistory:
+    """Return a history that reports no progress."""
     return TrainingHistory(Path(tempfile.mkdtemp(dir=folder)) / "history.jsonl", lambda step, values: None)
 
 

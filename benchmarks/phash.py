@@ -1,4 +1,4 @@
-"""The usual way to find copies, for comparison: phash of the package ImageHash, which is not a dependency."""
+"""Measures the usual method for near-duplicates, for comparison: phash of ImageHash, which is not a dependency."""
 
 import io
 import multiprocessing.pool
@@ -34,7 +34,7 @@ def imagehash_recall(
     """
     views = np.stack(pool.map(hashes, [(content, hash_size, True) for content in datasets["SDNET"]], chunksize=16))
     n_bits = views.shape[2]
-    signed = 2 * views.astype(np.float32) - 1  # n_bits - 2 x the distance is a product
+    signed = 2 * views.astype(np.float32) - 1  # the product of two is n_bits - 2 x their distance
     agreement = np.max([signed[:, view] @ signed[:, 0].T for view in range(8)], axis=0)
     limit = int((n_bits - agreement[np.triu_indices(len(views), 1)].max()) / 2) - 1
     shares = []

@@ -1,11 +1,11 @@
-"""The API against `mlflow models serve`: the same registered model, the same images, the same machine, one at a time.
+"""Compares the API with `mlflow models serve`: same registered model, images and machine, one server at a time.
 
     python -m benchmarks.serving --metu metu-subset.zip
 
-Registers a probe-like classifier (EfficientNet-Lite0 at 128 px) in a store of its own, then lets 1, 8 and 32 clients
-ask each server, every client one image at a time as soon as it has its answer: the API gets the JPEG file, MLflow what
-it takes, the pixels as JSON. Prints requests a second, the time of an answer, and how far the answers differ. With
---memory it prints the resident memory of the API over 10,000 requests instead.
+Registers a probe-like classifier (EfficientNet-Lite0 at 128 px) in a temporary store. Then 1, 8 and 32 clients send
+requests of one image to each server, the next as soon as the last is answered: the JPEG file to the API, the pixels as
+JSON to MLflow. Prints requests per second, latencies, and the largest difference of the answers. With --memory it
+prints the resident memory of the API over 10,000 requests instead.
 """
 
 import argparse
@@ -43,7 +43,7 @@ NAME = "cracks"
 
 @dataclass(frozen=True)
 class Speed:
-    """Requests a second and the percentiles of the seconds that an answer took."""
+    """Requests per second and percentiles of the latency in seconds."""
 
     requests_per_s: float
     seconds: dict[int, float]
@@ -55,7 +55,7 @@ class Speed:
 
 
 def read_images(archive: Path) -> list[bytes]:
-    """Return JPEG files, half of them cracked."""
+    """Return the bytes of JPEG files, half of them cracked."""
     with zipfile.ZipFile(archive) as opened:
         names = sorted(name for name in opened.namelist() if name.endswith(".jpg"))
         return [opened.read(name) for name in names[:: len(names) // N_IMAGES][:N_IMAGES]]
@@ -94,7 +94,7 @@ def register_model(uri: str, images: list[bytes]) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return an unused port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -102,7 +102,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], port: int, path: str, env: dict[str, str]) -> Iterator[psutil.Process]:
-    """Run a server inside the block, from the first good answer on `path` on."""
+    """Run a server inside the block, which begins when `path` answers."""
     process = subprocess.Popen(
         command, env=os.environ | env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -172,7 +172,7 @@ async def _load(port: int, requests: Sequence[bytes], n_clients: int, seconds: f
 
 
 def measure(port: int, requests: Sequence[bytes], n_clients: int, seconds: float) -> Speed:
-    """Return the speed of a server under so many clients; the first second does not count."""
+    """Return the speed of a server with `n_clients`; the first second is not counted."""
     asyncio.run(_load(port, requests, n_clients, 1.0, sys.maxsize))
     started_s = time.perf_counter()
     took_s = asyncio.run(_load(port, requests, n_clients, seconds, sys.maxsize))
@@ -181,7 +181,7 @@ def measure(port: int, requests: Sequence[bytes], n_clients: int, seconds: float
 
 
 def probabilities(port: int, requests: Sequence[bytes]) -> list[float]:
-    """Return what a server says about each image."""
+    """Return a server's probability for each image."""
 
     async def ask_all() -> list[bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
@@ -209,7 +209,7 @@ def api_command(folder: Path, port: int) -> list[str]:
 
 
 def compare(scratch: Path, images: list[bytes], env: dict[str, str], seconds: float) -> None:
-    """Print the speed of both servers, and how far their answers differ."""
+    """Print the speed of both servers, and the largest difference of their answers."""
     rows: dict[str, list[Speed]] = {}
     answers: dict[str, list[float]] = {}
     port = free_port()
@@ -247,11 +247,11 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metu", type=Path, required=True, help="metu-subset.zip, or the published archive")
-    parser.add_argument("--seconds", type=float, default=10, help="for each count of clients")
-    parser.add_argument("--memory", action="store_true", help="watch the memory of the API instead")
+    parser.add_argument("--seconds", type=float, default=10, help="for each number of clients")
+    parser.add_argument("--memory", action="store_true", help="measure the memory of the API instead")
     args = parser.parse_args()
     os.environ |= SETTINGS
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended, too
     images = read_images(args.metu)
     with tempfile.TemporaryDirectory() as scratch:
         uri = f"sqlite:///{scratch}/mlflow.db"

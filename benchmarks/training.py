@@ -1,13 +1,13 @@
-"""What training costs and what it is worth: the published recipe of this field against the cheap one, on one split.
+"""Compares cost and F1 of the published way of fine-tuning with those of a probe, on one split.
 
     python -m benchmarks.training --metu metu-subset.zip
 
-Ingests, splits and sets up MLflow's store once, then trains and scores each candidate in processes of its own, one
-after the other: the published recipe (examples/params.published-recipe.yaml), and the probe of
-examples/params.metu.yaml with all that it needs, embedding included. The probe is trained before and after the
-recipe, and the mean of its costs counts: the speed of a shared machine drifts. Prints CPU seconds of user and system,
-wall seconds, the largest resident memory, and on the images of validation and test the F1 and the difference of the
-F1 with a 95 % interval, by resampling groups, paired.
+Ingests, splits and sets up MLflow's store once, then trains and scores each candidate in its own processes, one after
+the other: the published fine-tuning (examples/params.published-recipe.yaml), and the probe of
+examples/params.metu.yaml, embedding included. The probe is trained before and after the fine-tuning and its costs are
+averaged, because the speed of a shared machine drifts. Prints CPU seconds (user and system), wall seconds, the peak
+resident memory, and for the images of validation and test the F1 and the difference of the F1 with a paired 95 %
+bootstrap interval over groups.
 """
 
 import argparse
@@ -31,20 +31,20 @@ OURS, USUAL = "params.metu.yaml", "params.published-recipe.yaml"
 
 
 def env() -> dict[str, str]:
-    """Return the environment of every process: MLflow's store is in the working folder."""
+    """Return the environment of all processes, with MLflow's store in the working folder."""
     return os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
 
 
 @dataclass
 class Cost:
-    """What processes took: CPU and wall seconds, and the largest resident memory of one, in GB."""
+    """Cost of processes: CPU and wall seconds, and the peak resident memory of one, in GB."""
 
     cpu_s: float = 0
     wall_s: float = 0
     peak_gb: float = 0
 
     def run(self, module: str, *arguments: str) -> None:
-        """Run a module of this project and add what it took."""
+        """Run a module of this project and add its cost."""
         started_s = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-m", module, *arguments], env=env())
         _, status, usage = os.wait4(process.pid, 0)
@@ -55,16 +55,16 @@ class Cost:
         self.peak_gb = max(self.peak_gb, usage.ru_maxrss / 1e6)
 
 
-def write_params(recipe: Path, archive: Path, target: Path) -> dict[str, Any]:
-    """Write the params of `recipe` for `archive`; return them."""
-    params = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+def write_params(example: Path, archive: Path, target: Path) -> dict[str, Any]:
+    """Write the params of `example` for `archive`; return them."""
+    params = yaml.safe_load(example.read_text(encoding="utf-8"))
     params["datasets"] = {"metu": {"source": str(archive.absolute())}}
     target.write_text(yaml.safe_dump(params), encoding="utf-8")
     return dict(params)
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:
-    """Return the mean of what the same training took, and the largest memory."""
+    """Return the mean times of repeated trainings, and the largest memory."""
     return Cost(
         cpu_s=statistics.mean(cost.cpu_s for cost in costs),
         wall_s=statistics.mean(cost.wall_s for cost in costs),
@@ -91,7 +91,7 @@ def prepare_once(params: Path) -> None:
 
 
 def train(params: Path, candidate: str, backbone: str, *, embeds: bool) -> Cost:
-    """Train a candidate into models/CANDIDATE, embedding first where it learns from features; return the cost."""
+    """Train a candidate into models/CANDIDATE, after embedding if `embeds`; return the cost."""
     cost = Cost()
     common = ["--params", str(params), "--datasets", "datasets"]
     if embeds:
@@ -108,7 +108,7 @@ def train(params: Path, candidate: str, backbone: str, *, embeds: bool) -> Cost:
 
 
 def called_cracks(candidate: str) -> pd.DataFrame:
-    """Return the images of validation and test, with the column `called`: whether the candidate calls it a crack."""
+    """Return the images of validation and test, with the column `called`: whether the candidate predicts a crack."""
     from pipeline.data.images import LabelledImages
     from pipeline.models.classifier import Classifier
 
@@ -127,7 +127,7 @@ def f1_of(images: pd.DataFrame, weights: "np.ndarray[tuple[int], np.dtype[np.flo
 
 
 def paired_difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[float, float, float]:
-    """Return F1 of ours less that of theirs on the same images, and its 95 % interval over groups."""
+    """Return F1 of `ours` minus F1 of `theirs` on the same images, and its 95 % interval over groups."""
     group, n_groups = pd.factorize(ours["group"])[0], ours["group"].nunique()
     rng = np.random.default_rng(0)
     differences = []
@@ -156,7 +156,7 @@ def print_table(costs: dict[str, Cost], scored: dict[str, pd.DataFrame]) -> None
     difference, low, high = paired_difference(scored[ours], scored[theirs])
     print(
         f"\n{usual.cpu_s / cheap.cpu_s:.1f} times the CPU seconds, {usual.wall_s / cheap.wall_s:.1f} times the wall "
-        f"seconds. F1 of ours less theirs: {difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f})."
+        f"seconds. F1 of ours minus theirs: {difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f})."
     )
 
 
@@ -170,13 +170,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         costs: dict[str, list[Cost]] = {}
-        for recipe in (OURS, USUAL, OURS):
-            params = write_params(examples / recipe, archive, Path(recipe))
+        for name in (OURS, USUAL, OURS):
+            params = write_params(examples / name, archive, Path(name))
             ((candidate, settings),) = params["candidates"].items()
             if not costs:
-                prepare_once(Path(recipe))
+                prepare_once(Path(name))
             embeds = settings["kind"] == "probe"
-            cost = train(Path(recipe), candidate, settings["backbone"], embeds=embeds)
+            cost = train(Path(name), candidate, settings["backbone"], embeds=embeds)
             costs.setdefault(candidate, []).append(cost)
         scored = {candidate: called_cracks(candidate) for candidate in costs}
         print_table({candidate: mean_cost(several) for candidate, several in costs.items()}, scored)

@@ -7,7 +7,7 @@ import pytest
 from tiny_model import write_tiny_model
 
 from benchmarks import batch_scoring
-from benchmarks.batch_scoring import made_again, map_command, predict_command, watch, write_folder
+from benchmarks.batch_scoring import map_command, n_redone, predict_command, run_monitored, write_folder
 
 pytestmark = pytest.mark.slow
 
@@ -25,12 +25,12 @@ def test_a_killed_run_goes_on_and_every_file_has_its_row(
     write_tiny_model(tmp_path / "model")
     n_broken = write_folder(tmp_path / "images.zip", n_files, tmp_path / "originals", tmp_path / "images")
     command = command_of(tmp_path / "images", tmp_path, str(tmp_path / "model"))
-    killed = watch(command, kill_at=n_files // 4)
+    killed = run_monitored(command, kill_at=n_files // 4)
     assert not command.result.exists()
-    resumed = watch(command)
+    resumed = run_monitored(command)
     assert n_files // 4 <= len(killed.done) * command.images_each < n_files
     assert len(resumed.done) > len(killed.done)
-    assert made_again(command, killed, resumed) == 0
+    assert n_redone(command, killed, resumed) == 0
     errors = pd.read_csv(command.result, keep_default_na=False).set_index(path_column)["error"]
     assert len(errors) == errors.index.nunique() == n_files
     assert set(errors[errors != ""].index) == {str(path) for path in (tmp_path / "images").rglob("*-*.jpg")}
