@@ -1,4 +1,4 @@
-"""The API as a process of its own, on a free port of this machine."""
+"""Runs the API as a process, on a free port of this machine."""
 
 import os
 import re
@@ -42,24 +42,24 @@ class Server:
         self.kill(signal.SIGTERM)
 
     def start(self):
-        """Start it; `url` is where it listens."""
+        """Start the server; sets `url`."""
         self._log.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, "--port", "0"], cwd=self.folder, env=self.env, stdout=log, stderr=log
             )
-        while (said := re.search(r"The page is at (\S+)", self.log())) is None:
+        while (started := re.search(r"The page is at (\S+)", self.log())) is None:
             assert self.process.poll() is None, self.log()
             time.sleep(0.02)
-        self.url = said[1]
+        self.url = started[1]
 
     def kill(self, with_signal=signal.SIGKILL):
-        """End it and wait until it has ended."""
+        """Stop the server and wait for its end."""
         self.process.send_signal(with_signal)
         self.process.wait(timeout=30)
 
     def wait_until(self, holds, seconds=START_S):
-        """Ask until `holds`, a function of a client, is true; return the seconds that it took."""
+        """Wait until `holds`, a function of a client, is true; return the seconds that it took."""
         started_s = time.monotonic()
         with self.client() as client:
             while time.monotonic() - started_s < seconds:
@@ -81,7 +81,7 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=60, **settings)
 
     def log(self):
-        """Return what it has logged."""
+        """Return the log of the server."""
         return self._log.read_text(encoding="utf-8")
 
     def memory_mb(self):

@@ -1,4 +1,4 @@
-"""The API as a client sees it: answers, refusals in words, limits, headers."""
+"""The API as a client sees it: answers, problems, limits, headers."""
 
 import io
 import json
@@ -72,7 +72,7 @@ def test_each_file_gets_its_probability_and_label_in_order(client, grey):
     assert "overlay" not in found[0]
 
 
-def test_the_overlay_of_a_dark_corner_speaks_for_a_crack(client, encode):
+def test_the_occlusion_overlay_of_a_dark_corner_is_evidence_for_a_crack(client, encode):
     pixels = np.full((70, 70, 3), 200, np.uint8)
     pixels[:10, :10] = 0
     [found] = predict(client, encode(pixels, "PNG"), explain=True).json()["predictions"]
@@ -97,7 +97,7 @@ def test_the_model_is_named_with_its_limits(client):
     assert (answer["max_body_mb"], answer["max_files"], answer["refused"]) == (2, 5, None)
 
 
-def test_a_file_that_is_no_image_refuses_the_request_in_words(client, grey):
+def test_a_file_that_is_not_an_image_refuses_the_request_with_a_reason(client, grey):
     answer = predict(client, grey(40), b"text", grey(40)[:60])
     assert answer.status_code == 422
     assert answer.headers["content-type"] == PROBLEM
@@ -149,7 +149,7 @@ def test_every_answer_has_the_security_headers(client):
         assert "server" not in headers
 
 
-def test_the_page_asks_nobody_else_for_anything(client):
+def test_the_page_loads_nothing_from_other_sites(client):
     for path in (ROOT / "serving" / "static").iterdir():
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?://|//cdn|@import|eval\(|innerHTML", text), path
@@ -180,7 +180,7 @@ def review(client, content, tiles, **changes):
     return client.post("/v1/reviews", files={"files": ("deck 1.jpg", content)}, data={"reviews": json.dumps(reviews)})
 
 
-def test_reviews_come_back_as_a_batch_of_the_very_pixels(client, draw_tile, encode):
+def test_reviews_become_a_batch_with_exactly_the_pixels_of_the_photo(client, draw_tile, encode):
     pixels = draw_tile(0, size_px=128)
     tiles = [{"file": 0, "x": 64, "y": 32, "size": 64, "label": "crack"}]
     answer = review(client, encode(pixels, "PNG"), tiles)
@@ -210,7 +210,7 @@ def test_reviews_come_back_as_a_batch_of_the_very_pixels(client, draw_tile, enco
         ({"tiles": [{"file": 0, "x": 0, "y": 0, "size": 64, "label": "perhaps"}]}, "label"),
     ],
 )
-def test_reviews_that_make_no_sense_are_refused_in_words(client, draw_tile, encode, change, words):
+def test_invalid_reviews_are_refused_with_a_reason(client, draw_tile, encode, change, words):
     answer = review(client, encode(draw_tile(0, size_px=128), "PNG"), **({"tiles": []} | change))
     assert answer.status_code == 422
     assert words in answer.text
@@ -237,7 +237,7 @@ def test_without_the_key_nothing_is_answered(starter, tmp_path, grey):
         assert "a secret" not in server.log()
 
 
-def test_one_request_too_many_is_asked_to_come_again(starter, tmp_path, grey):
+def test_a_request_above_the_limit_gets_429_with_retry_after(starter, tmp_path, grey):
     with Server(tmp_path, starter=starter, max_requests=1) as server:
         server.wait_until_ready()
         leave = threading.Event()
@@ -278,7 +278,9 @@ def test_a_request_that_takes_too_long_is_ended(starter, tmp_path):
         assert time.monotonic() - started_s < 10
 
 
-def test_images_are_kept_where_that_is_switched_on_and_can_be_handed_to_a_person(starter, tmp_path, draw_tile, encode):
+def test_images_are_stored_if_that_is_switched_on_and_can_be_exported_for_labelling(
+    starter, tmp_path, draw_tile, encode
+):
     photo, tile = encode(draw_tile(0, size_px=512)), encode(draw_tile(1), "PNG")
     with Server(tmp_path / "on", starter=starter, kept_images_mb=10) as server:
         server.wait_until_ready()
@@ -292,7 +294,7 @@ def test_images_are_kept_where_that_is_switched_on_and_can_be_handed_to_a_person
     assert len(find_images([tmp_path / "to-label"])) == 5
 
 
-def test_no_image_is_kept_unless_that_is_switched_on(starter, tmp_path, grey):
+def test_no_image_is_stored_by_default(starter, tmp_path, grey):
     with Server(tmp_path, starter=starter) as server:
         server.wait_until_ready()
         with server.client() as client:
@@ -314,7 +316,7 @@ def test_reviews_go_to_the_inbox_with_a_marker(starter, tmp_path, draw_tile, enc
         assert sorted(path.name for path in inbox.iterdir()) == [f"{name}.zip", f"{name}.zip.done"]
 
 
-def test_without_a_model_it_lives_and_is_not_ready(tmp_path, grey):
+def test_without_a_model_the_server_is_healthy_and_not_ready(tmp_path, grey):
     with Server(tmp_path) as server:
         server.wait_until(lambda client: client.get("/healthz").status_code == 200)
         with server.client() as client:
@@ -323,7 +325,7 @@ def test_without_a_model_it_lives_and_is_not_ready(tmp_path, grey):
                 assert "There is no model yet" in answer.json()["detail"]
 
 
-def test_a_port_that_is_taken_is_said_in_words(server, starter, tmp_path):
+def test_a_port_in_use_is_an_error_with_advice(server, starter, tmp_path):
     port = server.url.rsplit(":", 1)[1]
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--port", port, "--starter", str(starter)]

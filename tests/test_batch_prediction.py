@@ -55,7 +55,7 @@ def test_images_of_mixed_sizes_keep_their_order(tmp_path, model):
     assert len(set(probabilities)) == 4
 
 
-def test_files_that_cannot_be_read_are_rows_with_their_reason(tmp_path, found):
+def test_unreadable_files_are_rows_with_their_error(tmp_path, found):
     good, other = save_grey(tmp_path / "good.png", 0), save_grey(tmp_path / "other.png", 255)
     note, cut, missing = tmp_path / "note.png", tmp_path / "cut.jpg", tmp_path / "missing.png"
     note.write_text("no image")
@@ -130,7 +130,7 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(batch_prediction, "PART_IMAGES", 4)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path, found, many, small_parts, monkeypatch):
+def test_a_killed_run_resumes(tmp_path, found, many, small_parts, monkeypatch):
     run(found, many, tmp_path / "whole.csv")
     scored = []
 
@@ -156,7 +156,7 @@ def test_a_changed_image_is_not_taken_from_an_earlier_run(tmp_path, found, many)
     assert unfinished_folder(found, many, tmp_path / "scores.csv") != before
 
 
-def test_what_is_noted_for_the_log_is_all_that_could_be_read_by_photo(tmp_path, found, small_parts):
+def test_the_log_gets_all_readable_images_with_their_photo(tmp_path, found, small_parts):
     paths = [save_grey(tmp_path / f"deck{n // 3}-{n}.png", 40 * n) for n in range(6)]
     broken = tmp_path / "deck1-9.png"
     broken.write_text("no image")

@@ -1,4 +1,4 @@
-"""Thousands of images, some of them broken, by a process that is killed in the middle and started again."""
+"""Scoring thousands of images, some of them broken, with a process that is killed halfway and run again."""
 
 import zipfile
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("command_of", "n_files", "path_column"), [(predict_command, 8000, "path"), (map_command, 400, "photo")]
 )
-def test_a_killed_run_goes_on_and_every_file_has_its_row(
+def test_a_killed_run_resumes_and_every_file_has_a_row(
     command_of, n_files, path_column, tmp_path, draw_tile, encode, monkeypatch
 ):
     monkeypatch.setattr(batch_scoring, "POLL_S", 0.02)

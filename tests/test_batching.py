@@ -1,4 +1,4 @@
-"""Requests go through the network together, each with its own answer."""
+"""Images of several requests are scored in one batch, each with its own output."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ def plain(level, size=16):
 
 
 class Slow:
-    """A model whose first batch waits for a word."""
+    """A model whose batches wait for `may_end`."""
 
     def __init__(self, model):
         self._model = model
@@ -124,12 +124,12 @@ def test_an_error_reaches_every_image_of_its_batch_and_no_other(model):
     assert good.probability > 0.9
 
 
-def test_an_image_that_is_given_up_leaves_the_others_alone(model):
+def test_a_cancelled_image_does_not_affect_the_others_of_its_batch(model):
     slow = Slow(model)
 
     async def work(batcher):
-        given_up, kept = batcher.submit(slow, plain(60)), batcher.submit(slow, plain(60))
-        given_up.cancel()
+        cancelled, kept = batcher.submit(slow, plain(60)), batcher.submit(slow, plain(60))
+        cancelled.cancel()
         slow.may_end.set()
         return await kept
 

@@ -28,7 +28,7 @@ def light_photo(height, width):
     return np.full((height, width, 3), LIGHT, np.uint8)
 
 
-def test_a_map_says_where_the_crack_is(mapper):
+def test_a_map_shows_where_the_crack_is(mapper):
     pixels = light_photo(96, 144)
     pixels[48:96, 96:144] = DARK
     tiles = mapper.map(pixels).tiles
@@ -80,7 +80,7 @@ def test_areas_are_of_the_photo_and_overlapping_tiles_count_once(model):
     assert overlapping.share_of_area("review") == pytest.approx(4 / 12)  # 72..120 px, in cells of 16
 
 
-def test_a_photo_that_is_no_larger_than_a_pixel_is_refused_in_words(mapper):
+def test_a_photo_of_one_pixel_is_refused_with_a_reason(mapper):
     with pytest.raises(CracksError, match=r"The photo has 1 x 1 px\. A side needs 32 px or more"):
         mapper.map(light_photo(1, 1))
 
@@ -93,20 +93,20 @@ def test_a_known_ground_resolution_resizes_the_photo(model):
     assert crack_map.scale == "Resized 0.5 times, from 0.25 to the model's 0.5 mm per pixel."
 
 
-def test_an_unknown_ground_resolution_is_said(model, mapper):
+def test_an_unknown_ground_resolution_is_stated(model, mapper):
     assert "trained on is unknown" in mapper.map(light_photo(40, 40), mm_per_px=0.25).scale
     known = CrackMapper(model, PARAMS.model_copy(update={"model_mm_per_px": 0.5}))
     assert known.map(light_photo(40, 40)).scale == "The ground resolution of the photo is unknown: it is not resized."
 
 
-def test_a_ground_resolution_out_of_proportion_is_refused(model):
+def test_a_ground_resolution_that_resizes_too_much_is_refused(model):
     mapper = CrackMapper(model, PARAMS.model_copy(update={"model_mm_per_px": 0.5}))
     for mm_per_px, times in ((100, 200), (0.1, 0.2)):
         with pytest.raises(CracksError, match=rf"would be resized {times} times .* Correct --mm-per-px"):
             mapper.map(light_photo(150, 150), mm_per_px=mm_per_px)
 
 
-def test_tiles_unlike_all_known_ones_are_for_review_whatever_the_probability(model):
+def test_out_of_distribution_tiles_are_for_review_whatever_their_probability(model):
     rng = np.random.default_rng(0)
     grey = [np.full((1, 40, 40, 3), level, np.uint8) for level in rng.integers(200, 256, 300)]
     images = np.concatenate([detector_projection(model.outputs(image)["features"]) for image in grey])
@@ -129,7 +129,7 @@ def test_the_nearest_surface_is_the_one_that_most_tiles_look_like():
     assert known.nearest_surface(np.concatenate([images[:1], images + 5])) == walls
 
 
-def test_what_a_model_knows_is_the_same_once_read_again(tmp_path):
+def test_a_saved_detector_is_the_same_when_it_is_loaded(tmp_path):
     rng = np.random.default_rng(0)
     known = fit(rng.normal(size=(200, 64)), rng.normal(size=(200, 64)), 0.1, {Surface("walls", 8, 1): np.ones((2, 64))})
     known.save(tmp_path / "known.npz")
@@ -141,7 +141,7 @@ def test_what_a_model_knows_is_the_same_once_read_again(tmp_path):
     assert not known.is_in_distribution(fresh + 3).any()
 
 
-def test_sound_concrete_keeps_its_look_and_a_crack_is_red(mapper):
+def test_intact_concrete_is_drawn_unchanged_and_a_crack_is_red(mapper):
     pixels = light_photo(48, 96)
     pixels[:, 48:] = (60, 60, 60)
     crack_map = mapper.map(pixels)

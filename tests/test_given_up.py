@@ -1,4 +1,4 @@
-"""What takes too long is ended with its request, tried in one process."""
+"""Work that takes too long is stopped with its request, tested in one process."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ BATCH_S = 0.02
 
 
 class Slow:
-    """A model that takes its time, and counts the batches that it was asked for."""
+    """A slow model that counts its batches."""
 
     decision = DECISION
 
@@ -41,7 +41,7 @@ class Slow:
 
 
 def app_with(model, folder):
-    """The API with a model that is given, which ends a request after half a second."""
+    """Return the API with the model and a limit of half a second per request."""
     mapper = CrackMapper(model, Map(tile_px=32, overlap=0, model_mm_per_px=None))
     holder = SimpleNamespace(current=LoadedModel(model, mapper, STARTER, datetime(2026, 11, 1, tzinfo=UTC)))
     return create_app(SETTINGS.model_copy(update={"max_seconds": 0.5}), holder, PredictionLog(folder), None)
@@ -51,7 +51,7 @@ def client_of(app):
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
 
 
-def test_a_map_that_took_too_long_goes_on_no_longer(tmp_path, encode):
+def test_a_map_that_takes_too_long_is_stopped(tmp_path, encode):
     model = Slow()
     app = app_with(model, tmp_path)
     n_batches = []
@@ -71,10 +71,10 @@ def test_a_map_that_took_too_long_goes_on_no_longer(tmp_path, encode):
     assert "more than 0.5 s" in late.json()["detail"]
     assert quick.status_code == 200
     assert n_batches[0] < 200  # of 1,024
-    assert n_batches[1] <= n_batches[0] + 1 + 2 * N_THREADS  # its own, and what the threads had in hand
+    assert n_batches[1] <= n_batches[0] + 1 + 2 * N_THREADS  # its own, and those that the threads were running
 
 
-def test_reviews_that_took_too_long_to_cut_are_cut_no_longer(tmp_path, encode, monkeypatch):
+def test_cutting_reviews_that_takes_too_long_is_stopped(tmp_path, encode, monkeypatch):
     n_cut = 0
 
     def cut_slowly(*args, **kwargs):

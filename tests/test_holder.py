@@ -160,7 +160,7 @@ def test_a_broken_model_is_refused_once_and_the_old_one_stays(holder, shelf, kep
 
 
 @pytest.mark.parametrize("error", [0.01, float("nan")])
-def test_a_model_that_answers_otherwise_than_it_was_trained_to_is_refused(holder, shelf, error):
+def test_a_model_whose_golden_answers_differ_is_refused(holder, shelf, error):
     shelf.put(ONE, golden_error=error)
     holder.poll()
     assert (holder.current, holder.refused) == (None, ONE)
@@ -199,13 +199,13 @@ def test_a_fetch_that_fails_leaves_nothing_and_is_tried_again(holder, shelf, kep
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"name": "cracks"}), "null"])
-def test_a_damaged_note_of_the_last_good_model_is_no_obstacle(holder, shelf, kept, content):
+def test_a_damaged_record_of_the_last_good_model_is_ignored(holder, shelf, kept, content):
     (kept / LAST_GOOD_FILE).write_text(content)
     shelf.put(ONE)
     assert started(holder).current.version == ONE
 
 
-def test_what_a_killed_process_left_is_removed_at_the_start(holder, kept):
+def test_leftovers_of_a_killed_process_are_removed_at_the_start(holder, kept):
     (kept / ".cracks-1-run-1.99.partial").mkdir()
     started(holder)
     assert folders(kept) == []
@@ -222,7 +222,7 @@ def test_the_starter_answers_only_until_there_is_another(shelf, kept, tmp_path):
     assert again.current.version == ONE
 
 
-def test_the_starter_does_not_answer_in_the_place_of_a_registered_model(shelf, kept, tmp_path):
+def test_the_starter_does_not_replace_a_registered_model_that_is_unavailable(shelf, kept, tmp_path):
     write_tiny_model(tmp_path / "starter")
     shelf.put(ONE)
     shelf.is_away = True

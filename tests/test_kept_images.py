@@ -1,4 +1,4 @@
-"""The folder of scored images: each there once, the oldest gone, never more than the limit."""
+"""The folder of scored images: each is stored once, the oldest are deleted, the limit holds."""
 
 import os
 

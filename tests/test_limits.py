@@ -1,4 +1,4 @@
-"""What the API lets in, tried without a server."""
+"""Limits of requests, tested without a server."""
 
 import asyncio
 import threading
@@ -38,7 +38,7 @@ def test_what_fits_does_not_wait_and_what_does_not_waits_its_turn():
 
 
 @given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=30))
-def test_the_budget_is_never_exceeded_and_always_given_back(uses):
+def test_the_budget_is_never_exceeded_and_always_released(uses):
     async def main():
         budget, n_used, most = PixelBudget(10), 0, 0
 
@@ -65,13 +65,13 @@ def test_the_budget_is_never_exceeded_and_always_given_back(uses):
     assert asyncio.run(main()) <= 10
 
 
-def test_who_is_given_up_in_the_moment_of_its_turn_gives_the_pixels_back():
+def test_a_request_cancelled_just_after_its_reservation_releases_the_pixels():
     async def main():
         budget = PixelBudget(10)
 
         async def use():
             async with budget.reserve(10):
-                raise AssertionError("it was given up")
+                raise AssertionError("it was cancelled")
 
         async with budget.reserve(10):
             waiting = asyncio.create_task(use())
@@ -85,7 +85,7 @@ def test_who_is_given_up_in_the_moment_of_its_turn_gives_the_pixels_back():
     asyncio.run(main())
 
 
-def test_a_failure_inside_gives_the_pixels_back():
+def test_a_failure_inside_the_block_releases_the_pixels():
     async def main():
         budget = PixelBudget(10)
         with pytest.raises(RuntimeError):
@@ -97,8 +97,8 @@ def test_a_failure_inside_gives_the_pixels_back():
     asyncio.run(main())
 
 
-def test_requests_that_together_send_too_much_are_asked_to_come_again():
-    """Nine uploads of the largest size at once: eight are taken in, the ninth is not, and afterwards there is room."""
+def test_requests_whose_bodies_are_too_large_together_get_429():
+    """Of nine simultaneous uploads of the largest size the ninth is refused; afterwards uploads are accepted again."""
     statuses = []
 
     async def main():
@@ -135,8 +135,8 @@ def test_requests_that_together_send_too_much_are_asked_to_come_again():
     assert statuses == [429] + [200] * 9
 
 
-async def given_up_when(begun, work):
-    """Ask for work, and end the request as soon as `begun` is set; in_thread then raises TimeoutError."""
+async def cancelled_when(begun, work):
+    """Start work, and cancel the request as soon as `begun` is set; in_thread then raises TimeoutError."""
     async with asyncio.timeout(None) as limit:
         asking = asyncio.create_task(in_thread(work))
         while not begun.is_set():
@@ -145,7 +145,7 @@ async def given_up_when(begun, work):
         await asking
 
 
-def test_work_in_a_thread_has_stopped_when_its_request_was_ended():
+def test_work_in_a_thread_has_stopped_when_its_request_is_answered_with_an_error():
     steps, begun = [], threading.Event()
 
     def work(is_cancelled):
@@ -156,14 +156,14 @@ def test_work_in_a_thread_has_stopped_when_its_request_was_ended():
 
     async def main():
         with pytest.raises(TimeoutError):
-            await given_up_when(begun, work)
+            await cancelled_when(begun, work)
         steps.append("answered")
 
     asyncio.run(main())
     assert steps == ["stopped", "answered"]
 
 
-def test_work_that_no_thread_was_free_for_never_begins():
+def test_queued_work_of_a_cancelled_request_never_starts():
     leave, is_busy, begun = threading.Event(), threading.Event(), []
 
     def hold(_):
@@ -176,7 +176,7 @@ def test_work_that_no_thread_was_free_for_never_begins():
         while not is_busy.is_set():
             await asyncio.sleep(0.001)
         with pytest.raises(TimeoutError):
-            await given_up_when(is_busy, begun.append)
+            await cancelled_when(is_busy, begun.append)
         leave.set()
         return await busy
 

@@ -86,13 +86,13 @@ def test_time_and_place_are_kept_unless_they_are_stripped(tmp_path, found, photo
         assert b"2026:05:01" not in content
 
 
-def test_asking_to_strip_the_place_maps_again_what_had_it(tmp_path, found, photos):
+def test_stripping_the_location_maps_photos_again_that_had_it(tmp_path, found, photos):
     run(found, photos[2:], tmp_path, PARAMS)
     run(found, photos[2:], tmp_path, PARAMS, strip_location=True)
     assert report(tmp_path, "c")["place"] is None
 
 
-def test_every_map_says_what_the_model_misses_and_that_no_mark_is_no_proof(tmp_path, found, photos):
+def test_every_map_has_the_caveats_about_missed_cracks(tmp_path, found, photos):
     run(found, photos[:1], tmp_path, PARAMS)
     assert report(tmp_path, "a")["notes"][:2] == [
         "It is not recorded how many cracks this model misses.",
@@ -120,7 +120,7 @@ def test_a_name_too_long_for_more_endings_is_cut():
     assert len(f".{name}.cracks.jpg.4194304.partial".encode()) <= 255
 
 
-def test_files_that_cannot_be_mapped_are_rows_with_their_reason(tmp_path, found, photos, encode):
+def test_files_that_cannot_be_mapped_are_rows_with_their_error(tmp_path, found, photos, encode):
     folder = photos[0].parent
     (folder / "cut.jpg").write_bytes(photos[0].read_bytes()[:-300])
     (folder / "dot.png").write_bytes(encode(np.zeros((1, 1, 3), np.uint8), "PNG"))

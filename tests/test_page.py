@@ -1,4 +1,4 @@
-"""The page in a real browser: photos in, map seen, tiles reviewed, labels out and into training."""
+"""The page in a real browser: photos are mapped, tiles reviewed, labels exported and ingested."""
 
 import shutil
 from pathlib import Path
@@ -200,7 +200,7 @@ def test_a_tile_is_picked_by_a_click_on_the_photo(page, tmp_path):
     assert words(page, ".tile .verdict-label") == "crack"
 
 
-def test_a_file_that_is_no_photo_is_said_so_and_the_others_go_on(page, deck, tmp_path):
+def test_a_file_that_is_not_an_image_fails_and_the_others_are_mapped(page, deck, tmp_path):
     (tmp_path / "notes.jpg").write_text("no photo")
     page.set_input_files("#files", [str(tmp_path / "notes.jpg"), deck])
     page.locator("[data-state=done]").wait_for()
@@ -213,7 +213,7 @@ def test_a_photo_that_the_browser_cannot_show_is_shown_by_the_server(page, tmp_p
     wait_for_pixel(page, 0.75, 0.5, lambda colour: abs(colour[0] - LEVELS["intact"]) < 6)
 
 
-def test_all_is_done_with_the_keyboard(page, deck):
+def test_everything_can_be_reached_by_keyboard(page, deck):
     add(page, deck)
     page.keyboard.press("Tab")
     seen = set()
@@ -240,7 +240,7 @@ def test_a_small_screen_shows_all_without_scrolling_sideways(browser, server, de
     context.close()
 
 
-def test_the_key_is_asked_for_and_then_used(browser, root, tmp_path, deck):
+def test_the_page_asks_for_the_key_and_uses_it(browser, root, tmp_path, deck):
     with Server(tmp_path / "server", starter=root / "starter", api_key="secret") as server:
         server.wait_until_ready()
         page = browser.new_page()
@@ -263,7 +263,7 @@ def contrast(one, other):
     return (brighter + 0.05) / (darker + 0.05)
 
 
-def test_words_stand_out_from_their_ground(page, deck):
+def test_text_has_enough_contrast_with_its_background(page, deck):
     add(page, deck)
     page.keyboard.press("ArrowDown")
     page.keyboard.press("c")

@@ -1,4 +1,4 @@
-"""The prediction log never slows and never fails what it listens to."""
+"""Recording never delays and never fails a request."""
 
 import hashlib
 import threading
@@ -41,7 +41,7 @@ def dropped():
     return []
 
 
-def test_an_image_becomes_a_row_with_its_looks_and_embedding(tmp_path, draw_tile, dropped):
+def test_an_image_becomes_a_row_with_its_statistics_and_embedding(tmp_path, draw_tile, dropped):
     pixels = draw_tile(0)
     recorder = Recorder(PredictionLog(tmp_path), None, lambda: dropped.append(1))
     recorder.start()
@@ -55,7 +55,7 @@ def test_an_image_becomes_a_row_with_its_looks_and_embedding(tmp_path, draw_tile
     assert dropped == []
 
 
-def test_a_log_that_cannot_be_written_costs_rows_and_nothing_else(draw_tile, dropped, caplog):
+def test_a_log_that_cannot_be_written_loses_rows_and_nothing_else(draw_tile, dropped, caplog):
     recorder = Recorder(Broken(), None, lambda: dropped.append(1))
     recorder.start()
     for seed in range(3):
@@ -81,7 +81,7 @@ def test_when_too_much_waits_images_are_dropped_at_once(monkeypatch, draw_tile, 
     recorder.stop()
 
 
-def test_what_was_dropped_leaves_room_again(tmp_path, monkeypatch, draw_tile, dropped):
+def test_written_images_free_space_in_the_queue(tmp_path, monkeypatch, draw_tile, dropped):
     monkeypatch.setattr(recording, "MAX_QUEUED_BYTES", 3 * 64 * 64)
     recorder = Recorder(PredictionLog(tmp_path), None, lambda: dropped.append(1))
     recorder.start()
@@ -111,15 +111,15 @@ def test_an_image_that_is_kept_is_found_by_the_path_of_its_row(tmp_path, draw_ti
     recorder.put(seen(draw_tile(0), content))
     recorder.put(seen(draw_tile(1)))  # a tile of a photo
     recorder.stop()
-    whole, tile = (Path(path) for path in PredictionLog(tmp_path).read()["path"])
-    assert whole.read_bytes() == content
-    assert whole.name == f"{hashlib.sha256(content).hexdigest()}.jpeg"
+    image, tile = (Path(path) for path in PredictionLog(tmp_path).read()["path"])
+    assert image.read_bytes() == content
+    assert image.name == f"{hashlib.sha256(content).hexdigest()}.jpeg"
     assert tile.suffix == ".png"
     assert np.array_equal(np.asarray(Image.open(tile)), draw_tile(1))
     assert dropped == []
 
 
-def test_an_image_that_cannot_be_kept_costs_its_file_and_not_its_row(tmp_path, draw_tile, encode, dropped, caplog):
+def test_an_image_that_cannot_be_stored_still_has_its_row(tmp_path, draw_tile, encode, dropped, caplog):
     (tmp_path / "images").write_text("in the way")
     recorder = Recorder(PredictionLog(tmp_path), KeptImages(tmp_path / "images", 1), lambda: dropped.append(1))
     recorder.start()

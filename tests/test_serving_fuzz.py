@@ -1,4 +1,4 @@
-"""Whatever is sent: an answer or a refusal in words, never a defect, and no memory that is not given back."""
+"""Any input gets an answer or a problem, never an internal error, and memory is released."""
 
 import json
 
@@ -91,7 +91,7 @@ def test_bodies_that_are_no_form_are_refused(server, draw_tile, encode):
 
 
 @pytest.mark.slow
-def test_memory_is_given_back(server, draw_tile, encode):
+def test_memory_is_released(server, draw_tile, encode):
     content = encode(draw_tile(0, size_px=256))
 
     def ask(n):

@@ -146,7 +146,7 @@ def test_killed_and_started_without_the_registry_it_serves_within_five_seconds(s
 
 
 @pytest.mark.slow
-def test_what_a_run_registered_is_served_and_answers_as_it_was_measured(project, tmp_path):
+def test_a_registered_model_is_served_with_the_scores_of_its_evaluation(project, tmp_path):
     uri = f"sqlite:///{project.root}/mlflow/mlflow.db"
     predictions = pd.read_parquet(project.root / "reports" / "predictions.parquet")
     rows = predictions[predictions["split"] == "test"].head(6)
