@@ -91,10 +91,10 @@ def leave_one_out(
     base_head = fit_head(base, params, discarded_history(folder), "base")
 
     def probe_of(some: Labels, folds: Folds) -> LinearHead:
-        known, known_turned = chosen(tiles, some), chosen(turned, np.tile(some, N_OTHERS))
-        known, known_turned = replace(known, folds=folds), replace(known_turned, folds=np.tile(folds, N_OTHERS))
-        rows = TrainingRows.concatenated([known, known_turned])
-        own_head = fit_head(rows, params, unread_history(folder), "tiles")
+        upright, other = chosen(tiles, some), chosen(turned, np.tile(some, N_OTHERS))
+        upright, other = replace(upright, folds=folds), replace(other, folds=np.tile(folds, N_OTHERS))
+        rows = TrainingRows.concatenated([upright, other])
+        own_head = fit_head(rows, params, discarded_history(folder), "tiles")
         return average_heads({"base": base_head, "tiles": own_head}, {"base": base, "tiles": rows})
 
     def left_out(photo: str) -> tuple[Labels, Values, Values, Labels]:
