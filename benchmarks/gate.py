@@ -35,7 +35,7 @@ from pipeline.evaluation.bootstrap import weighted_accuracy
 from pipeline.evaluation.slices import with_measures
 from pipeline.params import Params, load_params
 from pipeline.registry.evidence import Unknown
-from pipeline.registry.gate import no_part_falls, not_worse
+from pipeline.registry.gate import no_part_degrades, not_worse
 from pipeline.registry.score_versions import Scored, TestSet, compare
 from pipeline.training.embedder import embedder_of
 
@@ -143,7 +143,7 @@ def judge(population: Population, trial: Trial, params: Params) -> tuple[bool, b
     if isinstance(found, Unknown):
         raise TypeError(found.reason)
     rules = params.promote
-    return not_worse("production", found, rules).passed, no_part_falls("production", found, rules).passed
+    return not_worse("production", found, rules).passed, no_part_degrades("production", found, rules).passed
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import pytest
 from tiny_model import write_tiny_model
 
 from pipeline.inference.served import SERVED_FILES, ServedModel
-from pipeline.registry.check_served import check, check_apart
+from pipeline.registry.check_served import check, check_in_subprocess
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def folder(tmp_path):
 
 
 def test_a_fresh_process_tells_the_difference_time_size_and_memory_of_the_served_form(folder):
-    measured = check_apart(folder, 48, 64)
+    measured = check_in_subprocess(folder, 48, 64)
     assert measured.golden_difference == pytest.approx(0.25, abs=1e-4)
     assert measured.p95_ms > 0
     assert measured.size_mb == pytest.approx(sum((folder / name).stat().st_size for name in SERVED_FILES) / 1e6)

@@ -72,7 +72,7 @@ def test_decisions_are_read_newest_first_and_each_version_says_its_state(store):
         ]
     ):
         store.clock.now_s += 1 + seconds
-        store.history.note(record, {})
+        store.history.save(record, {})
     assert [record.outcome for record in store.history.records()] == ["pending", "refused", "promoted"]
     assert store.history.records()[1].text == "floors: f1 0.1 is under 0.9"
     assert states(store) == {"1": "production", "2": "refused", "3": "pending"}
@@ -94,7 +94,7 @@ def test_a_decision_whose_run_was_deleted_in_the_page_of_mlflow_still_counts(sto
 
 
 def test_a_text_that_is_too_long_for_mlflow_is_cut_in_the_list_alone(store):
-    kept = store.history.note(replace(promoted("1"), outcome="refused", text="x" * 20_000), {"text": "x" * 20_000})
+    kept = store.history.save(replace(promoted("1"), outcome="refused", text="x" * 20_000), {"text": "x" * 20_000})
     (read,) = store.history.records()
     assert read.text == "x" * 5000
     assert len(store.history.details(kept)["text"]) == 20_000
@@ -109,7 +109,7 @@ def test_what_a_dead_process_left_open_reads_by_where_the_alias_stands_and_is_cl
     (read,) = store.history.records()
     assert read.outcome == expected
     assert states(store)["2"] is None  # reading writes nothing
-    store.history.settle()
+    store.history.close_interrupted()
     (closed,) = store.history._stored()
     assert closed.outcome == expected
     assert store.client.get_run(closed.run_id).info.status == "FINISHED"
@@ -119,10 +119,10 @@ def test_what_a_dead_process_left_open_reads_by_where_the_alias_stands_and_is_cl
 def test_what_another_machine_left_open_is_closed_when_its_time_is_over(store):
     leave_open(store, promoted("1"), moved=False, process=json.dumps({"pid": 7, "started_s": 0.0, "host": "elsewhere"}))
     store.clock.now_s += LEASE_S - 1
-    store.history.settle()
+    store.history.close_interrupted()
     assert [record.outcome for record in store.history.records()] == ["open"]
     store.clock.now_s += 1
-    store.history.settle()
+    store.history.close_interrupted()
     assert [record.outcome for record in store.history._stored()] == ["withdrawn"]
 
 

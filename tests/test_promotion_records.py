@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.process_identity import this_process
-from pipeline.registry.promotion_records import LEASE_S, Record, best_of, may_go_on, rolled_back, stack_of
+from pipeline.registry.promotion_records import LEASE_S, Record, best_of, may_be_running, rolled_back, stack_of
 
 PROMOTION = Record("promotion", "promoted", "2", "1", "Ada", "", best="2")
 
@@ -34,11 +34,11 @@ def dead_process():
 
 def test_a_process_may_go_on_while_it_runs_and_its_time_lasts():
     record = replace(PROMOTION, time_ms=1000, process=json.dumps(this_process()))
-    assert may_go_on(record, now_ms=1000 + 1000 * LEASE_S - 1)
-    assert not may_go_on(record, now_ms=1000 + 1000 * LEASE_S)
-    assert not may_go_on(replace(record, process=dead_process()), now_ms=1001)
+    assert may_be_running(record, now_ms=1000 + 1000 * LEASE_S - 1)
+    assert not may_be_running(record, now_ms=1000 + 1000 * LEASE_S)
+    assert not may_be_running(replace(record, process=dead_process()), now_ms=1001)
     given_again = json.dumps(this_process() | {"started_s": 1.0})  # another process had its number before
-    assert not may_go_on(replace(record, process=given_again), now_ms=1001)
+    assert not may_be_running(replace(record, process=given_again), now_ms=1001)
 
 
 def test_a_rollback_goes_under_what_it_takes_back():

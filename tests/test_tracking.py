@@ -252,7 +252,7 @@ def test_without_git_the_commit_is_what_the_environment_says(project, monkeypatc
 
 def test_more_params_than_a_request_takes_all_arrive(store):
     run_id = store.client.create_run(store.experiment_id).info.run_id
-    values = {f"p{n}": n for n in range(tracking.PARAMS_IN_A_REQUEST + 1)}
+    values = {f"p{n}": n for n in range(tracking.MAX_PARAMS_PER_REQUEST + 1)}
     tracking.log_params(store.client, run_id, {"many": values, "one": None})
     logged = store.client.get_run(run_id).data.params
     assert logged == {f"many.{name}": str(value) for name, value in values.items()} | {"one": "None"}

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE
-from pipeline.registry.tracking import NO_PART_OF_A_REPRO
+from pipeline.registry.tracking import SECTIONS_OUTSIDE_REPRO
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 PARAMS = {
@@ -70,7 +70,7 @@ PARAMS = {
         "review_share_of_cracks": 0,
         "review_share_of_intact": 0,
     },
-    **{name: SHIPPED[name] for name in sorted(NO_PART_OF_A_REPRO | {"register"})},
+    **{name: SHIPPED[name] for name in sorted(SECTIONS_OUTSIDE_REPRO | {"register"})},
 }
 
 

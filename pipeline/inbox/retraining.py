@@ -18,7 +18,7 @@ from pipeline.monitoring.notify import notify
 from pipeline.params import Flow, Params
 from pipeline.project import INBOX, REPORTS, TO_LABEL
 from pipeline.registry import tracking
-from pipeline.registry.results import score_in_words
+from pipeline.registry.results import format_score
 from pipeline.registry.versions import find_version
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: 
     return [
         f"New batches of {'+'.join(sorted({batch.dataset for batch in batches}))}: {names}",
         f"Model: version {version}, {metrics['candidate']}, trained on {'+'.join(metrics['trained_on'])}{drawn}",
-        f"On test: {score_in_words(test, 'f1')}, ECE {test['ece']:.4f}, {test['n']:,} images",
+        f"On test: {format_score(test, 'f1')}, ECE {test['ece']:.4f}, {test['n']:,} images",
         f"Gate: {decision}",
         f"Report: {root / 'reports' / 'report.html'}; model registry: {tracking.shown_uri()}",
     ]

@@ -50,7 +50,7 @@ def _times_s(call: Callable[[], object], n: int) -> list[float]:
     return times
 
 
-def check_apart(folder: Path, height_px: int, width_px: int) -> Operations:
+def check_in_subprocess(folder: Path, height_px: int, width_px: int) -> Operations:
     """Return `check` of a fresh process, in whose memory nothing else is.
 
     Args:

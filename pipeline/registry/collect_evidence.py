@@ -13,9 +13,9 @@ from pipeline.errors import CracksError
 from pipeline.models.model_files import EXTRA_FILES
 from pipeline.params import Decide
 from pipeline.registry import tracking
-from pipeline.registry.check_served import check_apart
+from pipeline.registry.check_served import check_in_subprocess
 from pipeline.registry.evidence import Comparison, Evidence, Lineage, Operations, Unknown
-from pipeline.registry.score_versions import Scored, TestSet, compare, own_scores, score_version, with_answers
+from pipeline.registry.score_versions import Scored, TestSet, compare, own_scores, score_version, with_predictions
 from pipeline.registry.versions import fetch
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def operations_of(folder: Path | Unknown, test_set: TestSet) -> Operations | Unk
         return folder
     height_px, width_px = np.median(test_set.images.sizes, axis=0).astype(int)
     try:
-        return check_apart(folder, int(height_px), int(width_px))
+        return check_in_subprocess(folder, int(height_px), int(width_px))
     except CracksError as error:
         return Unknown(str(error))
 
@@ -105,7 +105,7 @@ def collect(
         operations=operations,
         lineage=lineage,
     )
-    return Collected(evidence, with_answers(test_set, scored))
+    return Collected(evidence, with_predictions(test_set, scored))
 
 
 def fetched(name: str, version: str, folder: Path) -> Path | Unknown:

@@ -47,7 +47,7 @@ def decide(evidence: Evidence, rules: Promote) -> Judgement:
     if evidence.comparisons:
         for role, comparison in evidence.comparisons.items():
             results.append(not_worse(role, comparison, rules))
-            results.append(no_part_falls(role, comparison, rules))
+            results.append(no_part_degrades(role, comparison, rules))
     else:
         results += [RuleResult("comparison", True, SKIPPED), RuleResult("parts", True, SKIPPED)]
     return Judgement((*results, operations(evidence.operations, rules), lineage(evidence.lineage)))
@@ -91,7 +91,7 @@ def not_worse(role: str, comparison: Comparison | Unknown, rules: Promote) -> Ru
     return _result(name, problems, facts, _comparison_figures(comparison), facts)
 
 
-def no_part_falls(role: str, comparison: Comparison | Unknown, rules: Promote) -> RuleResult:
+def no_part_degrades(role: str, comparison: Comparison | Unknown, rules: Promote) -> RuleResult:
     """Rule 3: on no slice of the test side and on no external test set the challenger falls by more than the margin."""
     name = f"parts against {role}"
     if isinstance(comparison, Unknown):

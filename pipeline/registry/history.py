@@ -20,7 +20,15 @@ from pipeline.errors import UnavailableError
 from pipeline.files import write_json
 from pipeline.process_identity import this_process
 from pipeline.registry import tracking
-from pipeline.registry.promotion_records import LEASE_S, Action, Outcome, Record, as_it_ended, may_go_on, states_after
+from pipeline.registry.promotion_records import (
+    LEASE_S,
+    Action,
+    Outcome,
+    Record,
+    may_be_running,
+    states_after,
+    with_final_outcome,
+)
 from pipeline.registry.versions import PRODUCTION, find_version
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ class History:
         """Return all decisions, newest first; one that a crash has left open reads as what it came to."""
         now_ms, found = self._now_ms(), self._stored()
         production = self.production() if any(record.outcome == "open" for record in found) else None
-        return [as_it_ended(record, production, now_ms) for record in found]
+        return [with_final_outcome(record, production, now_ms) for record in found]
 
     def moves(self) -> list[Record]:
         """Return the decisions that moved the alias, oldest first."""
@@ -68,18 +76,18 @@ class History:
         except (MlflowException, OSError, ValueError):
             return {}
 
-    def settle(self) -> None:
+    def close_interrupted(self) -> None:
         """Close what crashes have left open."""
         production, now_ms = self.production(), self._now_ms()
         for record in self._stored():
-            if record.outcome == "open" and not may_go_on(record, now_ms):
-                ended = as_it_ended(record, production, now_ms)
+            if record.outcome == "open" and not may_be_running(record, now_ms):
+                ended = with_final_outcome(record, production, now_ms)
                 log.info(
                     "A %s of version %s was interrupted: it reads as %s", ended.action, ended.version, ended.outcome
                 )
                 self._close(record, ended.outcome)
 
-    def note(self, record: Record, details: dict[str, Any], files: Iterable[Path] = ()) -> Record:
+    def save(self, record: Record, details: dict[str, Any], files: Iterable[Path] = ()) -> Record:
         """Keep a decision that moves nothing."""
         kept = self._create(record)
         self._attach(kept, details, files)
@@ -96,7 +104,7 @@ class History:
         try:
             self._attach(opened, details, files)
             self._wait_for_turn(opened)
-            self.settle()
+            self.close_interrupted()
             if self.production() != record.previous:
                 raise UnavailableError(
                     f"Production is version {self.production()} now, the decision was about version {record.previous}. "
@@ -117,7 +125,7 @@ class History:
         while others := [
             record
             for record in self._stored()
-            if record.outcome == "open" and record.run_id != mine.run_id and may_go_on(record, self._now_ms())
+            if record.outcome == "open" and record.run_id != mine.run_id and may_be_running(record, self._now_ms())
         ]:
             first = min(others, key=lambda record: record.order)
             if first.order < mine.order:

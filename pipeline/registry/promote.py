@@ -57,8 +57,8 @@ def run(
     root = project_root()
     with opened(params.register_as.name) as history:
         if not dry_run:
-            history.settle()
-        challenger = known_version(history, version or CHALLENGER)
+            history.close_interrupted()
+        challenger = get_version(history, version or CHALLENGER)
         number, production = str(challenger.version), history.production()
         if number == production:
             raise RefusedError(f"Version {number} is in production already. Nothing has moved.")
@@ -67,7 +67,7 @@ def run(
         lineage = lineage_of(
             history.client,
             challenger,
-            None if production is None else known_version(history, production),
+            None if production is None else get_version(history, production),
             dirty_is_allowed=allow_dirty,
             was_rolled_back=number in rolled_back(moves),
         )
@@ -76,7 +76,7 @@ def run(
         judgement = decide(collected.evidence, params.promote)
         record = Record(
             action="promotion",
-            outcome=outcome_of(judgement, is_to_wait=params.promote.approval == "manual" and not approved),
+            outcome=outcome_of(judgement, needs_approval=params.promote.approval == "manual" and not approved),
             version=number,
             previous=production,
             by=by,
@@ -89,7 +89,7 @@ def run(
                 "allow_dirty": allow_dirty,
                 "approved": approved,
             }
-            record = keep(history, record, details, collected.predictions)
+            record = save_decision(history, record, details, collected.predictions)
         return Decided(record, judgement.results)
 
 
@@ -126,28 +126,30 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
     """
     root = project_root()
     with opened(params.register_as.name) as history, tempfile.TemporaryDirectory() as scratch:
-        history.settle()
+        history.close_interrupted()
         production = history.production()
         target = rollback_target(history.moves(), production, to)
         test_set = read_test_set(root / MANIFEST, root / DATASETS)
         served = fetched(history.model, target, Path(scratch))
         result = operations(operations_of(served, test_set), params.promote)
         record = Record("rollback", "rolled back" if result.passed else "refused", target, production, by, reason)
-        record = keep(history, record, details_of(record, (result,), params))
+        record = save_decision(history, record, details_of(record, (result,), params))
         return Decided(record, (result,))
 
 
-def keep(history: History, record: Record, details: dict[str, Any], predictions: pd.DataFrame | None = None) -> Record:
+def save_decision(
+    history: History, record: Record, details: dict[str, Any], predictions: pd.DataFrame | None = None
+) -> Record:
     """Write the decision down, and move the alias where it says so."""
     with tempfile.TemporaryDirectory() as scratch:
         files = []
         if predictions is not None:
             files.append(Path(scratch) / "predictions.parquet")
             predictions.to_parquet(files[0], index=False)
-        return (history.move if record.outcome == record.moved_to else history.note)(record, details, files)
+        return (history.move if record.outcome == record.moved_to else history.save)(record, details, files)
 
 
-def known_version(history: History, reference: str) -> "ModelVersion":
+def get_version(history: History, reference: str) -> "ModelVersion":
     """Return a version by its number or alias. Raises CracksError where there is none."""
     found = find_version(history.client, history.model, reference)
     if found is None:
@@ -176,11 +178,11 @@ def best_after(version: str, incumbents: dict[str, str], evidence: Evidence) -> 
     return version if ours is not None and theirs is not None and ours >= theirs else best
 
 
-def outcome_of(judgement: Judgement, *, is_to_wait: bool) -> Outcome:
+def outcome_of(judgement: Judgement, *, needs_approval: bool) -> Outcome:
     """Return what comes of a judgement; a yes can wait for a person's."""
     if not judgement.passed:
         return "refused"
-    return "pending" if is_to_wait else "promoted"
+    return "pending" if needs_approval else "promoted"
 
 
 def rollback_target(moves: list[Record], production: str | None, to: str | None) -> str:

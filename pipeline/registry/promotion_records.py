@@ -104,7 +104,7 @@ def best_of(moves: Iterable[Record]) -> str | None:
     return next((move.best for move in reversed(moves) if move.best and move.best not in withdrawn), None)
 
 
-def may_go_on(record: Record, now_ms: int) -> bool:
+def may_be_running(record: Record, now_ms: int) -> bool:
     """Return whether the process that opened the record may still go on with it."""
     if now_ms - record.time_ms >= 1000 * LEASE_S:
         return False
@@ -112,9 +112,9 @@ def may_go_on(record: Record, now_ms: int) -> bool:
     return not is_gone(holder)
 
 
-def as_it_ended(record: Record, production: str | None, now_ms: int) -> Record:
+def with_final_outcome(record: Record, production: str | None, now_ms: int) -> Record:
     """Return a record; one that a crash has left open as what it came to, by the version in production now."""
-    if record.outcome != "open" or may_go_on(record, now_ms):
+    if record.outcome != "open" or may_be_running(record, now_ms):
         return record
     return replace(record, outcome=record.moved_to if production == record.version else "withdrawn")
 

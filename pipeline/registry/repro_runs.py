@@ -87,7 +87,7 @@ def complete_parent(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.pandas_dataset import from_pandas
 
-    left_out = {"candidates", *tracking.NO_PART_OF_A_REPRO}
+    left_out = {"candidates", *tracking.SECTIONS_OUTSIDE_REPRO}
     tracking.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude=left_out))
     hashes = data_hashes(results.dvc_lock)
     for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():

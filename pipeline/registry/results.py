@@ -60,7 +60,7 @@ def summary_lines(folder: Path) -> list[str]:
     return lines
 
 
-def score_in_words(scores: dict[str, Any], name: str) -> str:
+def format_score(scores: dict[str, Any], name: str) -> str:
     """Return a score of scores.json with its 95 % interval; there is none of few groups or of a perfect score."""
     interval = scores["interval"][name]
     within = f"{interval['low']:.4f} to {interval['high']:.4f}" if interval else "no interval"

@@ -56,13 +56,13 @@ class Scored:
         version: its number.
         probabilities: float32, (n,), of a crack.
         threshold: from which it calls an image a crack.
-        learned: groups of today's manifest of which it has learned an image.
+        groups_trained_on: groups of today's manifest of which it has learned an image.
     """
 
     version: str
     probabilities: npt.NDArray[np.float32]
     threshold: float
-    learned: frozenset[str]
+    groups_trained_on: frozenset[str]
 
 
 def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
@@ -97,21 +97,21 @@ def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
     """
     model = ServedModel.load(folder)
     try:
-        learned = pd.read_parquet(folder / TRAINING_IMAGES_FILE)
+        trained_on = pd.read_parquet(folder / TRAINING_IMAGES_FILE)
     except OSError:
         raise CracksError(f"version {version} does not say from which images it has learned") from None
     return Scored(
         version,
         score_images(model, test_set.images, progress=f"scoring version {version}"),
         model.decision.threshold,
-        trained_groups(test_set.manifest, learned),
+        trained_groups(test_set.manifest, trained_on),
     )
 
 
 def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
     """Return the scores of a model on the test side, without the groups from which it has learned."""
     on_test = test_set.rows["split"] == "test"
-    kept = on_test & ~test_set.rows["group"].isin(scored.learned)
+    kept = on_test & ~test_set.rows["group"].isin(scored.groups_trained_on)
     rows, probabilities = test_set.rows[kept], scored.probabilities[kept]
     labels = (rows["label"] == "crack").to_numpy()
     if labels.all() or not labels.any():
@@ -146,7 +146,7 @@ def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Dec
     right = {
         scored.version: (scored.probabilities >= scored.threshold) == is_crack for scored in (challenger, incumbent)
     }
-    is_clean = ~test_set.rows["group"].isin(challenger.learned | incumbent.learned)
+    is_clean = ~test_set.rows["group"].isin(challenger.groups_trained_on | incumbent.groups_trained_on)
     on_test = test_set.rows["split"] == "test"
     rows = test_set.rows[is_clean & on_test]
 
@@ -189,11 +189,11 @@ def _has_enough(part: pd.DataFrame) -> bool:
     return len(counts) == 2 and bool(counts.min() >= MIN_OF_A_LABEL)
 
 
-def with_answers(test_set: TestSet, scored: Mapping[str, Scored | Unknown]) -> pd.DataFrame:
+def with_predictions(test_set: TestSet, scored: Mapping[str, Scored | Unknown]) -> pd.DataFrame:
     """Return a row an image of the test set with each version's probability, and whether it has learned of it."""
     table = test_set.rows[["path", "dataset", "split", "label", "group", "sha256"]].copy()
     for version, found in scored.items():
         if isinstance(found, Scored):
             table[f"probability_{version}"] = found.probabilities
-            table[f"learned_{version}"] = table["group"].isin(found.learned)
+            table[f"learned_{version}"] = table["group"].isin(found.groups_trained_on)
     return table

@@ -40,9 +40,9 @@ SETTINGS = {
 # What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
 WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", str(REPORTS))
 # sections of params.yaml that decide no result of a repro
-NO_PART_OF_A_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
+SECTIONS_OUTSIDE_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
 PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
-METRICS_IN_A_REQUEST, PARAMS_IN_A_REQUEST = 1000, 100  # MLflow refuses more
+MAX_METRICS_PER_REQUEST, MAX_PARAMS_PER_REQUEST = 1000, 100  # MLflow refuses more
 
 
 def tracking_uri() -> str:
@@ -139,7 +139,7 @@ def code_version() -> dict[str, str]:
 def repro_key(params: Params, manifest: Path) -> str:
     """Return what makes a repro the same one: its params and its split."""
     digest = hashlib.sha256(manifest.read_bytes())
-    digest.update(params.model_dump_json(exclude=NO_PART_OF_A_REPRO).encode())
+    digest.update(params.model_dump_json(exclude=SECTIONS_OUTSIDE_REPRO).encode())
     return digest.hexdigest()[:16]
 
 
@@ -176,8 +176,8 @@ def log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> N
     from mlflow.entities import Param
 
     params = [Param(name, str(value)) for name, value in flatten(values).items()]
-    for start in range(0, len(params), PARAMS_IN_A_REQUEST):
-        client.log_batch(run_id, params=params[start : start + PARAMS_IN_A_REQUEST])
+    for start in range(0, len(params), MAX_PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=params[start : start + MAX_PARAMS_PER_REQUEST])
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -246,8 +246,8 @@ def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]]) 
         for name, value in row.items()
         if name not in ("step", "epoch") and isinstance(value, int | float) and math.isfinite(value)
     ]
-    for start in range(0, len(metrics), METRICS_IN_A_REQUEST):
-        client.log_batch(run_id, metrics=metrics[start : start + METRICS_IN_A_REQUEST])
+    for start in range(0, len(metrics), MAX_METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
 
 
 def first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 PRODUCTION, CHALLENGER = "production", "challenger"  # aliases
-NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
+NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
 FORBIDDEN = "PERMISSION_DENIED"  # which a server with sign-in also says, to all but administrators, of no such model
 
 
@@ -37,7 +37,7 @@ def find_version(client: "MlflowClient", name: str, reference: str | None = None
                 return client.get_model_version(name, reference)
             return client.get_model_version_by_alias(name, reference)
         except MlflowException as error:
-            if error.error_code in NOT_THERE:
+            if error.error_code in NOT_FOUND:
                 return None
             if error.error_code == FORBIDDEN and not client.search_registered_models(f"name = '{name}'"):
                 return None
