@@ -28,8 +28,8 @@ from flows.retraining import retraining
 from flows.services import answers
 from flows.training import training
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.monitoring.heartbeat import INTERVAL_S, beat, end_heartbeat
-from pipeline.monitoring.heartbeat_watch import follow
+from pipeline.monitoring.heartbeat import INTERVAL_S, end_heartbeat, renew_heartbeat
+from pipeline.monitoring.heartbeat_watch import watch_heartbeat
 from pipeline.params import Params, load_params
 from pipeline.project import project_root
 from pipeline.stage import run_main
@@ -70,36 +70,36 @@ def deployments(params: Params) -> list[RunnerDeployment]:
     ]
 
 
-def tidy_up() -> bool:
+def clean_up() -> bool:
     """End what killed flows left, cancel what a pause piled up; return whether the Prefect server answered."""
     stages.end_orphans(log.warning)
     try:
         runs.end_orphans(log.warning)
-        runs.collapse_late(log.warning)
+        runs.cancel_missed(log.warning)
     except (httpx.HTTPError, PrefectException) as error:
         log.warning("The Prefect server does not answer: %s", error)
         return False
     return True
 
 
-def keep_watch(stop: threading.Event) -> None:
+def keep_heartbeat(stop: threading.Event) -> None:
     """Tidy up until told to stop, and give a sign of life each time that the server answers: no other can schedule."""
     while not stop.is_set():
         try:
-            if tidy_up():
-                beat()
+            if clean_up():
+                renew_heartbeat()
         except Exception:  # a full disk, for one: the schedules go on, and so must this
             log.exception("No sign of life could be given")
         stop.wait(INTERVAL_S)
 
 
 @contextmanager
-def signs_of_life() -> Iterator[None]:
+def heartbeat_threads() -> Iterator[None]:
     """Give signs of life, and watch them, as long as the block lasts; none comes after it."""
     stop = threading.Event()
-    watch = threading.Thread(target=keep_watch, args=(stop,), daemon=True)
+    watch = threading.Thread(target=keep_heartbeat, args=(stop,), daemon=True)
     watch.start()
-    threading.Thread(target=follow, args=(stop,), daemon=True).start()
+    threading.Thread(target=watch_heartbeat, args=(stop,), daemon=True).start()
     try:
         yield
     finally:
@@ -117,7 +117,7 @@ def serve(params: Params, address: str) -> None:
                 server.add_deployment(deployment)
             asyncio.run(server.start())
         except* Exception as errors:
-            if errors.split(can_pass)[1] is not None:
+            if errors.split(is_transient)[1] is not None:
                 raise
         log.warning("Prefect has given up on its server. The schedules begin anew when that answers.")
         time.sleep(POLL_S)
@@ -125,7 +125,7 @@ def serve(params: Params, address: str) -> None:
             time.sleep(POLL_S)
 
 
-def can_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Return whether an error means no more than that the server is away, or not itself yet."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.is_server_error
@@ -140,9 +140,9 @@ def main() -> None:
         raise CracksError("PREFECT_API_URL is not set: `make up` starts a server and serves the flows.")
     if not answers(f"{address}/health"):
         raise UnavailableError(f"The Prefect server {address} does not answer. Start it, or `make up`.")
-    tidy_up()  # before anything can fire
+    clean_up()  # before anything can fire
     try:
-        with signs_of_life():
+        with heartbeat_threads():
             serve(params, address)
     except (KeyboardInterrupt, SystemExit):  # a person has ended it, which is no death
         end_heartbeat()

@@ -16,7 +16,7 @@ from pipeline.project import project_root
 from pipeline.stage import run_main
 
 
-@flow(name="monitoring", on_running=[runs.record_holder])
+@flow(name="monitoring", on_running=[runs.record_process])
 def monitoring() -> State:
     """Compare the photos since the last window with what the model was trained on; the verdict is the state's name."""
     root = project_root()
@@ -25,7 +25,7 @@ def monitoring() -> State:
     except CracksError as error:  # a state, not an exception: Prefect would log a traceback
         return Failed(message=str(error))
     create_markdown_artifact(as_markdown(finding.lines, finding.comparison), key="drift", description=finding.verdict)
-    if (image := watch.picture(root)) is not None:
+    if (image := watch.windows_plot_uri(root)) is not None:
         create_image_artifact(image, key="drift-windows", description="the largest score of each window, of its limit")
     return Completed(message=" ".join(finding.lines), name=finding.verdict.capitalize())
 

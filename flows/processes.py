@@ -27,17 +27,17 @@ def end_group(group: int) -> None:
         return
 
 
-def end_tree(process: psutil.Process, patience_s: float) -> None:
+def end_tree(process: psutil.Process, timeout_s: float) -> None:
     """Ask a process to end, and kill what of it and its children is left when patience runs out."""
     family = [process, *process.children(recursive=True)]
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
-    for member in psutil.wait_procs(family, timeout=patience_s)[1]:
+    for member in psutil.wait_procs(family, timeout=timeout_s)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
 
 
-def end_children(patience_s: float) -> None:
+def end_children(timeout_s: float) -> None:
     """Ask each child of this process to end, and kill what is left when patience runs out."""
     for child in psutil.Process().children():
-        end_tree(child, patience_s)
+        end_tree(child, timeout_s)

@@ -22,7 +22,7 @@ from pipeline.stage import run_main
 NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending approval", "rolled back": "Rolled back"}
 
 
-@flow(name="promotion", on_running=[runs.record_holder])
+@flow(name="promotion", on_running=[runs.record_process])
 def promotion(version: str | None = None, by: str | None = None, *, allow_dirty: bool = False) -> State:
     """Hold a version, by default the challenger, against the rules; if all pass, it goes to production."""
     params = load_params(project_root() / "params.yaml")
@@ -35,7 +35,7 @@ def promotion(version: str | None = None, by: str | None = None, *, allow_dirty:
     return _ended(decided)
 
 
-@flow(name="rollback", on_running=[runs.record_holder])
+@flow(name="rollback", on_running=[runs.record_process])
 def rollback(reason: str, to: str | None = None, by: str | None = None) -> State:
     """Go back to what was in production before."""
     params = load_params(project_root() / "params.yaml")

@@ -22,21 +22,21 @@ NOTHING_TO_DO = "Nothing to do"
 TITLE = "Concrete cracks: "
 
 
-def tell_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Tell someone why a run failed, a defect too; a hook for `on_failure`."""
-    steps.tell_once(project_root(), "failure", f"{TITLE}retraining failed", str(state.message).splitlines())
+    steps.notify_once(project_root(), "failure", f"{TITLE}retraining failed", str(state.message).splitlines())
 
 
-def note_end_of_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def clear_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Note that a run did not fail, so that the next failure is told, be it the same; a hook for `on_completion`."""
-    steps.has_passed(project_root(), "failure")
+    steps.clear_notification(project_root(), "failure")
 
 
 @flow(
     name="retraining",
-    on_running=[runs.record_holder],
-    on_failure=[tell_of_failure],
-    on_completion=[note_end_of_failure],
+    on_running=[runs.record_process],
+    on_failure=[notify_failure],
+    on_completion=[clear_failure],
 )
 def retraining() -> State:
     """Train on what is new in the inbox; where nothing is, say so."""
@@ -44,9 +44,9 @@ def retraining() -> State:
     root = project_root()
     params = load_params(root / "params.yaml")
     try:
-        with steps.alone(root):
-            for tidy_up in (runs.end_orphans, stages.end_orphans, stages.clear_locks):
-                tidy_up(log.warning)
+        with steps.exclusive_lock(root):
+            for clean_up in (runs.end_orphans, stages.end_orphans, stages.clear_locks):
+                clean_up(log.warning)
             return _retrain(root, params)
     except RefusedError as error:
         return Completed(name=NOTHING_TO_DO, message=str(error))
@@ -60,31 +60,31 @@ def _retrain(root: Path, params: Params) -> State:
         for refused in outcomes:
             if isinstance(refused, Refused):
                 lines = describe(refused).splitlines()
-                steps.tell_once(root, refused.name, f"{TITLE}a batch was set aside", lines)
+                steps.notify_once(root, refused.name, f"{TITLE}a batch was set aside", lines)
     new = untrained(read_record(root))
     if not new:
-        _tell_of_age(root, params)
+        _notify_if_old(root, params)
         return Completed(name=NOTHING_TO_DO, message="No new batch is in the inbox.")
-    steps.patiently(lambda: steps.keep_batches(root, params), params.flow)
+    steps.with_retries(lambda: steps.store_batches(root, params), params.flow)
     state = training(return_state=True)
     if not state.is_completed():
         raise CracksError(str(state.message))
-    steps.patiently(lambda: steps.push_results(root), params.flow)
+    steps.with_retries(lambda: steps.push_results(root), params.flow)
     version = steps.registered_version(root)
-    decision = steps.patiently(lambda: steps.promote(params, version), params.flow)
-    lines = steps.in_five_lines(root, new, version, decision)
-    steps.tell_once(root, "training", f"{TITLE}{decision.split(':')[0]}", lines)
-    steps.note_training(root, version)
+    decision = steps.with_retries(lambda: steps.promote(params, version), params.flow)
+    lines = steps.summary_message(root, new, version, decision)
+    steps.notify_once(root, "training", f"{TITLE}{decision.split(':')[0]}", lines)
+    steps.record_training(root, version)
     return Completed(message=decision)
 
 
-def _tell_of_age(root: Path, params: Params) -> None:
+def _notify_if_old(root: Path, params: Params) -> None:
     try:
         version = steps.overdue(params, datetime.now(UTC))
         if version:
             lines = [f"Version {version} is older than {params.retrain.max_age_days} days, and no new batch has come."]
             title = f"{TITLE}the model is old"
-            steps.tell_once(root, "age", title, lines, lambda: [steps.images_to_label(root, params)])
+            steps.notify_once(root, "age", title, lines, lambda: [steps.images_to_label(root, params)])
     except UnavailableError as error:  # the next run looks again
         get_run_logger().warning(str(error))
 

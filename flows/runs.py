@@ -23,7 +23,7 @@ from pipeline.process_identity import ProcessIdentity, is_gone, this_process
 MOST_RUNS = 200  # the server's limit of one answer; more than any schedule has due
 
 
-def record_holder(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Write down which process works on a run; a hook for `on_running`."""
     write_json(_folder() / f"{flow_run.id}.json", this_process())
 
@@ -55,7 +55,7 @@ def _folder() -> Path:
     return get_current_settings().home / "holders"
 
 
-def collapse_late(log_line: LogLine) -> None:
+def cancel_missed(log_line: LogLine) -> None:
     """Cancel runs of schedules that a later run of the same deployment stands for."""
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:

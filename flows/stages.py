@@ -30,7 +30,7 @@ EXIT_CODE = re.compile(r"exited with (\d+)")
 END_S = 10  # for killed processes to be gone
 LINES_KEPT = 500  # of a stage's output, to find its message in
 EMPTY_DVC_LOCK = "schema: '2.0'\n"
-HOLDER_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of each stage's processes: who started it
+STARTED_BY_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of each stage's processes: who started it
 
 LogLine = Callable[[str], None]
 
@@ -151,7 +151,7 @@ class StageRunner:
             process = subprocess.Popen(
                 ["dvc", "--wait-for-lock", "repro", "--single-item", stage],
                 cwd=project_root(),
-                env=os.environ | {HOLDER_VARIABLE: holder},
+                env=os.environ | {STARTED_BY_VARIABLE: holder},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -188,7 +188,7 @@ def end_orphans(log_line: LogLine) -> None:
     root = str(project_root())
     orphans = [
         process
-        for process, value in processes.with_variable(HOLDER_VARIABLE)
+        for process, value in processes.with_variable(STARTED_BY_VARIABLE)
         if json.loads(value)["root"] == root and is_gone(json.loads(value))
     ]
     for process in orphans:
@@ -215,7 +215,7 @@ def clear_locks(log_line: LogLine) -> None:
             if not _locks_are_held(folder / "rwlock"):
                 (folder / "rwlock").unlink(missing_ok=True)
             dvc_lock = (root / "dvc.lock").resolve()  # in the image a link into a volume; DVC stops at one into nothing
-            if not _is_whole(dvc_lock):
+            if not _is_complete(dvc_lock):
                 shutil.copyfile(dvc_lock, folder / "dvc.lock.broken")
                 write_text(dvc_lock, EMPTY_DVC_LOCK)
                 log_line("dvc.lock was cut off when DVC was killed; it is made again from the run cache.")
@@ -240,7 +240,7 @@ def _runs(pid: int, command: str) -> bool:
         return False
 
 
-def _is_whole(dvc_lock: Path) -> bool:
+def _is_complete(dvc_lock: Path) -> bool:
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid
 

@@ -64,7 +64,7 @@ def _announce(finished: queue.Queue[str], stage: str, _: PrefectFuture[State]) -
     finished.put(stage)
 
 
-@flow(name="training", on_running=[runs.record_holder])
+@flow(name="training", on_running=[runs.record_process])
 def training() -> State:
     """Take the data in params.yaml to a registered model; where a stage fails, what needs it is not started."""
     log = get_run_logger()

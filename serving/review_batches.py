@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pipeline.data.images import Pixels, encode_png
 from pipeline.data.reviews import REVIEWS_FILE
 from pipeline.files import replacing, write_text
-from pipeline.inbox.batches import DONE_SUFFIX
+from pipeline.inbox.batches import COMPLETION_SUFFIX
 from pipeline.params import Label
 from serving.problems import Problem
 
@@ -135,4 +135,4 @@ def write_to_inbox(inbox: Path, name: str, archive: bytes) -> None:
     path = inbox / f"{name}.zip"
     with replacing(path) as partial:
         partial.write_bytes(archive)
-    write_text(path.with_name(path.name + DONE_SUFFIX), "")
+    write_text(path.with_name(path.name + COMPLETION_SUFFIX), "")

@@ -19,12 +19,12 @@ from pipeline.inbox.batches import (
     RECORD,
     Refused,
     Taken,
-    finish,
-    next_file,
+    complete_interrupted,
+    mark_trained,
+    next_file_name,
     read_record,
     remove,
     take_all,
-    trained,
     untrained,
     waiting,
     write_record,
@@ -260,7 +260,7 @@ def test_a_removal_that_was_killed_is_completed(ingested, params, monkeypatch):
         with pytest.raises(Killed):
             remove(ingested, params, "b.zip", reason="blurred", now=NOW, by="ann")
     (ingested / SITE / ".0001-b.zip.99.partial").touch()  # of a process that was killed while it copied
-    finish(ingested, params)
+    complete_interrupted(ingested, params)
     assert below(ingested / SITE) == ["0000-first.zip"]
 
 
@@ -281,7 +281,7 @@ def test_a_batch_is_new_until_a_model_has_seen_it(root):
     removed = Taken("c.zip", "0003-c.zip", "site", "3", 1, "", "", removed_at="2030")
     write_record(root, [old, new, removed])
     assert untrained(read_record(root)) == [new]
-    trained(root, "4")
+    mark_trained(root, "4")
     assert [batch.trained_as for batch in read_record(root)] == ["3", "4", None]
     assert untrained(read_record(root)) == []
 
@@ -298,7 +298,7 @@ def test_the_next_batch_has_the_next_number(tmp_path, there, known, expected):
     for name in there:
         (tmp_path / name).touch()
     record = [Taken("", file, "site", "", 1, "", "") for file in known]
-    assert next_file(tmp_path, record, "n.zip") == expected
+    assert next_file_name(tmp_path, record, "n.zip") == expected
 
 
 def test_an_archive_without_a_number_would_come_last_and_is_to_be_renamed(ingested, params):

@@ -8,7 +8,7 @@ import yaml
 from test_batches import BATCH, FIRST, INBOX, SITE, drop, write_zip
 
 from pipeline import cli
-from pipeline.inbox.batches import trained
+from pipeline.inbox.batches import mark_trained
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_batches_are_taken_listed_and_removed_by_hand(cracks, tmp_path, capsys):
     drop(tmp_path, FIRST, "late.zip", marker=False)
     assert cracks("batches", "take") == 3
     assert re.search(r"error: bad\.zip was set aside in .*refused: .*contains no image", capsys.readouterr().err)
-    trained(tmp_path, "7")
+    mark_trained(tmp_path, "7")
     assert cracks("batches", "remove", "b.zip", "--reason", "blurred") == 0
     assert "0001-b.zip is removed from site" in capsys.readouterr().out
     assert cracks("batches") == 0

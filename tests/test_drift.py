@@ -13,12 +13,12 @@ from pipeline.monitoring.drift import (
     alpha_of,
     can_alarm,
     compare,
-    judge,
     mean_product,
     normal_scores,
     photo_scores,
     random_choices,
-    thinned,
+    sample_tiles,
+    scores_and_limit,
     whitened,
 )
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, N_DIMENSIONS
@@ -86,8 +86,8 @@ def test_a_test_that_takes_tiles_for_independent_alarms_in_most_of_the_same_wind
 def test_a_window_that_moved_is_found_and_the_statistic_is_named():
     comparison = compare(photos(0, 30), photos(1, 5, shift=4, prefix="new"), MONITOR)
     assert comparison.has_drifted
-    assert "brightness" in comparison.moved
-    assert "contrast" not in comparison.moved
+    assert "brightness" in comparison.drifted_statistics
+    assert "contrast" not in comparison.drifted_statistics
     row = comparison.scores.set_index("statistic").loc["brightness"]
     assert row["window"] - row["reference"] == pytest.approx(4, abs=1.5)
     assert comparison.scores["statistic"].tolist() == [*IMAGE_STATISTICS, ALL_STATISTICS, "embedding"]
@@ -103,7 +103,7 @@ def test_images_that_differ_only_in_how_statistics_go_together_are_found():
     window = coupled(1, 40, -1, "new")
     lonely = window[window["sharpness"].groupby(window["photo"]).transform("mean") > 1]
     comparison = compare(coupled(0, 40, 1, "old"), lonely, MONITOR)
-    assert comparison.moved[0] == ALL_STATISTICS
+    assert comparison.drifted_statistics[0] == ALL_STATISTICS
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_what_never_varies_neither_alarms_nor_fails():
 
     monitor = MONITOR.model_copy(update={"statistics": IMAGE_STATISTICS})
     comparison = compare(plain(photos(0, 10)), plain(photos(1, 5)), monitor)
-    assert (comparison.p_value, comparison.moved) == (1.0, [])
+    assert (comparison.p_value, comparison.drifted_statistics) == (1.0, [])
 
 
 def test_a_window_without_photos_is_refused():
@@ -153,7 +153,7 @@ def test_a_window_without_photos_is_refused():
 
 def test_photos_are_thinned_to_a_number_of_tiles_of_which_some_may_have_fewer():
     tiles = pd.concat([photos(0, 2, 4), photos(1, 1, 2, prefix="small")])
-    assert thinned(tiles, 3, np.random.default_rng(0))["photo"].value_counts().to_dict() == {
+    assert sample_tiles(tiles, 3, np.random.default_rng(0))["photo"].value_counts().to_dict() == {
         "photo-0": 3,
         "photo-1": 3,
         "small-0": 2,
@@ -201,7 +201,7 @@ def test_the_mean_product_leaves_out_each_photo_with_itself():
 @given(st.integers(0, 10**6), st.integers(20, 200), st.sampled_from([0.02, 0.05, 0.1]))
 def test_a_score_is_above_the_limit_just_where_the_p_value_is_not_above_alpha(seed, n_choices, alpha):
     statistics = np.random.default_rng(seed).integers(0, 20, (3, n_choices)).astype(float)
-    scores, largest, limit = judge(statistics, alpha)
+    scores, largest, limit = scores_and_limit(statistics, alpha)
     assert (scores.max() > limit) == ((largest >= largest[0]).mean() <= alpha)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.monitoring.heartbeat import beat, heartbeat_age_s
+from pipeline.monitoring.heartbeat import heartbeat_age_s, renew_heartbeat
 
 
 @pytest.fixture(autouse=True)
@@ -17,11 +17,11 @@ def test_without_a_sign_of_life_there_is_no_age():
 
 
 def test_the_age_counts_from_the_last_sign_of_life():
-    beat(now_s=1000.0)
-    beat(now_s=1030.0)
+    renew_heartbeat(now_s=1000.0)
+    renew_heartbeat(now_s=1030.0)
     assert heartbeat_age_s(now_s=1042.5) == 12.5
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_age():
-    beat(now_s=1000.0)
+    renew_heartbeat(now_s=1000.0)
     assert heartbeat_age_s(now_s=990.0) == 0

@@ -17,7 +17,7 @@ from tiny_model import write_tiny_model
 from webhook import webhook
 
 from pipeline.monitoring import heartbeat_watch
-from pipeline.monitoring.heartbeat import LATE_S, beat, end_heartbeat, heartbeat_file
+from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_file, renew_heartbeat
 from pipeline.monitoring.heartbeat_watch import HeartbeatWatch
 
 DEAD, BACK = "Concrete cracks: the schedules have died", "Concrete cracks: the schedules are back"
@@ -58,7 +58,7 @@ def check(watch, *times_s):
 
 
 def test_a_death_is_told_once_with_the_last_sign_of_life_and_what_to_do(told):
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     watch = HeartbeatWatch()
     check(watch, 1000, 1000 + LATE_S - 1)
     assert told.titles == []
@@ -71,7 +71,7 @@ def test_a_death_is_told_once_with_the_last_sign_of_life_and_what_to_do(told):
 def test_schedules_that_give_signs_of_life_are_not_spoken_of(told):
     watch = HeartbeatWatch()
     for now_s in range(0, 10 * LATE_S, LATE_S - 1):
-        beat(LONG_AGO_S + now_s)
+        renew_heartbeat(LONG_AGO_S + now_s)
         watch.check(now_s)
     assert told.titles == []
 
@@ -79,7 +79,7 @@ def test_schedules_that_give_signs_of_life_are_not_spoken_of(told):
 def test_schedules_that_nobody_started_or_that_somebody_ended_are_not_dead(told):
     watch = HeartbeatWatch()
     check(watch, 0, 10 * LATE_S)
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     check(watch, 11 * LATE_S)
     end_heartbeat()
     end_heartbeat()  # nor is it an error that they were ended before
@@ -90,11 +90,11 @@ def test_schedules_that_nobody_started_or_that_somebody_ended_are_not_dead(told)
 
 def test_the_return_is_told_once_and_another_death_again(told):
     watch = HeartbeatWatch()
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     check(watch, 0, 200)
-    beat(LONG_AGO_S + 300)
+    renew_heartbeat(LONG_AGO_S + 300)
     check(watch, 300)
-    beat(LONG_AGO_S + 330)
+    renew_heartbeat(LONG_AGO_S + 330)
     check(watch, 330)
     assert told.titles == [DEAD, BACK]
     assert "2001-09-09 01:51 UTC" in told.lines[1][0]
@@ -103,22 +103,22 @@ def test_the_return_is_told_once_and_another_death_again(told):
 
 
 def test_a_watch_that_starts_again_repeats_nothing_and_tells_of_the_return(told):
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     check(HeartbeatWatch(), 0, 200)
     again = HeartbeatWatch()
     check(again, 0, 1000)
     assert told.titles == [DEAD]
-    beat(LONG_AGO_S + 2000)
+    renew_heartbeat(LONG_AGO_S + 2000)
     check(HeartbeatWatch(), 0)
     assert told.titles == [DEAD, BACK]
 
 
 def test_a_sign_of_life_that_is_old_when_the_watch_starts_gets_its_time_too(told):
     """As after the machine was switched on, when the API is up before the schedules."""
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     watch = HeartbeatWatch()
     check(watch, 5000)
-    beat()
+    renew_heartbeat()
     check(watch, 5000 + LATE_S)
     assert told.titles == []
 
@@ -126,7 +126,7 @@ def test_a_sign_of_life_that_is_old_when_the_watch_starts_gets_its_time_too(told
 def test_what_reached_nobody_is_told_again_each_time_after_twice_as_long(told):
     told.reached = False
     watch = HeartbeatWatch()
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     tries_s = []
     for now_s in range(0, 16 * LATE_S, 30):
         n_tries = len(told.titles)
@@ -140,10 +140,10 @@ def test_what_reached_nobody_is_told_again_each_time_after_twice_as_long(told):
 
 def test_a_return_that_reached_nobody_is_told_again(told):
     watch = HeartbeatWatch()
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     check(watch, 0, 200)
     told.reached = False
-    beat(LONG_AGO_S + 300)
+    renew_heartbeat(LONG_AGO_S + 300)
     check(watch, 300)
     told.reached = True
     check(watch, 330, 360)
@@ -151,7 +151,7 @@ def test_a_return_that_reached_nobody_is_told_again(told):
 
 
 def test_of_watches_that_look_at_once_one_tells(told, monkeypatch):
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     watches = [HeartbeatWatch() for _ in range(8)]
     for watch in watches:
         watch.check(0)
@@ -164,7 +164,7 @@ def test_of_watches_that_look_at_once_one_tells(told, monkeypatch):
         for thread in threads:
             thread.join()
         assert told.titles == expected
-        beat(LONG_AGO_S + 200)
+        renew_heartbeat(LONG_AGO_S + 200)
 
 
 def test_what_goes_wrong_does_not_end_the_watch(monkeypatch, caplog):
@@ -173,7 +173,7 @@ def test_what_goes_wrong_does_not_end_the_watch(monkeypatch, caplog):
     heartbeat_file().parent.mkdir()
     heartbeat_file().write_text("{")
     stopping = threading.Event()
-    thread = threading.Thread(target=heartbeat_watch.follow, args=(stopping,))
+    thread = threading.Thread(target=heartbeat_watch.watch_heartbeat, args=(stopping,))
     thread.start()
     try:
         wait_until(lambda: caplog.text.count("cannot be watched") > 2)
@@ -211,14 +211,14 @@ def test_two_servers_tell_a_webhook_once_of_a_death_of_the_return_and_of_another
         wait_until(lambda: len(messages) >= len(titles), 30)
         assert [message["title"] for message in messages[: len(titles)]] == titles
 
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     with webhook() as (address, messages), hasty_servers(tmp_path, address, 2) as (one, other):
         wait_for(DEAD)
         wait_until(told.exists)  # killed before that, it would tell again
         assert json.loads(told.read_text()) == LONG_AGO_S
         one.kill()
         one.start()
-        beat()
+        renew_heartbeat()
         wait_for(BACK)
         wait_for(DEAD)
         end_heartbeat()
@@ -230,7 +230,7 @@ def test_two_servers_tell_a_webhook_once_of_a_death_of_the_return_and_of_another
 
 @pytest.mark.slow
 def test_an_address_that_hangs_holds_up_neither_an_answer_nor_the_end_of_the_server(tmp_path):
-    beat(LONG_AGO_S)
+    renew_heartbeat(LONG_AGO_S)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"json://127.0.0.1:{silent.getsockname()[1]}/?rto=60"
         with hasty_servers(tmp_path, address, 1) as (server,):

@@ -19,17 +19,17 @@ from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.inbox import retraining
 from pipeline.inbox.batches import RECORD, Taken, read_record, write_record
 from pipeline.inbox.retraining import (
-    alone,
+    clear_notification,
     commit,
-    has_passed,
+    exclusive_lock,
     images_to_label,
-    in_five_lines,
-    keep_batches,
-    note_training,
+    notify_once,
     overdue,
-    patiently,
     push_results,
-    tell_once,
+    record_training,
+    store_batches,
+    summary_message,
+    with_retries,
 )
 from pipeline.monitoring import labelling
 from pipeline.monitoring.monitored_model import MonitoredModel
@@ -53,7 +53,7 @@ def params():
 
 
 def hold(root, held, release):
-    with alone(root):
+    with exclusive_lock(root):
         held.set()
         release.wait(60)
 
@@ -64,21 +64,21 @@ def test_one_process_at_a_time_holds_the_lock_and_a_killed_one_holds_it_no_more(
     other = context.Process(target=hold, args=(tmp_path, held, release))
     other.start()
     assert held.wait(60)
-    with pytest.raises(RefusedError, match="A retraining is running"), alone(tmp_path):
+    with pytest.raises(RefusedError, match="A retraining is running"), exclusive_lock(tmp_path):
         pass
     os.kill(other.pid, signal.SIGKILL)
     other.join()
-    with alone(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
-    with alone(tmp_path):  # and again after it was given back
+    with exclusive_lock(tmp_path):  # and again after it was given back
         pass
 
 
 def test_a_child_process_does_not_keep_the_lock_of_its_parent(tmp_path):
-    with alone(tmp_path):
+    with exclusive_lock(tmp_path):
         child = subprocess.Popen(["sleep", "60"])
     try:
-        with alone(tmp_path):
+        with exclusive_lock(tmp_path):
             pass
     finally:
         child.kill()
@@ -99,17 +99,17 @@ def failing(times, error):
 
 def test_a_service_that_comes_back_is_tried_again_after_pauses_that_double():
     pauses = []
-    assert patiently(failing(2, UnavailableError("away")), SETTINGS, pauses.append) == 7
+    assert with_retries(failing(2, UnavailableError("away")), SETTINGS, pauses.append) == 7
     assert pauses == [5, 10]
 
 
 def test_a_service_that_stays_away_is_an_error_and_what_trying_cannot_mend_fails_at_once():
     pauses = []
     with pytest.raises(UnavailableError):
-        patiently(failing(3, UnavailableError("away")), SETTINGS, pauses.append)
+        with_retries(failing(3, UnavailableError("away")), SETTINGS, pauses.append)
     assert pauses == [5, 10]
     with pytest.raises(CracksError):
-        patiently(failing(1, CracksError("wrong")), SETTINGS, pauses.append)
+        with_retries(failing(1, CracksError("wrong")), SETTINGS, pauses.append)
     assert pauses == [5, 10]
 
 
@@ -123,11 +123,11 @@ def told(monkeypatch):
 
 def test_the_same_is_told_once_and_what_reached_nobody_again(tmp_path, told):
     told.reached = False
-    tell_once(tmp_path, "age", "old", ["a"])
+    notify_once(tmp_path, "age", "old", ["a"])
     told.reached = True
     for lines in (["a"], ["a"], ["b"]):
-        tell_once(tmp_path, "age", "old", lines)
-    tell_once(tmp_path, "failure", "old", ["b"])
+        notify_once(tmp_path, "age", "old", lines)
+    notify_once(tmp_path, "failure", "old", ["b"])
     assert told.titles == ["old"] * 4
 
 
@@ -135,19 +135,19 @@ def test_details_are_made_only_to_be_told_and_make_no_message_another_one(tmp_pa
     made, sent = [], []
     monkeypatch.setattr(retraining, "notify", lambda title, lines: sent.append(lines) or True)
     for _ in range(3):
-        tell_once(tmp_path, "age", "old", ["a"], lambda: made.append(1) or [f"detail {len(made)}"])
+        notify_once(tmp_path, "age", "old", ["a"], lambda: made.append(1) or [f"detail {len(made)}"])
     assert sent == [["a", "detail 1"]]
     assert made == [1]
 
 
 def test_what_has_passed_is_told_again_when_it_comes_again(tmp_path, told):
-    tell_once(tmp_path, "age", "old", ["a"])
+    notify_once(tmp_path, "age", "old", ["a"])
     for _ in range(2):
-        tell_once(tmp_path, "failure", "failed", ["away"])
-    has_passed(tmp_path, "failure")
-    has_passed(tmp_path, "failure")
-    tell_once(tmp_path, "failure", "failed", ["away"])
-    tell_once(tmp_path, "age", "old", ["a"])
+        notify_once(tmp_path, "failure", "failed", ["away"])
+    clear_notification(tmp_path, "failure")
+    clear_notification(tmp_path, "failure")
+    notify_once(tmp_path, "failure", "failed", ["away"])
+    notify_once(tmp_path, "age", "old", ["a"])
     assert told.titles == ["old", "failed", "failed"]
 
 
@@ -287,7 +287,7 @@ def test_a_project_that_is_not_in_git_commits_nothing_to_a_repository_around_it(
 
 
 def test_without_a_remote_batches_are_recorded_in_git_and_dvc_keeps_nothing(repository, params):
-    keep_batches(repository, params)
+    store_batches(repository, params)
     assert committed(repository) == ["Take new batches into site", "data/batches.json\n"]
     assert not (repository / "data" / "incoming" / "site.dvc").exists()
     push_results(repository)
@@ -296,7 +296,7 @@ def test_without_a_remote_batches_are_recorded_in_git_and_dvc_keeps_nothing(repo
 def test_with_a_remote_the_folder_is_added_pushed_and_its_pointer_committed(repository, params, tmp_path_factory):
     remote = tmp_path_factory.mktemp("remote")
     subprocess.run(["dvc", "remote", "add", "--quiet", "--default", "store", remote], cwd=repository, check=True)
-    keep_batches(repository, params)
+    store_batches(repository, params)
     assert committed(repository)[1] == "data/batches.json\ndata/incoming/site.dvc\n"
     assert b"an archive" in [path.read_bytes() for path in remote.rglob("*") if path.is_file()]
 
@@ -307,12 +307,12 @@ def test_a_remote_that_is_away_is_an_error_that_may_pass(repository, params):
     )
     # on one line, and without what DVC says besides
     with pytest.raises(UnavailableError, match=r"^`dvc push .*site\.dvc` failed: .*[^!] Nothing is lost: mend it, and"):
-        keep_batches(repository, params)
+        store_batches(repository, params)
 
 
 def test_a_training_is_noted_in_the_record_and_in_git(repository):
     (repository / "dvc.lock").write_text("schema: '2.0'\n")
-    note_training(repository, "4")
+    record_training(repository, "4")
     assert [batch.trained_as for batch in read_record(repository)] == ["4"]
     assert committed(repository) == ["Train version 4 on new batches", "data/batches.json\ndvc.lock\n"]
 
@@ -323,7 +323,7 @@ def test_five_lines_say_what_happened_and_why(tmp_path, monkeypatch):
     metrics = {"demo": False, "candidate": "probe", "trained_on": ["metu", "site"], "test": test}
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "scores.json").write_text(json.dumps(metrics))
-    assert in_five_lines(tmp_path, [BATCH], "7", "version 7 is refused: floors: f1 is too low") == [
+    assert summary_message(tmp_path, [BATCH], "7", "version 7 is refused: floors: f1 is too low") == [
         "New batches of site: 0001-b.zip (1,200 images)",
         "Model: version 7, probe, trained on metu+site",
         "On test: F1 0.9877 (0.9700 to 0.9990), ECE 0.0123, 400 images",
@@ -342,5 +342,5 @@ def test_a_score_without_an_interval_is_told_as_such(tmp_path, why, n_groups):
     metrics = {"demo": False, "candidate": "probe", "trained_on": ["site"], "test": test}
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "scores.json").write_text(json.dumps(metrics))
-    lines = in_five_lines(tmp_path, [BATCH], "7", "version 7 is promoted")
+    lines = summary_message(tmp_path, [BATCH], "7", "version 7 is promoted")
     assert re.match(r"On test: F1 (1\.0000|0\.9\d+) \(no interval\), ECE 0\.\d+, 80 images$", lines[2])

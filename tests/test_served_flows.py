@@ -50,7 +50,7 @@ def test_every_flow_is_served_and_those_that_nobody_starts_have_a_schedule():
 
 def test_of_every_flow_the_process_is_written_down_that_works_on_it():
     for name, flow in every_flow().items():
-        assert runs.record_holder in flow.on_running_hooks, name
+        assert runs.record_process in flow.on_running_hooks, name
 
 
 def status_error(status):

@@ -14,7 +14,7 @@ def metrics(tmp_path, monkeypatch):
 
 
 def test_the_age_of_the_heartbeat_of_the_schedules_is_a_metric(metrics):
-    heartbeat.beat(now_s=0)
+    heartbeat.renew_heartbeat(now_s=0)
     text = metrics.text().decode()
     assert float(re.search(r"^cracks_schedules_heartbeat_age_seconds ([\d.e+]+)$", text, re.MULTILINE)[1]) > 1e9
 

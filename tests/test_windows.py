@@ -120,7 +120,7 @@ def test_the_markdown_has_a_row_for_each_statistic(root, told):
     text = as_markdown(finding.lines, finding.comparison)
     assert text.count("\n| ") == 2 + len(finding.comparison.scores)
     assert "nan" not in text
-    assert windows.picture(root).startswith("data:image/svg+xml;base64,")
+    assert windows.windows_plot_uri(root).startswith("data:image/svg+xml;base64,")
 
 
 def test_the_most_worth_are_unsure_or_far_and_every_photo_gives_its_best_first():

@@ -60,13 +60,13 @@ def _take(args: argparse.Namespace) -> None:
 
     from pipeline.errors import RefusedError
     from pipeline.inbox.batches import Refused, describe, take_all
-    from pipeline.inbox.retraining import alone
+    from pipeline.inbox.retraining import exclusive_lock
     from pipeline.params import load_params
     from pipeline.project import project_root
 
     root = project_root()
     params = load_params(root / "params.yaml")
-    with alone(root):
+    with exclusive_lock(root):
         outcomes = take_all(root, params, now=datetime.now(UTC), by=getpass.getuser())
     refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
     if not outcomes:
@@ -80,12 +80,12 @@ def _remove(args: argparse.Namespace) -> None:
     from datetime import UTC, datetime
 
     from pipeline.inbox.batches import remove
-    from pipeline.inbox.retraining import alone
+    from pipeline.inbox.retraining import exclusive_lock
     from pipeline.params import load_params
     from pipeline.project import project_root
 
     root = project_root()
     params = load_params(root / "params.yaml")
-    with alone(root):
+    with exclusive_lock(root):
         batch = remove(root, params, args.name, reason=args.reason, now=datetime.now(UTC), by=getpass.getuser())
     print(f"{batch.file} is removed from {batch.dataset}; `make run` or the next retraining trains without it.")

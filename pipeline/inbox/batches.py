@@ -1,13 +1,13 @@
-"""The inbox: new labelled batches, held against the contract and taken into a data set; and the record of all that.
+"""Accept new labelled batches from the inbox into a data set, refuse those that break the contract, and keep a record.
 
-    data/inbox/NAME.zip       waits; it is whole when NAME.zip.done is beside it, or when it has settled
-    data/inbox/refused/       batches that break the contract, each with the reason and the page of its contract
-    data/inbox/removed/       batches that were taken and then found bad
-    data/batches.json         what was taken, when and by whom, and what became of it
+    data/inbox/NAME.zip       is waiting; it is complete once NAME.zip.done exists, or once it has stopped changing
+    data/inbox/refused/       batches that break the contract, each with the reason and a page on the contract
+    data/inbox/removed/       batches that were accepted and later found to be bad
+    data/batches.json         the record: which batches were taken, when, by whom, and what became of them
 
-A batch is in the data set when its archive is in the data set's folder. The record is written before the archive is
-moved, so that a process which dies in between leaves what `finish` completes: no batch is lost, none is half taken, and
-none counts twice.
+A batch belongs to the data set once its archive is in the data set's folder. The record is written before the archive
+is moved. If the process dies in between, `complete_interrupted` moves the archive: no batch is lost, none is half
+accepted, and none counts twice.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 RECORD = Path("data/batches.json")
 SCRATCH = Path("data/checkpoints/inbox")
-DONE_SUFFIX = ".done"
+COMPLETION_SUFFIX = ".done"
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
         for path in inbox.iterdir()
         if is_archive(path.name) and not is_junk(path.name) and path.is_file() and not path.is_symlink()
     }
-    whole = [
+    complete = [
         path
         for path, at_s in changed_at_s.items()
         if _marker(path).exists() or now.timestamp() - at_s >= settle.total_seconds()
     ]
-    return sorted(whole, key=lambda path: (path.stat().st_mtime, path.name))
+    return sorted(complete, key=lambda path: (path.stat().st_mtime, path.name))
 
 
 def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Taken | Refused]:
@@ -104,7 +104,7 @@ def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Take
         CracksError: params name no data set, or its folder is not as the record says.
     """
     _folder(root, params)
-    finish(root, params)
+    complete_interrupted(root, params)
     outcomes = []
     for archive in waiting(root, timedelta(minutes=params.retrain.settle_minutes), now):
         outcome = take(root, params, archive, now=now, by=by)
@@ -118,10 +118,12 @@ def take(root: Path, params: Params, archive: Path, *, now: datetime, by: str) -
     from pipeline.inbox.inspection import inspect
 
     folder, record, sha256 = _folder(root, params), read_record(root), sha256_of(archive)
-    file = next_file(folder, record, archive.name)
-    twin = next((batch for batch in record if batch.sha256 == sha256 and not batch.removed_at), None)
-    if twin:
-        return _set_aside(root, archive, sha256, f"the same file was taken before, as {twin.file} on {twin.taken_at}")
+    file = next_file_name(folder, record, archive.name)
+    duplicate = next((batch for batch in record if batch.sha256 == sha256 and not batch.removed_at), None)
+    if duplicate:
+        return _set_aside(
+            root, archive, sha256, f"the same file was taken before, as {duplicate.file} on {duplicate.taken_at}"
+        )
     name = str(params.retrain.dataset)
     scratch = root / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
@@ -158,14 +160,14 @@ def remove(root: Path, params: Params, name: str, *, reason: str, now: datetime,
     if len(found) != 1:
         known = ", ".join(batch.file for batch in found or record if not batch.removed_at) or "none"
         raise CracksError(f"{len(found)} batches are called {name!r}. Name one by its file: {known}.")
-    _is_in_place(root, params, found[0])  # one that was half taken would else be taken again
+    _move_into_place(root, params, found[0])  # one that was half taken would else be taken again
     removed = replace(found[0], removed_at=now.isoformat(timespec="seconds"), removed_by=by, removed_because=reason)
     write_record(root, [removed if batch == found[0] else batch for batch in record])
-    _is_in_place(root, params, removed)
+    _move_into_place(root, params, removed)
     return removed
 
 
-def finish(root: Path, params: Params) -> None:
+def complete_interrupted(root: Path, params: Params) -> None:
     """Complete what a process that died has begun.
 
     Raises:
@@ -175,14 +177,14 @@ def finish(root: Path, params: Params) -> None:
         if batch.dataset in params.datasets:
             for partial in (root / params.datasets[batch.dataset].source).glob(".*.partial"):
                 partial.unlink()
-        if not _is_in_place(root, params, batch):
+        if not _move_into_place(root, params, batch):
             raise CracksError(
                 f"{batch.file} is not in the folder of {batch.dataset}, and {root / RECORD} says that it was taken on "
                 f"{batch.taken_at}. Run `dvc pull` if DVC keeps it, or `cracks batches remove {batch.file}`."
             )
 
 
-def trained(root: Path, version: str) -> None:
+def mark_trained(root: Path, version: str) -> None:
     """Note that the batches taken so far are in the training of a version of the model."""
     record = read_record(root)
     new = untrained(record)
@@ -194,7 +196,7 @@ def untrained(record: Sequence[Taken]) -> list[Taken]:
     return [batch for batch in record if not batch.trained_as and not batch.removed_at]
 
 
-def next_file(folder: Path, record: Sequence[Taken], name: str) -> str:
+def next_file_name(folder: Path, record: Sequence[Taken], name: str) -> str:
     """Return the name under which the next batch comes last in its data set: a number, then its own name.
 
     Raises:
@@ -236,7 +238,7 @@ def _folder(root: Path, params: Params) -> Path:
 
 
 def _marker(archive: Path) -> Path:
-    return archive.with_name(archive.name + DONE_SUFFIX)
+    return archive.with_name(archive.name + COMPLETION_SUFFIX)
 
 
 def _place(archive: Path, target: Path) -> None:
@@ -252,7 +254,7 @@ def _place(archive: Path, target: Path) -> None:
     archive.unlink()
 
 
-def _is_in_place(root: Path, params: Params, batch: Taken) -> bool:
+def _move_into_place(root: Path, params: Params, batch: Taken) -> bool:
     """Move the archive of a batch to where the record says it is; return False where there is none to move."""
     if batch.dataset not in params.datasets:
         return True  # nothing reads that folder now

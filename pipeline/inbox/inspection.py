@@ -42,14 +42,14 @@ def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: P
     images, quarantine = PackedImages(scratch), read_quarantine(scratch)
     together: list[Rule] = []
     if (known / INVENTORY_FILE).exists():
-        together = _rules_together(name, params, images.inventory, quarantine, known)
+        together = _combined_rules(name, params, images.inventory, quarantine, known)
     found = audit(archive.name, dataset, params, images, quarantine, expectations=image_rules, more_rules=together)
     broken = [rule for rule in found.rules if rule.state == "broken"]
     words = f"it breaks the contract:\n{format_broken_rules(broken)}" if broken else ""
     return Inspection(len(images.inventory), words, found.page)
 
 
-def _rules_together(
+def _combined_rules(
     name: str, params: Params, inventory: pd.DataFrame, quarantine: pd.DataFrame, known: Path
 ) -> list[Rule]:
     """Return what comes of the data set's rules once the batch has joined it; older paths have its name in front."""

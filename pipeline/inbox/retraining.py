@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.files import write_json
-from pipeline.inbox.batches import RECORD, Taken, trained
+from pipeline.inbox.batches import RECORD, Taken, mark_trained
 from pipeline.monitoring.notify import notify
 from pipeline.params import Flow, Params
 from pipeline.project import INBOX, REPORTS, TO_LABEL
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-TOLD = INBOX / ".told.json"
-OFFER_OF_HELP = "Having any troubles?"  # with which DVC ends what it says of an error
+NOTIFIED_FILE = INBOX / ".told.json"
+DVC_HELP_LINE = "Having any troubles?"  # with which DVC ends what it says of an error
 # Who commits on a machine that nobody has told git a name of.
 GIT_IDENTITY = ("-c", "user.name=cracks retraining", "-c", "user.email=retraining@localhost")
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
+def exclusive_lock(root: Path) -> Iterator[None]:
     """Hold the lock on the batches of a project; it goes with the process that holds it, however that ends.
 
     Raises:
@@ -48,7 +48,7 @@ def alone(root: Path) -> Iterator[None]:
         yield
 
 
-def patiently(action: Callable[[], Result], settings: Flow, sleep: Callable[[float], object] = time.sleep) -> Result:
+def with_retries(action: Callable[[], Result], settings: Flow, sleep: Callable[[float], object] = time.sleep) -> Result:
     """Do something that needs a service, again after a pause that doubles where the service is away.
 
     Raises:
@@ -64,7 +64,7 @@ def patiently(action: Callable[[], Result], settings: Flow, sleep: Callable[[flo
     return action()
 
 
-def keep_batches(root: Path, params: Params) -> None:
+def store_batches(root: Path, params: Params) -> None:
     """Let DVC keep the folder of batches, where it does so already or a remote is set; then tell git of them.
 
     Raises:
@@ -85,9 +85,9 @@ def push_results(root: Path) -> None:
         _push(root)
 
 
-def note_training(root: Path, version: str) -> None:
+def record_training(root: Path, version: str) -> None:
     """Note that the batches taken so far are trained on, and tell git of that and of dvc.lock."""
-    trained(root, version)
+    mark_trained(root, version)
     commit(root, [RECORD, Path("dvc.lock")], f"Train version {version} on new batches")
 
 
@@ -153,7 +153,7 @@ def overdue(params: Params, now: datetime) -> str | None:
     return str(version.version) if age.days > params.retrain.max_age_days else None
 
 
-def in_five_lines(root: Path, batches: Sequence[Taken], version: str, decision: str) -> list[str]:
+def summary_message(root: Path, batches: Sequence[Taken], version: str, decision: str) -> list[str]:
     """Return what happened and why: what was trained on, the model, its scores, the gate's word, where to look."""
     metrics = json.loads((root / REPORTS / "scores.json").read_text(encoding="utf-8"))
     test = metrics["test"]
@@ -184,7 +184,7 @@ def images_to_label(root: Path, params: Params) -> str:
         return f"Which images are most worth labelling cannot be said. {error}"
 
 
-def tell_once(root: Path, about: str, title: str, lines: list[str], details: Callable[[], list[str]] = list) -> None:
+def notify_once(root: Path, about: str, title: str, lines: list[str], details: Callable[[], list[str]] = list) -> None:
     """Tell someone, unless the last that was told of `about` is the same; what reached nobody is told again.
 
     Args:
@@ -194,20 +194,20 @@ def tell_once(root: Path, about: str, title: str, lines: list[str], details: Cal
         lines: of the message.
         details: returns more lines, which are made only when they are told, and make no message another one.
     """
-    told = _told(root)
+    told = _notified(root)
     if told.get(about) != [title, *lines] and notify(title, [*lines, *details()]):
-        write_json(root / TOLD, told | {about: [title, *lines]})
+        write_json(root / NOTIFIED_FILE, told | {about: [title, *lines]})
 
 
-def has_passed(root: Path, about: str) -> None:
+def clear_notification(root: Path, about: str) -> None:
     """Note that what was told of `about` has passed: when it comes again it is told again."""
-    told = _told(root)
+    told = _notified(root)
     if told.pop(about, None) is not None:
-        write_json(root / TOLD, told)
+        write_json(root / NOTIFIED_FILE, told)
 
 
-def _told(root: Path) -> dict[str, list[str]]:
-    path = root / TOLD
+def _notified(root: Path) -> dict[str, list[str]]:
+    path = root / NOTIFIED_FILE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
@@ -221,5 +221,5 @@ def _push(root: Path, *targets: str) -> None:
 def _dvc(root: Path, *arguments: str) -> None:
     finished = subprocess.run(["dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
     if finished.returncode:
-        said = [line for line in finished.stderr.splitlines() if line and not line.startswith(OFFER_OF_HELP)]
+        said = [line for line in finished.stderr.splitlines() if line and not line.startswith(DVC_HELP_LINE)]
         raise CracksError(f"`dvc {' '.join(arguments)}` failed: {' '.join(said)}")

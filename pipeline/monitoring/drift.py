@@ -56,7 +56,7 @@ class Comparison:
         return self.p_value <= self.alpha
 
     @property
-    def moved(self) -> list[str]:
+    def drifted_statistics(self) -> list[str]:
         """The statistics whose score is above the limit, largest first; none where nothing has drifted."""
         above = self.scores[self.scores["score"] > self.limit] if self.has_drifted else self.scores.iloc[:0]
         return above.sort_values("score", ascending=False)["statistic"].tolist()
@@ -90,12 +90,12 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
     rng = np.random.default_rng(zlib.crc32(window[list(IMAGE_STATISTICS)].to_numpy(np.float64).tobytes()))
     # A mean over few tiles varies more: the reference gets no more of them than the window has.
     n_tiles = int(window["photo"].value_counts().min())
-    known = thinned(reference, n_tiles, rng)
+    known = sample_tiles(reference, n_tiles, rng)
     photos = photo_scores(window, known)
     n_photos = window["photo"].nunique()
     choices = random_choices(len(photos), n_photos, alpha_of(monitor), rng)
     statistics = statistics_of(photos, list(monitor.statistics), choices)
-    scores, largest, limit = judge(np.stack(list(statistics.values())), alpha_of(monitor))
+    scores, largest, limit = scores_and_limit(np.stack(list(statistics.values())), alpha_of(monitor))
     means = {
         name: (photo_statistics(known)[name].mean(), photo_statistics(window)[name].mean()) for name in IMAGE_STATISTICS
     }
@@ -116,7 +116,7 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
     )
 
 
-def thinned(tiles: pd.DataFrame, n_tiles: int, rng: np.random.Generator) -> pd.DataFrame:
+def sample_tiles(tiles: pd.DataFrame, n_tiles: int, rng: np.random.Generator) -> pd.DataFrame:
     """Return n_tiles of each photo at random, all of one that has fewer."""
     return tiles.iloc[rng.permutation(len(tiles))].groupby("photo").head(n_tiles)
 
@@ -211,7 +211,7 @@ def mean_product(values: Values, choices: Choices) -> Values:
     return products
 
 
-def judge(statistics: Values, alpha: float) -> tuple[Values, Values, float]:
+def scores_and_limit(statistics: Values, alpha: float) -> tuple[Values, Values, float]:
     """Bring statistics to one scale and find their common limit.
 
     Args:

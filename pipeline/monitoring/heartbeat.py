@@ -16,7 +16,7 @@ def heartbeat_file() -> Path:
     return project_root() / ".prefect" / "heartbeat.json"
 
 
-def beat(now_s: float | None = None) -> None:
+def renew_heartbeat(now_s: float | None = None) -> None:
     """Renew the sign of life, at `now_s` since the epoch, by default now."""
     write_json(heartbeat_file(), {"time_s": time.time() if now_s is None else now_s})
 

@@ -32,7 +32,7 @@ class HeartbeatWatch:
     def __init__(self) -> None:
         self._beat_s: float | None = None  # the last sign of life, since the epoch
         self._since_s = 0.0  # when it was seen first
-        self._tell_after_s: float = LATE_S  # doubled by every try, for those that reach nobody
+        self._alert_after_s: float = LATE_S  # doubled by every try, for those that reach nobody
 
     def check(self, now_s: float) -> None:
         """Look once, and tell what is new.
@@ -44,16 +44,16 @@ class HeartbeatWatch:
         if beat_s is None:  # never served, or ended by a person
             return
         if beat_s != self._beat_s:
-            self._beat_s, self._since_s, self._tell_after_s = beat_s, now_s, LATE_S
+            self._beat_s, self._since_s, self._alert_after_s = beat_s, now_s, LATE_S
         silent_s = now_s - self._since_s
         if silent_s < LATE_S:
-            tell_of_return(beat_s)
-        elif silent_s >= self._tell_after_s:
-            self._tell_after_s *= 2
-            tell_of_death(beat_s)
+            alert_resumed(beat_s)
+        elif silent_s >= self._alert_after_s:
+            self._alert_after_s *= 2
+            alert_stopped(beat_s)
 
 
-def follow(stopping: threading.Event) -> None:
+def watch_heartbeat(stopping: threading.Event) -> None:
     """Look again and again until told to stop; nothing that goes wrong ends it."""
     watch = HeartbeatWatch()
     while not stopping.is_set():
@@ -64,10 +64,10 @@ def follow(stopping: threading.Event) -> None:
         stopping.wait(INTERVAL_S)
 
 
-def tell_of_death(beat_s: float) -> None:
+def alert_stopped(beat_s: float) -> None:
     """Tell someone that `beat_s`, since the epoch, was the last sign of life, unless someone was told."""
-    with _alone():
-        if _told() != beat_s and notify(
+    with _alert_lock():
+        if _alerted_beat_s() != beat_s and notify(
             "Concrete cracks: the schedules have died",
             [
                 f"Their last sign of life is of {_shown(beat_s)}: `python -m flows` has ended, or its Prefect server "
@@ -77,39 +77,39 @@ def tell_of_death(beat_s: float) -> None:
                 "server: `docker compose ps`, `logs` and `up`.",
             ],
         ):
-            write_json(_told_file(), beat_s)
+            write_json(_alert_file(), beat_s)
 
 
-def tell_of_return(beat_s: float) -> None:
+def alert_resumed(beat_s: float) -> None:
     """Tell someone that there is a sign of life again, if someone was told of the death before it."""
-    if _told() in (None, beat_s):
+    if _alerted_beat_s() in (None, beat_s):
         return
-    with _alone():
-        if _told() is not None and notify(
+    with _alert_lock():
+        if _alerted_beat_s() is not None and notify(
             "Concrete cracks: the schedules are back",
             [f"They gave a sign of life at {_shown(beat_s)}. What was missed meanwhile becomes one run."],
         ):
-            _told_file().unlink()
+            _alert_file().unlink()
 
 
 def _shown(time_s: float) -> str:
     return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _told_file() -> Path:
+def _alert_file() -> Path:
     return heartbeat_file().with_name("heartbeat-told.json")
 
 
-def _told() -> float | None:
+def _alerted_beat_s() -> float | None:
     """Return which sign of life was told to be the last one, None where none was, or the return was told too."""
     try:
-        return float(json.loads(_told_file().read_text(encoding="utf-8")))
+        return float(json.loads(_alert_file().read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _alert_lock() -> Iterator[None]:
     """Let one process of the project at a time tell."""
     with heartbeat_file().with_name("heartbeat.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -70,7 +70,7 @@ def export(chosen: pd.DataFrame, folder: Path) -> int:
     return sum(map(bool, files))
 
 
-def export_worth(rows: pd.DataFrame, monitored: MonitoredModel, n: int, folder: Path) -> str:
+def export_most_worth_labelling(rows: pd.DataFrame, monitored: MonitoredModel, n: int, folder: Path) -> str:
     """Export the n images of the log's `rows` most worth labelling into `folder`; return what to do with them."""
     chosen = most_worth_labelling(rows, monitored.reference, n, monitored.threshold)
     n_copied = export(chosen, folder)
@@ -81,7 +81,7 @@ def export_worth(rows: pd.DataFrame, monitored: MonitoredModel, n: int, folder: 
 
 
 def export_from_log(params: Params, root: Path, folder: Path) -> str:
-    """Export, with `export_worth`, of all that the prediction log of a project has of the model that is monitored.
+    """Call `export_most_worth_labelling` on all rows of the prediction log that the monitored model scored.
 
     Raises:
         CracksError: it has nothing of that model, or there is none, or one without what it was trained on.
@@ -94,7 +94,7 @@ def export_from_log(params: Params, root: Path, folder: Path) -> str:
             f"The prediction log {root / LOG_FOLDER} has nothing of version {monitored.version}. Score images first: "
             "`cracks predict PATH --log`."
         )
-    return export_worth(rows, monitored, params.monitor.n_to_label, folder)
+    return export_most_worth_labelling(rows, monitored, params.monitor.n_to_label, folder)
 
 
 def _copied(path: str | float | None, place: int, folder: Path) -> str:

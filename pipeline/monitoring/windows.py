@@ -18,7 +18,7 @@ import pandas as pd
 from pipeline.files import write_json, write_text
 from pipeline.monitoring.drift import Comparison, can_alarm, compare
 from pipeline.monitoring.drift_page import render_drift, windows_image
-from pipeline.monitoring.labelling import export_worth
+from pipeline.monitoring.labelling import export_most_worth_labelling
 from pipeline.monitoring.monitored_model import MonitoredModel, monitored_model
 from pipeline.monitoring.notify import notify
 from pipeline.monitoring.prediction_log import PredictionLog
@@ -51,13 +51,15 @@ def read_state(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def picture(root: Path) -> str | None:
+def windows_plot_uri(root: Path) -> str | None:
     """Return the windows so far as a picture, a data URI; None where there is none yet."""
     windows = read_state(root / MONITORING_STATE)["windows"]
     return windows_image(windows) if windows else None
 
 
-def nearest(rows: pd.DataFrame, reference: pd.DataFrame, monitor: Monitor) -> tuple[str, Comparison] | None:
+def most_similar_dataset(
+    rows: pd.DataFrame, reference: pd.DataFrame, monitor: Monitor
+) -> tuple[str, Comparison] | None:
     """Compare a window with each data set trained on; return the one that it is most like, and the comparison with it.
 
     A window has drifted where it is unlike every one of them, so the rate of false alarms holds for windows from any.
@@ -74,7 +76,7 @@ def nearest(rows: pd.DataFrame, reference: pd.DataFrame, monitor: Monitor) -> tu
 def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor) -> Finding:
     """Compare the rows of the prediction log of one window with what the model was trained on."""
     n_photos = rows["photo"].nunique()
-    found = nearest(rows, monitored.reference, monitor)
+    found = most_similar_dataset(rows, monitored.reference, monitor)
     if found is None:
         n_known = monitored.reference.groupby("dataset")["photo"].nunique().min()
         return Finding(
@@ -89,7 +91,7 @@ def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor
     if comparison.has_drifted:
         lines = [
             f"{n_photos} photos are unlike what version {monitored.version} was trained on, and least unlike {name}: "
-            f"{', '.join(comparison.moved)} ({chance}).",
+            f"{', '.join(comparison.drifted_statistics)} ({chance}).",
             "Without labels of such images, training again would give the same model.",
         ]
         return Finding("drift", lines, name, comparison)
@@ -121,9 +123,9 @@ def record(finding: Finding, version: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def tell(finding: Finding, rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor, root: Path) -> bool:
+def notify_drift(finding: Finding, rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor, root: Path) -> bool:
     """Export the images most worth labelling and tell someone of the drift; return whether the message arrived."""
-    to_label = export_worth(rows, monitored, monitor.n_to_label, root / TO_LABEL)
+    to_label = export_most_worth_labelling(rows, monitored, monitor.n_to_label, root / TO_LABEL)
     lines = [*finding.lines, to_label, f"Pictures: {root / PAGE}"]
     return notify("Drift: production sees images unlike those it was trained on", lines)
 
@@ -157,6 +159,6 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
     page = render_drift(finding.comparison, known, rows, windows, finding.lines, is_drawn=params.is_demo)
     write_text(root / PAGE, page)
     # Told before it is noted as told: a crash in between tells twice, not never.
-    told = finding.verdict == "drift" and (bool(state["told"]) or tell(finding, rows, monitored, monitor, root))
+    told = finding.verdict == "drift" and (bool(state["told"]) or notify_drift(finding, rows, monitored, monitor, root))
     write_json(root / MONITORING_STATE, {"told": told, "windows": windows})
     return finding
