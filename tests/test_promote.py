@@ -204,7 +204,7 @@ def test_a_version_that_does_not_exist_is_a_mistake_that_costs_nothing(models):
 
 def test_without_the_test_images_nothing_is_decided(models):
     (models.root / "data" / "manifest.parquet").unlink()
-    with pytest.raises(CracksError, match="Today's test images are not here"):
+    with pytest.raises(CracksError, match="The current test images are missing"):
         decide(models, models.add(GOOD))
     assert records(models) == []
 

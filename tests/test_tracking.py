@@ -152,7 +152,7 @@ def test_training_goes_on_without_a_server(project, monkeypatch, unused_address,
     ):
         report(0, {"loss": 1.0})
     (record,) = caplog.records
-    assert f"has not got all of {CANDIDATE} yet, `register` sends the rest: The tracking store" in record.message
+    assert f"does not have all of {CANDIDATE} yet, `register` sends the rest: The tracking store" in record.message
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_training_goes_on_when_the_server_dies_and_does_not_wait_for_it_at_every
     assert tried == [0, 1]
     warnings = [record.message for record in caplog.records if record.name == "pipeline.registry.tracking"]
     assert len(warnings) == 2  # of the second epoch, and of the end of the run
-    assert all(f"has not got all of {CANDIDATE} yet" in warning for warning in warnings)
+    assert all(f"does not have all of {CANDIDATE} yet" in warning for warning in warnings)
 
 
 def test_live_curves_go_on_after_a_pause(store, monkeypatch):

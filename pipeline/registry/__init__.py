@@ -1,1 +1,1 @@
-"""MLflow: runs, model versions, and the gate that decides about production."""
+"""MLflow runs, registered model versions, and the promotion gate."""

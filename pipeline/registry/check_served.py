@@ -1,7 +1,7 @@
-"""Does the registered model answer as at training, and what does it take to serve it? Asked in a process of its own.
+"""Compare a served model with its golden images and measure its latency, memory and size, in a separate process.
 
 Usage: python -m pipeline.registry.check_served FOLDER HEIGHT_PX WIDTH_PX
-It prints a JSON object: what `check` returns.
+Prints the result of `check` as a JSON object.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def check(folder: Path, height_px: int, width_px: int) -> dict[str, float]:
 
 
 def _times_s(call: Callable[[], object], n: int) -> list[float]:
-    """Return the wall seconds of each of `n` calls."""
+    """Return the wall-clock seconds that each of `n` calls takes."""
     times = []
     for _ in range(n):
         started_s = time.perf_counter()
@@ -51,15 +51,15 @@ def _times_s(call: Callable[[], object], n: int) -> list[float]:
 
 
 def check_in_subprocess(folder: Path, height_px: int, width_px: int) -> Operations:
-    """Return `check` of a fresh process, in whose memory nothing else is.
+    """Run `check` in a new process, so that the memory measured is that of the model, and return its figures.
 
     Args:
-        folder: with the files of the served form at its top.
-        height_px: of the image that is timed.
-        width_px: of it.
+        folder: holds the files of the served model at its top level.
+        height_px: height of the image used for timing.
+        width_px: width of that image.
 
     Raises:
-        CracksError: the model cannot be loaded, or does not answer in five minutes.
+        CracksError: the model cannot be loaded, or the check takes longer than five minutes.
     """
     command = [sys.executable, "-m", "pipeline.registry.check_served", str(folder), str(height_px), str(width_px)]
     try:
@@ -73,9 +73,9 @@ def check_in_subprocess(folder: Path, height_px: int, width_px: int) -> Operatio
 
 
 def main() -> None:
-    """Check, and print it as JSON."""
+    """Run the check and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="with the files of the served form")
+    parser.add_argument("folder", type=Path, help="folder with the files of the served model")
     parser.add_argument("height_px", type=int)
     parser.add_argument("width_px", type=int)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Collects what the gate looks at: scores and comparisons on today's test images, operations, lineage."""
+"""Collect the evidence for the gate: scores and comparisons on the current test images, operations, lineage."""
 
 import tempfile
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Collected:
-    """The evidence, and the images with the answers of each model from which it follows."""
+    """The evidence, and the predictions of each model that it is based on."""
 
     evidence: Evidence
     predictions: pd.DataFrame
@@ -39,10 +39,10 @@ def lineage_of(
     dirty_is_allowed: bool,
     was_rolled_back: bool,
 ) -> Lineage:
-    """Return where a version comes from, by its tags and those of the run that trained it."""
+    """Return the lineage of a version, read from its tags and those of the run that trained it."""
     tags, run_tags = version.tags, client.get_run(str(version.run_id)).data.tags
     commit = tags.get(tracking.COMMIT_TAG, "unknown")
-    # an image is built of a commit, and has no git that could say more
+    # a container image is built from a commit and holds no git repository to check for changes
     as_committed = None if commit == "unknown" else False
     states = {
         {"true": True, "false": False}.get(known.get(tracking.DIRTY_TAG, "missing"), as_committed)
@@ -68,7 +68,7 @@ def _replaces_real(production: "ModelVersion | None") -> bool | None:
 
 
 def operations_of(folder: Path | Unknown, test_set: TestSet) -> Operations | Unknown:
-    """Return what a fresh process says of the fetched model in `folder`, on images of the usual size."""
+    """Return what a new process measures for the fetched model in `folder`, with an image of median size."""
     if isinstance(folder, Unknown):
         return folder
     height_px, width_px = np.median(test_set.images.sizes, axis=0).astype(int)
@@ -81,15 +81,15 @@ def operations_of(folder: Path | Unknown, test_set: TestSet) -> Operations | Unk
 def collect(
     name: str, version: str, incumbents: Mapping[str, str], lineage: Lineage, test_set: TestSet, costs: Decide
 ) -> Collected:
-    """Return all evidence for and against a version; what cannot be found out is Unknown, with the reason.
+    """Return the evidence about a version; what cannot be determined is `Unknown`, with the reason.
 
     Args:
-        name: of the registered model.
-        version: that wants to go to production.
-        incumbents: role ("production", "best") -> the version that it is compared with.
-        lineage: where `version` comes from.
-        test_set: today's.
-        costs: of mistakes.
+        name: name of the registered model.
+        version: number of the candidate for production.
+        incumbents: role ("production", "best") -> number of the version to compare with.
+        lineage: lineage of `version`.
+        test_set: the current test set.
+        costs: costs of a missed crack and of a false alarm.
     """
     with tempfile.TemporaryDirectory() as scratch:
         numbers = dict.fromkeys((version, *incumbents.values()))
@@ -109,7 +109,7 @@ def collect(
 
 
 def fetched(name: str, version: str, folder: Path) -> Path | Unknown:
-    """Fetch the files of a version by which it is served and scored into `folder`; return where they are."""
+    """Download the files needed to serve and score a version into `folder`; return their location."""
     try:
         return fetch(name, version, folder, EXTRA_FILES)
     except CracksError as error:

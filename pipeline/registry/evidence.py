@@ -1,4 +1,4 @@
-"""What the gate looks at. What could not be found out is `Unknown`, and a figure may be None or NaN."""
+"""The evidence on which the gate decides. What could not be determined is `Unknown`; a figure may be None or NaN."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ Figure = float | None
 
 @dataclass(frozen=True)
 class Unknown:
-    """What could not be found out, and why."""
+    """Evidence that could not be determined, with the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class OwnScores:
-    """A model alone, on today's test images that it has not learned from.
+    """Scores of one model on the current test images that it was not trained on.
 
     Attributes:
-        n_images, n_groups: what it was scored on.
-        n_groups_left_out: groups of the test side from which it has learned.
+        n_images, n_groups: numbers of images and groups scored.
+        n_groups_left_out: number of test groups left out because the model was trained on them.
         scores: by name (f1, recall, auroc, ece, ...), 0..1.
-        slice_recalls: recall by slice, of the slices with enough cracks.
+        slice_recalls: recall of each slice with enough cracks.
     """
 
     n_images: int
@@ -33,7 +33,7 @@ class OwnScores:
 
 @dataclass(frozen=True)
 class Change:
-    """The weighted accuracies, 0..1, of challenger and incumbent on the same images."""
+    """Weighted accuracies, 0..1, of challenger and incumbent on the same images."""
 
     n_images: int
     challenger: Figure
@@ -42,16 +42,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The challenger against a model that is or was in production, both scored afresh on the same images.
+    """The challenger compared with a model that is or was in production; both are scored again on the same images.
 
     Attributes:
-        version: of the incumbent.
-        n_images, n_groups: of the test side, without those that either has learned from.
-        n_groups_left_out: groups that were left out for that.
-        test: both weighted accuracies there.
-        low: lower end of the one-sided 97.5 % interval of challenger less incumbent.
-        confidence: 0..1, with which the challenger is the better one.
-        slices, external: both weighted accuracies on parts of the test side, and on whole external test sets.
+        version: number of the incumbent.
+        n_images, n_groups: numbers of test images and groups that neither model was trained on.
+        n_groups_left_out: number of test groups that either model was trained on.
+        test: weighted accuracies on those test images.
+        low: lower end of the one-sided 97.5 % interval of the difference, challenger minus incumbent.
+        confidence: confidence, 0..1, that the challenger is better.
+        slices, external: weighted accuracies on each slice of the test images and on each external test set.
     """
 
     version: str
@@ -67,13 +67,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Operations:
-    """The registered model as it is served, measured in a fresh process.
+    """Measurements of the served model in a new process.
 
     Attributes:
-        golden_difference: largest difference to the probabilities that it gave golden images at training.
-        p95_ms: 95th percentile of the time for one decoded image.
-        resident_mb: memory of the process once it has answered.
-        size_mb: of the files that serving loads.
+        golden_difference: largest difference from the probabilities of the golden images at training.
+        p95_ms: 95th percentile of the time to score one decoded image.
+        resident_mb: resident memory of the process after scoring.
+        size_mb: total size of the files that serving loads.
     """
 
     golden_difference: Figure
@@ -84,17 +84,17 @@ class Operations:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a model comes from.
+    """The data and code that a model comes from.
 
     Attributes:
-        data_hashes: by path, of the data that it was trained on.
-        contract: "passed" if each of its data sets kept the data contract.
-        commit: of the code, or "unknown".
-        is_dirty: whether the code differed from the commit; None where that is not known.
-        dirty_is_allowed: whether a person takes that upon them.
-        is_demo: whether it was trained on drawn images; None where that is not known.
-        replaces_real: whether a model of real concrete is in production; None where that is not known.
-        was_rolled_back: whether production was taken back from this very model.
+        data_hashes: hash of the training data by path.
+        contract: "passed" if every data set passed the data contract.
+        commit: git commit of the code, or "unknown".
+        is_dirty: whether the code differed from the commit; None if unknown.
+        dirty_is_allowed: whether the user passed --allow-dirty.
+        is_demo: whether it was trained on drawn images; None if unknown.
+        replaces_real: whether the model in production was trained on real concrete; None if unknown.
+        was_rolled_back: whether this version was rolled back from production.
     """
 
     data_hashes: Mapping[str, str]
@@ -109,7 +109,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the gate looks at. `comparisons` has "production" and "best"; it is empty for the first model."""
+    """All evidence for a decision. `comparisons` has "production" and "best"; it is empty for the first model."""
 
     own: OwnScores | Unknown
     comparisons: Mapping[str, Comparison | Unknown]

@@ -1,6 +1,7 @@
-"""The gate: may a model take over production? Pure: evidence and rules go in, a judgement comes out, nothing moves.
+"""The promotion gate: five rules that decide whether a version may go to production.
 
-What could not be found out is `Unknown`, and a figure may be None or NaN; a rule that meets either fails.
+The functions are pure: they take evidence and limits, return a judgement, and change nothing. A rule fails where its
+evidence is `Unknown`, or a figure is None or NaN.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ SKIPPED = "skipped: nothing has been in production, so there is nothing to compa
 
 @dataclass(frozen=True)
 class RuleResult:
-    """What a rule says: in words, and its figures by name."""
+    """Outcome of one rule: passed or not, an explanation, and the figures it is based on."""
 
     name: str
     passed: bool
@@ -26,23 +27,23 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What all rules say."""
+    """Outcome of all rules."""
 
     results: tuple[RuleResult, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether no rule fails."""
+        """Whether every rule passed."""
         return not self.failed
 
     @property
     def failed(self) -> tuple[RuleResult, ...]:
-        """The rules that fail."""
+        """Results of the rules that failed."""
         return tuple(result for result in self.results if not result.passed)
 
 
 def decide(evidence: Evidence, rules: Promote) -> Judgement:
-    """Return what each rule says of the evidence; the model may go to production if all pass."""
+    """Apply every rule to the evidence; the model may go to production if all pass."""
     results = [floors(evidence.own, rules)]
     if evidence.comparisons:
         for role, comparison in evidence.comparisons.items():
@@ -54,7 +55,7 @@ def decide(evidence: Evidence, rules: Promote) -> Judgement:
 
 
 def floors(own: OwnScores | Unknown, rules: Promote) -> RuleResult:
-    """Rule 1: each score on test, the calibration error and the recall of each slice keep their limit."""
+    """Rule 1: the test scores, the calibration error and the recall of each slice are within their limits."""
     if isinstance(own, Unknown):
         return _unknown("floors", own)
     problems = [
@@ -72,7 +73,7 @@ def floors(own: OwnScores | Unknown, rules: Promote) -> RuleResult:
 
 
 def not_worse(role: str, comparison: Comparison | Unknown, rules: Promote) -> RuleResult:
-    """Rule 2: with 97.5 % confidence the challenger is worse by less than the margin, shown on enough groups."""
+    """Rule 2: with 97.5 % confidence the challenger is worse by less than the margin, on enough groups."""
     name = f"comparison with {role}"
     if isinstance(comparison, Unknown):
         return _unknown(name, comparison)
@@ -92,7 +93,7 @@ def not_worse(role: str, comparison: Comparison | Unknown, rules: Promote) -> Ru
 
 
 def no_part_degrades(role: str, comparison: Comparison | Unknown, rules: Promote) -> RuleResult:
-    """Rule 3: on no slice of the test side and on no external test set the challenger falls by more than the margin."""
+    """Rule 3: on no test slice and no external test set is the challenger worse by more than the margin."""
     name = f"parts against {role}"
     if isinstance(comparison, Unknown):
         return _unknown(name, comparison)
@@ -113,7 +114,7 @@ def no_part_degrades(role: str, comparison: Comparison | Unknown, rules: Promote
 
 
 def operations(found: Operations | Unknown, rules: Promote) -> RuleResult:
-    """Rule 4: the model as it is served answers as at training, quick and small enough."""
+    """Rule 4: the served model reproduces its golden images and is within the budgets of latency, memory and size."""
     if isinstance(found, Unknown):
         return _unknown("operations", found)
     limits = (
@@ -132,7 +133,7 @@ def operations(found: Operations | Unknown, rules: Promote) -> RuleResult:
 
 
 def lineage(found: Lineage | Unknown) -> RuleResult:
-    """Rule 5: data, contract and code are known; no demo over real concrete; nothing that was taken back."""
+    """Rule 5: data, contract and code are known; no demo replaces real concrete; the version was not rolled back."""
     if isinstance(found, Unknown):
         return _unknown("lineage", found)
     good = f"{len(found.data_hashes)} data hashes, contract {found.contract}, commit {found.commit[:12]}"
@@ -190,7 +191,7 @@ def _fall(change: Change) -> Figure:
     return change.incumbent - change.challenger
 
 
-# NaN fails both comparisons, as it should: it is not known.
+# NaN fails both comparisons, as intended: the value is unknown.
 def _at_least(value: Figure, limit: float) -> bool:
     return value is not None and value >= limit
 

@@ -1,9 +1,9 @@
-"""Every decision about production, kept for ever where the registry is: an MLflow run each, in their own experiment.
+"""The history of promotion decisions: one MLflow run per decision, in an experiment of its own.
 
-MLflow keeps no history of its aliases, and moving one is a call without any condition. So a record is written before
-the alias moves, and closed after. An open record is also the lock: who has opened one goes on only when no other is
-open, of two that are open at once the later one gives way. One that a crash has left open is read by where the alias
-stands, moved or not, and closed so by the next command.
+MLflow keeps no history of aliases and cannot move one conditionally. So a record is written before the alias moves and
+closed afterwards. An open record is also the lock: a process continues only when no other record is open, and of two
+open records the later one is withdrawn. The outcome of a record left open by a crash follows from the position of the
+alias; the next command closes the record accordingly.
 """
 
 import json
@@ -43,7 +43,7 @@ MAX_TAG_CHARS = 5000  # MLflow takes no more; the whole text is in the file
 
 
 class History:
-    """The decisions about a registered model, and moving its alias `production`."""
+    """Reads and writes the decisions about a registered model, and moves its alias `production`."""
 
     def __init__(self, client: "MlflowClient", model: str, now_s: Callable[[], float] = time.time) -> None:
         self.client = client
@@ -52,12 +52,12 @@ class History:
         self._experiment_id = tracking.experiment_id(client, f"{model}-decisions")
 
     def production(self) -> str | None:
-        """Return the version that has the alias, None where none has."""
+        """Return the version with the alias `production`, None if there is none."""
         found = find_version(self.client, self.model, PRODUCTION)
         return None if found is None else str(found.version)
 
     def records(self) -> list[Record]:
-        """Return all decisions, newest first; one that a crash has left open reads as what it came to."""
+        """Return all decisions, newest first; one left open by a crash has its actual outcome."""
         now_ms, found = self._now_ms(), self._stored()
         production = self.production() if any(record.outcome == "open" for record in found) else None
         return [with_final_outcome(record, production, now_ms) for record in found]
@@ -67,7 +67,7 @@ class History:
         return [record for record in reversed(self.records()) if record.has_moved]
 
     def details(self, record: Record) -> dict[str, Any]:
-        """Return all that was written down with a decision, {} where that is lost."""
+        """Return the details stored with a decision, {} if they are lost."""
         from mlflow.artifacts import load_dict
         from mlflow.exceptions import MlflowException
 
@@ -77,28 +77,31 @@ class History:
             return {}
 
     def close_interrupted(self) -> None:
-        """Close what crashes have left open."""
+        """Close the records that crashed processes left open."""
         production, now_ms = self.production(), self._now_ms()
         for record in self._stored():
             if record.outcome == "open" and not may_be_running(record, now_ms):
                 ended = with_final_outcome(record, production, now_ms)
                 log.info(
-                    "A %s of version %s was interrupted: it reads as %s", ended.action, ended.version, ended.outcome
+                    "A %s of version %s was interrupted; recorded as %s",
+                    ended.action,
+                    ended.version,
+                    ended.outcome,
                 )
                 self._close(record, ended.outcome)
 
     def save(self, record: Record, details: dict[str, Any], files: Iterable[Path] = ()) -> Record:
-        """Keep a decision that moves nothing."""
+        """Store a decision that does not move the alias."""
         kept = self._create(record)
         self._attach(kept, details, files)
         return self._close(kept, record.outcome)
 
     def move(self, record: Record, details: dict[str, Any], files: Iterable[Path] = ()) -> Record:
-        """Move the alias to the record's version, the record being written before and closed after.
+        """Open the record, move the alias to its version, and close the record.
 
         Raises:
-            UnavailableError: another process is at it, or production is no longer what the decision was based on;
-                nothing has moved.
+            UnavailableError: another decision is in progress, or production has changed since this one was made; the
+                alias has not moved.
         """
         opened = self._create(replace(record, outcome="open"))
         try:
@@ -111,16 +114,16 @@ class History:
                     "Nothing has moved; run it again."
                 )
         except BaseException:
-            with suppress(Exception):  # the store may be away; then the next command closes it
+            with suppress(Exception):  # the store may be unavailable; then the next command closes the record
                 self._close(opened, "withdrawn")
             raise
         self.client.set_registered_model_alias(self.model, PRODUCTION, record.version)
         return self._close(opened, opened.moved_to)
 
     def _wait_for_turn(self, mine: Record) -> None:
-        """Return when no other record is open; of two, the later one gives way.
+        """Wait until no other record is open; raise if an earlier one is.
 
-        Each looks after it has opened its own, so that of two at once at least one sees the other.
+        Each process checks after opening its own record, so of two at the same time at least one sees the other.
         """
         while others := [
             record
@@ -141,7 +144,7 @@ class History:
         return int(1000 * self._now_s())
 
     def _stored(self) -> list[Record]:
-        """Return the records as they are kept, newest first; deleted runs too."""
+        """Return the records as stored, newest first, including those of deleted runs."""
         from mlflow.entities import ViewType
 
         found: list[Run] = []
@@ -154,7 +157,7 @@ class History:
         return sorted(map(_record_of, found), key=lambda record: record.order, reverse=True)
 
     def _create(self, record: Record) -> Record:
-        """Write the record in one call."""
+        """Create the run of a record in one request."""
         time_ms, process = self._now_ms(), json.dumps(this_process())
         tags = {
             "action": record.action,
@@ -179,7 +182,7 @@ class History:
                 self.client.log_artifact(record.run_id, str(file))
 
     def _close(self, record: Record, outcome: Outcome) -> Record:
-        """Write how a decision ended, first beside the versions, where it is read at a glance."""
+        """Store the outcome of a decision, first as tags of the versions concerned."""
         for version, state in states_after(record, outcome):
             self.client.set_model_version_tag(self.model, version, "state", state)
         self.client.set_tag(record.run_id, "outcome", outcome)
@@ -205,10 +208,10 @@ def _record_of(run: "Run") -> Record:
 
 @contextmanager
 def opened(model: str) -> Iterator[History]:
-    """Yield the history of a registered model in the store that is set now.
+    """Yield the history of a registered model in the current tracking store.
 
     Raises:
-        UnavailableError: the store does not answer, then or later.
+        UnavailableError: the store does not answer, on opening or inside the block.
     """
     client, _ = tracking.connect()
     from mlflow.exceptions import MlflowException

@@ -1,4 +1,4 @@
-"""Promote a version to production if the gate says yes, or go back to what was there before; each decision is kept."""
+"""Promote a version that passes the gate, or roll back to an earlier one; every decision is recorded."""
 
 import tempfile
 from dataclasses import asdict, dataclass
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decided:
-    """A decision with what each rule said, as the caller gets it."""
+    """A decision with the result of each rule."""
 
     record: Record
     results: tuple[RuleResult, ...]
 
     @property
     def outcome(self) -> Outcome:
-        """Promoted, refused or pending; of a rollback, rolled back."""
+        """The outcome: promoted, refused or pending; rolled back for a rollback."""
         return self.record.outcome
 
 
 def run(
     params: Params, version: str | None, *, dry_run: bool, allow_dirty: bool, by: str, approved: bool = False
 ) -> Decided:
-    """Decide about a version, and if all rules pass move the alias `production` to it.
+    """Apply the gate to a version and, if all rules pass, move the alias `production` to it.
 
     Args:
-        params: with the rules.
+        params: limits of the rules.
         version: number or alias; None is the challenger.
-        dry_run: decide, and neither move nor keep anything.
-        allow_dirty: take code that differs from its commit as it is; this is kept with the decision.
-        by: who asks.
-        approved: a person has said yes, where params ask for one.
+        dry_run: decide only; move and record nothing.
+        allow_dirty: accept code that differs from its commit; this is recorded with the decision.
+        by: user who requests it.
+        approved: whether a person approved it, where params require that.
 
     Raises:
-        CracksError: there is no such version, or today's test images are not here.
+        CracksError: there is no such version, or the current test images are missing.
         RefusedError: it is in production already.
         UnavailableError: the registry does not answer, or another promotion is under way.
     """
@@ -94,10 +94,10 @@ def run(
 
 
 def approve(params: Params, version: str, *, allow_dirty: bool, by: str) -> Decided:
-    """Say yes to a version whose promotion waits for it, and start that promotion again.
+    """Approve a version whose promotion is pending, and run that promotion again.
 
     Raises:
-        CracksError: no promotion of it waits.
+        CracksError: no promotion of it is pending.
         RefusedError: it is in production already.
         UnavailableError: the registry does not answer, or another promotion is under way.
     """
@@ -112,13 +112,13 @@ def approve(params: Params, version: str, *, allow_dirty: bool, by: str) -> Deci
 
 
 def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
-    """Go back to a version that was in production before, if it can still be served.
+    """Roll back to a version that was in production before, if it can still be served.
 
     Args:
-        params: with the budgets of serving.
-        to: its number; None is the one before the version that is in production now.
-        reason: why, in a person's words.
-        by: who asks.
+        params: budgets of serving.
+        to: number of the version; None is the predecessor of the current one.
+        reason: why, as free text.
+        by: user who requests it.
 
     Raises:
         CracksError: there is no such version to go back to.
@@ -140,7 +140,7 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
 def save_decision(
     history: History, record: Record, details: dict[str, Any], predictions: pd.DataFrame | None = None
 ) -> Record:
-    """Write the decision down, and move the alias where it says so."""
+    """Record the decision, and move the alias if the outcome requires it."""
     with tempfile.TemporaryDirectory() as scratch:
         files = []
         if predictions is not None:
@@ -150,7 +150,7 @@ def save_decision(
 
 
 def get_version(history: History, reference: str) -> "ModelVersion":
-    """Return a version by its number or alias. Raises CracksError where there is none."""
+    """Return a version by its number or alias. Raises CracksError if there is none."""
     found = find_version(history.client, history.model, reference)
     if found is None:
         raise CracksError(
@@ -161,13 +161,13 @@ def get_version(history: History, reference: str) -> "ModelVersion":
 
 
 def incumbents_of(version: str, production: str | None, best: str | None) -> dict[str, str]:
-    """Return role -> version of what a challenger is compared with; one version is compared with once."""
+    """Return role -> version to compare a challenger with, each version once."""
     found = {PRODUCTION: production, "best": best if best != production else None}
     return {role: number for role, number in found.items() if number is not None and number != version}
 
 
 def best_after(version: str, incumbents: dict[str, str], evidence: Evidence) -> str | None:
-    """Return which is the best version ever promoted once `version` is, by the accuracies on the same images."""
+    """Return the best version so far if `version` is promoted, by weighted accuracy on the same images."""
     if not incumbents:
         return version
     role, best = list(incumbents.items())[-1]
@@ -179,14 +179,14 @@ def best_after(version: str, incumbents: dict[str, str], evidence: Evidence) -> 
 
 
 def outcome_of(judgement: Judgement, *, needs_approval: bool) -> Outcome:
-    """Return what comes of a judgement; a yes can wait for a person's."""
+    """Return the outcome of a judgement; a passed one can be pending until a person approves it."""
     if not judgement.passed:
         return "refused"
     return "pending" if needs_approval else "promoted"
 
 
 def rollback_target(moves: list[Record], production: str | None, to: str | None) -> str:
-    """Return the version to go back to. Raises CracksError where there is none, or `to` was never in production."""
+    """Return the version to roll back to. Raises CracksError if there is none, or `to` was never in production."""
     before = [version for version in stack_of(moves) if version != production]
     if to is None and before:
         return before[-1]
@@ -200,7 +200,7 @@ def rollback_target(moves: list[Record], production: str | None, to: str | None)
 
 
 def details_of(record: Record, results: tuple[RuleResult, ...], params: Params) -> dict[str, Any]:
-    """Return what is written down with a decision, ready for JSON."""
+    """Return the details stored with a decision, ready for JSON."""
     return {
         "text": record.text,
         "rules": [asdict(result) for result in results],
@@ -210,7 +210,7 @@ def details_of(record: Record, results: tuple[RuleResult, ...], params: Params) 
 
 
 def describe(test_set: TestSet) -> dict[str, Any]:
-    """Return what tells a test set from all others."""
+    """Return the hash, size and data sets that identify a test set."""
     rows = test_set.rows
     return {
         "sha256": test_set.digest,

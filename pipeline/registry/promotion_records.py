@@ -1,4 +1,4 @@
-"""Decisions about production as records, and what follows of them: what was in production, what was the best."""
+"""Records of promotion decisions, and what follows from them: former production versions and the best version."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipeline.process_identity import ProcessIdentity, is_gone
 
-LEASE_S = 120  # an open record that is older was left by a process that died, on this machine or another
+LEASE_S = 120  # an older open record was left by a process that died, on this machine or another
 
 Action = Literal["promotion", "rollback"]
 Outcome = Literal["open", "promoted", "rolled back", "refused", "pending", "withdrawn"]
@@ -17,19 +17,19 @@ MOVED: tuple[Outcome, ...] = ("promoted", "rolled back")
 
 @dataclass(frozen=True)
 class Record:
-    """A decision.
+    """A promotion decision.
 
     Attributes:
-        action: what was asked for.
-        outcome: what came of it; "withdrawn" where nothing moved for a reason that is no rule's.
-        version: that was to go to production.
-        previous: that was in production then, None at first.
-        by: who asked.
-        text: the reason of a rollback, else the rules that failed, in words.
-        best: the best version that was ever promoted, as of then.
-        time_ms: when, milliseconds since 1970.
-        process: that has opened it, a `ProcessIdentity` as JSON.
-        run_id: of the MLflow run that keeps it, "" of a dry run.
+        action: what was requested.
+        outcome: the result; "withdrawn" if nothing moved for a reason other than a rule.
+        version: the version to put into production.
+        previous: the version in production at that time, None if there was none.
+        by: user who requested it.
+        text: the reason for a rollback, otherwise the rules that failed.
+        best: the best version promoted up to then.
+        time_ms: time in milliseconds since 1970.
+        process: the process that opened it, a `ProcessIdentity` as JSON.
+        run_id: id of the MLflow run that stores it, "" for a dry run.
     """
 
     action: Action
@@ -45,35 +45,35 @@ class Record:
 
     @property
     def time(self) -> str:
-        """When, as ISO 8601 in UTC."""
+        """The time as ISO 8601 in UTC."""
         return datetime.fromtimestamp(self.time_ms / 1000, UTC).isoformat(timespec="seconds")
 
     @property
     def has_moved(self) -> bool:
-        """Whether production is another version since."""
+        """Whether the decision changed the version in production."""
         return self.outcome in MOVED
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what a person asks of it, ready for JSON."""
+        """Return the fields that users see, ready for JSON."""
         names = ("action", "outcome", "version", "previous", "by", "text", "best", "run_id")
         return {"time": self.time, **{name: getattr(self, name) for name in names}}
 
     @property
     def order(self) -> tuple[int, str]:
-        """By this, records are in order for everybody."""
+        """Sort key that gives every process the same order of records."""
         return self.time_ms, self.run_id
 
     @property
     def moved_to(self) -> Outcome:
-        """The outcome once the alias has moved."""
+        """The outcome of this action if the alias has moved."""
         return "promoted" if self.action == "promotion" else "rolled back"
 
 
 def stack_of(moves: Iterable[Record]) -> list[str]:
-    """Return the versions in production, one on top of the other; `moves` are those that moved, oldest first.
+    """Return the stack of production versions, the current one last; `moves` are the records that moved, oldest first.
 
-    A promotion puts a version on top. A rollback takes versions off until the one it goes back to is on top; one that
-    was taken off before is put there again.
+    A promotion pushes a version. A rollback pops versions down to its target; a target that is no longer on the stack
+    is pushed again.
     """
     stack: list[str] = []
     for move in moves:
@@ -85,7 +85,7 @@ def stack_of(moves: Iterable[Record]) -> list[str]:
 
 
 def rolled_back(moves: Iterable[Record]) -> frozenset[str]:
-    """Return the versions that production was taken back from, but for those that came back later."""
+    """Return the versions that were rolled back and have not been in production since."""
     found: set[str] = set()
     for move in moves:
         if move.outcome == "rolled back" and move.previous is not None:
@@ -95,9 +95,9 @@ def rolled_back(moves: Iterable[Record]) -> frozenset[str]:
 
 
 def best_of(moves: Iterable[Record]) -> str | None:
-    """Return the best version that was ever promoted and not taken back; `moves` are oldest first.
+    """Return the best version that was promoted and not rolled back; `moves` are oldest first.
 
-    Each promotion keeps which was the better one of its version and the best so far, on the same images.
+    Each promotion records the better of its version and the best so far, scored on the same images.
     """
     moves = list(moves)
     withdrawn = rolled_back(moves)
@@ -105,7 +105,7 @@ def best_of(moves: Iterable[Record]) -> str | None:
 
 
 def may_be_running(record: Record, now_ms: int) -> bool:
-    """Return whether the process that opened the record may still go on with it."""
+    """Return whether the process that opened the record may still be running."""
     if now_ms - record.time_ms >= 1000 * LEASE_S:
         return False
     holder: ProcessIdentity = json.loads(record.process)
@@ -113,14 +113,14 @@ def may_be_running(record: Record, now_ms: int) -> bool:
 
 
 def with_final_outcome(record: Record, production: str | None, now_ms: int) -> Record:
-    """Return a record; one that a crash has left open as what it came to, by the version in production now."""
+    """Return the record; if a crash left it open, with the outcome that the version in production implies."""
     if record.outcome != "open" or may_be_running(record, now_ms):
         return record
     return replace(record, outcome=record.moved_to if production == record.version else "withdrawn")
 
 
 def states_after(record: Record, outcome: Outcome) -> Iterator[tuple[str, str]]:
-    """Yield (version, state) of the versions whose state a decision changes."""
+    """Yield (version, state) for each version whose state a decision changes."""
     if outcome in MOVED:
         if record.previous is not None:
             yield record.previous, "retired" if outcome == "promoted" else "rolled back"

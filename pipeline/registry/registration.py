@@ -1,4 +1,4 @@
-"""Registering a model: writing what travels beside it, logging it to its run, and making a version of it."""
+"""Register a model: write its extra files, log it to its run, and create a version."""
 
 import logging
 import shutil
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 HASH_TAG = "cracks.model_hash"
 EXAMPLE_SIZE_PX = 32  # of the input example: MLflow stores it as JSON, and the graph takes any size
 PINNED = ("tensorflow-cpu", "keras", "numpy", "pillow")
-N_GOLDEN = 8  # images of validation, half of them cracked
-GOLDEN_SIZE_PX = 256  # of larger ones, only the middle is kept
+N_GOLDEN = 8  # validation images, half of them cracked
+GOLDEN_SIZE_PX = 256  # larger images are cropped to the centre
 
 
 def register(
     client: "MlflowClient", classifier: "Classifier", results: Results, run_id: str, name: str, tags: dict[str, str]
 ) -> "ModelVersion":
-    """Return the version of this model under `name`, made if it is new.
+    """Return the registered version of this model under `name`; create it if it is new.
 
     Raises:
-        RefusedError: its served form answers otherwise than the Keras model.
+        RefusedError: the served model and the Keras model predict differently.
     """
     import mlflow
 
@@ -51,21 +51,21 @@ def register(
     with tempfile.TemporaryDirectory() as scratch:
         write_extra_files(classifier, results, Path(scratch))
         uri = log_model(classifier, Path(scratch), run_id, name)
-    # The tags come with the version in one call: a crash in between cannot leave a version without its hash.
+    # Version and tags are created in one call, so a crash cannot leave a version without its hash.
     return mlflow.register_model(uri, name, tags={HASH_TAG: content_hash, **tags})
 
 
 def version_with_hash(client: "MlflowClient", name: str, content_hash: str) -> "ModelVersion | None":
-    """Return the registered version of this very model, None where there is none."""
+    """Return the registered version with this content hash, None if there is none."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{HASH_TAG}` = '{content_hash}'")
     return max(found, key=lambda version: int(version.version), default=None)
 
 
 def write_extra_files(classifier: "Classifier", results: Results, out: Path) -> None:
-    """Write what travels beside the Keras model into the empty folder `out`.
+    """Write the files that are registered with the Keras model into the empty folder `out`.
 
     Raises:
-        RefusedError: the served form answers otherwise than the Keras model.
+        RefusedError: the served model and the Keras model predict differently.
     """
     manifest = pd.read_parquet(results.manifest)
     write_checked_served(classifier, golden_images(manifest, results.datasets), out)
@@ -76,7 +76,7 @@ def write_extra_files(classifier: "Classifier", results: Results, out: Path) -> 
 
 
 def golden_images(manifest: pd.DataFrame, datasets: Path) -> list[Pixels]:
-    """Return a few validation images, uint8 (height, width, 3), the same ones whenever the manifest is the same."""
+    """Return a few validation images, uint8 (height, width, 3); the same manifest gives the same images."""
     chosen = manifest[manifest["split"] == "validation"].sort_values("sha256").groupby("label").head(N_GOLDEN // 2)
     images = LabelledImages(chosen[["dataset", "row", "label", "group"]], datasets)
     return [_middle(images.pixels(position)) for position in range(len(images))]
@@ -88,10 +88,10 @@ def _middle(pixels: Pixels) -> Pixels:
 
 
 def write_checked_served(classifier: "Classifier", golden: list[Pixels], out: Path) -> None:
-    """Write the served form of a model to `out`.
+    """Write the served model to `out` and check it against the Keras model.
 
     Raises:
-        RefusedError: it answers otherwise than the Keras model.
+        RefusedError: the served model and the Keras model predict differently.
     """
     from pipeline.inference.conversion import write_served
 
@@ -105,7 +105,7 @@ def write_checked_served(classifier: "Classifier", golden: list[Pixels], out: Pa
 
 
 def log_model(classifier: "Classifier", beside: Path, run_id: str, name: str) -> str:
-    """Log a model to a run, with signature, example, pinned requirements and what is `beside` it; return its URI."""
+    """Log a model with signature, example, pinned requirements and the files in `beside` to a run; return its URI."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -123,7 +123,7 @@ def log_model(classifier: "Classifier", beside: Path, run_id: str, name: str) ->
         ),
     )
     example = np.full((1, EXAMPLE_SIZE_PX, EXAMPLE_SIZE_PX, 3), 128, np.uint8)
-    keras.config.disable_interactive_logging()  # MLflow tries the example: a bar over one image
+    keras.config.disable_interactive_logging()  # MLflow runs the example: no progress bar for one image
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.tensorflow.log_model(
             classifier.model,

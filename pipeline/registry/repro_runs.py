@@ -1,4 +1,4 @@
-"""What MLflow keeps of a repro: a run for each candidate, under a run for the repro as a whole."""
+"""Log a `dvc repro` to MLflow: a child run for each candidate under one parent run."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """The files that the stages before `register` have left."""
+    """Files and folders that the stages before `register` wrote."""
 
     datasets: Path
     validated: Path
@@ -34,7 +34,7 @@ class Results:
 
 
 def data_hashes(dvc_lock: Path) -> dict[str, str]:
-    """Return the DVC hash of each source and each ingested data set, as dvc.lock has them."""
+    """Return the DVC hash of each source and each ingested data set, read from dvc.lock."""
     stages = (yaml.safe_load(dvc_lock.read_text()) if dvc_lock.exists() else {}).get("stages", {})
     return {
         f"dvc.{entry['path']}": entry["md5"]
@@ -46,7 +46,7 @@ def data_hashes(dvc_lock: Path) -> dict[str, str]:
 
 
 def contract_state(validated: Path, params: Params) -> str:
-    """Return "passed" if every data set has a result of keeping the data contract, else "failed"."""
+    """Return "passed" if every data set passed the data contract, else "failed"."""
     results = [validated / f"{name}.json" for name in params.datasets]
     kept = all(result.exists() and json.loads(result.read_text())["success"] is True for result in results)
     return "passed" if kept else "failed"
@@ -55,7 +55,7 @@ def contract_state(validated: Path, params: Params) -> str:
 def complete_candidates(
     client: "MlflowClient", experiment_id: str, parent_id: str, params: Params, results: Results
 ) -> dict[str, str]:
-    """Return the run of each candidate under the parent, with all its params, curves and validation scores."""
+    """Complete the run of each candidate: params, curves and validation scores; return candidate -> run id."""
     run_ids = {}
     for name in params.candidates:
         runs = [
@@ -82,7 +82,7 @@ def _log_scores(client: "MlflowClient", run_id: str, scores: dict[str, Any]) -> 
 def complete_parent(
     client: "MlflowClient", parent_id: str, params: Params, results: Results, scores: dict[str, Any]
 ) -> None:
-    """Log to the parent run what concerns the repro as a whole: data, params, test scores, plots and the report."""
+    """Log data, params, test scores, plots and the report of the repro to the parent run."""
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.pandas_dataset import from_pandas
@@ -108,7 +108,7 @@ def complete_parent(
 
 
 def version_tags(params: Params, results: Results, scores: dict[str, Any]) -> dict[str, str]:
-    """Return the tags of the version that a repro registers: its scores, and its lineage, which the gate reads."""
+    """Return the tags of the version that a repro registers: scores, and the lineage that the gate reads."""
     return {
         "candidate": scores["candidate"],
         "trained_on": "+".join(scores["trained_on"]),

@@ -1,4 +1,4 @@
-"""Finding the model that a person asks for, in the form in which it is served."""
+"""Find a model by alias, version, folder or name, ready to be served."""
 
 import hashlib
 import shutil
@@ -23,12 +23,12 @@ STARTER_DESCRIPTION = "the starter model, trained on METU and SDNET2018"
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model in its served form.
+    """A served model in a folder.
 
     Attributes:
-        folder: that has the files of the served form at its top and, where it is recorded, what concrete it knows.
-        description: which model it is, in words.
-        version: by which the prediction log names it: a number, "starter", or the folder.
+        folder: holds the files of the served model and, if recorded, of its OOD detector.
+        description: the model in words.
+        version: its name in the prediction log: a number, "starter", or the folder.
     """
 
     folder: Path
@@ -36,25 +36,25 @@ class FoundModel:
     version: str
 
     def load(self) -> ServedModel:
-        """Return the model, ready to score. Raises CracksError."""
+        """Load the model. Raises CracksError if a file is missing or broken."""
         return ServedModel.load(self.folder)
 
     def detector(self) -> OutOfDistributionDetector | None:
-        """Return what concrete it knows, None where that was not recorded."""
+        """Return its out-of-distribution detector, None if none was recorded."""
         return load_detector(self.folder)
 
     def identity(self) -> str:
-        """Return a hash of all that decides an answer."""
+        """Return a hash over the files that determine the predictions."""
         paths = [self.folder / name for name in (GRAPH_FILE, WEIGHTS_FILE, DECISION_FILE, DETECTOR_FILE)]
         return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.exists())).hexdigest()
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model as it travels to another machine: the content of its files by name.
+    """The files of a model in memory, to be sent to another machine.
 
     Attributes:
-        contents: (name, content) of the files of the served form and, where there is one, of what concrete it knows.
+        contents: (name, content) of the files of the served model and, if recorded, of its OOD detector.
     """
 
     contents: tuple[tuple[str, bytes], ...]
@@ -68,7 +68,7 @@ class ModelFiles:
 
 @lru_cache(maxsize=1)
 def model_of(files: ModelFiles) -> tuple[ServedModel, OutOfDistributionDetector | None]:
-    """Return the model of these files and the concrete it knows, the same ones for the next call."""
+    """Load the model and its OOD detector from these files; the last result is cached."""
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         for name, content in files.contents:
             (Path(scratch) / name).write_bytes(content)
@@ -77,11 +77,11 @@ def model_of(files: ModelFiles) -> tuple[ServedModel, OutOfDistributionDetector 
 
 @contextmanager
 def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
-    """Yield a model in its served form; a model that has none is converted for as long as the context lasts.
+    """Yield a served model; a model without served files is converted into a temporary folder.
 
     Args:
-        name: of the registered model.
-        wanted: an alias, a version number, a folder or "starter"; None takes `production`, else `challenger` if it was
+        name: name of the registered model.
+        wanted: an alias, a version number, a folder or "starter"; None means `production`, else `challenger` if it was
             trained on real concrete, else the starter model.
 
     Raises:
@@ -99,9 +99,9 @@ def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
 
 
 def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, str, str]:
-    """Return the folder of a model, None for the starter, in words which model it is, and its version.
+    """Return the folder of a model (None for the starter), its description and its version.
 
-    A registered model is fetched into `scratch`.
+    A registered model is downloaded into `scratch`.
     """
     if wanted == STARTER:
         return None, STARTER_DESCRIPTION, STARTER
@@ -126,8 +126,8 @@ def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, s
 
 
 def _write_served_form(folder: Path | None, out: Path) -> None:
-    """Write the served form of the model in `folder`, of the starter where that is None, without golden images."""
-    # Only here: they take TensorFlow, which takes seconds.
+    """Convert the model in `folder` (None: the starter) into served files in `out`, without golden images."""
+    # Imported here because they import TensorFlow, which takes seconds.
     from pipeline.inference.conversion import write_served
     from pipeline.inference.starter import write_served_starter
     from pipeline.models.classifier import Classifier

@@ -1,4 +1,4 @@
-"""What the last run came to, read from its reports: rows and lines for those who show them."""
+"""Summarise the last run from its reports, as table rows and lines of text."""
 
 import json
 import os
@@ -13,7 +13,7 @@ Rows = list[dict[str, str]]
 
 
 def read_report(folder: Path, name: str) -> Any:
-    """Return a JSON file of the folder of reports. Raises CracksError where it is not there."""
+    """Load a JSON file from the reports folder. Raises CracksError if it does not exist."""
     try:
         return json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -21,7 +21,7 @@ def read_report(folder: Path, name: str) -> Any:
 
 
 def contract_rows(report: dict[str, Any]) -> Rows:
-    """Return a row for each rule of a contract's report, the broken ones first."""
+    """Return a row for each rule of a contract's report, broken rules first."""
     words = {"fail": "BROKEN", "warn": "warning"}
     rules = sorted(report["rules"], key=lambda rule: (rule["success"], rule["severity"]))
     return [
@@ -31,7 +31,7 @@ def contract_rows(report: dict[str, Any]) -> Rows:
 
 
 def candidate_rows(folder: Path, candidates: list[str], chosen: str) -> Rows:
-    """Return a row for each candidate with its scores on validation, the lowest selection loss first."""
+    """Return a row for each candidate with its validation scores, lowest selection loss first."""
     scores = {name: read_report(folder, f"candidates/{name}.json") for name in candidates}
     return [
         {"candidate": name, "chosen": "yes" if name == chosen else "", **_written(scores[name])}
@@ -45,7 +45,7 @@ def _written(scores: dict[str, float | None]) -> dict[str, str]:
 
 
 def summary_lines(folder: Path) -> list[str]:
-    """Return what the last run came to in a few lines, where its numbers are of drawn images saying so first."""
+    """Return a summary of the last run; a demo is marked as such in the first line."""
     metrics, registered = read_report(folder, "scores.json"), read_report(folder, "registered.json")
     lines = ["Demo: drawn images. These numbers say nothing about real concrete."] if metrics["demo"] else []
     lines.append(f"Best candidate, chosen on validation: {metrics['candidate']}")
@@ -61,21 +61,21 @@ def summary_lines(folder: Path) -> list[str]:
 
 
 def format_score(scores: dict[str, Any], name: str) -> str:
-    """Return a score of scores.json with its 95 % interval; there is none of few groups or of a perfect score."""
+    """Format a score of scores.json with its 95 % interval, which few groups or a perfect score do not have."""
     interval = scores["interval"][name]
     within = f"{interval['low']:.4f} to {interval['high']:.4f}" if interval else "no interval"
     return f"{name.upper()} {scores[name]:.4f} ({within})"
 
 
 def mlflow_addresses(run_id: str) -> dict[str, str]:
-    """Return where a browser finds a candidate's run and the report of its repro; empty without a tracking server."""
+    """Return the URLs of a candidate's run and of the report of its repro; empty without a tracking server."""
     uri = tracking.tracking_uri().rstrip("/")
     if not uri.startswith("http"):
         return {}
     import httpx
 
     login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-    try:  # not by MLflow's client, whose import takes longer than a run in which nothing changed
+    try:  # without MLflow's client: its import takes longer than a run in which nothing changed
         answer = httpx.get(f"{uri}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, auth=login, timeout=10)
         run = answer.raise_for_status().json()["run"]
     except httpx.HTTPError:

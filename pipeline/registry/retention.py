@@ -1,4 +1,4 @@
-"""Deletes the files of models that the gate refused long ago. Their runs, with all scores, stay in MLflow."""
+"""Delete models that the gate refused long ago. Their runs, with all scores, stay in MLflow."""
 
 import logging
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STATE_TAG, REFUSED = "state", "refused"  # as the gate writes them beside a version
+STATE_TAG, REFUSED = "state", "refused"  # version tag that the gate writes
 
 
 @dataclass(frozen=True)
 class RefusedModel:
-    """A registered version that never went to production."""
+    """A registered version that the gate refused."""
 
     name: str
     version: str
@@ -26,12 +26,12 @@ class RefusedModel:
 
 
 def refused_models(client: "MlflowClient", name: str, before: datetime) -> list[RefusedModel]:
-    """Return the versions that were refused and made before then; one that has an alias is in use, whatever its state.
+    """Return the refused versions created before a time; a version with an alias is in use and is not returned.
 
     Args:
-        client: of the registry.
-        name: of the registered model.
-        before: a time with its zone.
+        client: MLflow client.
+        name: name of the registered model.
+        before: time with a time zone.
     """
     in_use = {str(version) for model in client.search_registered_models(f"name = '{name}'") for version in
               model.aliases.values()}  # fmt: skip
@@ -45,7 +45,7 @@ def refused_models(client: "MlflowClient", name: str, before: datetime) -> list[
 
 
 def delete(client: "MlflowClient", model: RefusedModel) -> None:
-    """Delete the files of a version, then the version: killed in between, the next time finds it again."""
+    """Delete the files of a version, then the version, so that a run killed in between can be repeated."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     location = model.source
@@ -56,7 +56,7 @@ def delete(client: "MlflowClient", model: RefusedModel) -> None:
 
 
 def clean_registry(name: str, before: datetime, *, dry_run: bool) -> None:
-    """Say which refused models are older than `before`, and delete them unless it is a dry run.
+    """Log the refused models created before a time, and delete them unless it is a dry run.
 
     Raises:
         UnavailableError: the tracking server does not answer.

@@ -1,8 +1,7 @@
-"""Registered versions scored afresh on today's test images, in the form in which they are served.
+"""Score registered versions on the current test images, as they are served.
 
-A score that was stored with an old version was measured on other images and says nothing beside a new one. So every
-model is scored again, on the test side and the external test sets of today's manifest, without the groups from which
-one of the two has learned.
+A score stored with an old version was measured on other images and cannot be compared. So every model is scored again
+on the test images and external test sets of the current manifest, without the groups that either model was trained on.
 """
 
 import hashlib
@@ -23,20 +22,20 @@ from pipeline.inference.served import ServedModel, served_outputs
 from pipeline.params import Decide
 from pipeline.registry.evidence import Change, Comparison, OwnScores, Unknown
 
-MIN_OF_A_LABEL = 20  # in a slice; of fewer, one image moves recall or specificity by more than 0.05
+MIN_OF_A_LABEL = 20  # per slice; with fewer, one image changes recall or specificity by more than 0.05
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """The images on which the gate compares, today's.
+    """The current images on which the gate compares models.
 
     Attributes:
-        rows: a row an image: of the manifest, with brightness, sharpness and size.
-        images: their pixels, in the same order.
-        manifest: all rows, of all sides.
+        rows: manifest rows of the images, with brightness, sharpness and size.
+        images: pixels in the same order.
+        manifest: all rows of the manifest.
     """
 
-    __test__ = False  # no test class of pytest
+    __test__ = False  # not a test class for pytest
 
     rows: pd.DataFrame
     images: LabelledImages
@@ -44,19 +43,19 @@ class TestSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the sorted hashes of its images: another set has another one."""
+        """SHA-256 over the sorted hashes of the images, which identifies the test set."""
         return hashlib.sha256("\n".join(sorted(self.rows["sha256"])).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A version's answers on the test set.
+    """Predictions of a version on the test set.
 
     Attributes:
-        version: its number.
-        probabilities: float32, (n,), of a crack.
-        threshold: from which it calls an image a crack.
-        groups_trained_on: groups of today's manifest of which it has learned an image.
+        version: version number.
+        probabilities: probability of a crack, float32, (n,).
+        threshold: probability from which an image counts as a crack.
+        groups_trained_on: groups of the current manifest that the version was trained on.
     """
 
     version: str
@@ -66,10 +65,10 @@ class Scored:
 
 
 def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
-    """Return today's test side and external test sets.
+    """Return the test images and external test sets of the current manifest.
 
     Raises:
-        CracksError: the stages that make them have not run here.
+        CracksError: the stages that create them have not run here.
     """
     try:
         manifest = pd.read_parquet(manifest_path)
@@ -77,12 +76,12 @@ def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
         return TestSet(with_measures(rows, datasets), LabelledImages(rows, datasets), manifest)
     except OSError as error:
         raise CracksError(
-            f"Today's test images are not here: {error}. Run `dvc repro split`, or `dvc pull` what another made."
+            f"The current test images are missing: {error}. Run `dvc repro split`, or `dvc pull`."
         ) from None
 
 
 def score_images(model: ServedModel, images: Images, *, progress: str) -> npt.NDArray[np.float32]:
-    """Return the probability of a crack of each image, float32, (n,); `progress` is what the bar says."""
+    """Return the probability of a crack for each image, float32, (n,); `progress` labels the progress bar."""
     probabilities = np.empty(len(images.sizes), np.float32)
     for positions, outputs in served_outputs(model, images, progress=progress):
         probabilities[positions] = outputs["probability"]
@@ -90,16 +89,16 @@ def score_images(model: ServedModel, images: Images, *, progress: str) -> npt.ND
 
 
 def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
-    """Return the answers of the fetched version in `folder` on the test set.
+    """Return the predictions of the downloaded version in `folder` on the test set.
 
     Raises:
-        CracksError: it cannot be loaded, or nobody knows what it has learned from.
+        CracksError: the model cannot be loaded, or its training images were not recorded.
     """
     model = ServedModel.load(folder)
     try:
         trained_on = pd.read_parquet(folder / TRAINING_IMAGES_FILE)
     except OSError:
-        raise CracksError(f"version {version} does not say from which images it has learned") from None
+        raise CracksError(f"version {version} has no record of its training images") from None
     return Scored(
         version,
         score_images(model, test_set.images, progress=f"scoring version {version}"),
@@ -109,13 +108,13 @@ def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
 
 
 def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
-    """Return the scores of a model on the test side, without the groups from which it has learned."""
+    """Return the scores of a model on the test images, without the groups it was trained on."""
     on_test = test_set.rows["split"] == "test"
     kept = on_test & ~test_set.rows["group"].isin(scored.groups_trained_on)
     rows, probabilities = test_set.rows[kept], scored.probabilities[kept]
     labels = (rows["label"] == "crack").to_numpy()
     if labels.all() or not labels.any():
-        return Unknown(f"of the test images that version {scored.version} has not learned from, none or all are cracks")
+        return Unknown(f"none or all of the test images that version {scored.version} was not trained on are cracks")
     found = scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), scored.threshold)
     recalls = {}
     for name, part in parts_of(rows).items():
@@ -132,7 +131,7 @@ def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
 
 
 def parts_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the slices of test images by name: data sets, surfaces, photos, and quarters of how they look."""
+    """Return the slices of test images by name: data sets, surfaces, photos, and quartiles of image statistics."""
     parts = {f"{kind} {value}": part for kind, value, part in slices_of(rows) if kind != "all"}
     if rows["dataset"].nunique() > 1:
         parts |= {f"data set {name!s}": part for name, part in rows.groupby("dataset")}
@@ -140,7 +139,7 @@ def parts_of(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Decide) -> Comparison | Unknown:
-    """Return how the two do on the images from which neither has learned; mistakes weigh what params say."""
+    """Compare two models on images that neither was trained on; `costs` weighs the two kinds of mistakes."""
     crack_weight = costs.missed_crack_cost / (costs.missed_crack_cost + costs.false_alarm_cost)
     is_crack = (test_set.rows["label"] == "crack").to_numpy()
     right = {
@@ -160,8 +159,8 @@ def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Dec
 
     at = rows.index.to_numpy()
     if len(set(is_crack[at].tolist())) < 2:
-        return Unknown(f"of the test images that neither version {incumbent.version} nor the challenger has learned "
-                       "from, none or all are cracks")  # fmt: skip
+        return Unknown(f"none or all of the test images that neither version {incumbent.version} nor the challenger "
+                       "was trained on are cracks")  # fmt: skip
     external = {name: part.index for name, part in test_set.rows[~on_test].groupby("dataset")}
     groups = rows["group"].to_numpy()
     difference = paired_difference(
@@ -190,7 +189,7 @@ def _has_enough(part: pd.DataFrame) -> bool:
 
 
 def with_predictions(test_set: TestSet, scored: Mapping[str, Scored | Unknown]) -> pd.DataFrame:
-    """Return a row an image of the test set with each version's probability, and whether it has learned of it."""
+    """Return a row per test image, with each version's probability and whether it was trained on the group."""
     table = test_set.rows[["path", "dataset", "split", "label", "group", "sha256"]].copy()
     for version, found in scored.items():
         if isinstance(found, Scored):

@@ -1,6 +1,6 @@
-"""Where runs are recorded: the MLflow store, the parent run of a repro, and a candidate's live curves.
+"""Log to MLflow: the tracking store, the parent run of a repro, and the live curves of a candidate.
 
-Without MLFLOW_TRACKING_URI the store is SQLite under mlflow/ of the project, wherever the stage happens to run.
+Without MLFLOW_TRACKING_URI the store is SQLite in mlflow/ of the project, whatever the working directory is.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ KEY_TAG = "cracks.key"
 CANDIDATE_TAG = "cracks.candidate"
 COMMIT_TAG = "mlflow.source.git.commit"
 DIRTY_TAG = "cracks.dirty"
-# A server that is away is noticed in seconds, not after MLflow's default of minutes.
+# Fail within seconds if the server is unavailable; MLflow's defaults take minutes.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over single files
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # no progress bars for single files
 }
-# What a run itself writes into git's view; all else that differs from the commit makes the tree dirty.
+# Files under git that a run writes; any other difference from the commit makes the tree dirty.
 WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", str(REPORTS))
-# sections of params.yaml that decide no result of a repro
+# sections of params.yaml that do not affect the results of a repro
 SECTIONS_OUTSIDE_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
-PAUSE_S = 60  # without live curves after a failure: each try can wait for seconds, an epoch can be shorter
+PAUSE_S = 60  # no live curves for so long after a failure: an attempt can block for seconds, an epoch can be shorter
 MAX_METRICS_PER_REQUEST, MAX_PARAMS_PER_REQUEST = 1000, 100  # MLflow refuses more
 
 
@@ -51,13 +51,13 @@ def tracking_uri() -> str:
 
 
 def shown_uri() -> str:
-    """Return the tracking URI as messages may show it: without a user name and password that stand in it."""
+    """Return the tracking URI without user name and password, for messages."""
     return re.sub(r"://[^/@]*@", "://", tracking_uri())
 
 
 @contextlib.contextmanager
 def store_lock() -> Iterator[None]:
-    """Let one process of this project at a time set up the store or look up and create a run."""
+    """Hold the lock under which processes of this project set up the store, or look up and create a run."""
     folder = project_root() / "mlflow"
     folder.mkdir(exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -66,7 +66,7 @@ def store_lock() -> Iterator[None]:
 
 
 def open_client() -> "MlflowClient":
-    """Return a client of the store, which becomes that of this process too: what fetches files asks there."""
+    """Return a client of the store, and make the store the default of this process for downloads."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -80,11 +80,10 @@ def open_client() -> "MlflowClient":
 
 
 def connect() -> tuple["MlflowClient", str]:
-    """Return a client of the store and the id of the experiment, created if need be.
+    """Return a client of the store and the id of the experiment, which is created if needed.
 
     Raises:
-        UnavailableError: the tracking server does not answer, or refuses.
-
+        UnavailableError: the tracking server does not answer, or rejects the request.
     """
     from mlflow.exceptions import MlflowException
 
@@ -105,7 +104,7 @@ def connect() -> tuple["MlflowClient", str]:
 
 
 def experiment_id(client: "MlflowClient", name: str) -> str:
-    """Return the id of the experiment of this name, created if need be."""
+    """Return the id of the experiment of this name, which is created if needed."""
     from mlflow.exceptions import MlflowException
 
     known = client.get_experiment_by_name(name)
@@ -115,13 +114,13 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
     try:
         return str(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made by another process a moment ago
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process has just created it
             raise
         return experiment_id(client, name)
 
 
 def code_version() -> dict[str, str]:
-    """Return tags with the git commit and whether the tree differs from it; from GIT_COMMIT where there is no git."""
+    """Return tags with the git commit and whether the tree is dirty; without git, the commit is GIT_COMMIT."""
     root = project_root()
 
     def git(*arguments: str) -> str:
@@ -137,14 +136,14 @@ def code_version() -> dict[str, str]:
 
 
 def repro_key(params: Params, manifest: Path) -> str:
-    """Return what makes a repro the same one: its params and its split."""
+    """Return a hash of params and manifest, which identifies a repro."""
     digest = hashlib.sha256(manifest.read_bytes())
     digest.update(params.model_dump_json(exclude=SECTIONS_OUTSIDE_REPRO).encode())
     return digest.hexdigest()[:16]
 
 
 def parent_run(client: "MlflowClient", experiment_id: str, params: Params, manifest: Path) -> str:
-    """Return the id of the run that holds this repro's candidates, created by whoever asks first."""
+    """Return the id of the parent run of this repro, which is created if needed."""
     key = repro_key(params, manifest)
     with store_lock():
         found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
@@ -156,13 +155,13 @@ def parent_run(client: "MlflowClient", experiment_id: str, params: Params, manif
 
 
 def child_runs(client: "MlflowClient", experiment_id: str, parent_id: str, candidate: str) -> list["Run"]:
-    """Return the runs of a candidate under a parent, newest first."""
+    """Return the runs of a candidate under a parent run, newest first."""
     condition = f"tags.`mlflow.parentRunId` = '{parent_id}' and tags.`{CANDIDATE_TAG}` = '{candidate}'"
     return list(client.search_runs([experiment_id], condition, order_by=["attributes.start_time DESC"]))
 
 
 def create_child(client: "MlflowClient", experiment_id: str, parent_id: str, params: Params, candidate: str) -> str:
-    """Return the id of a new run of a candidate, with its params."""
+    """Create a run of a candidate with its params; return its id."""
     tags = {"mlflow.parentRunId": parent_id, CANDIDATE_TAG: candidate, **code_version()}
     run_id = str(client.create_run(experiment_id, run_name=candidate, tags=tags).info.run_id)
     settings = params.candidates[candidate]
@@ -172,7 +171,7 @@ def create_child(client: "MlflowClient", experiment_id: str, parent_id: str, par
 
 
 def log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> None:
-    """Send the params of a run in as few requests as MLflow allows; a server with sign-in spends 0.1 s on each."""
+    """Log the params of a run in as few requests as MLflow allows; a server with sign-in takes 0.1 s for each."""
     from mlflow.entities import Param
 
     params = [Param(name, str(value)) for name, value in flatten(values).items()]
@@ -181,7 +180,7 @@ def log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> N
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, keys joined by dots."""
+    """Flatten nested dictionaries; keys are joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -190,22 +189,22 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def live_run(params: Params, manifest: Path, candidate: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Yield a function that sends an epoch's values to MLflow; a store that is away only costs the live curves."""
+    """Yield a function that logs an epoch to MLflow; if the store is unavailable, only live curves are lost."""
     from mlflow.exceptions import MlflowException
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    def late(error: Exception) -> None:
-        log.warning("MLflow has not got all of %s yet, `register` sends the rest: %s", candidate, first_line(error))
+    def warn_incomplete(error: Exception) -> None:
+        log.warning("MLflow does not have all of %s yet, `register` sends the rest: %s", candidate, first_line(error))
 
     try:
         client, experiment_id = connect()
         parent_id = parent_run(client, experiment_id, params, manifest)
         for run in child_runs(client, experiment_id, parent_id, candidate):
-            if run.info.status == "RUNNING":  # of a process that was killed
+            if run.info.status == "RUNNING":  # left by a process that was killed
                 client.set_terminated(run.info.run_id, "KILLED")
         run_id = create_child(client, experiment_id, parent_id, params, candidate)
     except (UnavailableError, MlflowException) as error:
-        late(error)
+        warn_incomplete(error)
         yield lambda step, values: None
         return
 
@@ -218,7 +217,7 @@ def live_run(params: Params, manifest: Path, candidate: str) -> Iterator[Callabl
         try:
             log_epochs(client, run_id, [{"step": step, **values}])
         except MlflowException as error:
-            late(error)
+            warn_incomplete(error)
             paused_until_s = time.monotonic() + PAUSE_S
 
     monitor = SystemMetricsMonitor(run_id)
@@ -232,11 +231,11 @@ def live_run(params: Params, manifest: Path, candidate: str) -> Iterator[Callabl
         try:
             client.set_terminated(run_id, status)
         except MlflowException as error:
-            late(error)
+            warn_incomplete(error)
 
 
 def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]]) -> None:
-    """Send rows of a training history, each with its `step`, in as few requests as MLflow allows."""
+    """Log rows of a training history, each with its `step`, in as few requests as MLflow allows."""
     from mlflow.entities import Metric
 
     now_ms = int(time.time() * 1000)
@@ -251,5 +250,5 @@ def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]]) 
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message: MLflow appends whole responses."""
+    """Return the first line of an error message, because MLflow appends entire responses."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Model versions in MLflow's registry: found by number or alias, and fetched."""
+"""Find versions in MLflow's model registry by number or alias, and download their files."""
 
 import json
 from pathlib import Path
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 PRODUCTION, CHALLENGER = "production", "challenger"  # aliases
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
-FORBIDDEN = "PERMISSION_DENIED"  # which a server with sign-in also says, to all but administrators, of no such model
+FORBIDDEN = "PERMISSION_DENIED"  # a server with sign-in also returns it for a missing model, except to administrators
 
 
 def find_version(client: "MlflowClient", name: str, reference: str | None = None) -> "ModelVersion | None":
-    """Return a version of the registered model `name`, None where there is none.
+    """Return a version of the registered model `name`, None if there is none.
 
     Args:
-        client: of the registry.
-        name: of the registered model.
-        reference: number or alias; None takes the version in production, else the challenger.
+        client: MLflow client.
+        name: name of the registered model.
+        reference: number or alias; None means the version in production, else the challenger.
 
     Raises:
         UnavailableError: the tracking server does not answer.
@@ -49,9 +49,9 @@ def find_version(client: "MlflowClient", name: str, reference: str | None = None
 
 
 def is_registered(out: Path) -> bool:
-    """Return whether the store that is set now has the version that `out` (registered.json) speaks of.
+    """Return whether the current store has the version that `out` (registered.json) names.
 
-    Another store, or a new one, may have a version of that number which is another model: its run differs.
+    In another store, the version of that number may be another model, so the run ids are compared too.
 
     Raises:
         UnavailableError: the tracking server does not answer.
@@ -65,10 +65,10 @@ def is_registered(out: Path) -> bool:
 
 
 def fetch(name: str, version: str, folder: Path, part: str = "") -> Path:
-    """Fetch a version, or a `part` of its files, into `folder`; return where it is.
+    """Download a version, or a `part` of its files, into `folder`; return the path.
 
     Raises:
-        UnavailableError: the store does not have it, or does not answer.
+        UnavailableError: the store does not have the files, or does not answer.
     """
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
@@ -77,11 +77,11 @@ def fetch(name: str, version: str, folder: Path, part: str = "") -> Path:
     source = f"models:/{name}/{version}" + (f"/{part}" if part else "")
     try:
         found = Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri))
-        if found.is_dir() and not any(found.iterdir()):  # as MLflow leaves it where the source is gone
+        if found.is_dir() and not any(found.iterdir()):  # MLflow leaves an empty folder if the source is gone
             raise FileNotFoundError("its files are gone")
         return found
     except (MlflowException, OSError) as error:
         raise UnavailableError(
-            f"{name} version {version} cannot be fetched: {tracking.first_line(error)}. Mend the store, or "
+            f"{name} version {version} cannot be fetched: {tracking.first_line(error)}. Repair the store, or "
             "run `make run`, which registers a model again."
         ) from None
