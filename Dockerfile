@@ -47,7 +47,7 @@ ENV GIT_COMMIT=${GIT_COMMIT} \
     DVC_SITE_CACHE_DIR=/tmp/dvc \
     HOME=/tmp
 WORKDIR /app
-# What API and worker share, each folder a volume: the sign of life of the schedules, labelled batches, what was answered.
+# What API and worker share, each folder a volume: the heartbeat of the schedules, labelled batches, what was answered.
 RUN useradd --no-create-home --uid 10001 cracks \
     && mkdir -p .prefect data/inbox data/predictions \
     && chown cracks .prefect data/inbox data/predictions

@@ -1,6 +1,6 @@
 """Serve all flows with their schedules, against the Prefect server of PREFECT_API_URL: `python -m flows`.
 
-While it runs it renews the heartbeat, tells someone when that stops, and tidies up after flows that were killed.
+While it runs, it renews the heartbeat, sends an alert if that stops, and cleans up after flows that were killed.
 """
 
 import asyncio
@@ -36,23 +36,25 @@ from pipeline.stage import run_main
 
 log = logging.getLogger(__name__)
 
-GAVE_UP = "Service exceeded error threshold."  # what Prefect's loop says that ends because its server is away
+GAVE_UP = (
+    "Service exceeded error threshold."  # message of Prefect's loop when it ends because its server is unavailable
+)
 POLL_S = 5
-END_S = 30  # for flows to end their stages and say so to the server
+END_S = 30  # for flows to end their stages and report that to the server
 
 
 class FlowServer(Runner):
-    """Prefect's runner of served flows, which at SIGTERM lets the flows that run end in their own way."""
+    """Prefect's runner of served flows that, on SIGTERM, lets running flows shut down cleanly."""
 
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
-        """End the flows that run, each with its stages, then this process; Prefect would kill them outright."""
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of its sockets, each with a traceback
+        """End the running flows with their stages, then this process; Prefect would kill them at once."""
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it logs a traceback for each socket
         processes.end_children(END_S)
         sys.exit(0)
 
 
 def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule | None]]:
-    """Return every flow and when it starts by itself; None: on demand alone."""
+    """Return every flow with its schedule; None: only on demand."""
     return [
         (training, None),
         (retraining, Cron(params.retrain.cron)),
@@ -63,7 +65,7 @@ def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule |
 
 
 def deployments(params: Params) -> list[RunnerDeployment]:
-    """Return a deployment for each flow, of the same name."""
+    """Return a deployment for each flow, with the name of the flow."""
     return [
         RunnerDeployment.from_flow(flow, flow.name, schedule=schedule, entrypoint_type=EntrypointType.MODULE_PATH)
         for flow, schedule in flows_and_schedules(params)
@@ -71,7 +73,7 @@ def deployments(params: Params) -> list[RunnerDeployment]:
 
 
 def clean_up() -> bool:
-    """End what killed flows left, cancel what a pause piled up; return whether the Prefect server answered."""
+    """End processes and runs of killed flows, cancel missed runs; return whether the Prefect server answered."""
     stages.end_orphans(log.warning)
     try:
         runs.end_orphans(log.warning)
@@ -83,19 +85,19 @@ def clean_up() -> bool:
 
 
 def keep_heartbeat(stop: threading.Event) -> None:
-    """Tidy up until told to stop, and give a sign of life each time that the server answers: no other can schedule."""
+    """Clean up until `stop` is set; renew the heartbeat whenever the Prefect server answers."""
     while not stop.is_set():
         try:
             if clean_up():
                 renew_heartbeat()
-        except Exception:  # a full disk, for one: the schedules go on, and so must this
-            log.exception("No sign of life could be given")
+        except Exception:  # such as a full disk: the schedules continue, and so must this thread
+            log.exception("The heartbeat could not be renewed")
         stop.wait(INTERVAL_S)
 
 
 @contextmanager
 def heartbeat_threads() -> Iterator[None]:
-    """Give signs of life, and watch them, as long as the block lasts; none comes after it."""
+    """Renew and watch the heartbeat in threads inside the block; it is not renewed after the block."""
     stop = threading.Event()
     watch = threading.Thread(target=keep_heartbeat, args=(stop,), daemon=True)
     watch.start()
@@ -108,10 +110,10 @@ def heartbeat_threads() -> Iterator[None]:
 
 
 def serve(params: Params, address: str) -> None:
-    """Serve all flows until told to end, and begin anew where Prefect gives up while its server is away."""
+    """Serve all flows until interrupted; start again if Prefect gives up because its server is unavailable."""
     while True:
         try:
-            # One run at a time. At its end the schedules are not paused: what is missed meanwhile shows as late.
+            # One run at a time. Schedules are not paused on shutdown: runs missed meanwhile show as late.
             server = FlowServer(limit=1, pause_on_shutdown=False)
             for deployment in deployments(params):
                 server.add_deployment(deployment)
@@ -119,32 +121,32 @@ def serve(params: Params, address: str) -> None:
         except* Exception as errors:
             if errors.split(is_transient)[1] is not None:
                 raise
-        log.warning("Prefect has given up on its server. The schedules begin anew when that answers.")
+        log.warning("Prefect has given up on its server. The schedules start again when it answers.")
         time.sleep(POLL_S)
         while not answers(f"{address}/health"):
             time.sleep(POLL_S)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether an error means no more than that the server is away, or not itself yet."""
+    """Return whether an error only means that the server is unavailable or still starting."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.is_server_error
     return isinstance(error, httpx.TransportError) or str(error) == GAVE_UP
 
 
 def main() -> None:
-    """Serve until told to end."""
+    """Serve the flows until interrupted."""
     params = load_params(project_root() / "params.yaml")
     address = get_current_settings().api.url
     if address is None:
         raise CracksError("PREFECT_API_URL is not set: `make up` starts a server and serves the flows.")
     if not answers(f"{address}/health"):
         raise UnavailableError(f"The Prefect server {address} does not answer. Start it, or `make up`.")
-    clean_up()  # before anything can fire
+    clean_up()  # before any schedule can start a run
     try:
         with heartbeat_threads():
             serve(params, address)
-    except (KeyboardInterrupt, SystemExit):  # a person has ended it, which is no death
+    except (KeyboardInterrupt, SystemExit):  # stopped on purpose: no alert
         end_heartbeat()
         raise
 

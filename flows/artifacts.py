@@ -1,4 +1,4 @@
-"""What a run came to, as artifacts that Prefect's page shows."""
+"""Publish the results of a run as Prefect artifacts."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from pipeline.registry import results
 
 
 def publish_contracts(params: Params, folder: Path) -> None:
-    """Show how each data set, and the split, fared under its contract, passed or failed."""
+    """Publish the validation result of each data set and of the split."""
     for name in (*params.datasets, "split"):
         if (folder / f"validation-{name}.json").exists():
             report = results.read_report(folder, f"validation-{name}.json")
@@ -20,15 +20,15 @@ def publish_contracts(params: Params, folder: Path) -> None:
 
 
 def publish_results(params: Params, folder: Path) -> None:
-    """Show the candidates, what the chosen one scores, and where its run and the report are."""
+    """Publish the candidates, the scores of the chosen one, and links to its run and the report."""
     chosen = results.read_report(folder, "scores.json")["candidate"]
     rows = results.candidate_rows(folder, list(params.candidates), chosen)
     create_table_artifact(rows, "candidates", "Scores on validation; the lowest selection loss is chosen")
-    create_markdown_artifact("\n\n".join(results.summary_lines(folder)), "result", "What the run came to")
+    create_markdown_artifact("\n\n".join(results.summary_lines(folder)), "result", "Results of the run")
     registered = results.read_report(folder, "registered.json")
     for name, address in results.mlflow_addresses(registered["run_id"]).items() if registered["run_id"] else ():
         create_link_artifact(address, address, f"mlflow-{name}", f"The {name} in MLflow")
 
 
 def _key(name: str) -> str:
-    return name.replace("_", "-")  # Prefect knows no other mark in a key
+    return name.replace("_", "-")  # keys may contain only letters, digits and dashes

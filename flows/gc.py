@@ -1,6 +1,6 @@
-"""Delete what nobody uses any more, by `retention` in params.yaml: `python -m flows.gc [--delete]`; without, only show.
+"""Delete what is older than `retention` in params.yaml: `python -m flows.gc [--delete]`; by default it is only listed.
 
-Old data in DVC's cache, the files of models that the gate refused, and old runs in Prefect.
+This concerns old data in DVC's cache, the files of models that the gate refused, and old runs in Prefect.
 """
 
 import argparse
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 def clean_cache(before: datetime, *, dry_run: bool) -> None:
-    """Let DVC delete what neither the workspace nor a branch, a tag or a commit since then names.
+    """Delete from DVC's cache what is not used by the workspace, a branch, a tag or a commit since then.
 
     Raises:
-        CracksError: DVC could not; its own message is above.
+        CracksError: DVC failed; its own message is above.
     """
     command = ["dvc", "--wait-for-lock", "gc", "--workspace", "--force"]
     if (project_root() / ".git").exists():
@@ -41,7 +41,7 @@ def clean_cache(before: datetime, *, dry_run: bool) -> None:
 
 
 def clean_runs(client: SyncPrefectClient, before: datetime, *, dry_run: bool) -> int:
-    """Return how many runs ended before then, deleted unless it is a dry run."""
+    """Delete the runs that ended before a time, unless it is a dry run; return their number."""
     ended = FlowRunFilter(
         end_time=FlowRunFilterEndTime(before_=before),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))),
@@ -55,10 +55,10 @@ def clean_runs(client: SyncPrefectClient, before: datetime, *, dry_run: bool) ->
 
 
 def main() -> None:
-    """Show, or delete, what is older than its retention."""
+    """List or delete what is older than its retention."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--delete", action="store_true", help="delete it; by default it is only shown")
+    parser.add_argument("--delete", action="store_true", help="delete; by default only list")
     dry_run = not parser.parse_args().delete
     params, now = load_params(project_root() / "params.yaml"), datetime.now(UTC)
     keep = params.retention

@@ -1,7 +1,7 @@
-"""Prefect, MLflow, the schedules and the API on this machine: `python -m flows.local up`, `down` and `status`.
+"""Run Prefect, MLflow, the schedules and the API on this machine: `python -m flows.local up`, `down` and `status`.
 
-What the environment already names (PREFECT_API_URL, MLFLOW_TRACKING_URI) is used and not started. Each service has a
-log under .prefect/logs/. `down` ends the processes that `up` wrote down, and no others.
+A server that the environment names (PREFECT_API_URL, MLFLOW_TRACKING_URI) is used instead of starting one. Each service
+has a log under .prefect/logs/. `down` ends the processes that `up` recorded, and no others.
 """
 
 import argparse
@@ -44,13 +44,13 @@ class Service:
 
     name: str
     command: list[str]
-    address: str | None  # where a person finds it; None: nowhere
-    is_healthy: Callable[[float], bool]  # given when its process started, in seconds since the epoch
+    address: str | None  # URL for the user, None if it has none
+    is_healthy: Callable[[float], bool]  # takes the start time of its process, in seconds since the epoch
     variables: dict[str, str] = field(default_factory=dict)
 
 
 def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path | None) -> list[Service]:
-    """Return what runs here, in the order in which it starts; `starter` is a model for the API until it has another."""
+    """Return the services to start, in order; `starter` is the model that the API serves until it has another."""
     found: list[Service] = []
     prefect_api, mlflow_address = os.environ.get(PREFECT_VARIABLE), os.environ.get(MLFLOW_VARIABLE)
     if not prefect_api:
@@ -66,7 +66,7 @@ def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path |
 def _prefect(port: int) -> Service:
     address = f"http://{HOST}:{port}"
     command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    # The page asks this address for its data; by itself it would ask port 4200.
+    # The page requests its data from this address; its default is port 4200.
     variables = {
         "PREFECT_SERVER_UI_API_URL": f"{address}/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -76,7 +76,7 @@ def _prefect(port: int) -> Service:
 
 def _mlflow(port: int) -> Service:
     address = f"http://{HOST}:{port}"
-    # Artifacts go to the disk directly: what is recorded with the server up is found with it down.
+    # Artifacts are written directly to disk, so that they can be read while the server is down.
     artifacts = (project_root() / "mlflow" / "artifacts").as_uri()
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--backend-store-uri", tracking_uri()]
     command += ["--default-artifact-root", artifacts, "--no-serve-artifacts", "--workers", "1"]
@@ -102,11 +102,12 @@ def _api(port: int, starter: Path | None, variables: dict[str, str]) -> Service:
 
 
 def up(wanted: list[Service]) -> None:
-    """Start what does not run yet, wait until each is healthy and say where it is.
+    """Start the services that are not running, wait until each is healthy, and log its address.
 
     Raises:
         CracksError: a port is taken.
-        UnavailableError: a service ended or did not get healthy; its log says why. The ones before it go on.
+        UnavailableError: a service ended or did not become healthy; its log says why. Services started before it
+            keep running.
     """
     for service in wanted:
         started = services_started()
@@ -120,18 +121,18 @@ def up(wanted: list[Service]) -> None:
 
 
 def down() -> None:
-    """End what `up` started, in the reverse order, each with the processes that it started."""
+    """End the services that `up` started, in reverse order, each with its child processes."""
     started = services_started()
     for name, holder in reversed(started.items()):
         if is_alive(holder):
             processes.end_tree(psutil.Process(holder["pid"]), END_S)
             log.info("%-8s ended", name)
     write_started({})
-    end_heartbeat()  # of schedules that were dead, too: now they are meant to be
+    end_heartbeat()  # also if the schedules had stopped already: now this is on purpose
 
 
 def status() -> None:
-    """Say what runs, when the schedules last gave a sign of life, and how the last runs went."""
+    """Log which services run, the age of the heartbeat, and the outcome of the last runs."""
     started = services_started()
     for name, holder in started.items():
         state = "runs" if is_alive(holder) else "is dead"
@@ -140,11 +141,11 @@ def status() -> None:
         log.info("Nothing was started here. `make up` starts it.")
     age_s = heartbeat_age_s()
     if age_s is None:
-        log.info("The schedules give no sign of life: nobody started them, or somebody ended them.")
+        log.info("The schedules have no heartbeat: they were not started, or were stopped.")
     else:
         late = " That is late: see .prefect/logs/flows.log, then `make up`." if age_s > LATE_S else ""
-        log.info("The schedules last gave a sign of life %.0f s ago.%s", age_s, late)
-    address = os.environ.get(PREFECT_VARIABLE)  # where it is ours, the package has set it
+        log.info("The last heartbeat of the schedules was %.0f s ago.%s", age_s, late)
+    address = os.environ.get(PREFECT_VARIABLE)  # set by the package if the server was started here
     for line in _last_runs(address) if address else ():
         log.info(line)
 
@@ -211,16 +212,18 @@ def _log_file(name: str) -> Path:
 
 
 def main() -> None:
-    """Run a command."""
+    """Parse the command line and run the command."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    starting = commands.add_parser("up", help="start what does not run yet")
+    starting = commands.add_parser("up", help="start the services that are not running")
     for name, port in {"prefect": 4200, "mlflow": 5000, "api": 8000}.items():
         starting.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}")
-    starting.add_argument("--starter", type=Path, help="served form of a model for the API to answer with meanwhile")
+    starting.add_argument(
+        "--starter", type=Path, help="folder of a served model that the API uses until one is registered"
+    )
     commands.add_parser("down", help="end what `up` started")
-    commands.add_parser("status", help="what runs, and how the last runs went")
+    commands.add_parser("status", help="show the running services and the last runs")
     args = parser.parse_args()
     if args.command == "up":
         up(services(args.prefect_port, args.mlflow_port, args.api_port, args.starter))

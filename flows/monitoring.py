@@ -1,4 +1,4 @@
-"""The monitoring flow: what production sees, beside what its model was trained on."""
+"""The monitoring flow: compares photos in production with the images the model was trained on."""
 
 import sys
 from datetime import UTC, datetime
@@ -26,7 +26,9 @@ def monitoring() -> State:
         return Failed(message=str(error))
     create_markdown_artifact(as_markdown(finding.lines, finding.comparison), key="drift", description=finding.verdict)
     if (image := watch.windows_plot_uri(root)) is not None:
-        create_image_artifact(image, key="drift-windows", description="the largest score of each window, of its limit")
+        create_image_artifact(
+            image, key="drift-windows", description="the largest score of each window, divided by its limit"
+        )
     return Completed(message=" ".join(finding.lines), name=finding.verdict.capitalize())
 
 

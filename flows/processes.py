@@ -1,4 +1,4 @@
-"""Processes that a variable marks, and families and groups of processes that end as one."""
+"""Find processes by environment variable, and end process trees and groups."""
 
 import contextlib
 import os
@@ -9,18 +9,18 @@ import psutil
 
 
 def with_variable(name: str) -> Iterator[tuple[psutil.Process, str]]:
-    """Yield the processes of this user that have an environment variable, each with its value."""
+    """Yield (process, value) for each process of this user that has the environment variable."""
     for process in psutil.process_iter():
         try:
             value = process.environ().get(name)
-        except (psutil.Error, OSError):  # gone meanwhile, or someone else's
+        except (psutil.Error, OSError):  # it has ended, or belongs to another user
             continue
         if value is not None:
             yield process, value
 
 
 def end_group(group: int) -> None:
-    """Kill every process of a group; one that is gone already is fine."""
+    """Kill every process of a group; do nothing if the group has ended."""
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
@@ -28,7 +28,7 @@ def end_group(group: int) -> None:
 
 
 def end_tree(process: psutil.Process, timeout_s: float) -> None:
-    """Ask a process to end, and kill what of it and its children is left when patience runs out."""
+    """Terminate a process; after the timeout, kill it and those of its children that are left."""
     family = [process, *process.children(recursive=True)]
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
@@ -38,6 +38,6 @@ def end_tree(process: psutil.Process, timeout_s: float) -> None:
 
 
 def end_children(timeout_s: float) -> None:
-    """Ask each child of this process to end, and kill what is left when patience runs out."""
+    """Terminate each child of this process; after the timeout, kill what is left."""
     for child in psutil.Process().children():
         end_tree(child, timeout_s)

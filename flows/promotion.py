@@ -1,7 +1,7 @@
-"""The promotion and rollback flows: what `cracks promote` and `cracks rollback` do, started by Prefect.
+"""The promotion and rollback flows: `cracks promote` and `cracks rollback`, started by Prefect.
 
-A refusal ends as Completed, with the name Refused: the gate has done its work, nothing is broken and there is nothing
-to try again. Failed is left for what is: no such version, the registry away.
+A refusal ends as Completed with the name Refused, because the gate did its work and a retry would not help. Failed is
+reserved for errors, such as a missing version or an unavailable registry.
 """
 
 import argparse
@@ -24,7 +24,7 @@ NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending appro
 
 @flow(name="promotion", on_running=[runs.record_process])
 def promotion(version: str | None = None, by: str | None = None, *, allow_dirty: bool = False) -> State:
-    """Hold a version, by default the challenger, against the rules; if all pass, it goes to production."""
+    """Apply the gate to a version, by default the challenger; promote it if all rules pass."""
     params = load_params(project_root() / "params.yaml")
     try:
         decided = promote.run(params, version, dry_run=False, allow_dirty=allow_dirty, by=by or getpass.getuser())
@@ -37,7 +37,7 @@ def promotion(version: str | None = None, by: str | None = None, *, allow_dirty:
 
 @flow(name="rollback", on_running=[runs.record_process])
 def rollback(reason: str, to: str | None = None, by: str | None = None) -> State:
-    """Go back to what was in production before."""
+    """Roll back to the version that was in production before."""
     params = load_params(project_root() / "params.yaml")
     try:
         return _ended(promote.rollback(params, to, reason, by or getpass.getuser()))
@@ -56,8 +56,8 @@ def _ended(decided: Decided) -> State:
 
 def main() -> None:
     """Run the promotion flow once, on the server of PREFECT_API_URL or on an embedded one."""
-    parser = argparse.ArgumentParser(description="Promote the challenger if it has earned it.")
-    parser.add_argument("--allow-dirty", action="store_true", help="take code that differs from its commit")
+    parser = argparse.ArgumentParser(description="Promote the challenger if it passes the gate.")
+    parser.add_argument("--allow-dirty", action="store_true", help="accept code that differs from its commit")
     args = parser.parse_args()
     state = promotion(allow_dirty=args.allow_dirty, return_state=True)
     if not state.is_completed():

@@ -1,4 +1,4 @@
-"""The retraining flow: takes new labelled batches, trains on them, lets the gate decide, and tells someone."""
+"""The retraining flow: takes new labelled batches, trains on them, applies the gate, and sends a message."""
 
 import sys
 from datetime import UTC, datetime
@@ -23,12 +23,12 @@ TITLE = "Concrete cracks: "
 
 
 def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Tell someone why a run failed, a defect too; a hook for `on_failure`."""
+    """Send a message why a run failed, also for a defect; a hook for `on_failure`."""
     steps.notify_once(project_root(), "failure", f"{TITLE}retraining failed", str(state.message).splitlines())
 
 
 def clear_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Note that a run did not fail, so that the next failure is told, be it the same; a hook for `on_completion`."""
+    """Clear the last failure message, so that the next failure is always sent; a hook for `on_completion`."""
     steps.clear_notification(project_root(), "failure")
 
 
@@ -39,7 +39,7 @@ def clear_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
     on_completion=[clear_failure],
 )
 def retraining() -> State:
-    """Train on what is new in the inbox; where nothing is, say so."""
+    """Train on new batches in the inbox, if there are any."""
     log = get_run_logger()
     root = project_root()
     params = load_params(root / "params.yaml")
@@ -85,7 +85,7 @@ def _notify_if_old(root: Path, params: Params) -> None:
             lines = [f"Version {version} is older than {params.retrain.max_age_days} days, and no new batch has come."]
             title = f"{TITLE}the model is old"
             steps.notify_once(root, "age", title, lines, lambda: [steps.images_to_label(root, params)])
-    except UnavailableError as error:  # the next run looks again
+    except UnavailableError as error:  # the next run checks again
         get_run_logger().warning(str(error))
 
 

@@ -1,4 +1,4 @@
-"""Prefect's runs of this machine: who works on each, so that one whose process was killed does not stay Running."""
+"""Clean up Prefect runs: record the process of each run, so that runs of killed processes do not stay Running."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -20,16 +20,16 @@ from flows.stages import LogLine
 from pipeline.files import write_json
 from pipeline.process_identity import ProcessIdentity, is_gone, this_process
 
-MOST_RUNS = 200  # the server's limit of one answer; more than any schedule has due
+MOST_RUNS = 200  # the server's limit per request; more than any schedule has due
 
 
 def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Write down which process works on a run; a hook for `on_running`."""
+    """Store the identity of the process that executes a run; a hook for `on_running`."""
     write_json(_folder() / f"{flow_run.id}.json", this_process())
 
 
 def end_orphans(log_line: LogLine) -> None:
-    """Set runs to Crashed whose process on this machine is gone: nobody else would ever end them."""
+    """Set runs to Crashed whose process on this machine has ended; Prefect would leave them Running."""
     with get_client(sync_client=True) as client:
         for path, holder in _left_behind():
             run_id = UUID(path.stem)
@@ -56,7 +56,7 @@ def _folder() -> Path:
 
 
 def cancel_missed(log_line: LogLine) -> None:
-    """Cancel runs of schedules that a later run of the same deployment stands for."""
+    """Cancel missed scheduled runs that a later run of the same deployment replaces."""
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
         for deployment in client.read_deployments():
@@ -65,16 +65,16 @@ def cancel_missed(log_line: LogLine) -> None:
                 deployment_filter=only_it, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=MOST_RUNS
             )
             for run in superseded(found, now):
-                state: State[None] = Cancelled(message="a later run of this schedule stands for it")
+                state: State[None] = Cancelled(message="a later run of this schedule replaces it")
                 client.set_flow_run_state(run.id, state, force=True)
-                log_line(f"Run {run.name}, due {run.expected_start_time}, was missed; a later one stands for it.")
+                log_line(f"Run {run.name}, due {run.expected_start_time}, was missed; a later one replaces it.")
 
 
 def superseded(flow_runs: Iterable[FlowRun], now: datetime) -> list[FlowRun]:
-    """Return which runs of one deployment's schedule need not happen any more.
+    """Return the scheduled runs of one deployment that are no longer needed.
 
-    After a pause all that was missed is due at once. One run does the work of them all: of the overdue the newest is
-    kept, and none that was due before another started.
+    After a pause, all missed runs are due at once, and one run does the work of all of them. Only the newest overdue
+    run is kept, and only if it was due after the start of the last run.
     """
     known = list(flow_runs)
     last_start = max((run.start_time for run in known if run.start_time and _has_run(run)), default=None)
@@ -83,7 +83,7 @@ def superseded(flow_runs: Iterable[FlowRun], now: datetime) -> list[FlowRun]:
 
 
 def _has_run(run: FlowRun) -> bool:
-    return run.state_type not in (StateType.SCHEDULED, StateType.CANCELLED)  # a cancelled one has a start time too
+    return run.state_type not in (StateType.SCHEDULED, StateType.CANCELLED)  # a cancelled run has a start time too
 
 
 def _is_overdue(run: FlowRun, now: datetime) -> bool:

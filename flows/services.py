@@ -1,4 +1,4 @@
-"""The services that flows need: the record of those that `make up` has started on this machine, and which answer."""
+"""Services that flows need: the record of those that `make up` started on this machine, and health checks."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ PREFECT = "prefect"
 
 
 class Started(ProcessIdentity):
-    """What is written down of a service."""
+    """Record of a started service."""
 
     address: str | None
 
 
 def services_started() -> dict[str, Started]:
-    """Return the services that were started, dead ones too, by name in the order of their start."""
+    """Return the services that were started, including ended ones, by name in order of their start."""
     try:
         found: dict[str, Started] = json.loads(_record().read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -28,18 +28,18 @@ def services_started() -> dict[str, Started]:
 
 
 def write_started(started: dict[str, Started]) -> None:
-    """Write down which services were started."""
+    """Store the record of started services."""
     write_json(_record(), started)
 
 
 def local_prefect() -> str | None:
-    """Return the address of the API of the Prefect server that runs here, None where none does."""
+    """Return the API address of the Prefect server that was started here, None if it is not running."""
     server = services_started().get(PREFECT)
     return f"{server['address']}/api" if server is not None and is_alive(server) else None
 
 
 def answers(address: str) -> bool:
-    """Return whether a service answers at an address, and says that it is well."""
+    """Return whether a service answers at an address with a success status."""
     try:
         return httpx.get(address, timeout=20).is_success
     except httpx.HTTPError:

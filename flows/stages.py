@@ -1,4 +1,4 @@
-"""DVC's stages, read and run. The graph has one owner, dvc.yaml; nothing here knows a stage by name."""
+"""Read and run DVC's stages. dvc.yaml defines the graph; no stage name occurs here."""
 
 import collections
 import contextlib
@@ -24,19 +24,19 @@ from pipeline.project import project_root
 
 UNCHANGED = "didn't change, skipping"
 FROM_CACHE = "is cached - skipping run"
-# What DVC says when another DVC has a file or the whole project in hand.
+# Messages of DVC when another DVC process has locked a file or the project.
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 EXIT_CODE = re.compile(r"exited with (\d+)")
-END_S = 10  # for killed processes to be gone
-LINES_KEPT = 500  # of a stage's output, to find its message in
+END_S = 10  # for killed processes to end
+LINES_KEPT = 500  # last lines of a stage's output, to find its error message in
 EMPTY_DVC_LOCK = "schema: '2.0'\n"
-STARTED_BY_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of each stage's processes: who started it
+STARTED_BY_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of a stage's processes: the process that started it
 
 LogLine = Callable[[str], None]
 
 
 class BusyError(UnavailableError):
-    """Another DVC process holds what this stage needs; in a moment it will not."""
+    """Another DVC process has locked what this stage needs; a retry will help."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ def read_graph() -> dict[str, Stage]:
                 if stage.cmd
             }
     except DvcException as error:
-        raise CracksError(f"DVC cannot read the stages: {error}. `dvc stage list` says the same.") from None
+        raise CracksError(f"DVC cannot read the stages: {error}. Run `dvc stage list` to check.") from None
 
 
 class StageRunner:
-    """Runs stages, each in a process group of its own, and can end all that run at once."""
+    """Runs stages, each in its own process group, and can end all running stages at once."""
 
     def __init__(self, settings: Flow) -> None:
         self._settings = settings
@@ -81,11 +81,11 @@ class StageRunner:
 
     @property
     def is_ended(self) -> bool:
-        """Whether `end` was called: what fails from then on was stopped."""
+        """Whether `end` was called; stages that fail afterwards were stopped."""
         return self._ended.is_set()
 
     def end(self) -> None:
-        """End every stage that runs, with all its processes; none starts after this."""
+        """End every running stage with all its processes, and start no more."""
         with self._guard:
             self._ended.set()
             for group in self._groups:
@@ -94,12 +94,12 @@ class StageRunner:
     def reproduce(self, stage: str, log_line: LogLine) -> bool:
         """Bring one stage up to date; return whether it had to run.
 
-        Tried again, after a pause that doubles, where that can help: a service is away, or DVC is busy.
+        If a service is unavailable or DVC is busy, the stage is tried again after a pause that doubles each time.
 
         Raises:
-            UnavailableError: the service stayed away.
-            RefusedError: a rule of the project said no.
-            CracksError: the stage failed in another way, or hung; the message has its own.
+            UnavailableError: the service was still unavailable at the last attempt.
+            RefusedError: a rule of the project refused it.
+            CracksError: the stage failed in another way or timed out; the message includes its own.
         """
         for n_retries in range(self._settings.max_retries):
             try:
@@ -108,7 +108,7 @@ class StageRunner:
                 pause_s = self._settings.retry_pause_s * 2**n_retries
                 if self.is_ended:
                     raise
-                log_line(f"{error}\nThat can pass: {stage} is tried again in {pause_s:g} s.")
+                log_line(f"{error}\nTrying {stage} again in {pause_s:g} s.")
                 self._ended.wait(pause_s)
         return self._attempt(stage, log_line)
 
@@ -120,21 +120,21 @@ class StageRunner:
             log_line(line)
 
         limit_minutes = self._settings.stage_timeout_minutes
-        hung = False
+        timed_out = False
         with self._start(stage) as process:
             reader = threading.Thread(target=_read, args=(process.stdout or (), take))
             reader.start()
             try:
                 process.wait(limit_minutes * 60)
             except subprocess.TimeoutExpired:
-                hung = True
+                timed_out = True
             finally:
-                # What of its processes outlived DVC would write under the next one's hands.
+                # Processes that outlive DVC would write to the files of the next stage.
                 processes.end_group(process.pid)
                 reader.join()
                 with self._guard:
                     self._groups.discard(process.pid)
-        if hung:
+        if timed_out:
             raise CracksError(
                 f"Stage {stage} was still running after {limit_minutes:g} minutes and was ended. See in the log where "
                 "it stopped, or raise flow.stage_timeout_minutes in params.yaml."
@@ -170,13 +170,15 @@ def _read(output: Iterable[str], take: LogLine) -> None:
 
 
 def _failure(stage: str, lines: list[str]) -> CracksError:
-    """Return the error by which a stage failed, as its output tells it."""
+    """Return the error of a failed stage, derived from its output."""
     text = "\n".join(lines)
     if any(sign in text for sign in BUSY):
-        return BusyError(f"Stage {stage} met another DVC process: {lines[-1]}")
+        return BusyError(f"Stage {stage} is blocked by another DVC process: {lines[-1]}")
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     own = [line for line in lines[starts[-1] :] if not line.startswith("ERROR: ")] if starts else []
-    message = "\n".join(own).removeprefix("error: ") or "Its message is in the log above; mend that and run again."
+    message = (
+        "\n".join(own).removeprefix("error: ") or "Its message is in the log above; correct the cause and run again."
+    )
     codes = EXIT_CODE.findall(text)
     kinds = {UnavailableError.exit_code: UnavailableError, RefusedError.exit_code: RefusedError}
     kind = kinds.get(int(codes[-1]), CracksError) if codes else CracksError
@@ -184,7 +186,7 @@ def _failure(stage: str, lines: list[str]) -> CracksError:
 
 
 def end_orphans(log_line: LogLine) -> None:
-    """End the stages of this project whose flow was killed: they would write under the next one's hands."""
+    """End the stages of this project whose flow was killed; they would write to the files of the next run."""
     root = str(project_root())
     orphans = [
         process
@@ -199,10 +201,10 @@ def end_orphans(log_line: LogLine) -> None:
 
 
 def clear_locks(log_line: LogLine) -> None:
-    """Mend what a killed DVC leaves that would stop every later one: its list of locks, and a half-written dvc.lock.
+    """Repair what a killed DVC leaves and would block later runs: stale locks, and a partly written dvc.lock.
 
-    DVC takes the locks of a process that is gone for free, but not those of one whose id another process has now, and
-    it writes neither file atomically. With an empty dvc.lock it finds finished stages in its run cache.
+    DVC ignores the locks of a process that has ended, but not if its id was reused, and it writes neither file
+    atomically. With an empty dvc.lock, it finds finished stages in its run cache.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import make_lock
@@ -214,13 +216,13 @@ def clear_locks(log_line: LogLine) -> None:
         with make_lock(str(folder / "lock")), make_lock(str(folder / "rwlock.lock")):
             if not _locks_are_held(folder / "rwlock"):
                 (folder / "rwlock").unlink(missing_ok=True)
-            dvc_lock = (root / "dvc.lock").resolve()  # in the image a link into a volume; DVC stops at one into nothing
+            dvc_lock = (root / "dvc.lock").resolve()  # in the image a link into a volume; DVC fails on a dangling link
             if not _is_complete(dvc_lock):
                 shutil.copyfile(dvc_lock, folder / "dvc.lock.broken")
                 write_text(dvc_lock, EMPTY_DVC_LOCK)
-                log_line("dvc.lock was cut off when DVC was killed; it is made again from the run cache.")
+                log_line("dvc.lock was truncated when DVC was killed; it is restored from the run cache.")
     except DvcException:
-        return  # another DVC is at work, so nothing was left behind
+        return  # another DVC process is running, so there is nothing to repair
 
 
 def _locks_are_held(path: Path) -> bool:
@@ -251,4 +253,4 @@ def _is_complete(dvc_lock: Path) -> bool:
         return True
     except (yaml.YAMLError, UnicodeDecodeError, Invalid):
         return False
-    return text.endswith("\n")  # `hash: md` is YAML as well, and would stop DVC
+    return text.endswith("\n")  # a truncated `hash: md` is valid YAML too, and would make DVC fail

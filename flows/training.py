@@ -1,4 +1,4 @@
-"""The training flow: every DVC stage as a Prefect task, those that do not wait for each other side by side."""
+"""The training flow: every DVC stage as a Prefect task; independent stages run in parallel."""
 
 import functools
 import queue
@@ -22,7 +22,7 @@ Futures = dict[str, PrefectFuture[State]]
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str, has_to_run: bool, runner: stages.StageRunner) -> State:
-    """Bring one stage up to date; one that did not have to run ends as Cached."""
+    """Bring one stage up to date; a stage that did not have to run ends as Cached."""
     try:
         has_run = has_to_run and runner.reproduce(stage, get_run_logger().info)
     except CracksError as error:  # a state, not an exception: Prefect would log a traceback
@@ -33,10 +33,10 @@ def run_stage(stage: str, has_to_run: bool, runner: stages.StageRunner) -> State
 def run_ready(
     needs: Mapping[str, frozenset[str]], submit: Callable[[str, Futures], PrefectFuture[State]], max_parallel: int
 ) -> dict[str, State]:
-    """Submit each stage once all that it needs are completed, at most `max_parallel` at a time.
+    """Submit each stage once all stages that it needs are completed, at most `max_parallel` at a time.
 
     Returns:
-        The state of each stage that was started. One that failed starts no other that needs it; the rest goes on.
+        The state of each stage that was started. Stages that need a failed stage are not started; the others are.
     """
     order = TopologicalSorter(needs)
     order.prepare()
@@ -51,9 +51,9 @@ def run_ready(
             futures[stage] = submit(stage, {name: futures[name] for name in needs[stage]})
             futures[stage].add_done_callback(functools.partial(_announce, finished, stage))
         if len(futures) == len(states):
-            break  # what is left waits for a stage that failed
+            break  # the remaining stages need one that failed
         stage = finished.get()
-        futures[stage].wait()  # takes over the final state; the callback comes before
+        futures[stage].wait()  # sets the final state; the callback is called before that
         states[stage] = futures[stage].state
         if states[stage].is_completed():
             order.done(stage)
@@ -66,7 +66,7 @@ def _announce(finished: queue.Queue[str], stage: str, _: PrefectFuture[State]) -
 
 @flow(name="training", on_running=[runs.record_process])
 def training() -> State:
-    """Take the data in params.yaml to a registered model; where a stage fails, what needs it is not started."""
+    """Train and register a model from the data in params.yaml; stages that need a failed stage are not started."""
     log = get_run_logger()
     runs.end_orphans(log.warning)
     stages.end_orphans(log.warning)
@@ -83,7 +83,7 @@ def training() -> State:
 
 
 def reproduce_all(params: Params) -> State:
-    """Bring every stage up to date, each as a task; to be called in a flow.
+    """Bring every stage up to date, each as a task; call this inside a flow.
 
     Raises:
         CracksError: DVC cannot read the stages.

@@ -47,7 +47,7 @@ def photos(seed, n_photos, n_tiles=12, *, shift=0.0, prefix="photo"):
     return looks.assign(photo=names, embedding=list(values[:, len(IMAGE_STATISTICS) :].astype(np.float32)))
 
 
-def test_the_rate_of_a_window_is_that_of_the_month_dealt_to_its_windows():
+def test_the_rate_of_a_window_is_that_of_the_month_divided_by_its_windows():
     assert alpha_of(MONITOR) == pytest.approx(0.1)
     assert alpha_of(MONITOR.model_copy(update={"false_alarms_per_month": 8})) == 1
 
@@ -71,7 +71,7 @@ def test_windows_of_the_same_kind_alarm_no_more_often_than_stated():
 
 @pytest.mark.slow
 def test_a_test_that_takes_tiles_for_independent_alarms_in_most_of_the_same_windows():
-    """Why whole photos are resampled: the same data, each tile passed off as a photo of its own."""
+    """Why whole photos are resampled: the same data, each tile treated as a photo of its own."""
 
     def as_photos(tiles):
         return tiles.assign(photo=[f"tile-{row}" for row in range(len(tiles))])
@@ -83,7 +83,7 @@ def test_a_test_that_takes_tiles_for_independent_alarms_in_most_of_the_same_wind
     assert sum(alarms) >= 18
 
 
-def test_a_window_that_moved_is_found_and_the_statistic_is_named():
+def test_a_window_that_drifted_is_detected_and_the_statistic_is_named():
     comparison = compare(photos(0, 30), photos(1, 5, shift=4, prefix="new"), MONITOR)
     assert comparison.has_drifted
     assert "brightness" in comparison.drifted_statistics
@@ -93,8 +93,8 @@ def test_a_window_that_moved_is_found_and_the_statistic_is_named():
     assert comparison.scores["statistic"].tolist() == [*IMAGE_STATISTICS, ALL_STATISTICS, "embedding"]
 
 
-def test_images_that_differ_only_in_how_statistics_go_together_are_found():
-    """Each image statistic by itself is spread as before."""
+def test_a_change_of_only_the_correlation_of_statistics_is_detected():
+    """The distribution of each single image statistic is unchanged."""
 
     def coupled(seed, n_photos, sign, prefix):
         tiles = photos(seed, n_photos, 20, prefix=prefix)
@@ -151,7 +151,7 @@ def test_a_window_without_photos_is_refused():
         compare(photos(0, 5), photos(0, 5).iloc[:0], MONITOR)
 
 
-def test_photos_are_thinned_to_a_number_of_tiles_of_which_some_may_have_fewer():
+def test_a_number_of_tiles_is_sampled_from_each_photo_or_all_if_it_has_fewer():
     tiles = pd.concat([photos(0, 2, 4), photos(1, 1, 2, prefix="small")])
     assert sample_tiles(tiles, 3, np.random.default_rng(0))["photo"].value_counts().to_dict() == {
         "photo-0": 3,

@@ -1,4 +1,4 @@
-"""The schedules' sign of life."""
+"""The heartbeat of the schedules."""
 
 import pytest
 
@@ -12,11 +12,11 @@ def in_a_project(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
 
 
-def test_without_a_sign_of_life_there_is_no_age():
+def test_without_a_heartbeat_there_is_no_age():
     assert heartbeat_age_s() is None
 
 
-def test_the_age_counts_from_the_last_sign_of_life():
+def test_the_age_counts_from_the_last_heartbeat():
     renew_heartbeat(now_s=1000.0)
     renew_heartbeat(now_s=1030.0)
     assert heartbeat_age_s(now_s=1042.5) == 12.5

@@ -1,4 +1,4 @@
-"""The death of the schedules is told once, and so is their return."""
+"""One alert is sent when the heartbeat stops, and one message when it resumes."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from pipeline.monitoring import heartbeat_watch
 from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_file, renew_heartbeat
 from pipeline.monitoring.heartbeat_watch import HeartbeatWatch
 
-DEAD, BACK = "Concrete cracks: the schedules have died", "Concrete cracks: the schedules are back"
+STOPPED, RUNNING = "Concrete cracks: the schedules have stopped", "Concrete cracks: the schedules are running again"
 LONG_AGO_S = 1_000_000_000.0  # 2001-09-09 01:46:40 UTC
 # The server, whose watch looks so often that a test need not wait for two minutes.
 HASTY = """
@@ -57,18 +57,18 @@ def check(watch, *times_s):
         watch.check(now_s)
 
 
-def test_a_death_is_told_once_with_the_last_sign_of_life_and_what_to_do(told):
+def test_one_alert_names_the_last_heartbeat_and_what_to_do(told):
     renew_heartbeat(LONG_AGO_S)
     watch = HeartbeatWatch()
     check(watch, 1000, 1000 + LATE_S - 1)
     assert told.titles == []
     check(watch, 1000 + LATE_S, 1000 + 2 * LATE_S, 1000 + 4 * LATE_S, 1e9)
-    assert told.titles == [DEAD]
+    assert told.titles == [STOPPED]
     assert "2001-09-09 01:46 UTC" in told.lines[0][0]
     assert "make up" in told.lines[0][-1]
 
 
-def test_schedules_that_give_signs_of_life_are_not_spoken_of(told):
+def test_no_alert_is_sent_while_the_heartbeat_is_renewed(told):
     watch = HeartbeatWatch()
     for now_s in range(0, 10 * LATE_S, LATE_S - 1):
         renew_heartbeat(LONG_AGO_S + now_s)
@@ -76,7 +76,7 @@ def test_schedules_that_give_signs_of_life_are_not_spoken_of(told):
     assert told.titles == []
 
 
-def test_schedules_that_nobody_started_or_that_somebody_ended_are_not_dead(told):
+def test_schedules_that_were_not_started_or_were_stopped_on_purpose_cause_no_alert(told):
     watch = HeartbeatWatch()
     check(watch, 0, 10 * LATE_S)
     renew_heartbeat(LONG_AGO_S)
@@ -88,7 +88,7 @@ def test_schedules_that_nobody_started_or_that_somebody_ended_are_not_dead(told)
     assert list(heartbeat_file().parent.iterdir()) == []
 
 
-def test_the_return_is_told_once_and_another_death_again(told):
+def test_one_message_is_sent_on_recovery_and_a_new_alert_on_the_next_failure(told):
     watch = HeartbeatWatch()
     renew_heartbeat(LONG_AGO_S)
     check(watch, 0, 200)
@@ -96,24 +96,24 @@ def test_the_return_is_told_once_and_another_death_again(told):
     check(watch, 300)
     renew_heartbeat(LONG_AGO_S + 330)
     check(watch, 330)
-    assert told.titles == [DEAD, BACK]
+    assert told.titles == [STOPPED, RUNNING]
     assert "2001-09-09 01:51 UTC" in told.lines[1][0]
     check(watch, 330 + LATE_S)
-    assert told.titles == [DEAD, BACK, DEAD]
+    assert told.titles == [STOPPED, RUNNING, STOPPED]
 
 
-def test_a_watch_that_starts_again_repeats_nothing_and_tells_of_the_return(told):
+def test_a_restarted_watch_repeats_no_alert_and_reports_recovery(told):
     renew_heartbeat(LONG_AGO_S)
     check(HeartbeatWatch(), 0, 200)
     again = HeartbeatWatch()
     check(again, 0, 1000)
-    assert told.titles == [DEAD]
+    assert told.titles == [STOPPED]
     renew_heartbeat(LONG_AGO_S + 2000)
     check(HeartbeatWatch(), 0)
-    assert told.titles == [DEAD, BACK]
+    assert told.titles == [STOPPED, RUNNING]
 
 
-def test_a_sign_of_life_that_is_old_when_the_watch_starts_gets_its_time_too(told):
+def test_a_heartbeat_that_is_old_when_the_watch_starts_gets_the_full_time(told):
     """As after the machine was switched on, when the API is up before the schedules."""
     renew_heartbeat(LONG_AGO_S)
     watch = HeartbeatWatch()
@@ -123,7 +123,7 @@ def test_a_sign_of_life_that_is_old_when_the_watch_starts_gets_its_time_too(told
     assert told.titles == []
 
 
-def test_what_reached_nobody_is_told_again_each_time_after_twice_as_long(told):
+def test_an_undelivered_alert_is_sent_again_after_twice_as_long_each_time(told):
     told.reached = False
     watch = HeartbeatWatch()
     renew_heartbeat(LONG_AGO_S)
@@ -135,10 +135,10 @@ def test_what_reached_nobody_is_told_again_each_time_after_twice_as_long(told):
     assert tries_s == [LATE_S, 2 * LATE_S, 4 * LATE_S, 8 * LATE_S]
     told.reached = True
     check(watch, 16 * LATE_S, 32 * LATE_S, 64 * LATE_S)
-    assert told.titles == [DEAD] * 5
+    assert told.titles == [STOPPED] * 5
 
 
-def test_a_return_that_reached_nobody_is_told_again(told):
+def test_an_undelivered_recovery_message_is_sent_again(told):
     watch = HeartbeatWatch()
     renew_heartbeat(LONG_AGO_S)
     check(watch, 0, 200)
@@ -147,17 +147,17 @@ def test_a_return_that_reached_nobody_is_told_again(told):
     check(watch, 300)
     told.reached = True
     check(watch, 330, 360)
-    assert told.titles == [DEAD, BACK, BACK]
+    assert told.titles == [STOPPED, RUNNING, RUNNING]
 
 
-def test_of_watches_that_look_at_once_one_tells(told, monkeypatch):
+def test_only_one_of_several_simultaneous_watches_sends_the_alert(told, monkeypatch):
     renew_heartbeat(LONG_AGO_S)
     watches = [HeartbeatWatch() for _ in range(8)]
     for watch in watches:
         watch.check(0)
     notify = heartbeat_watch.notify
     monkeypatch.setattr(heartbeat_watch, "notify", lambda *message: time.sleep(0.05) or notify(*message))
-    for expected in ([DEAD], [DEAD, BACK]):
+    for expected in ([STOPPED], [STOPPED, RUNNING]):
         threads = [threading.Thread(target=watch.check, args=(200,)) for watch in watches]
         for thread in threads:
             thread.start()
@@ -167,8 +167,8 @@ def test_of_watches_that_look_at_once_one_tells(told, monkeypatch):
         renew_heartbeat(LONG_AGO_S + 200)
 
 
-def test_what_goes_wrong_does_not_end_the_watch(monkeypatch, caplog):
-    """A sign of life that is damaged, say."""
+def test_an_exception_does_not_end_the_watch(monkeypatch, caplog):
+    """For example a damaged heartbeat file."""
     monkeypatch.setattr(heartbeat_watch, "INTERVAL_S", 0)
     heartbeat_file().parent.mkdir()
     heartbeat_file().write_text("{")
@@ -176,7 +176,7 @@ def test_what_goes_wrong_does_not_end_the_watch(monkeypatch, caplog):
     thread = threading.Thread(target=heartbeat_watch.watch_heartbeat, args=(stopping,))
     thread.start()
     try:
-        wait_until(lambda: caplog.text.count("cannot be watched") > 2)
+        wait_until(lambda: caplog.text.count("cannot be checked") > 2)
     finally:
         stopping.set()
         thread.join()
@@ -202,7 +202,7 @@ def hasty_servers(folder: Path, address: str, n: int):
 
 
 @pytest.mark.slow
-def test_two_servers_tell_a_webhook_once_of_a_death_of_the_return_and_of_another_death(tmp_path):
+def test_two_servers_send_each_alert_and_recovery_message_once(tmp_path):
     titles, told = [], heartbeat_file().with_name("heartbeat-told.json")
 
     def wait_for(title):
@@ -213,14 +213,14 @@ def test_two_servers_tell_a_webhook_once_of_a_death_of_the_return_and_of_another
 
     renew_heartbeat(LONG_AGO_S)
     with webhook() as (address, messages), hasty_servers(tmp_path, address, 2) as (one, other):
-        wait_for(DEAD)
+        wait_for(STOPPED)
         wait_until(told.exists)  # killed before that, it would tell again
         assert json.loads(told.read_text()) == LONG_AGO_S
         one.kill()
         one.start()
         renew_heartbeat()
-        wait_for(BACK)
-        wait_for(DEAD)
+        wait_for(RUNNING)
+        wait_for(STOPPED)
         end_heartbeat()
         for server in (one, other):
             server.wait_until_ready()

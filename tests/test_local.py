@@ -67,17 +67,17 @@ def test_what_was_started_is_shown_and_ended_with_the_stage_that_runs(project):
     shown = project.run(*LOCAL, "status").stderr
     assert "prefect  runs" in shown
     assert "Running" in shown
-    assert "sign of life" in shown
+    assert "heartbeat" in shown
 
     ended = project.run(*LOCAL, "down")
     assert ended.returncode == 0, ended.stderr
     assert not any(psutil.pid_exists(holder["pid"]) for holder in record.values())
     assert not psutil.pid_exists(int(pid.read_text()))
-    assert "no sign of life" in project.run(*LOCAL, "status").stderr
+    assert "no heartbeat" in project.run(*LOCAL, "status").stderr
 
 
 @pytest.mark.soak
-def test_schedules_that_are_killed_are_told_of_by_the_api_and_so_is_their_return(project):
+def test_the_api_sends_an_alert_when_the_schedules_are_killed_and_a_message_when_they_return(project):
     prefect_port, mlflow_port, api_port = free_ports(3)
     ports = ("--prefect-port", prefect_port, "--mlflow-port", mlflow_port, "--api-port", api_port)
     with webhook() as (address, messages):
@@ -86,13 +86,13 @@ def test_schedules_that_are_killed_are_told_of_by_the_api_and_so_is_their_return
         record = json.loads((project.root / ".prefect" / "local.json").read_text())
         os.kill(record["flows"]["pid"], signal.SIGKILL)
         wait_until(lambda: messages, LATE_S + 2 * INTERVAL_S)
-        assert messages[0]["title"] == "Concrete cracks: the schedules have died"
+        assert messages[0]["title"] == "Concrete cracks: the schedules have stopped"
         assert "flows    is dead" in project.run(*LOCAL, "status").stderr
         metrics = httpx.get(f"http://127.0.0.1:{api_port}/metrics").text
         assert float(metrics.split("\ncracks_schedules_heartbeat_age_seconds ")[1].split()[0]) >= LATE_S
         assert project.run(*LOCAL, "up", *ports, CRACKS_NOTIFY_URL=address).returncode == 0
         wait_until(lambda: len(messages) > 1, 2 * INTERVAL_S)
-        assert messages[1]["title"] == "Concrete cracks: the schedules are back"
+        assert messages[1]["title"] == "Concrete cracks: the schedules are running again"
         os.kill(json.loads((project.root / ".prefect" / "local.json").read_text())["flows"]["pid"], signal.SIGKILL)
         assert project.run(*LOCAL, "down").returncode == 0
     assert not (project.root / ".prefect" / "heartbeat.json").exists()  # of dead schedules that were to end

@@ -104,7 +104,9 @@ def test_embeddings_of_another_width_are_refused(tmp_path):
 
 def test_a_foreign_file_in_the_folder_is_named_with_what_to_do(tmp_path):
     (tmp_path / "notes.parquet").write_text("no table")
-    with pytest.raises(CracksError, match=r"notes\.parquet is no file of a prediction log: .*Move it away"):
+    with pytest.raises(
+        CracksError, match=r"notes\.parquet is not a file of the prediction log: .*Move it out of the folder"
+    ):
         PredictionLog(tmp_path).read()
 
 

@@ -178,7 +178,7 @@ def test_an_old_model_is_told_of_once_with_the_images_most_worth_labelling(
     to_label = project.root / "data" / "monitoring" / "to-label"
     assert message["message"].splitlines() == [
         "Version 1 is older than 180 days, and no new batch has come.",
-        f"The 3 images most worth labelling, of 3, are listed in {to_label / 'list.csv'}; 3 of them lie beside it. "
+        f"The 3 images most worth labelling, of 3, are listed in {to_label / 'list.csv'}; 3 of them are copied there. "
         "Label them, and put them into data/inbox/ as a batch.",
     ]
     assert sorted(path.name[5:] for path in to_label.glob("*.png")) == ["0.png", "1.png", "2.png"]
@@ -280,14 +280,14 @@ def test_a_retraining_whose_services_go_away_fails_in_words_and_later_runs_end_a
         with contextlib.ExitStack() as tracking:
             env["MLFLOW_TRACKING_URI"] = tracking.enter_context(tracking_server(project, mlflow_port))
             printed = retrain_until(project, "train@", tracking.close, env)
-        assert [f"register is tried again in {pause_s} s" in printed for pause_s in (1, 2, 4)] == [True, True, False]
+        assert [f"Trying register again in {pause_s} s" in printed for pause_s in (1, 2, 4)] == [True, True, False]
         assert outcome_of(project)["record"] == [("0001-north.zip", N_IMAGES, None)]
         assert project.model_versions() == [("1", "challenger")]
 
         with tracking_server(project, mlflow_port):
             printed = retrain_until(project, "register", store.stop, env)
             assert "Running stage 'train@" not in printed
-            assert [f"tried again in {pause_s} s" in printed for pause_s in (1, 2, 4)] == [True, True, False]
+            assert [f"Trying again in {pause_s} s" in printed for pause_s in (1, 2, 4)] == [True, True, False]
             assert project.model_versions() == [("1", ""), ("2", "challenger")]
             assert outcome_of(project)["record"] == [("0001-north.zip", N_IMAGES, None)]
 

@@ -167,12 +167,12 @@ def test_the_images_most_worth_labelling_of_all_that_the_model_scored_are_export
         PredictionLog(tmp_path / LOG_FOLDER).append(rows)
     line = images_to_label(tmp_path, params)
     table = tmp_path / "data" / "monitoring" / "to-label" / "list.csv"
-    assert f"of {2 * len(seen)}, are listed in {table}; 0 of them lie beside it" in line
+    assert f"of {2 * len(seen)}, are listed in {table}; 0 of them are copied there" in line
     assert len(pd.read_csv(table)) == min(2 * len(seen), params.monitor.n_to_label)
 
 
 def test_where_nothing_was_logged_the_message_says_so(tmp_path, params, monitored):
-    assert re.search("cannot be said.*has nothing of version 7.*cracks predict", images_to_label(tmp_path, params))
+    assert re.search("could not be chosen.*has no rows of version 7.*cracks predict", images_to_label(tmp_path, params))
     assert not (tmp_path / "data").exists()
 
 
@@ -306,7 +306,9 @@ def test_a_remote_that_is_away_is_an_error_that_may_pass(repository, params):
         ["dvc", "remote", "add", "--quiet", "--default", "store", "http://127.0.0.1:9/"], cwd=repository, check=True
     )
     # on one line, and without what DVC says besides
-    with pytest.raises(UnavailableError, match=r"^`dvc push .*site\.dvc` failed: .*[^!] Nothing is lost: mend it, and"):
+    with pytest.raises(
+        UnavailableError, match=r"^`dvc push .*site\.dvc` failed: .*[^!] Nothing is lost: repair it, and"
+    ):
         store_batches(repository, params)
 
 

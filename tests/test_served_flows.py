@@ -48,7 +48,7 @@ def test_every_flow_is_served_and_those_that_nobody_starts_have_a_schedule():
     assert {deployment.name for deployment in deployments(PARAMS)} == set(schedules)
 
 
-def test_of_every_flow_the_process_is_written_down_that_works_on_it():
+def test_every_flow_records_the_process_that_runs_it():
     for name, flow in every_flow().items():
         assert runs.record_process in flow.on_running_hooks, name
 
@@ -111,6 +111,6 @@ def test_while_the_prefect_server_is_away_someone_is_told_and_when_it_is_back_th
         finally:
             process.kill()
             process.wait()
-    titles = ["Concrete cracks: the schedules have died", "Concrete cracks: the schedules are back"]
+    titles = ["Concrete cracks: the schedules have stopped", "Concrete cracks: the schedules are running again"]
     assert [message["title"] for message in messages] == titles
     assert not (project.root / ".prefect" / "heartbeat.json").exists()

@@ -1,4 +1,4 @@
-"""Stages run as DVC would run them, and none outlives its flow, hangs, or is tried again in vain."""
+"""Stages run as DVC runs them; none outlives its flow, hangs, or is retried without need."""
 
 import contextlib
 import json
@@ -106,7 +106,7 @@ def test_a_service_that_is_away_is_tried_again_until_it_is_back(at):
     lines: list[str] = []
     assert runner().reproduce("one", lines.append)
     assert (project.root / "tries").read_text().count("x") == 3
-    assert any("tried again in 0.02 s" in line for line in lines)
+    assert any("Trying one again in 0.02 s" in line for line in lines)
 
 
 def test_a_service_that_stays_away_ends_the_stage_after_the_last_try(at):
@@ -228,7 +228,7 @@ def test_a_lock_file_cut_off_by_a_kill_is_made_again_without_running_stages(at, 
     lock.write_bytes(whole[: whole.index(cut_after) + len(cut_after)])
     lines: list[str] = []
     stages.clear_locks(lines.append)
-    assert lines == ["dvc.lock was cut off when DVC was killed; it is made again from the run cache."]
+    assert lines == ["dvc.lock was truncated when DVC was killed; it is restored from the run cache."]
     printed = project.repro()
     assert "Running stage" not in printed
     assert yaml.safe_load(lock.read_bytes()) == yaml.safe_load(whole)

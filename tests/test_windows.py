@@ -52,14 +52,14 @@ def see(root, tiles, time, version="7"):
     PredictionLog(root / LOG_FOLDER).append(logged(tiles, time, version))
 
 
-def test_photos_like_those_trained_on_are_no_drift_and_nobody_is_told(root, told):
+def test_photos_like_those_trained_on_are_no_drift_and_cause_no_alert(root, told):
     see(root, photos(1, 6), MONDAY)
     finding = windows.run(PARAMS, root, MONDAY + WEEK)
     assert (finding.verdict, finding.dataset, told) == ("no drift", "walls", [])
     assert "No drift" in Page((root / "reports" / "drift.html").read_text(encoding="utf-8")).text
 
 
-def test_drift_is_told_once_as_long_as_it_lasts_with_images_to_label(root, told):
+def test_one_alert_is_sent_while_drift_lasts_with_images_to_label(root, told):
     for week, (seed, shift) in enumerate([(1, 5), (2, 5), (5, 0), (4, 5)]):
         see(root, photos(seed, 6, shift=shift), MONDAY + week * WEEK)
         windows.run(PARAMS, root, MONDAY + (week + 1) * WEEK)
@@ -73,7 +73,7 @@ def test_drift_is_told_once_as_long_as_it_lasts_with_images_to_label(root, told)
     assert str(root / "reports" / "drift.html") in lines[-1]
 
 
-def test_drift_that_could_not_be_told_is_told_with_the_next_window(root, monkeypatch):
+def test_an_undelivered_drift_alert_is_sent_with_the_next_window(root, monkeypatch):
     answers = iter([False, True])
     monkeypatch.setattr(windows, "notify", lambda title, lines: next(answers))
     for week in (0, 1, 2):
@@ -82,7 +82,7 @@ def test_drift_that_could_not_be_told_is_told_with_the_next_window(root, monkeyp
     assert next(answers, "both asked") == "both asked"
 
 
-def test_few_photos_wait_for_the_next_look(root, told):
+def test_few_photos_wait_for_the_next_check(root, told):
     see(root, photos(1, 4, shift=9), MONDAY)
     assert windows.run(PARAMS, root, MONDAY + WEEK).verdict == "too few photos"
     see(root, photos(2, 2, shift=9, prefix="later"), MONDAY + WEEK)
@@ -101,7 +101,7 @@ def test_a_window_closes_no_more_often_than_the_rate_was_stated_for(root, told):
     assert windows.run(PARAMS, root, MONDAY + 2 * WEEK).verdict == "drift"
 
 
-def test_only_what_the_watched_model_scored_counts(root, told):
+def test_only_predictions_of_the_monitored_model_count(root, told):
     see(root, photos(1, 6, shift=9), MONDAY, version="6")
     assert windows.run(PARAMS, root, MONDAY + WEEK).verdict == "too few photos"
 
@@ -186,8 +186,8 @@ def test_the_reference_takes_evenly_of_photos_and_one_image_of_each_group_where_
 
 
 @pytest.mark.slow
-def test_a_registered_model_carries_what_it_was_trained_on_and_its_predictions_are_watched(project):
-    """The whole road: train, register, score with --log, monitor by the flow, export for labelling."""
+def test_a_registered_model_carries_what_it_was_trained_on_and_its_predictions_are_monitored(project):
+    """End to end: train, register, score with --log, monitor by the flow, export for labelling."""
     reference = pd.read_parquet(project.root / "data" / "reference.parquet")
     images = project.root / "seen"
     images.mkdir()

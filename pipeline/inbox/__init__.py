@@ -1,1 +1,1 @@
-"""Labelled batches that arrive: checked, taken into a data set, trained on."""
+"""Check new labelled batches, add them to a data set, and retrain."""

@@ -36,7 +36,7 @@ COMPLETION_SUFFIX = ".done"
 
 @dataclass(frozen=True)
 class Taken:
-    """A batch that was taken: times are ISO 8601, `file` is its name in the folder of the data set."""
+    """A batch in the data set. Times are ISO 8601; `file` is its name in the folder of the data set."""
 
     name: str
     file: str
@@ -45,7 +45,7 @@ class Taken:
     n_images: int
     taken_at: str
     taken_by: str
-    trained_as: str | None = None  # version of the model that saw it first
+    trained_as: str | None = None  # first model version trained on it
     removed_at: str | None = None
     removed_by: str | None = None
     removed_because: str | None = None
@@ -53,7 +53,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Refused:
-    """A batch that was set aside, and why."""
+    """A batch that was refused, and why."""
 
     name: str
     reason: str
@@ -61,7 +61,7 @@ class Refused:
 
 
 def read_record(root: Path) -> list[Taken]:
-    """Return all batches that were ever taken, oldest first. Raises CracksError where the record is damaged."""
+    """Return all batches ever taken, oldest first. Raises CracksError if the record is damaged."""
     path = root / RECORD
     try:
         return [Taken(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
@@ -72,14 +72,14 @@ def read_record(root: Path) -> list[Taken]:
 
 
 def write_record(root: Path, record: Sequence[Taken]) -> None:
-    """Write the record, whole or not at all."""
+    """Write the record atomically."""
     write_json(root / RECORD, [asdict(batch) for batch in record])
 
 
 def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
-    """Return the archives of the inbox that are whole, in the order in which they came.
+    """Return the complete archives of the inbox, oldest first.
 
-    Whole is what has a done marker beside it, or has not changed for the time `settle`.
+    An archive is complete if it has a completion marker, or has not changed for the time `settle`.
     """
     inbox = root / INBOX
     if not inbox.is_dir():
@@ -98,10 +98,10 @@ def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
 
 
 def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Taken | Refused]:
-    """Take every batch that waits into the data set of `retrain.dataset`, or set it aside.
+    """Check every waiting batch and take it into the data set of `retrain.dataset`, or refuse it.
 
     Raises:
-        CracksError: params name no data set, or its folder is not as the record says.
+        CracksError: params name no data set, or its folder does not match the record.
     """
     _folder(root, params)
     complete_interrupted(root, params)
@@ -114,7 +114,7 @@ def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Take
 
 
 def take(root: Path, params: Params, archive: Path, *, now: datetime, by: str) -> Taken | Refused:
-    """Hold a whole archive of the inbox against the contract, and take it or set it aside."""
+    """Check a complete archive of the inbox against the contract, and take or refuse it."""
     from pipeline.inbox.inspection import inspect
 
     folder, record, sha256 = _folder(root, params), read_record(root), sha256_of(archive)
@@ -126,7 +126,7 @@ def take(root: Path, params: Params, archive: Path, *, now: datetime, by: str) -
         )
     name = str(params.retrain.dataset)
     scratch = root / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     try:
         found = inspect(archive, name, params, known=root / DATASETS / name, scratch=scratch)
     except CracksError as error:
@@ -142,25 +142,25 @@ def take(root: Path, params: Params, archive: Path, *, now: datetime, by: str) -
 
 
 def remove(root: Path, params: Params, name: str, *, reason: str, now: datetime, by: str) -> Taken:
-    """Take a batch out of the data set for the next training, and note why.
+    """Remove a batch from the data set for the next training, and record the reason.
 
     Args:
-        root: of the project.
-        params: with `retrain.dataset`.
-        name: of the archive as it came, or of its file in the data set.
-        reason: in words, for the record.
+        root: folder of the project.
+        params: parameters with `retrain.dataset`.
+        name: original name of the archive, or its file name in the data set.
+        reason: free text for the record.
         now: time of the removal.
-        by: who removes it.
+        by: user who removes it.
 
     Raises:
-        CracksError: no such batch, or several of that name.
+        CracksError: there is no such batch, or several have that name.
     """
     record = read_record(root)
     found = [batch for batch in record if name in (batch.file, batch.name) and not batch.removed_at]
     if len(found) != 1:
         known = ", ".join(batch.file for batch in found or record if not batch.removed_at) or "none"
         raise CracksError(f"{len(found)} batches are called {name!r}. Name one by its file: {known}.")
-    _move_into_place(root, params, found[0])  # one that was half taken would else be taken again
+    _move_into_place(root, params, found[0])  # else a batch whose archive is still in the inbox would be taken again
     removed = replace(found[0], removed_at=now.isoformat(timespec="seconds"), removed_by=by, removed_because=reason)
     write_record(root, [removed if batch == found[0] else batch for batch in record])
     _move_into_place(root, params, removed)
@@ -168,7 +168,7 @@ def remove(root: Path, params: Params, name: str, *, reason: str, now: datetime,
 
 
 def complete_interrupted(root: Path, params: Params) -> None:
-    """Complete what a process that died has begun.
+    """Complete the moves that a process had begun when it died.
 
     Raises:
         CracksError: a batch of the record is neither in the folder of its data set nor in the inbox.
@@ -185,22 +185,22 @@ def complete_interrupted(root: Path, params: Params) -> None:
 
 
 def mark_trained(root: Path, version: str) -> None:
-    """Note that the batches taken so far are in the training of a version of the model."""
+    """Record that a model version was trained on all batches taken so far."""
     record = read_record(root)
     new = untrained(record)
     write_record(root, [replace(batch, trained_as=version) if batch in new else batch for batch in record])
 
 
 def untrained(record: Sequence[Taken]) -> list[Taken]:
-    """Return the batches that no model has seen yet."""
+    """Return the batches that no model was trained on yet."""
     return [batch for batch in record if not batch.trained_as and not batch.removed_at]
 
 
 def next_file_name(folder: Path, record: Sequence[Taken], name: str) -> str:
-    """Return the name under which the next batch comes last in its data set: a number, then its own name.
+    """Return a file name that sorts the next batch last in its data set: a number, then its own name.
 
     Raises:
-        CracksError: an archive of the folder has a name behind it, so that it would not be the newest.
+        CracksError: an archive in the folder sorts after it, so that it would not be the newest.
     """
     there = [path.name for path in folder.iterdir() if is_archive(path.name)] if folder.is_dir() else []
     known = [*there, *(batch.file for batch in record)]
@@ -222,7 +222,7 @@ def sha256_of(path: Path) -> str:
 
 
 def describe(outcome: Taken | Refused) -> str:
-    """Return in words what became of a batch."""
+    """Return a message that says whether a batch was taken or refused."""
     if isinstance(outcome, Refused):
         return f"{outcome.name} was set aside in {outcome.archive.parent}: {outcome.reason}"
     return f"{outcome.name} was taken as {outcome.file} of {outcome.dataset}: {outcome.n_images:,} images"
@@ -242,20 +242,20 @@ def _marker(archive: Path) -> Path:
 
 
 def _place(archive: Path, target: Path) -> None:
-    """Move an archive, onto another disk too; it leaves the inbox only when it is there."""
+    """Move an archive, also to another disk; it is deleted at its old place only once the copy is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
         partial.unlink(missing_ok=True)
         try:
             os.link(archive, partial)
-        except OSError:  # another disk, or one without links
+        except OSError:  # another disk, or one without hard links
             shutil.copy2(archive, partial)
     _marker(archive).unlink(missing_ok=True)
     archive.unlink()
 
 
 def _move_into_place(root: Path, params: Params, batch: Taken) -> bool:
-    """Move the archive of a batch to where the record says it is; return False where there is none to move."""
+    """Move the archive of a batch to its place by the record; return False if there is no archive to move."""
     if batch.dataset not in params.datasets:
         return True  # nothing reads that folder now
     target, source = root / params.datasets[batch.dataset].source / batch.file, root / INBOX / batch.name
@@ -270,7 +270,7 @@ def _move_into_place(root: Path, params: Params, batch: Taken) -> bool:
 
 
 def _set_aside(root: Path, archive: Path, sha256: str, reason: str, page: str = "") -> Refused:
-    """Move an archive to the refused ones, beside it the reason and the page; again the same after a kill."""
+    """Move an archive to refused/ with the reason and the page; repeating this after a kill is safe."""
     target = root / INBOX / "refused" / f"{sha256[:8]}-{archive.name}"
     write_text(target.with_name(target.name + ".txt"), reason + "\n")
     if page:

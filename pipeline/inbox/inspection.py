@@ -1,4 +1,4 @@
-"""Hold a new batch against the contract before it joins its data set: by itself, and together with what is there."""
+"""Check a new batch against the contract, on its own and combined with its data set."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from pipeline.params import Params
 
 @dataclass(frozen=True)
 class Inspection:
-    """How many images a batch has, what it breaks in words (empty: nothing), and the page with pictures."""
+    """Number of images, broken rules in words (empty if none), and the HTML page of a batch."""
 
     n_images: int
     broken: str
@@ -23,16 +23,16 @@ class Inspection:
 
 
 def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: Path) -> Inspection:
-    """Read a batch into `scratch` and hold it against the contract.
+    """Read a batch into `scratch` and check it against the contract.
 
-    By itself it must meet the rules on single images; together with its data set, all rules.
+    On its own, the batch must meet the rules for single images; combined with its data set, all rules.
 
     Args:
-        archive: the batch.
-        name: of the data set that it would join.
-        params: with the limits.
-        known: folder into which `ingest` has read that data set; it may be missing, then only the batch itself counts.
-        scratch: folder to write.
+        archive: archive of the batch.
+        name: name of its data set.
+        params: parameters with the limits.
+        known: folder with the ingested data set; if it is missing, only the batch itself is checked.
+        scratch: folder to write to.
 
     Raises:
         CracksError: the archive cannot be read, or holds no image.
@@ -52,7 +52,7 @@ def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: P
 def _combined_rules(
     name: str, params: Params, inventory: pd.DataFrame, quarantine: pd.DataFrame, known: Path
 ) -> list[Rule]:
-    """Return what comes of the data set's rules once the batch has joined it; older paths have its name in front."""
+    """Check the rules for data sets on batch and data set combined; older paths are prefixed with its name."""
     older = pd.read_parquet(known / INVENTORY_FILE)
     older["path"] = name + "/" + older["batch"] + "/" + older["path"]
     images = apply_reviews(pd.concat([older, inventory], ignore_index=True))

@@ -1,4 +1,4 @@
-"""What the retraining flow does, as plain functions: be alone, keep batches with DVC and git, promote, tell someone."""
+"""Steps of the retraining flow as plain functions: lock, version batches with DVC and git, promote, notify."""
 
 import fcntl
 import json
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 NOTIFIED_FILE = INBOX / ".told.json"
-DVC_HELP_LINE = "Having any troubles?"  # with which DVC ends what it says of an error
-# Who commits on a machine that nobody has told git a name of.
+DVC_HELP_LINE = "Having any troubles?"  # last line of DVC's error messages
+# Author of commits, also on a machine without a git user name.
 GIT_IDENTITY = ("-c", "user.name=cracks retraining", "-c", "user.email=retraining@localhost")
 
 
 @contextmanager
 def exclusive_lock(root: Path) -> Iterator[None]:
-    """Hold the lock on the batches of a project; it goes with the process that holds it, however that ends.
+    """Hold the lock on the batches of a project; it is released when the process ends, however it ends.
 
     Raises:
         RefusedError: another process holds it.
@@ -44,28 +44,28 @@ def exclusive_lock(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RefusedError("A retraining is running, or someone takes batches. Wait until it has ended.") from None
+            raise RefusedError("A retraining or `cracks batches` is running. Wait until it has ended.") from None
         yield
 
 
 def with_retries(action: Callable[[], Result], settings: Flow, sleep: Callable[[float], object] = time.sleep) -> Result:
-    """Do something that needs a service, again after a pause that doubles where the service is away.
+    """Call `action`; if a service is unavailable, try again after a pause that doubles each time.
 
     Raises:
-        UnavailableError: it stayed away.
+        UnavailableError: the service was still unavailable at the last attempt.
     """
     for n_retries in range(settings.max_retries):
         try:
             return action()
         except UnavailableError as error:
             pause_s = settings.retry_pause_s * 2**n_retries
-            log.warning("%s\nThat can pass: tried again in %g s.", error, pause_s)
+            log.warning("%s\nTrying again in %g s.", error, pause_s)
             sleep(pause_s)
     return action()
 
 
 def store_batches(root: Path, params: Params) -> None:
-    """Let DVC keep the folder of batches, where it does so already or a remote is set; then tell git of them.
+    """Add the folder of batches to DVC, if it is tracked or a remote is set; push it and commit to git.
 
     Raises:
         UnavailableError: the remote does not answer.
@@ -80,13 +80,13 @@ def store_batches(root: Path, params: Params) -> None:
 
 
 def push_results(root: Path) -> None:
-    """Push what the stages made, where a remote is set. Raises UnavailableError where that does not answer."""
+    """Push the outputs of the stages, if a remote is set. Raises UnavailableError if it does not answer."""
     if has_remote(root):
         _push(root)
 
 
 def record_training(root: Path, version: str) -> None:
-    """Note that the batches taken so far are trained on, and tell git of that and of dvc.lock."""
+    """Record that the batches taken so far were trained on, and commit the record and dvc.lock."""
     mark_trained(root, version)
     commit(root, [RECORD, Path("dvc.lock")], f"Train version {version} on new batches")
 
@@ -98,16 +98,16 @@ def has_remote(root: Path) -> bool:
 
 
 def commit(root: Path, paths: Sequence[Path], message: str) -> None:
-    """Commit what changed of some files and nothing else, where the project is in git.
+    """Commit changes of some files and nothing else, if the project is a git repository.
 
-    What git refuses is no reason to stop: it is in the log, and the gate says that the tree is dirty.
+    If git fails, a warning is logged and retraining continues; the gate will report that the tree is dirty.
     """
     there = [str(path) for path in paths if (root / path).exists()]
     if not (root / ".git").exists() or not there:
         return
     commands = [
         ["git", "add", "--", *there],
-        # only these, whatever a person has staged; their hooks look at code, which this is not
+        # only these, whatever the user has staged; hooks check code, and these files are not code
         ["git", *GIT_IDENTITY, "commit", "--quiet", "--no-verify", "--message", message, "--only", "--", *there],
     ]
     changed = subprocess.run(["git", "status", "--porcelain", "--", *there], cwd=root, capture_output=True, check=False)
@@ -124,10 +124,11 @@ def registered_version(root: Path) -> str:
 
 
 def promote(params: Params, version: str) -> str:
-    """Let the gate decide about a version; return what came of it, in words.
+    """Apply the gate to a version; return the outcome in words.
 
     Raises:
-        CracksError: the gate cannot decide; UnavailableError, a kind of it: the registry does not answer.
+        CracksError: the gate cannot decide.
+        UnavailableError: the registry does not answer.
     """
     from pipeline.registry import promote as gate
 
@@ -140,7 +141,7 @@ def promote(params: Params, version: str) -> str:
 
 
 def overdue(params: Params, now: datetime) -> str | None:
-    """Return the version in production, or else the challenger, if it is older than it may be.
+    """Return the version in production, else the challenger, if it is older than `retrain.max_age_days`; else None.
 
     Raises:
         UnavailableError: the registry does not answer.
@@ -154,7 +155,7 @@ def overdue(params: Params, now: datetime) -> str | None:
 
 
 def summary_message(root: Path, batches: Sequence[Taken], version: str, decision: str) -> list[str]:
-    """Return what happened and why: what was trained on, the model, its scores, the gate's word, where to look."""
+    """Return the lines of a message: new batches, model, test scores, decision of the gate, report."""
     metrics = json.loads((root / REPORTS / "scores.json").read_text(encoding="utf-8"))
     test = metrics["test"]
     names = ", ".join(f"{batch.file} ({batch.n_images:,} images)" for batch in batches)
@@ -169,7 +170,7 @@ def summary_message(root: Path, batches: Sequence[Taken], version: str, decision
 
 
 def images_to_label(root: Path, params: Params) -> str:
-    """Export the images most worth labelling; return where they are, or why none can be named, for a message.
+    """Export the images most worth labelling; return a message with their location, or why that failed.
 
     Raises:
         UnavailableError: the registry does not answer.
@@ -181,29 +182,29 @@ def images_to_label(root: Path, params: Params) -> str:
     except UnavailableError:
         raise
     except CracksError as error:
-        return f"Which images are most worth labelling cannot be said. {error}"
+        return f"The images most worth labelling could not be chosen. {error}"
 
 
 def notify_once(root: Path, about: str, title: str, lines: list[str], details: Callable[[], list[str]] = list) -> None:
-    """Tell someone, unless the last that was told of `about` is the same; what reached nobody is told again.
+    """Send a message unless it equals the last one about this topic; an undelivered message is sent again.
 
     Args:
-        root: the project's folder.
-        about: what the message is about.
-        title: of the message.
-        lines: of the message.
-        details: returns more lines, which are made only when they are told, and make no message another one.
+        root: folder of the project.
+        about: topic of the message.
+        title: title of the message.
+        lines: lines of the message.
+        details: returns more lines; called only if the message is sent, and ignored when messages are compared.
     """
-    told = _notified(root)
-    if told.get(about) != [title, *lines] and notify(title, [*lines, *details()]):
-        write_json(root / NOTIFIED_FILE, told | {about: [title, *lines]})
+    notified = _notified(root)
+    if notified.get(about) != [title, *lines] and notify(title, [*lines, *details()]):
+        write_json(root / NOTIFIED_FILE, notified | {about: [title, *lines]})
 
 
 def clear_notification(root: Path, about: str) -> None:
-    """Note that what was told of `about` has passed: when it comes again it is told again."""
-    told = _notified(root)
-    if told.pop(about, None) is not None:
-        write_json(root / NOTIFIED_FILE, told)
+    """Forget the last message about this topic, so that the same message is sent if the problem recurs."""
+    notified = _notified(root)
+    if notified.pop(about, None) is not None:
+        write_json(root / NOTIFIED_FILE, notified)
 
 
 def _notified(root: Path) -> dict[str, list[str]]:
@@ -215,11 +216,11 @@ def _push(root: Path, *targets: str) -> None:
     try:
         _dvc(root, "push", *targets)
     except CracksError as error:
-        raise UnavailableError(f"{error} Nothing is lost: mend it, and the next run goes on from here.") from None
+        raise UnavailableError(f"{error} Nothing is lost: repair it, and the next run continues from here.") from None
 
 
 def _dvc(root: Path, *arguments: str) -> None:
     finished = subprocess.run(["dvc", *arguments], cwd=root, capture_output=True, text=True, check=False)
     if finished.returncode:
-        said = [line for line in finished.stderr.splitlines() if line and not line.startswith(DVC_HELP_LINE)]
-        raise CracksError(f"`dvc {' '.join(arguments)}` failed: {' '.join(said)}")
+        lines = [line for line in finished.stderr.splitlines() if line and not line.startswith(DVC_HELP_LINE)]
+        raise CracksError(f"`dvc {' '.join(arguments)}` failed: {' '.join(lines)}")

@@ -1,1 +1,1 @@
-"""What production saw, whether it has drifted, and telling someone."""
+"""The prediction log, drift monitoring, alerts, and the heartbeat of the schedules."""

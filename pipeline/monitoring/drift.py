@@ -1,11 +1,11 @@
-"""Whether the photos of a window look unlike those that a model was trained on: a permutation test over whole photos.
+"""Drift detection: a permutation test over photos that compares a window with the images a model was trained on.
 
-Tiles of one photo are alike, so that tiles are no independent draws; photos are the unit. If a window's photos came
-from where the reference's came from, then any choice of as many photos out of both would differ from the rest as much.
-So the window is compared with random choices, and the limit is what these reach: no formula, and exact for any number
-of photos (Phipson and Smyth, Permutation p-values should never be zero, 2010). All statistics share one limit, that of
-the largest of them, which holds the rate of false alarms over all of them together (Westfall and Young,
-Resampling-Based Multiple Testing, 1993).
+Tiles of one photo are alike and therefore not independent, so the unit of the test is the photo. If the photos of the
+window come from the same distribution as those of the reference, any random choice of as many photos from both differs
+from the rest just as much. The window is therefore compared with random choices, which give the limit. This needs no
+formula and is exact for any number of photos (Phipson and Smyth, Permutation p-values should never be zero, 2010). All
+statistics share one limit, that of the largest of them, which bounds the rate of false alarms over all of them together
+(Westfall and Young, Resampling-Based Multiple Testing, 1993).
 """
 
 import math
@@ -21,26 +21,26 @@ from pipeline.monitoring.prediction_log import IMAGE_STATISTICS
 from pipeline.params import Monitor
 
 Values = npt.NDArray[np.float64]
-Choices = npt.NDArray[np.int64]  # (n_choices, n_photos of the window), positions; the first one is the window itself
+Choices = npt.NDArray[np.int64]  # (n_choices, n_photos of the window): positions; the first choice is the window
 
-ALL_STATISTICS = "image statistics"  # how they vary together
-EMBEDDING = "embedding"  # with the image statistics
-CHOICES_PER_ALARM = 40  # so many choices reach the limit by chance, so that its rate is known to about a sixth
+ALL_STATISTICS = "image statistics"  # all of them jointly
+EMBEDDING = "embedding"  # jointly with the image statistics
+CHOICES_PER_ALARM = 40  # choices that reach the limit by chance; with 40, the rate is known to about a sixth
 GATHERED_ROWS = 100_000  # in memory at a time
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A window against the reference.
+    """Result of comparing a window with the reference.
 
     Attributes:
-        n_photos: of the window.
-        n_tiles_per_photo: so many tiles of each photo of the reference were compared, at most.
-        p_value: share of the random choices that differ from the rest as much as the window does, 0..1.
-        alpha: the window has drifted where p_value is not above it.
-        limit: of the scores.
-        scores: a row a statistic: `statistic`, `score` (standard deviations over what chance gives on average), and for
-            a single image statistic its mean over photos, `reference` and `window`; NaN for the others.
+        n_photos: number of photos in the window.
+        n_tiles_per_photo: number of tiles used from each photo of the reference, at most.
+        p_value: share of random choices that differ from the rest at least as much as the window, 0..1.
+        alpha: significance level; the window has drifted if p_value <= alpha.
+        limit: limit of the scores.
+        scores: one row per statistic: `statistic`, `score` (standard deviations above the mean of the random choices),
+            `reference` and `window` (means over photos of a single image statistic; NaN for joint statistics).
     """
 
     n_photos: int
@@ -52,23 +52,23 @@ class Comparison:
 
     @property
     def has_drifted(self) -> bool:
-        """Whether the window's photos are unlike those of the reference."""
+        """Whether the photos of the window differ from those of the reference."""
         return self.p_value <= self.alpha
 
     @property
     def drifted_statistics(self) -> list[str]:
-        """The statistics whose score is above the limit, largest first; none where nothing has drifted."""
+        """Statistics whose score is above the limit, largest first; empty if the window has not drifted."""
         above = self.scores[self.scores["score"] > self.limit] if self.has_drifted else self.scores.iloc[:0]
         return above.sort_values("score", ascending=False)["statistic"].tolist()
 
 
 def alpha_of(monitor: Monitor) -> float:
-    """Return the rate of false alarms that one window may have, 0..1."""
+    """Return the allowed false-alarm rate of one window, 0..1."""
     return min(1.0, monitor.false_alarms_per_month / monitor.windows_per_month)
 
 
 def can_alarm(n_reference: int, n_window: int, monitor: Monitor) -> bool:
-    """Return whether so many photos are enough for an alarm: those asked for, and enough different choices."""
+    """Return whether there are enough photos for an alarm: at least `window_photos`, and enough distinct choices."""
     n_choices = math.comb(n_reference + n_window, n_window)
     return n_window >= monitor.window_photos and n_choices * alpha_of(monitor) > 1
 
@@ -77,27 +77,28 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
     """Compare a window of photos with the reference; equal input gives equal output.
 
     Args:
-        reference: a row a tile: photo, the image statistics, embedding (an array of 32 numbers).
-        window: the same.
-        monitor: which statistics, and how many false alarms.
+        reference: one row per tile: photo, the image statistics, embedding (an array of 32 numbers).
+        window: tiles of the window, with the same columns.
+        monitor: statistics to use and allowed false alarms.
 
     Raises:
-        ValueError: there is no photo in one of them.
+        ValueError: one of them has no photo.
     """
     if reference.empty or window.empty:
         raise ValueError("There is no photo to compare.")
-    # Another window must have other choices: the same ones again and again would be too few or too many for ever.
+    # Seeded by the window: with the same choices every time, the error of the limit would never average out.
     rng = np.random.default_rng(zlib.crc32(window[list(IMAGE_STATISTICS)].to_numpy(np.float64).tobytes()))
-    # A mean over few tiles varies more: the reference gets no more of them than the window has.
+    # Means over few tiles vary more, so reference photos use no more tiles than the smallest window photo has.
     n_tiles = int(window["photo"].value_counts().min())
-    known = sample_tiles(reference, n_tiles, rng)
-    photos = photo_scores(window, known)
+    sampled = sample_tiles(reference, n_tiles, rng)
+    photos = photo_scores(window, sampled)
     n_photos = window["photo"].nunique()
     choices = random_choices(len(photos), n_photos, alpha_of(monitor), rng)
     statistics = statistics_of(photos, list(monitor.statistics), choices)
     scores, largest, limit = scores_and_limit(np.stack(list(statistics.values())), alpha_of(monitor))
     means = {
-        name: (photo_statistics(known)[name].mean(), photo_statistics(window)[name].mean()) for name in IMAGE_STATISTICS
+        name: (photo_statistics(sampled)[name].mean(), photo_statistics(window)[name].mean())
+        for name in IMAGE_STATISTICS
     }
     return Comparison(
         n_photos=n_photos,
@@ -117,7 +118,7 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
 
 
 def sample_tiles(tiles: pd.DataFrame, n_tiles: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Return n_tiles of each photo at random, all of one that has fewer."""
+    """Return n_tiles random tiles of each photo, or all of its tiles if it has fewer."""
     return tiles.iloc[rng.permutation(len(tiles))].groupby("photo").head(n_tiles)
 
 
@@ -127,11 +128,11 @@ def photo_statistics(tiles: pd.DataFrame) -> pd.DataFrame:
 
 
 def photo_scores(window: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Return what is compared of each photo, those of the window first: means over tiles, 0 over all photos.
+    """Return a row per photo, those of the window first: means over its tiles, centred over all photos.
 
-    Columns are those of IMAGE_STATISTICS, as normal scores, and 0..31 for the embedding. Normal scores keep a heavy
-    tail from counting more than another. They are those of tiles, not of photos: a mean of many skewed values is no
-    typical value, so by their own ranks photos of many tiles would differ from photos of few.
+    Columns are IMAGE_STATISTICS, as normal scores, and 0..31 for the embedding. Normal scores keep a heavy tail from
+    dominating. Tiles are ranked, not photos: the mean of many skewed values differs from a typical value, so ranks of
+    photo means would separate photos with many tiles from photos with few.
     """
     tiles = pd.concat([window, reference], ignore_index=True)
     values = pd.DataFrame(normal_scores(tiles[list(IMAGE_STATISTICS)]), columns=list(IMAGE_STATISTICS))
@@ -142,20 +143,20 @@ def photo_scores(window: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 
 
 def random_choices(n_photos: int, n_chosen: int, alpha: float, rng: np.random.Generator) -> Choices:
-    """Return choices of n_chosen out of n_photos, the first ones themselves and then random ones."""
+    """Return choices of n_chosen out of n_photos: first 0..n_chosen - 1, the window, then random ones."""
     n_choices = math.ceil(CHOICES_PER_ALARM / alpha)
     drawn = [rng.choice(n_photos, n_chosen, replace=False) for _ in range(n_choices - 1)]
     return np.stack([np.arange(n_chosen), *drawn])
 
 
 def statistics_of(photos: pd.DataFrame, names: list[str], choices: Choices) -> dict[str, Values]:
-    """Return each statistic of each choice, (n_choices,): how far the chosen photos are from the rest.
+    """Return each statistic for each choice, (n_choices,): the distance of the chosen photos from the rest.
 
     A single image statistic is compared by its mean, several together by `mean_product`.
 
     Args:
-        photos: of `photo_scores`.
-        names: of image statistics, and "embedding", which takes them along.
+        photos: output of `photo_scores`.
+        names: image statistics, and "embedding", which is tested jointly with them.
         choices: positions of the chosen photos, (n_choices, n_chosen).
     """
     columns = [name for name in names if name in IMAGE_STATISTICS]
@@ -170,7 +171,7 @@ def statistics_of(photos: pd.DataFrame, names: list[str], choices: Choices) -> d
 
 
 def normal_scores(values: pd.DataFrame) -> Values:
-    """Return what a normal distribution has at each value's rank in its column (Blom 1958), centred, (n, n_columns)."""
+    """Return the normal score of each value by its rank in the column (Blom 1958), centred, (n, n_columns)."""
     shares = (values.rank() - 0.375) / (len(values) + 0.25)
     scores = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])(shares)
     centred: Values = scores - scores.mean(axis=0)
@@ -178,10 +179,10 @@ def normal_scores(values: pd.DataFrame) -> Values:
 
 
 def whitened(values: Values) -> Values:
-    """Return values, (n, n_columns), turned and scaled so that no direction varies more than another.
+    """Return whitened values, (n, n_columns): rotated and scaled to equal variance in every direction.
 
-    The covariance is shrunk (Ledoit and Wolf, A well-conditioned estimator, 2004), without which few photos would all
-    end up equally far from each other.
+    The covariance is shrunk (Ledoit and Wolf, A well-conditioned estimator, 2004). Without that, a small number of
+    photos would all be equally far from each other.
     """
     from sklearn.covariance import ledoit_wolf
 
@@ -196,10 +197,10 @@ def whitened(values: Values) -> Values:
 
 
 def mean_product(values: Values, choices: Choices) -> Values:
-    """Return for each choice the mean scalar product of two different chosen photos, (n_choices,).
+    """Return the mean scalar product of two different chosen photos for each choice, (n_choices,).
 
-    It is the squared distance of the choice's mean from the centre, without the noise that each photo adds to it by
-    itself (Chen and Qin, A two-sample test for high-dimensional data, 2010). Of one photo alone it is the square.
+    This is the squared distance of the mean of the choice from the centre, without the noise of single photos (Chen
+    and Qin, A two-sample test for high-dimensional data, 2010). For a single photo it is the squared norm.
     """
     parts = np.array_split(choices, math.ceil(choices.size / GATHERED_ROWS))
     sums = np.concatenate([values[part].sum(axis=1) for part in parts])  # (n_choices, n_columns)
@@ -212,10 +213,10 @@ def mean_product(values: Values, choices: Choices) -> Values:
 
 
 def scores_and_limit(statistics: Values, alpha: float) -> tuple[Values, Values, float]:
-    """Bring statistics to one scale and find their common limit.
+    """Standardise the statistics and return the scores and their common limit.
 
     Args:
-        statistics: (n_statistics, n_choices), the first choice is the window.
+        statistics: (n_statistics, n_choices); the first choice is the window.
         alpha: share of the choices that may reach the limit.
 
     Returns:
@@ -224,7 +225,7 @@ def scores_and_limit(statistics: Values, alpha: float) -> tuple[Values, Values, 
     """
     spread = statistics.std(axis=1, keepdims=True)
     scores = (statistics - statistics.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
-    scores = np.round(scores, 9)  # equal choices differ in the last bits
+    scores = np.round(scores, 9)  # scores of equal choices differ in the last bits
     largest = scores.max(axis=0)
     n_above = math.floor(alpha * len(largest))
     return scores[:, 0], largest, float(np.sort(largest)[::-1][n_above])

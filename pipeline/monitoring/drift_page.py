@@ -1,4 +1,4 @@
-"""The page that shows a window of photos beside what the model was trained on."""
+"""The drift report: a window of photos compared with the images the model was trained on."""
 
 import base64
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pipeline.monitoring.prediction_log import IMAGE_STATISTICS
 from pipeline.page import COLOURS, svg, template
 
 N_BINS = 24
-# That can be told from white and from black.
+# Visible on both white and black.
 IMAGE_COLOURS = {
     "text": "#808890",
     "muted": "#808890",
@@ -27,7 +27,7 @@ IMAGE_COLOURS = {
 
 
 def windows_plot(windows: Sequence[dict[str, Any]]) -> Markup:
-    """Return the largest score of each window as a share of its limit, over time.
+    """Plot the largest score of each window, divided by its limit, over time.
 
     Args:
         windows: records with end (ISO 8601), scores by statistic, limit and verdict.
@@ -42,14 +42,14 @@ def windows_plot(windows: Sequence[dict[str, Any]]) -> Markup:
         for chosen, colour, marker in ((~drifted, "series-0", "o"), (drifted, "series-1", "D")):
             axes.plot(ends[chosen], shares[chosen], color=COLOURS[colour], marker=marker, linestyle="")
         axes.xaxis_date()
-        axes.set(ylabel="largest score, of its limit")
+        axes.set(ylabel="largest score / limit")
         axes.set_ylim(min(0.0, float(shares.min())), max(1.2, 1.1 * float(shares.max())))
 
     return svg("windows", draw, (8.0, 2.8))
 
 
 def windows_image(windows: Sequence[dict[str, Any]]) -> str:
-    """Return `windows_plot` as a data URI, for where no page gives the colours."""
+    """Return `windows_plot` as a data URI with fixed colours, for use outside a page."""
     drawn = str(windows_plot(windows))
     for name, colour in IMAGE_COLOURS.items():
         drawn = drawn.replace(f"var(--{name})", colour)
@@ -57,7 +57,7 @@ def windows_image(windows: Sequence[dict[str, Any]]) -> str:
 
 
 def statistic_plot(name: str, reference: "pd.Series[float]", window: "pd.Series[float]") -> Markup:
-    """Return how the photos trained on are spread over an image statistic, with a line for each photo of the window."""
+    """Plot a histogram of an image statistic over the photos trained on, with a line for each photo of the window."""
 
     def draw(axes: Axes) -> None:
         together = pd.concat([reference, window])
@@ -79,13 +79,13 @@ def render_drift(
     *,
     is_drawn: bool,
 ) -> str:
-    """Return the page of the last window.
+    """Return the HTML report of the last window.
 
     Args:
-        comparison: of the window with the reference.
-        reference: a row a tile: photo, image statistics, embedding.
-        window: the same.
-        windows: records of all windows, oldest first, the last one is this.
+        comparison: result of comparing window and reference.
+        reference: one row per tile: photo, image statistics, embedding.
+        window: tiles of the window, with the same columns.
+        windows: records of all windows, oldest first, including this one.
         lines: the verdict in words.
         is_drawn: whether the model was trained on drawn images.
     """

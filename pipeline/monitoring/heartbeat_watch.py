@@ -1,8 +1,8 @@
-"""Whoever is alive watches the schedules' sign of life, and tells someone once that they died, and once that they live.
+"""Watch the heartbeat of the schedules; send one alert when it stops and one message when it resumes.
 
-The API watches, and so does the process of the schedules: it gives no sign either while its Prefect server is away.
-What was told is kept beside the sign of life, so that of several watchers one tells, and one that starts again does not
-repeat it.
+The API watches, and so does the process of the schedules, because the heartbeat also stops while its Prefect server is
+unavailable. The alert is recorded beside the heartbeat, so that only one of several watchers sends it, and a restarted
+watcher does not repeat it.
 """
 
 import fcntl
@@ -23,25 +23,25 @@ log = logging.getLogger(__name__)
 
 
 class HeartbeatWatch:
-    """What one process has seen of the sign of life.
+    """Watches the heartbeat in one process.
 
-    Schedules count as dead when they gave no sign for LATE_S while it watched. The age of the last sign would not do:
-    when a machine wakes up or has just started, every sign is old, and the next one is on its way.
+    Schedules count as stopped after LATE_S without a heartbeat while this object watched. The age of the last heartbeat
+    is not enough: after a machine wakes up or starts, it is always old, although the next one may be due.
     """
 
     def __init__(self) -> None:
-        self._beat_s: float | None = None  # the last sign of life, since the epoch
-        self._since_s = 0.0  # when it was seen first
-        self._alert_after_s: float = LATE_S  # doubled by every try, for those that reach nobody
+        self._beat_s: float | None = None  # last heartbeat, since the epoch
+        self._since_s = 0.0  # when it was first seen
+        self._alert_after_s: float = LATE_S  # doubled by each attempt, in case none is delivered
 
     def check(self, now_s: float) -> None:
-        """Look once, and tell what is new.
+        """Check the heartbeat once, and send a message if its state has changed.
 
         Args:
-            now_s: of a clock that nobody sets and that stands while the machine sleeps, as `time.monotonic` does.
+            now_s: time of a clock that is never set and stops while the machine sleeps, such as `time.monotonic`.
         """
         beat_s = last_beat_s()
-        if beat_s is None:  # never served, or ended by a person
+        if beat_s is None:  # never started, or stopped on purpose
             return
         if beat_s != self._beat_s:
             self._beat_s, self._since_s, self._alert_after_s = beat_s, now_s, LATE_S
@@ -54,40 +54,40 @@ class HeartbeatWatch:
 
 
 def watch_heartbeat(stopping: threading.Event) -> None:
-    """Look again and again until told to stop; nothing that goes wrong ends it."""
+    """Check the heartbeat every INTERVAL_S until `stopping` is set; log any exception and continue."""
     watch = HeartbeatWatch()
     while not stopping.is_set():
         try:
             watch.check(time.monotonic())
         except Exception:
-            log.exception("The sign of life of the schedules cannot be watched")
+            log.exception("The heartbeat of the schedules cannot be checked")
         stopping.wait(INTERVAL_S)
 
 
 def alert_stopped(beat_s: float) -> None:
-    """Tell someone that `beat_s`, since the epoch, was the last sign of life, unless someone was told."""
+    """Send an alert that the last heartbeat was at `beat_s`, since the epoch, unless it was sent before."""
     with _alert_lock():
         if _alerted_beat_s() != beat_s and notify(
-            "Concrete cracks: the schedules have died",
+            "Concrete cracks: the schedules have stopped",
             [
-                f"Their last sign of life is of {_shown(beat_s)}: `python -m flows` has ended, or its Prefect server "
-                "does not answer.",
-                "Until they live again nothing is retrained or monitored by itself.",
-                "`make status` says what runs, .prefect/logs/ why not; `make up` starts what is missing. On a shared "
-                "server: `docker compose ps`, `logs` and `up`.",
+                f"The last heartbeat was at {_shown(beat_s)}: `python -m flows` has ended, or its Prefect server does "
+                "not answer.",
+                "Until the schedules run again, there is no automatic retraining or monitoring.",
+                "`make status` shows what runs, .prefect/logs/ has the logs; `make up` starts what is missing. On a "
+                "shared server: `docker compose ps`, `logs` and `up`.",
             ],
         ):
             write_json(_alert_file(), beat_s)
 
 
 def alert_resumed(beat_s: float) -> None:
-    """Tell someone that there is a sign of life again, if someone was told of the death before it."""
+    """Send a message that the schedules run again, if an alert was sent before."""
     if _alerted_beat_s() in (None, beat_s):
         return
     with _alert_lock():
         if _alerted_beat_s() is not None and notify(
-            "Concrete cracks: the schedules are back",
-            [f"They gave a sign of life at {_shown(beat_s)}. What was missed meanwhile becomes one run."],
+            "Concrete cracks: the schedules are running again",
+            [f"Heartbeat at {_shown(beat_s)}. Missed runs of a schedule are replaced by one run."],
         ):
             _alert_file().unlink()
 
@@ -101,7 +101,7 @@ def _alert_file() -> Path:
 
 
 def _alerted_beat_s() -> float | None:
-    """Return which sign of life was told to be the last one, None where none was, or the return was told too."""
+    """Return the time of the heartbeat that the open alert is about, None if no alert is open."""
     try:
         return float(json.loads(_alert_file().read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def _alerted_beat_s() -> float | None:
 
 @contextmanager
 def _alert_lock() -> Iterator[None]:
-    """Let one process of the project at a time tell."""
+    """Hold the lock under which one process at a time sends messages."""
     with heartbeat_file().with_name("heartbeat.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

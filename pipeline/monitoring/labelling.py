@@ -1,4 +1,4 @@
-"""Which of the images that production saw are most worth a person's label."""
+"""Choose the images in the prediction log that are most worth labelling."""
 
 import shutil
 from pathlib import Path
@@ -19,21 +19,21 @@ UNSURE, FAR = "unsure", "far from training"
 
 
 def most_worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, threshold: float) -> pd.DataFrame:
-    """Return the n images most worth labelling: the model is unsure of them, or they are far from what it has learned.
+    """Return the n images most worth labelling: the model is unsure of them, or they are far from the training images.
 
-    Both are shares: of the log's images, so many are surer, or nearer to training (uncertainty sampling, Lewis and
-    Gale 1994, and the distance to the nearest training image, as in core sets, Sener and Savarese 2018). The larger
-    one is an image's worth. Tiles of a photo teach alike, so every photo gives its best before any gives its second.
+    Both criteria are percentile ranks within the log: by uncertainty (uncertainty sampling, Lewis and Gale 1994) and by
+    distance to the nearest training image (as in core sets, Sener and Savarese 2018). The larger rank is the worth of
+    an image. Tiles of one photo are similar, so the best tile of every photo comes before the second tile of any.
 
     Args:
-        log: rows of the prediction log, those of one model.
-        reference: what that model was trained on, as its registration noted it.
-        n: images to return at most.
-        threshold: of the model's decision, 0..1.
+        log: rows of the prediction log of one model.
+        reference: the reference of that model.
+        n: maximum number of images to return.
+        threshold: decision threshold of the model, 0..1.
 
     Returns:
-        Columns path, photo, time, probability, distance (of embeddings), worth (0..1) and reason, the first one most
-        worth. A file that was scored twice is there once.
+        Columns path, photo, time, probability, distance (of embeddings), worth (0..1) and reason, in
+        the order in which to label. A file that was scored twice occurs once.
     """
     newest = log.sort_values("time")
     newest = newest[newest["path"].isna() | ~newest.duplicated(["photo", "path"], keep="last")]
@@ -47,12 +47,12 @@ def most_worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, thr
         worth=np.maximum(is_unsure, is_far),
         reason=np.where(is_unsure >= is_far, UNSURE, FAR),
     ).sort_values(["worth", "photo", "path"], ascending=[False, True, True])
-    turn = rated.groupby("photo").cumcount()
-    return rated.iloc[np.argsort(turn.to_numpy(), kind="stable")][COLUMNS].head(n).reset_index(drop=True)
+    rank_in_photo = rated.groupby("photo").cumcount()
+    return rated.iloc[np.argsort(rank_in_photo.to_numpy(), kind="stable")][COLUMNS].head(n).reset_index(drop=True)
 
 
 def distances(embeddings: Embeddings, known: Embeddings) -> npt.NDArray[np.float64]:
-    """Return the distance of each embedding, (n, 32), to the nearest known one, (m, 32): shape (n,)."""
+    """Return the distance of each embedding, (n, 32), to the nearest one in `known`, (m, 32): shape (n,)."""
     from sklearn.neighbors import NearestNeighbors
 
     nearest, _ = NearestNeighbors(n_neighbors=1).fit(known).kneighbors(embeddings)
@@ -60,9 +60,9 @@ def distances(embeddings: Embeddings, known: Embeddings) -> npt.NDArray[np.float
 
 
 def export(chosen: pd.DataFrame, folder: Path) -> int:
-    """Write the list of chosen images and copies of those that still exist into a new `folder`; return how many exist.
+    """Write list.csv and copies of the images that still exist into a new `folder`; return the number of copies.
 
-    list.csv has the columns of `most_worth_labelling`, and `file`, the name of the copy, empty where there is none.
+    list.csv has the columns of `most_worth_labelling` and `file`, the name of the copy, empty if there is none.
     """
     with replacing_folder(folder) as partial:
         files = [_copied(path, place, partial) for place, path in enumerate(chosen["path"])]
@@ -71,12 +71,12 @@ def export(chosen: pd.DataFrame, folder: Path) -> int:
 
 
 def export_most_worth_labelling(rows: pd.DataFrame, monitored: MonitoredModel, n: int, folder: Path) -> str:
-    """Export the n images of the log's `rows` most worth labelling into `folder`; return what to do with them."""
+    """Export the n images of `rows` most worth labelling into `folder`; return a message for the user."""
     chosen = most_worth_labelling(rows, monitored.reference, n, monitored.threshold)
     n_copied = export(chosen, folder)
     return (
         f"The {len(chosen):,} images most worth labelling, of {len(rows):,}, are listed in {folder / 'list.csv'}; "
-        f"{n_copied:,} of them lie beside it. Label them, and put them into data/inbox/ as a batch."
+        f"{n_copied:,} of them are copied there. Label them, and put them into data/inbox/ as a batch."
     )
 
 
@@ -84,21 +84,21 @@ def export_from_log(params: Params, root: Path, folder: Path) -> str:
     """Call `export_most_worth_labelling` on all rows of the prediction log that the monitored model scored.
 
     Raises:
-        CracksError: it has nothing of that model, or there is none, or one without what it was trained on.
+        CracksError: the log has no rows of that model, no model is registered, or its reference is missing.
         UnavailableError: the tracking server does not answer.
     """
     monitored = monitored_model(params.register_as.name)
     rows = PredictionLog(root / LOG_FOLDER).read(model_version=monitored.version)
     if rows.empty:
         raise CracksError(
-            f"The prediction log {root / LOG_FOLDER} has nothing of version {monitored.version}. Score images first: "
+            f"The prediction log {root / LOG_FOLDER} has no rows of version {monitored.version}. Score images first: "
             "`cracks predict PATH --log`."
         )
     return export_most_worth_labelling(rows, monitored, params.monitor.n_to_label, folder)
 
 
 def _copied(path: str | float | None, place: int, folder: Path) -> str:
-    source = Path(path) if isinstance(path, str) else None  # not everything that is scored lies somewhere
+    source = Path(path) if isinstance(path, str) else None  # images scored through the API have no path
     if source is None or not source.is_file():
         return ""
     name = f"{place:04}-{source.name}"

@@ -1,4 +1,4 @@
-"""The model whose predictions are monitored, as the registry has it; it is never run, so no TensorFlow is needed."""
+"""Load what monitoring needs of the registered model; the model is never run, so TensorFlow is not needed."""
 
 import tempfile
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from pipeline.models.model_files import EXTRA_FILES
 from pipeline.registry import tracking
 from pipeline.registry.versions import fetch, find_version
 
-REFERENCE_FILE = "reference.parquet"  # as the stage of this name writes it, beside the registered model
+REFERENCE_FILE = "reference.parquet"  # written by stage `reference`, registered with the model
 
 
 @dataclass(frozen=True)
 class MonitoredModel:
-    """The model that is monitored: its version, what it was trained on, and its threshold."""
+    """Version, reference and decision threshold of the monitored model."""
 
     version: str
     reference: pd.DataFrame
@@ -25,7 +25,7 @@ class MonitoredModel:
 
 
 def monitored_model(name: str) -> MonitoredModel:
-    """Return the model in production, or the challenger where nothing was promoted yet.
+    """Return the model in production, or the challenger if nothing was promoted yet.
 
     Raises:
         CracksError: there is no such model, or it was registered without its reference.
@@ -40,7 +40,7 @@ def monitored_model(name: str) -> MonitoredModel:
         files = fetch(name, version, Path(scratch), EXTRA_FILES)
         if not (files / REFERENCE_FILE).is_file():
             raise CracksError(
-                f"{name} version {version} was registered without {REFERENCE_FILE}, which says what it was trained on. "
+                f"{name} version {version} was registered without {REFERENCE_FILE}, so it cannot be monitored. "
                 "Train and register a model again: `make run`."
             )
         return MonitoredModel(version, pd.read_parquet(files / REFERENCE_FILE), load_decision(files).threshold)

@@ -1,7 +1,7 @@
-"""Telling a person: always in the log, and to the addresses in CRACKS_NOTIFY_URL (e-mail, Slack, webhook ...).
+"""Send notifications: to the log, and to the addresses in CRACKS_NOTIFY_URL (e-mail, Slack, webhook ...).
 
-An address is one of Apprise's, such as mailto://..., slack://... or jsons://HOST/PATH; several stand apart by blanks.
-They hold passwords, so they come from the environment and never from params.yaml.
+Addresses are Apprise URLs such as mailto://..., slack://... or jsons://HOST/PATH, separated by spaces. They contain
+passwords, so they come from the environment and never from params.yaml.
 """
 
 import logging
@@ -13,11 +13,11 @@ ADDRESSES = "CRACKS_NOTIFY_URL"
 
 
 def notify(title: str, lines: list[str]) -> bool:
-    """Tell what happened and why.
+    """Log a message and send it to every address.
 
     Returns:
-        Whether the message reached anyone: what reached nobody is worth telling again. An address that fails is no
-        reason to fail what it tells of, or to tell the others again. True where no address is set.
+        Whether the message was delivered to at least one address; if not, the caller should send it again. A failing
+        address raises no error. True if no address is set.
     """
     body = "\n".join(lines)
     log.info("\n".join([title, *lines]))
@@ -26,16 +26,16 @@ def notify(title: str, lines: list[str]) -> bool:
         return True
     from apprise import Apprise, NotifyFormat
 
-    told = False
+    delivered = False
     for position, address in enumerate(addresses, start=1):
         sender = Apprise()
         if sender.add(address) and sender.notify(body=body, title=title, body_format=NotifyFormat.TEXT):
-            told = True
+            delivered = True
         else:
             log.error(
-                "Address %d of %s could not be told: it is none that Apprise knows, or nothing answered there. Correct "
-                "it; the message stands above.",
+                "Address %d of %s could not be notified: Apprise does not know it, or nothing answers there. Correct "
+                "it; the message is in the log above.",
                 position,
                 ADDRESSES,
             )
-    return told
+    return delivered

@@ -1,4 +1,4 @@
-"""What is noted of an image that a model sees: the probability, the statistics of the image, and its embedding."""
+"""Compute the probability, image statistics and embedding of images, as the prediction log stores them."""
 
 import numpy as np
 import pandas as pd
@@ -9,8 +9,8 @@ from pipeline.models.network import run_in_batches
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, N_DIMENSIONS, embeddings_of
 
 
-class _DescribedImages:
-    """Images that are described when they are decoded, so that nothing is decoded twice."""
+class _MeasuredImages:
+    """Images whose statistics are computed when they are decoded, so that each is decoded once."""
 
     def __init__(self, images: Images) -> None:
         self.sizes = images.sizes
@@ -24,18 +24,18 @@ class _DescribedImages:
 
 
 def observe(classifier: Classifier, images: Images, *, progress: str) -> pd.DataFrame:
-    """Return a row an image: probability, brightness, contrast, sharpness, dark_share, bright_share, embedding.
+    """Return one row per image: probability, brightness, contrast, sharpness, dark_share, bright_share, embedding.
 
     Args:
-        classifier: the model that sees them.
-        images: what it sees.
-        progress: what the progress bar says.
+        classifier: the model.
+        images: the images to score.
+        progress: label of the progress bar.
     """
     n = len(images.sizes)
     probabilities, embeddings = np.empty(n, np.float32), np.empty((n, N_DIMENSIONS), np.float32)
-    described = _DescribedImages(images)
-    for positions, outputs in run_in_batches(classifier.model, described, progress=progress):
+    measured = _MeasuredImages(images)
+    for positions, outputs in run_in_batches(classifier.model, measured, progress=progress):
         probabilities[positions] = outputs["probability"]
         embeddings[positions] = embeddings_of(outputs["features"])
-    table = pd.DataFrame(described.statistics, columns=list(IMAGE_STATISTICS), dtype=np.float32)
+    table = pd.DataFrame(measured.statistics, columns=list(IMAGE_STATISTICS), dtype=np.float32)
     return table.assign(probability=probabilities, embedding=list(embeddings))

@@ -1,9 +1,9 @@
-"""The prediction log: what production sees, kept as Parquet files in a folder, so that drift can be noticed.
+"""The prediction log: a row for each image scored in production, as Parquet files in a folder, to detect drift.
 
-A row an image: time (UTC), model_version, source (who asked: "predict", "api" ...), photo (what the image is a part of,
-or itself), path (where the image lies, missing if it lies nowhere), probability, how it looks, and its embedding. No
-file is ever changed: each `append` writes a new one under a name of its own, so that any number of processes may write
-at once and none waits.
+Columns: time (UTC), model_version, source ("predict", "api" ...), photo (the photo that the image is part of, or the
+image itself), path (of the image file, missing if there is none), probability, the image statistics and the embedding.
+Files are never changed: each `append` writes a new one with a unique name, so any number of processes may write at the
+same time without waiting.
 """
 
 import secrets
@@ -42,24 +42,24 @@ TIME_IN_NAME = "%Y%m%dT%H%M%S%fZ"
 
 
 def embeddings_of(features: npt.NDArray[np.floating[Any]]) -> Embeddings:
-    """Return the embeddings of features, (n, n_features), as the log keeps them."""
+    """Return the embeddings of features, (n, n_features), as stored in the log."""
     return project(features, N_DIMENSIONS)
 
 
 class PredictionLog:
-    """The log in one folder; its oldest files go when it outgrows its limit."""
+    """The prediction log in one folder; the oldest files are deleted when it exceeds its size limit."""
 
     def __init__(self, folder: Path, max_mb: float = MAX_MB) -> None:
-        """Take the folder, which need not exist yet, and the most that its files may weigh together."""
+        """Use `folder`, which need not exist yet; its files may have `max_mb` megabytes in total."""
         self.folder = folder
         self.max_mb = max_mb
 
     def append(self, rows: pd.DataFrame) -> None:
-        """Write rows as a new file, whole or not at all; then drop the oldest files above the limit.
+        """Write rows atomically to a new file; then delete the oldest files above the limit.
 
         Args:
-            rows: with the columns of SCHEMA, of which `path` may be missing; `time` has a time zone, `embedding` holds
-                an array of 32 numbers a row.
+            rows: with the columns of SCHEMA; `path` may be missing. `time` has a time zone, `embedding` holds
+                arrays of 32 numbers.
 
         Raises:
             ValueError: a column is missing, or its values are of another type.
@@ -76,10 +76,10 @@ class PredictionLog:
     def read(
         self, since: datetime | None = None, until: datetime | None = None, model_version: str | None = None
     ) -> pd.DataFrame:
-        """Return the rows with since <= time < until, all by one model where it is given, oldest first.
+        """Return the rows with since <= time < until, of one model version if given, oldest first.
 
         Raises:
-            CracksError: a file in the folder is no file of this log.
+            CracksError: a file in the folder does not belong to the log.
         """
         tables = [table for path in self._files() if _may_hold(path, since) and (table := _read(path)) is not None]
         rows: pd.DataFrame = (pa.concat_tables(tables) if tables else SCHEMA.empty_table()).to_pandas()
@@ -102,12 +102,12 @@ class PredictionLog:
                 n_bytes_left -= path.stat().st_size
                 if n_bytes_left < 0:
                     path.unlink()
-            except FileNotFoundError:  # another process drops files too
+            except FileNotFoundError:  # deleted by another process
                 continue
 
 
 def to_table(rows: pd.DataFrame) -> pa.Table:
-    """Return rows of the log in its schema. Raises ValueError where a column is missing or of another type."""
+    """Convert rows to the schema of the log. Raises ValueError if a column is missing or has another type."""
     missing = set(SCHEMA.names) - {"path"} - set(rows)
     if missing:
         raise ValueError(f"The prediction log needs the columns {', '.join(sorted(missing))}.")
@@ -124,16 +124,14 @@ def to_table(rows: pd.DataFrame) -> pa.Table:
 
 
 def _may_hold(path: Path, since: datetime | None) -> bool:
-    """Return whether a file can have rows from `since` on: its name has the time of its newest row."""
+    """Return whether a file can have rows from `since` on; its name contains the time of its newest row."""
     return since is None or path.name >= since.astimezone(UTC).strftime(TIME_IN_NAME)
 
 
 def _read(path: Path) -> pa.Table | None:
     try:
         return pq.read_table(path, schema=SCHEMA)
-    except FileNotFoundError:  # dropped meanwhile
+    except FileNotFoundError:  # deleted meanwhile
         return None
     except (pa.ArrowInvalid, OSError) as error:
-        raise CracksError(
-            f"{path} is no file of a prediction log: {error}. Move it away; a log holds only what was appended."
-        ) from None
+        raise CracksError(f"{path} is not a file of the prediction log: {error}. Move it out of the folder.") from None

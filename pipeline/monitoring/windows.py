@@ -1,8 +1,8 @@
-"""Watching production: the photos since the last window against what the model in production was trained on.
+"""Monitor production: compare the photos since the last window with the images the monitored model was trained on.
 
-A window closes when it has enough photos, and no more often than `monitor.windows_per_month`, on which the stated rate
-of false alarms rests. Drift is told once as long as it lasts, with the images most worth labelling. What was found is
-kept in data/monitoring/ and shown by reports/drift.html.
+A window closes when it has enough photos, and no more often than `monitor.windows_per_month`, which the stated rate of
+false alarms is based on. One alert is sent while drift lasts, with the images most worth labelling. Results are stored
+in data/monitoring/ and shown in reports/drift.html.
 """
 
 import json
@@ -36,7 +36,7 @@ PAGE = REPORTS / "drift.html"  # the report of the last window
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one look: the verdict, why in a few lines, and where one was made the comparison with a data set."""
+    """Result of one check: the verdict, an explanation, and the comparison with a data set if one was made."""
 
     verdict: Verdict
     lines: list[str]
@@ -45,14 +45,14 @@ class Finding:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return {"told": whether the present drift was told, "windows": one record each, oldest first}."""
+    """Return {"told": whether an alert about the present drift was sent, "windows": records, oldest first}."""
     if not path.exists():
         return {"told": False, "windows": []}
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def windows_plot_uri(root: Path) -> str | None:
-    """Return the windows so far as a picture, a data URI; None where there is none yet."""
+    """Return a plot of all windows as a data URI; None if there is no window yet."""
     windows = read_state(root / MONITORING_STATE)["windows"]
     return windows_image(windows) if windows else None
 
@@ -60,10 +60,10 @@ def windows_plot_uri(root: Path) -> str | None:
 def most_similar_dataset(
     rows: pd.DataFrame, reference: pd.DataFrame, monitor: Monitor
 ) -> tuple[str, Comparison] | None:
-    """Compare a window with each data set trained on; return the one that it is most like, and the comparison with it.
+    """Compare a window with each data set trained on; return the most similar one and the comparison with it.
 
-    A window has drifted where it is unlike every one of them, so the rate of false alarms holds for windows from any.
-    None where a data set has too few photos, or the window has, to ever tell them apart.
+    A window has drifted if it differs from all of them, so the rate of false alarms holds for windows from any of them.
+    Return None if the window or a data set has too few photos for an alarm.
     """
     n_photos = rows["photo"].nunique()
     known = {str(name): tiles for name, tiles in reference.groupby("dataset")}
@@ -74,7 +74,7 @@ def most_similar_dataset(
 
 
 def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor) -> Finding:
-    """Compare the rows of the prediction log of one window with what the model was trained on."""
+    """Compare the rows of one window with the images the model was trained on."""
     n_photos = rows["photo"].nunique()
     found = most_similar_dataset(rows, monitored.reference, monitor)
     if found is None:
@@ -83,34 +83,34 @@ def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor
             "too few photos",
             [
                 f"{n_photos} photos since the last window: too few for an alarm. At least {monitor.window_photos} are "
-                f"needed, and more where few were trained on ({n_known})."
+                f"needed, and more if the model was trained on few ({n_known})."
             ],
         )
     name, comparison = found
-    chance = f"chance alone does as much in {comparison.p_value:.2%} of windows, the limit is {comparison.alpha:.2%}"
+    chance = f"p-value {comparison.p_value:.2%}, the limit is {comparison.alpha:.2%}"
     if comparison.has_drifted:
         lines = [
-            f"{n_photos} photos are unlike what version {monitored.version} was trained on, and least unlike {name}: "
-            f"{', '.join(comparison.drifted_statistics)} ({chance}).",
-            "Without labels of such images, training again would give the same model.",
+            f"{n_photos} photos differ from those version {monitored.version} was trained on; {name} is most similar. "
+            f"Changed: {', '.join(comparison.drifted_statistics)} ({chance}).",
+            "Without labels for such images, retraining would give the same model.",
         ]
         return Finding("drift", lines, name, comparison)
-    return Finding("no drift", [f"{n_photos} photos are like those of {name} ({chance})."], name, comparison)
+    return Finding("no drift", [f"{n_photos} photos are similar to those of {name} ({chance})."], name, comparison)
 
 
 def next_window(
     windows: Sequence[dict[str, Any]], version: str, monitor: Monitor
 ) -> tuple[datetime | None, datetime | None]:
-    """Return from when on photos belong to the next window of this version, and when it may close; None: any time."""
+    """Return when the next window of this version starts and the earliest time it may close; None: no limit."""
     ends = [datetime.fromisoformat(window["end"]) for window in windows]
     mine = [end for end, window in zip(ends, windows, strict=True) if window["version"] == version]
     return (mine[-1] if mine else None), (ends[-1] + MONTH / monitor.windows_per_month if ends else None)
 
 
 def record(finding: Finding, version: str, now: datetime) -> dict[str, Any]:
-    """Return what is kept of a window."""
+    """Return the record of a window for the state file."""
     comparison = finding.comparison
-    assert comparison is not None  # noqa: S101 - only windows that were compared are kept
+    assert comparison is not None  # noqa: S101 - only windows that were compared are recorded
     scores = comparison.scores.set_index("statistic")["score"]
     return {
         "end": now.isoformat(),
@@ -124,22 +124,22 @@ def record(finding: Finding, version: str, now: datetime) -> dict[str, Any]:
 
 
 def notify_drift(finding: Finding, rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor, root: Path) -> bool:
-    """Export the images most worth labelling and tell someone of the drift; return whether the message arrived."""
+    """Export the images most worth labelling and send an alert; return whether it was delivered."""
     to_label = export_most_worth_labelling(rows, monitored, monitor.n_to_label, root / TO_LABEL)
-    lines = [*finding.lines, to_label, f"Pictures: {root / PAGE}"]
-    return notify("Drift: production sees images unlike those it was trained on", lines)
+    lines = [*finding.lines, to_label, f"Report: {root / PAGE}"]
+    return notify("Drift: photos in production differ from those the model was trained on", lines)
 
 
 def run(params: Params, root: Path, now: datetime) -> Finding:
-    """Look at what production saw since the last window, keep what was found, and tell someone of drift, once.
+    """Check the photos since the last window, store the result, and send an alert once if they have drifted.
 
     Args:
-        params: whose `monitor` says when an alarm is one.
-        root: the project's folder.
+        params: parameters; `monitor` sets the limits.
+        root: folder of the project.
         now: end of the window, with a time zone.
 
     Raises:
-        CracksError: nothing is registered, or without what it was trained on.
+        CracksError: no model is registered, or its reference is missing.
         UnavailableError: the tracking server does not answer.
     """
     monitor, state = params.monitor, read_state(root / MONITORING_STATE)
@@ -155,10 +155,12 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
     if finding.comparison is None:
         return finding
     windows = [*state["windows"], record(finding, monitored.version, now)][-MAX_WINDOWS_KEPT:]
-    known = monitored.reference[monitored.reference["dataset"] == finding.dataset]
-    page = render_drift(finding.comparison, known, rows, windows, finding.lines, is_drawn=params.is_demo)
+    compared_with = monitored.reference[monitored.reference["dataset"] == finding.dataset]
+    page = render_drift(finding.comparison, compared_with, rows, windows, finding.lines, is_drawn=params.is_demo)
     write_text(root / PAGE, page)
-    # Told before it is noted as told: a crash in between tells twice, not never.
-    told = finding.verdict == "drift" and (bool(state["told"]) or notify_drift(finding, rows, monitored, monitor, root))
-    write_json(root / MONITORING_STATE, {"told": told, "windows": windows})
+    # Sent before it is recorded: a crash in between sends the alert twice, not never.
+    notified = finding.verdict == "drift" and (
+        bool(state["told"]) or notify_drift(finding, rows, monitored, monitor, root)
+    )
+    write_json(root / MONITORING_STATE, {"told": notified, "windows": windows})
     return finding
