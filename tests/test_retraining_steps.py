@@ -64,7 +64,7 @@ def test_one_process_at_a_time_holds_the_lock_and_a_killed_one_holds_it_no_more(
     other = context.Process(target=hold, args=(tmp_path, held, release))
     other.start()
     assert held.wait(60)
-    with pytest.raises(RefusedError, match="A retraining is running"), exclusive_lock(tmp_path):
+    with pytest.raises(RefusedError, match="A retraining or `cracks batches` is running"), exclusive_lock(tmp_path):
         pass
     os.kill(other.pid, signal.SIGKILL)
     other.join()

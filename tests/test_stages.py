@@ -132,7 +132,7 @@ def test_a_stage_whose_files_another_dvc_holds_is_tried_again(at):
     locks.write_text(json.dumps({"write": {str(project.root / "out"): holder}, "read": {}}))
 
     def release(line: str) -> None:
-        if "tried again" in line:
+        if "Trying one again" in line:
             locks.unlink()
 
     assert runner().reproduce("one", release)
