@@ -36,7 +36,9 @@ class AppState:
         """Start to follow the registry, to write the prediction log, and to watch the heartbeat of the schedules."""
         self.holder.start()
         self.recorder.start()
-        threading.Thread(target=heartbeat_watch.follow, args=(self._stopping,), name="watch", daemon=True).start()
+        threading.Thread(
+            target=heartbeat_watch.watch_heartbeat, args=(self._stopping,), name="watch", daemon=True
+        ).start()
 
     def stop(self) -> None:
         """Stop all threads, after the last request; does not wait for a notification that is being sent."""
