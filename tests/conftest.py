@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 from PIL import Image
 from two_datasets import write_two_datasets
 
@@ -37,6 +38,10 @@ FOREIGN = (
     "DVC_EXP_NAME",
     "GIT_COMMIT",
 )
+
+# A test that fails because the machine is busy tells nothing.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 SMALL_RECIPE = {"size_px": 64, "images_per_class": 40, "mirrored_per_class": 5}
 

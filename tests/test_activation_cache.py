@@ -18,7 +18,7 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
+@settings(derandomize=True, max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
 def test_an_augmented_image_keeps_its_shape_and_gets_no_new_colours(height, width, seed):
     grey = np.full((height, width, 3), 130, np.uint8)

@@ -56,7 +56,7 @@ def test_platt_recovers_slope_and_intercept_from_random_labels(slope, intercept)
     assert fit_platt(labels, logits) == pytest.approx((slope, intercept), abs=0.05)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.lists(st.floats(0.1, 100), min_size=1), st.lists(st.floats(-100, -0.1), min_size=1))
 def test_platt_stays_finite_and_rising_where_the_labels_are_perfectly_separated(cracks, intact):
     labels = np.arange(len(cracks) + len(intact)) < len(cracks)

@@ -55,7 +55,7 @@ def test_a_dark_last_row_of_pixels_is_seen(model, overlap):
     assert (tiles.loc[tiles["y"] == 53, "probability"] > 2 * light).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(80, 180), st.integers(80, 180), st.floats(0, 0.8), st.sampled_from([0.2, 0.37, 1.0, 1.3]))
 def test_tiles_stay_in_the_photo_at_every_scale(model, height, width, overlap, mm_per_px):
     params = Map(tile_px=40, overlap=overlap, model_mm_per_px=0.5)

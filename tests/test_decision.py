@@ -29,7 +29,7 @@ def decide(missed=1.0, false=1.0, cracks=0.0, intact=0.0):
     )
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(validations(), costs, costs)
 def test_no_threshold_is_cheaper_and_none_of_equal_cost_is_nearer_to_the_exact_one(validation, missed, false):
     labels, probabilities = validation
@@ -73,7 +73,7 @@ def test_expensive_missed_cracks_lower_the_threshold():
     assert choose_threshold(labels, probabilities, decide(missed=9)) <= 0.3
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(validations(), costs, costs, shares, shares)
 def test_the_band_contains_the_threshold_or_is_empty_and_keeps_its_shares(validation, missed, false, cracks, intact):
     labels, probabilities = validation
@@ -84,7 +84,7 @@ def test_the_band_contains_the_threshold_or_is_empty_and_keeps_its_shares(valida
     assert np.sum(verdicts[~labels] == "crack") <= intact * (~labels).sum()
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(validations(), shares, shares)
 def test_the_band_is_no_wider_than_the_shares_require(validation, cracks, intact):
     labels, probabilities = validation

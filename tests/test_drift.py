@@ -197,7 +197,7 @@ def test_the_mean_product_leaves_out_each_photo_with_itself():
     assert mean_product(values, np.array([[1]])).tolist() == [5.0]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.integers(20, 200), st.sampled_from([0.02, 0.05, 0.1]))
 def test_a_score_is_above_the_limit_just_where_the_p_value_is_not_above_alpha(seed, n_choices, alpha):
     statistics = np.random.default_rng(seed).integers(0, 20, (3, n_choices)).astype(float)

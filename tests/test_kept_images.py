@@ -34,7 +34,7 @@ def grey_file(level, encode):
     return encode(Image.fromarray(np.full((40, 40, 3), level, np.uint8)), "BMP")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(levels=st.lists(st.integers(0, 30), min_size=1, max_size=60))
 def test_the_folder_never_outgrows_its_limit(tmp_path_factory, encode, levels):
     folder = tmp_path_factory.mktemp("images")

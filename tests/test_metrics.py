@@ -30,7 +30,7 @@ def test_a_probability_of_one_is_in_the_last_bin():
     assert expected_calibration_error(np.array([False, True]), np.array([1.0, 0.96])) == pytest.approx(0.48)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1))
 def test_calibration_error_is_never_more_than_the_mean_distance_of_the_single_images(images):
     labels, probabilities = (np.array(column) for column in zip(*images, strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import CracksError
@@ -172,7 +172,6 @@ def test_the_projection_never_changes():
     assert embeddings_of(np.ones((1, 1)))[0, :3] == pytest.approx(np.array(first_draws) / np.sqrt(32))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_distances_are_nearly_kept(seed):
     shares = np.random.default_rng(seed).dirichlet(np.full(500, 0.1), 2)

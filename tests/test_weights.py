@@ -65,7 +65,7 @@ def test_tensors_are_read_in_the_order_of_the_file_with_their_strides_and_offset
     np.testing.assert_array_equal(tensors["a.num_batches_tracked"], np.array(7, dtype=np.int64), strict=True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     array=npst.arrays("<f4", npst.array_shapes(max_dims=4, max_side=4), elements=st.floats(-10, 10, width=32)),
     data=st.data(),
@@ -96,7 +96,7 @@ def test_a_file_truncated_at_any_byte_is_refused(tmp_path):
             read(tmp_path, content[:length])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(position=st.integers(0, len(small_file()) - 1), byte=st.integers(0, 255))
 def test_a_damaged_byte_gives_tensors_or_a_clear_error_and_nothing_else(tmp_path_factory, position, byte):
     content = bytearray(small_file())
