@@ -22,7 +22,7 @@ from pipeline.data.images import Pixels
 from pipeline.data.photos import read_photo
 from pipeline.inference.served import GRAPH_FILE, ServedModel
 from pipeline.params import Map
-from pipeline.registry.resolve import STARTER, found_model
+from pipeline.registry.model_lookup import STARTER, found_model
 
 TILE_PX = 256
 

@@ -26,7 +26,7 @@ from pipeline.data.photos import read_photo
 from pipeline.inference.starter import load_starter
 from pipeline.models.classifier import Classifier
 from pipeline.params import Map
-from pipeline.registry.resolve import STARTER, found_model
+from pipeline.registry.model_lookup import STARTER, found_model
 
 KERAS_BATCH = 32
 OVERLAPS = (0.0, 0.5)

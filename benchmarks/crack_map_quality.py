@@ -21,7 +21,7 @@ from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.data.photos import read_photo
 from pipeline.files import replacing
 from pipeline.params import Map
-from pipeline.registry.resolve import found_model
+from pipeline.registry.model_lookup import found_model
 
 SHARES = (0.05, 0.1, 0.2, 0.5)  # of the tiles that are inspected
 

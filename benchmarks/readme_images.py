@@ -24,7 +24,7 @@ from pipeline.evaluation.examples import Picture, pictures_of, random_prediction
 from pipeline.evaluation.plots import training_plots
 from pipeline.files import replacing, write_text
 from pipeline.params import Map
-from pipeline.registry.resolve import STARTER, found_model
+from pipeline.registry.model_lookup import STARTER, found_model
 
 CROP = (1536, 0, 4608, 3584)  # left, top, right, bottom: crack, finer cracks and kerb of the deck, 12 x 14 whole tiles
 WIDTH_PX = 1200

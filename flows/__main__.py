@@ -21,7 +21,7 @@ from prefect.schedules import Cron, Schedule
 from prefect.settings import get_current_settings
 from prefect.types.entrypoint import EntrypointType
 
-from flows import processes, runs, stages
+from flows import flow_runs, processes, stages
 from flows.monitoring import monitoring
 from flows.promotion import promotion, rollback
 from flows.retraining import retraining
@@ -76,8 +76,8 @@ def clean_up() -> bool:
     """End processes and runs of killed flows, cancel missed runs; return whether the Prefect server answered."""
     stages.end_orphans(log.warning)
     try:
-        runs.end_orphans(log.warning)
-        runs.cancel_missed(log.warning)
+        flow_runs.end_orphans(log.warning)
+        flow_runs.cancel_missed(log.warning)
     except (httpx.HTTPError, PrefectException) as error:
         log.warning("The Prefect server does not answer: %s", error)
         return False

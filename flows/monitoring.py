@@ -7,16 +7,16 @@ from prefect import State, flow
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.states import Completed, Failed
 
-from flows import runs
+from flows import flow_runs
 from pipeline.errors import CracksError
-from pipeline.monitoring import windows as watch
+from pipeline.monitoring import drift_check as watch
 from pipeline.monitoring.drift_page import as_markdown
 from pipeline.params import load_params
 from pipeline.project import project_root
 from pipeline.stage import run_main
 
 
-@flow(name="monitoring", on_running=[runs.record_process])
+@flow(name="monitoring", on_running=[flow_runs.record_process])
 def monitoring() -> State:
     """Compare the photos since the last window with what the model was trained on; the verdict is the state's name."""
     root = project_root()

@@ -11,7 +11,7 @@ import sys
 from prefect import State, flow, get_run_logger
 from prefect.states import Completed, Failed
 
-from flows import runs
+from flows import flow_runs
 from pipeline.errors import CracksError, RefusedError
 from pipeline.params import load_params
 from pipeline.project import project_root
@@ -22,7 +22,7 @@ from pipeline.stage import run_main
 NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending approval", "rolled back": "Rolled back"}
 
 
-@flow(name="promotion", on_running=[runs.record_process])
+@flow(name="promotion", on_running=[flow_runs.record_process])
 def promotion(version: str | None = None, by: str | None = None, *, allow_dirty: bool = False) -> State:
     """Apply the gate to a version, by default the challenger; promote it if all rules pass."""
     params = load_params(project_root() / "params.yaml")
@@ -35,7 +35,7 @@ def promotion(version: str | None = None, by: str | None = None, *, allow_dirty:
     return _ended(decided)
 
 
-@flow(name="rollback", on_running=[runs.record_process])
+@flow(name="rollback", on_running=[flow_runs.record_process])
 def rollback(reason: str, to: str | None = None, by: str | None = None) -> State:
     """Roll back to the version that was in production before."""
     params = load_params(project_root() / "params.yaml")

@@ -9,7 +9,7 @@ from prefect import Flow, State, flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Failed
 
-from flows import runs, stages
+from flows import flow_runs, stages
 from flows.training import training
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inbox import retraining as steps
@@ -34,7 +34,7 @@ def clear_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 
 @flow(
     name="retraining",
-    on_running=[runs.record_process],
+    on_running=[flow_runs.record_process],
     on_failure=[notify_failure],
     on_completion=[clear_failure],
 )
@@ -45,7 +45,7 @@ def retraining() -> State:
     params = load_params(root / "params.yaml")
     try:
         with steps.exclusive_lock(root):
-            for clean_up in (runs.end_orphans, stages.end_orphans, stages.clear_locks):
+            for clean_up in (flow_runs.end_orphans, stages.end_orphans, stages.clear_locks):
                 clean_up(log.warning)
             return _retrain(root, params)
     except RefusedError as error:

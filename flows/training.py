@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import artifacts, runs, stages
+from flows import artifacts, flow_runs, stages
 from pipeline.errors import CracksError
 from pipeline.params import Params, load_params
 from pipeline.project import REPORTS, project_root
@@ -64,11 +64,11 @@ def _announce(finished: queue.Queue[str], stage: str, _: PrefectFuture[State]) -
     finished.put(stage)
 
 
-@flow(name="training", on_running=[runs.record_process])
+@flow(name="training", on_running=[flow_runs.record_process])
 def training() -> State:
     """Train and register a model from the data in params.yaml; stages that need a failed stage are not started."""
     log = get_run_logger()
-    runs.end_orphans(log.warning)
+    flow_runs.end_orphans(log.warning)
     stages.end_orphans(log.warning)
     stages.clear_locks(log.warning)
     try:

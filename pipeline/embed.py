@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.data.images import INVENTORY_FILE, EncodedImages, ImageSubset, PackedImages, Sizes
 from pipeline.data.training_images import RowNumbers, Sides, training_rows
 from pipeline.files import replacing_folder
-from pipeline.inference.cluster import compute_on_cluster
+from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
 from pipeline.training.embedder import embedder_of, has_shard, load_shard, save_shard, shards_of

@@ -14,8 +14,8 @@ from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.project import in_experiment
 from pipeline.registry import tracking
+from pipeline.registry.mlflow_runs import Results, complete_candidates, complete_parent, version_tags
 from pipeline.registry.registration import register
-from pipeline.registry.repro_runs import Results, complete_candidates, complete_parent, version_tags
 from pipeline.registry.versions import CHALLENGER
 from pipeline.stage import run_main, stage_parser
 

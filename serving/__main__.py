@@ -20,7 +20,7 @@ from pipeline.params import load_params
 from pipeline.project import LOG_FOLDER, project_root
 from pipeline.stage import run_main, stage_parser
 from serving.app import create_app
-from serving.holder import ModelHolder
+from serving.current_model import ModelHolder
 from serving.wanted_version import Registry
 
 API_KEY = "CRACKS_API_KEY"

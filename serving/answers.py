@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from pipeline.models.decision import Verdict
 from pipeline.params import Serve
-from serving.holder import LoadedModel
+from serving.current_model import LoadedModel
 from serving.wanted_version import Version
 
 

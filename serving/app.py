@@ -15,7 +15,7 @@ from pipeline.params import Serve
 from serving import problems, review_routes, scoring_routes
 from serving.answers import ModelAnswer, model_answer
 from serving.app_state import AppState, state_of
-from serving.holder import ModelHolder
+from serving.current_model import ModelHolder
 from serving.limits import RequestLimits, SecurityHeaders
 from serving.problems import V1_PROBLEMS, documented
 from serving.prometheus_metrics import RequestMetrics

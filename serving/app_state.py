@@ -9,7 +9,7 @@ from pipeline.monitoring import heartbeat_watch
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
 from serving.batching import Batcher
-from serving.holder import LoadedModel, ModelHolder
+from serving.current_model import LoadedModel, ModelHolder
 from serving.kept_images import FOLDER, KeptImages
 from serving.limits import RETRY_AFTER_S, PixelBudget
 from serving.problems import Problem

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.monitoring.heartbeat import heartbeat_age_s
-from serving.holder import ModelHolder
+from serving.current_model import ModelHolder
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 BATCH_IMAGES = (1, 2, 4, 8, 16, 32, 64)

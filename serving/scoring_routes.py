@@ -22,7 +22,7 @@ from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 from pipeline.inference.openvino_cpu import Outputs
 from serving.answers import MapAnswer, OcclusionOverlay, PredictAnswer, Prediction, Tile
 from serving.app_state import AppState, state_of
-from serving.holder import LoadedModel
+from serving.current_model import LoadedModel
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
 from serving.recording import ScoredImage

@@ -9,7 +9,7 @@ from pipeline.crack_maps import batch_prediction
 from pipeline.crack_maps.batch_prediction import log_rows, parts_of, read, run, score, unfinished_folder
 from pipeline.inference.served import ServedModel
 from pipeline.monitoring.prediction_log import PredictionLog
-from pipeline.registry.resolve import found_model
+from pipeline.registry.model_lookup import found_model
 
 COLUMNS = ["path", "probability", "label", "error"]
 

@@ -15,7 +15,7 @@ from pipeline.data.images import INVENTORY_FILE, ImageSubset, PackedImages
 from pipeline.data.training_images import Sides
 from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
-from pipeline.inference import cluster
+from pipeline.inference import dask_cluster
 from pipeline.params import Backbone
 from pipeline.training import embedder
 from pipeline.training.features import read_features
@@ -183,7 +183,7 @@ def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(
 
 
 def test_a_scheduler_that_does_not_answer_is_a_clear_error(datasets, manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_TIMEOUT_S", 1)
     with pytest.raises(
         UnavailableError, match=r"No Dask scheduler answers at 'tcp://127\.0\.0\.1:9'.*embed\.dask_address"
     ):

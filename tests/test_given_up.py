@@ -17,7 +17,7 @@ from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Map, load_params
 from serving.app import create_app
-from serving.holder import STARTER, LoadedModel
+from serving.current_model import STARTER, LoadedModel
 from serving.review_batches import cut_tile
 
 SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve

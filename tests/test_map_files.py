@@ -11,7 +11,7 @@ from pipeline.crack_maps import map_files
 from pipeline.crack_maps.map_files import names_of, run
 from pipeline.crack_maps.map_notes import warnings_of
 from pipeline.params import Map
-from pipeline.registry.resolve import found_model
+from pipeline.registry.model_lookup import found_model
 
 PARAMS = Map(tile_px=40, overlap=0, model_mm_per_px=None)
 

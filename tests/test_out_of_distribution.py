@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.data.photos import read_photo
 from pipeline.params import Map
-from pipeline.registry.resolve import STARTER, found_model
+from pipeline.registry.model_lookup import STARTER, found_model
 
 PARAMS = Map(tile_px=256, overlap=0, model_mm_per_px=None)
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ from pipeline.models.tf import keras
 from pipeline.params import load_params
 from pipeline.register import main, run
 from pipeline.registry import tracking
-from pipeline.registry.repro_runs import Results, data_hashes
+from pipeline.registry.mlflow_runs import Results, data_hashes
 from pipeline.registry.versions import is_registered
 from pipeline.stage import run_main
 

@@ -16,9 +16,9 @@ from pipeline.monitoring.monitored_model import monitored_model
 from pipeline.params import load_params
 from pipeline.registry import promote, tracking
 from pipeline.registry.history import opened
-from pipeline.registry.resolve import found_model
+from pipeline.registry.model_lookup import found_model
 from pipeline.registry.versions import fetch
-from serving.holder import load_verified
+from serving.current_model import load_verified
 from serving.wanted_version import Registry
 
 DARK, LIGHT = np.full((1, 40, 40, 3), 120, np.uint8), np.full((1, 40, 40, 3), 140, np.uint8)

@@ -15,7 +15,7 @@ from webhook import webhook
 
 import flows
 import flows.__main__ as served
-from flows import runs
+from flows import flow_runs
 from flows.__main__ import deployments, flows_and_schedules
 from pipeline.params import load_params
 
@@ -50,7 +50,7 @@ def test_every_flow_is_served_and_those_that_nobody_starts_have_a_schedule():
 
 def test_every_flow_records_the_process_that_runs_it():
     for name, flow in every_flow().items():
-        assert runs.record_process in flow.on_running_hooks, name
+        assert flow_runs.record_process in flow.on_running_hooks, name
 
 
 def status_error(status):

@@ -39,7 +39,7 @@ def _map(args: argparse.Namespace) -> None:
     paths = [path for path in find_images(args.paths) if not path.resolve().is_relative_to(out)]  # do not map maps
     params = load_params(project_root() / "params.yaml")
     from pipeline.crack_maps.map_files import run  # last, because it takes seconds
-    from pipeline.registry.resolve import found_model
+    from pipeline.registry.model_lookup import found_model
 
     with found_model(params.register_as.name, args.model) as found:
         log.info("Mapping %d photos with %s", len(paths), found.description)

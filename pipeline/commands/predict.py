@@ -48,7 +48,7 @@ def _predict(args: argparse.Namespace) -> None:
     check_photo_pattern(args.photo_pattern)
     params = load_params(project_root() / "params.yaml")
     from pipeline.crack_maps.batch_prediction import log_rows, run  # last, because it takes seconds
-    from pipeline.registry.resolve import found_model
+    from pipeline.registry.model_lookup import found_model
 
     with found_model(params.register_as.name, args.model) as found:
         log.info("Scoring %d images with %s", len(paths), found.description)

@@ -49,6 +49,6 @@ def _registered(args: argparse.Namespace) -> None:
 
 
 def _summary(args: argparse.Namespace) -> None:
-    from pipeline.registry.results import summary_lines
+    from pipeline.registry.run_summary import summary_lines
 
     print("\n".join(summary_lines(args.reports)))

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from pipeline.data.images import Sizes, UnreadableImageError, batches_by_size, decode, image_statistics, stored_size
 from pipeline.data.path_metadata import photo_of
 from pipeline.files import replacing
-from pipeline.inference.cluster import compute_on_cluster
+from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.inference.served import BATCH_IMAGES, ServedModel
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, embeddings_of
-from pipeline.registry.resolve import FoundModel, ModelFiles, model_of
+from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
 
 PART_IMAGES = 64
 MAX_PART_BYTES = 10_000_000  # bounds what a kill loses, and what is sent to a worker at once

@@ -27,9 +27,9 @@ from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
 from pipeline.errors import CracksError
 from pipeline.files import replacing, write_json, write_text
-from pipeline.inference.cluster import compute_on_cluster
+from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.params import Map
-from pipeline.registry.resolve import FoundModel, ModelFiles, model_of
+from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
 
 JPEG_QUALITY = 85
 MAX_NAME_BYTES = 180  # file systems allow 255, and suffixes are added

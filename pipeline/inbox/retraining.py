@@ -18,7 +18,7 @@ from pipeline.monitoring.notify import notify
 from pipeline.params import Flow, Params
 from pipeline.project import INBOX, REPORTS, TO_LABEL
 from pipeline.registry import tracking
-from pipeline.registry.results import format_score
+from pipeline.registry.run_summary import format_score
 from pipeline.registry.versions import find_version
 
 log = logging.getLogger(__name__)

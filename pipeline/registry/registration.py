@@ -16,7 +16,7 @@ from pipeline.errors import RefusedError
 from pipeline.inference.ood_fitting import fit_detector
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
-from pipeline.registry.repro_runs import Results
+from pipeline.registry.mlflow_runs import Results
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,7 +12,7 @@ from pipeline.errors import UnavailableError
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import GOLDEN_FILE, WEIGHTS_FILE
 from pipeline.params import Map
-from serving.holder import LAST_GOOD_FILE, ModelHolder
+from serving.current_model import LAST_GOOD_FILE, ModelHolder
 from serving.wanted_version import Version
 
 CUT = Map(tile_px=64, overlap=0, model_mm_per_px=None)
@@ -85,7 +85,7 @@ def test_no_model_answers_before_a_killed_server_would_find_it_again(holder, she
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("serving.holder.write_json", full)
+    monkeypatch.setattr("serving.current_model.write_json", full)
     shelf.put(ONE)
     with pytest.raises(OSError, match="No space left"):
         holder.poll()

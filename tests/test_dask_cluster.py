@@ -5,9 +5,9 @@ from PIL import Image
 
 from pipeline.crack_maps import batch_prediction, map_files
 from pipeline.errors import UnavailableError
-from pipeline.inference import cluster
+from pipeline.inference import dask_cluster
 from pipeline.params import Map
-from pipeline.registry.resolve import found_model
+from pipeline.registry.model_lookup import found_model
 
 PARAMS = Map(tile_px=40, overlap=0, model_mm_per_px=None)
 
@@ -56,7 +56,7 @@ def test_photos_mapped_on_a_cluster_get_the_same_files(address, found, photos, t
 
 
 def test_the_error_for_an_unreachable_cluster_says_how_to_run_without_one(found, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_TIMEOUT_S", 1)
     with pytest.raises(UnavailableError, match=r"No Dask scheduler answers at .* or leave --dask out"):
         batch_prediction.run(found, photos, tmp_path / "scores.csv", "tcp://127.0.0.1:9")
     assert not (tmp_path / "scores.csv").exists()

@@ -8,7 +8,7 @@ import pytest
 from toy_project import CANDIDATES, diamond, toy_project
 
 from pipeline.errors import CracksError
-from pipeline.registry import results
+from pipeline.registry import run_summary
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_broken_rule_comes_first_then_warnings_then_what_is_met():
             rule("c", "fail", success=False),
         ]
     }
-    assert results.contract_rows(report) == [
+    assert run_summary.contract_rows(report) == [
         {"state": "BROKEN", "rule": "c", "seen": "7"},
         {"state": "warning", "rule": "b", "seen": "7"},
         {"state": "met", "rule": "a", "seen": "7"},
@@ -37,7 +37,7 @@ def test_a_broken_rule_comes_first_then_warnings_then_what_is_met():
 def test_candidates_come_in_the_order_of_their_loss_and_the_chosen_one_is_marked(reports):
     worse = reports / "candidates" / f"{CANDIDATES[0]}.json"
     worse.write_text(json.dumps(json.loads(worse.read_text()) | {"selection_loss": 0.5}))
-    rows = results.candidate_rows(reports, list(CANDIDATES), CANDIDATES[1])
+    rows = run_summary.candidate_rows(reports, list(CANDIDATES), CANDIDATES[1])
     assert [(row["candidate"], row["chosen"], row["selection_loss"]) for row in rows] == [
         (CANDIDATES[1], "yes", "0.2000"),
         (CANDIDATES[0], "", "0.5000"),
@@ -46,14 +46,14 @@ def test_candidates_come_in_the_order_of_their_loss_and_the_chosen_one_is_marked
 
 
 def test_the_summary_says_first_that_it_is_a_demo(reports):
-    lines = results.summary_lines(reports)
+    lines = run_summary.summary_lines(reports)
     assert lines[0].startswith("Demo: drawn images")
     assert "Registered: cracks version 1, alias challenger" in lines
 
 
 def test_a_report_that_is_not_there_names_the_command_that_writes_it(tmp_path):
     with pytest.raises(CracksError, match="make run"):
-        results.read_report(tmp_path, "scores.json")
+        run_summary.read_report(tmp_path, "scores.json")
 
 
 class OneRun(BaseHTTPRequestHandler):
@@ -75,7 +75,7 @@ def test_a_tracking_server_shows_the_run_and_the_report_of_its_parent(monkeypatc
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert results.mlflow_addresses("child") == {
+        assert run_summary.mlflow_addresses("child") == {
             "run": f"{address}/#/experiments/3/runs/child",
             "report": f"{address}/#/experiments/3/runs/parent/artifacts/report.html",
         }
@@ -85,4 +85,4 @@ def test_a_tracking_server_shows_the_run_and_the_report_of_its_parent(monkeypatc
 @pytest.mark.parametrize("uri", ["", "http://127.0.0.1:9"], ids=["a file", "away"])
 def test_without_a_tracking_server_there_are_no_addresses(uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert results.mlflow_addresses("child") == {}
+    assert run_summary.mlflow_addresses("child") == {}

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
 
-from flows.runs import superseded
+from flows.flow_runs import superseded
 from pipeline import process_identity
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)

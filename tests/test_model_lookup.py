@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.inference.out_of_distribution import OutOfDistributionDetector
 from pipeline.registry import tracking
-from pipeline.registry.resolve import ModelFiles, found_model, locate, model_of
+from pipeline.registry.model_lookup import ModelFiles, found_model, locate, model_of
 
 BATCH = np.full((2, 40, 40, 3), 60, np.uint8)
 
@@ -140,7 +140,7 @@ def test_a_server_that_forbids_asking_has_no_such_model_unless_it_lists_one(regi
 
 def test_a_served_form_is_used_as_it_is_and_needs_no_tensorflow(folder):
     code = (
-        "import sys; from pipeline.registry.resolve import found_model\n"
+        "import sys; from pipeline.registry.model_lookup import found_model\n"
         f"with found_model('cracks', {str(folder)!r}) as found: found.load()\n"
         "print([name for name in ('tensorflow', 'keras', 'mlflow') if name in sys.modules])"
     )

@@ -10,7 +10,7 @@ from registry import make_registry, write_graph
 from test_drift import photos
 
 from pipeline.errors import CracksError
-from pipeline.monitoring import windows
+from pipeline.monitoring import drift_check
 from pipeline.monitoring.drift_page import as_markdown
 from pipeline.monitoring.labelling import export, most_worth_labelling
 from pipeline.monitoring.monitored_model import MonitoredModel
@@ -35,7 +35,7 @@ def logged(tiles, time, version="7"):
 def root(tmp_path, monkeypatch):
     """A project whose production, version 7, was trained on 40 photos of walls; nothing is sent anywhere."""
     reference = photos(0, 40).assign(dataset="walls")
-    monkeypatch.setattr(windows, "monitored_model", lambda name: MonitoredModel("7", reference, 0.5))
+    monkeypatch.setattr(drift_check, "monitored_model", lambda name: MonitoredModel("7", reference, 0.5))
     monkeypatch.delenv("CRACKS_NOTIFY_URL", raising=False)
     return tmp_path
 
@@ -44,7 +44,7 @@ def root(tmp_path, monkeypatch):
 def told(monkeypatch):
     """The messages that were sent."""
     messages = []
-    monkeypatch.setattr(windows, "notify", lambda title, lines: messages.append((title, lines)) or True)
+    monkeypatch.setattr(drift_check, "notify", lambda title, lines: messages.append((title, lines)) or True)
     return messages
 
 
@@ -54,7 +54,7 @@ def see(root, tiles, time, version="7"):
 
 def test_photos_like_those_trained_on_are_no_drift_and_cause_no_alert(root, told):
     see(root, photos(1, 6), MONDAY)
-    finding = windows.run(PARAMS, root, MONDAY + WEEK)
+    finding = drift_check.run(PARAMS, root, MONDAY + WEEK)
     assert (finding.verdict, finding.dataset, told) == ("no drift", "walls", [])
     assert "No drift" in Page((root / "reports" / "drift.html").read_text(encoding="utf-8")).text
 
@@ -62,7 +62,7 @@ def test_photos_like_those_trained_on_are_no_drift_and_cause_no_alert(root, told
 def test_one_alert_is_sent_while_drift_lasts_with_images_to_label(root, told):
     for week, (seed, shift) in enumerate([(1, 5), (2, 5), (5, 0), (4, 5)]):
         see(root, photos(seed, 6, shift=shift), MONDAY + week * WEEK)
-        windows.run(PARAMS, root, MONDAY + (week + 1) * WEEK)
+        drift_check.run(PARAMS, root, MONDAY + (week + 1) * WEEK)
     kept = json.loads((root / "data" / "monitoring" / "state.json").read_text())["windows"]
     assert [window["verdict"] for window in kept] == ["drift", "drift", "no drift", "drift"]
     assert len(told) == 2
@@ -75,52 +75,52 @@ def test_one_alert_is_sent_while_drift_lasts_with_images_to_label(root, told):
 
 def test_an_undelivered_drift_alert_is_sent_with_the_next_window(root, monkeypatch):
     answers = iter([False, True])
-    monkeypatch.setattr(windows, "notify", lambda title, lines: next(answers))
+    monkeypatch.setattr(drift_check, "notify", lambda title, lines: next(answers))
     for week in (0, 1, 2):
         see(root, photos(week, 6, shift=5), MONDAY + week * WEEK)
-        windows.run(PARAMS, root, MONDAY + (week + 1) * WEEK)
+        drift_check.run(PARAMS, root, MONDAY + (week + 1) * WEEK)
     assert next(answers, "both asked") == "both asked"
 
 
 def test_few_photos_wait_for_the_next_check(root, told):
     see(root, photos(1, 4, shift=9), MONDAY)
-    assert windows.run(PARAMS, root, MONDAY + WEEK).verdict == "too few photos"
+    assert drift_check.run(PARAMS, root, MONDAY + WEEK).verdict == "too few photos"
     see(root, photos(2, 2, shift=9, prefix="later"), MONDAY + WEEK)
-    finding = windows.run(PARAMS, root, MONDAY + WEEK + timedelta(hours=1))
+    finding = drift_check.run(PARAMS, root, MONDAY + WEEK + timedelta(hours=1))
     assert finding.verdict == "drift"
     assert finding.comparison.n_photos == 6
 
 
 def test_a_window_closes_no_more_often_than_the_rate_was_stated_for(root, told):
     see(root, photos(1, 6), MONDAY)
-    windows.run(PARAMS, root, MONDAY + WEEK)
+    drift_check.run(PARAMS, root, MONDAY + WEEK)
     see(root, photos(2, 6, shift=9), MONDAY + WEEK)
-    early = windows.run(PARAMS, root, MONDAY + 2 * WEEK - timedelta(minutes=1))
+    early = drift_check.run(PARAMS, root, MONDAY + 2 * WEEK - timedelta(minutes=1))
     assert early.verdict == "too early"
     assert "17 March" in early.lines[0]
-    assert windows.run(PARAMS, root, MONDAY + 2 * WEEK).verdict == "drift"
+    assert drift_check.run(PARAMS, root, MONDAY + 2 * WEEK).verdict == "drift"
 
 
 def test_only_predictions_of_the_monitored_model_count(root, told):
     see(root, photos(1, 6, shift=9), MONDAY, version="6")
-    assert windows.run(PARAMS, root, MONDAY + WEEK).verdict == "too few photos"
+    assert drift_check.run(PARAMS, root, MONDAY + WEEK).verdict == "too few photos"
 
 
 def test_photos_like_one_of_two_data_sets_are_no_drift(root, told, monkeypatch):
     both = pd.concat([photos(0, 40).assign(dataset="walls"), photos(1, 12, shift=8).assign(dataset="decks")])
-    monkeypatch.setattr(windows, "monitored_model", lambda name: MonitoredModel("7", both, 0.5))
+    monkeypatch.setattr(drift_check, "monitored_model", lambda name: MonitoredModel("7", both, 0.5))
     see(root, photos(2, 6, shift=8), MONDAY)
-    finding = windows.run(PARAMS, root, MONDAY + WEEK)
+    finding = drift_check.run(PARAMS, root, MONDAY + WEEK)
     assert (finding.verdict, finding.dataset) == ("no drift", "decks")
 
 
 def test_the_markdown_has_a_row_for_each_statistic(root, told):
     see(root, photos(1, 6), MONDAY)
-    finding = windows.run(PARAMS, root, MONDAY + WEEK)
+    finding = drift_check.run(PARAMS, root, MONDAY + WEEK)
     text = as_markdown(finding.lines, finding.comparison)
     assert text.count("\n| ") == 2 + len(finding.comparison.scores)
     assert "nan" not in text
-    assert windows.windows_plot_uri(root).startswith("data:image/svg+xml;base64,")
+    assert drift_check.windows_plot_uri(root).startswith("data:image/svg+xml;base64,")
 
 
 def test_the_most_worth_are_unsure_or_far_and_every_photo_gives_its_best_first():
