@@ -55,7 +55,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "shown": _shown, "jpeg": _jpeg}
+    environment.filters |= {"number": _number, "shown": shown, "jpeg": _jpeg}
     return environment.get_template(name)
 
 
@@ -88,14 +88,14 @@ def _number(value: float | None) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _shown(text: str) -> str:
+def shown(text: str, max_characters: int = MAX_SHOWN_CHARACTERS) -> str:
     """Return a text from outside on one line: invisible characters are escaped, the middle of a long text is left out.
 
     Invisible are, for example, line breaks, marks that change the reading direction, and bytes of a file name that are
     not UTF-8.
     """
-    if len(text) > MAX_SHOWN_CHARACTERS:
-        half = MAX_SHOWN_CHARACTERS // 2
+    if len(text) > max_characters:
+        half = max_characters // 2
         text = f"{text[:half]} … {text[-half:]}"
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text

@@ -105,9 +105,6 @@ def render_page(
         facts=headline,
         rules=rules,
         violations={rule.text: [tile for tile in tiles if tile.path in rule.paths] for rule in broken},
-        copy_groups=(),
-        n_copy_groups=0,
-        quarantine=pd.DataFrame(columns=["batch", "path", "reason"]),
         inventory=inventory,
     )
 

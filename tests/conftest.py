@@ -79,6 +79,20 @@ def encode() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Yield a running Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("Chromium is not installed: no page is opened")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
 def two_datasets(
     tmp_path_factory: pytest.TempPathFactory, draw_tile: Callable[..., Pixels], encode: Callable[..., bytes]
 ) -> SimpleNamespace:

@@ -38,6 +38,11 @@ class Page(HTMLParser):
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
 
+    def table(self, label):
+        """The one table of that name."""
+        (table,) = re.findall(rf'<table[^>]*aria-label="{label}".*?</table>', self.html, re.DOTALL)
+        return Page(table)
+
     def row(self, head):
         """The cells of the one table row that begins with `head`."""
         rows = [Page(row).words for row in re.findall(r"<tr[^>]*>.*?</tr>", self.html, re.DOTALL)]

@@ -268,7 +268,7 @@ def test_an_audit_prints_figures_and_broken_rules_and_writes_the_page(cracks, wa
         "copies: mirrored left-right": "2",
         "images with a copy of the other label": "2",
         "files in quarantine": "1",
-        "test images a random 80/20 split would leak": "26.7%",
+        "test images a random 80/20 split would leak": "26.7 %",
     }
     assert len({len(line) for line in lines[: len(table)]}) == 1
     assert "broken: no image has a copy with the other label. Observed: 2 images that break the rule" in lines

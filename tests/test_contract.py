@@ -80,9 +80,9 @@ BROKEN = {
     ),
     "few cracks": (inventory(3, 9), 0, {}, "at least 4 images are labelled crack", "3", ()),
     "few intact": (inventory(9, 3), 0, {}, "at least 4 images are labelled intact", "3", ()),
-    "cracks rare": (inventory(4, 16), 0, {}, "the rarer label makes up at least 25.0%", "0.2", ()),
-    "intact rare": (inventory(16, 4), 0, {}, "the rarer label makes up at least 25.0%", "0.8", ()),
-    "much broken": (inventory(), 5, {}, "at least 90.0% of the files are images that can be read", "0.8", ()),
+    "cracks rare": (inventory(4, 16), 0, {}, "the rarer label makes up at least 25.0 %", "0.2", ()),
+    "intact rare": (inventory(16, 4), 0, {}, "the rarer label makes up at least 25.0 %", "0.8", ()),
+    "much broken": (inventory(), 5, {}, "at least 90.0 % of the files are images that can be read", "0.8", ()),
     "too low": (first_is("height", 63), 0, {}, "no side is shorter than 64 px", ONE, ("00000.jpg",)),
     "too wide": (first_is("width", 513), 0, {}, "no side is longer than 512 px", ONE, ("00000.jpg",)),
     "id twice": (
@@ -101,14 +101,14 @@ BROKEN = {
         "2 images that break the rule",
         ("00000.jpg", "00001.jpg"),
     ),
-    "copies": (inventory(), 0, {"is_copy": 3}, "at most 10.0% of the images are copies of others", "0.15", ()),
+    "copies": (inventory(), 0, {"is_copy": 3}, "at most 10.0 % of the images are copies of others", "0.15", ()),
     "photo unknown": (first_is("photo", None), 0, {}, "the photo of every image is known", ONE, ("00000.jpg",)),
 } | {
     f"{column} {value:g}": (
         first_is(column, value, n=2),
         0,
         {},
-        f"{column} is between {low:g} and {high:g} for at least 95.0% of the images",
+        f"{column} is between {low:g} and {high:g} for at least 95.0 % of the images",
         "2 images that break the rule",
         ("00000.jpg", "00001.jpg"),
     )

@@ -17,7 +17,7 @@ BROKEN = Rule(
 UNREADABLE = Rule("every file can be read", "fail", False, "3 files")
 DARK = Rule("no image is nearly black", "warn", False, "2 images", ("Negative/7.jpg",))
 BLURRED = Rule("no image is blurred", "warn", True, "0 images")
-BALANCED = Rule("the rarer label makes up at least 5.0%", "fail", True, "48.1%")
+BALANCED = Rule("the rarer label makes up at least 5.0 %", "fail", True, "48.1 %")
 HOSTILE = "\"><script>alert('x')</script>\n\u202egpj.exe\udcff" + "x" * 4000 + "/end.jpg"
 NO_QUARANTINE = pd.DataFrame({"batch": [], "path": [], "reason": []})
 
@@ -52,7 +52,7 @@ def page_of(**changes):
     given = {
         "name": "metu",
         "is_drawn": False,
-        "facts": {"Images": "12,780", "Leak of a random split": "24% of test have a copy in training"},
+        "facts": {"Images": "12,780", "Leak of a random split": "24 % of test have a copy in training"},
         "rules": [BALANCED, DARK, BLURRED, BROKEN],
         "violations": {},
         "copy_groups": [],
@@ -105,16 +105,16 @@ def test_the_page_names_its_data_set_and_warns_only_of_drawn_images():
 @pytest.mark.parametrize(
     ("rules", "verdict"),
     [
-        ([BALANCED, BLURRED], "✓ Green: every rule is met The data set keeps all 2 rules"),
+        ([BALANCED, BLURRED], "✓ Passed: every rule is met The data set meets all 2 rules"),
         (
             [BALANCED, DARK],
-            f"! Green, with 1 warning The line goes on. A person should look at this first: {DARK.text}",
+            f"! Passed with 1 warning The pipeline continues. A person should check: {DARK.text}",
         ),
         (
             [DARK, BROKEN, UNREADABLE],
-            "✕ Red: this data set stops the line It breaks 2 rules of its contract. Nothing is trained on it until the "
-            "data is mended, or contract in params.yaml is changed. "
-            f"{BROKEN.text} . Found: 12 images {UNREADABLE.text} . Found: 3 files 1 warning besides",
+            "✕ Failed: this data set stops the pipeline It breaks 2 rules of its contract. Nothing is trained on it "
+            "until the data is corrected or contract in params.yaml is changed. "
+            f"{BROKEN.text} . Found: 12 images {UNREADABLE.text} . Found: 3 files 1 warning, which",
         ),
     ],
     ids=["passed", "warnings", "failed"],
@@ -125,16 +125,16 @@ def test_the_result_is_stated_in_words(rules, verdict):
 
 def test_the_headline_figures_are_there():
     text = page_of().text
-    assert "Images 12,780 Leak of a random split 24% of test have a copy in training" in text
+    assert "Images 12,780 Leak of a random split 24 % of test have a copy in training" in text
 
 
 def test_broken_rules_come_first_then_warnings_then_those_that_are_met(page):
     rows = [row for row in re.findall(r"<tr>.*?</tr>", page.html, re.DOTALL) if "badge" in row]
     assert [Page(row).text for row in rows] == [
-        f"✕ broken {BROKEN.text} 12 images stops the line",
+        f"✕ failed {BROKEN.text} 12 images stops the pipeline",
         f"! warning {DARK.text} 2 images warns",
-        f"✓ met {BALANCED.text} 48.1% stops the line",
-        f"✓ met {BLURRED.text} 0 images warns",
+        f"✓ passed {BALANCED.text} 48.1 % stops the pipeline",
+        f"✓ passed {BLURRED.text} 0 images warns",
     ]
 
 
@@ -151,13 +151,13 @@ def test_pictures_show_what_breaks_the_rules_and_none_of_a_rule_that_is_met():
     page = page_of(violations=violations)
     assert [image["alt"] for image in page.all("img")] == ["crack: fail.jpg", "crack: warn.jpg"]
     assert (
-        f"✕ broken {BROKEN.text} crack identical fail.jpg ! warning {DARK.text} crack identical warn.jpg" in page.text
+        f"✕ failed {BROKEN.text} crack identical fail.jpg ! warning {DARK.text} crack identical warn.jpg" in page.text
     )
 
 
 def test_without_pictures_of_broken_rules_their_section_is_left_out(page):
-    assert "What breaks the rules" in page.text
-    assert "What breaks" not in page_of(violations={BROKEN.text: []}).text
+    assert "Images that break rules" in page.text
+    assert "Images that break" not in page_of(violations={BROKEN.text: []}).text
 
 
 def test_groups_whose_labels_disagree_come_first_and_are_marked(page):
@@ -166,30 +166,36 @@ def test_groups_whose_labels_disagree_come_first_and_are_marked(page):
     assert conflict.text == "✕ Labels disagree: 2 images crack identical crack/0.jpg intact identical intact/1.jpg"
     assert calm.all("article")[0]["class"] == "group"
     assert calm.text.startswith("crack 3 images identical crack/0.jpg")
-    assert "In 1 group the labels disagree: mend these." in page.text
+    assert "In 1 group the labels disagree: correct these." in page.text
     assert "disagree" not in page_of(copy_groups=[group(["crack"] * 2)], n_copy_groups=1).text
 
 
 def test_a_large_group_shows_eight_images_and_a_conflict_both_labels():
     page = page_of(copy_groups=[group(["crack"] * 11 + ["intact"], 23)], n_copy_groups=40)
     (conflict,) = groups_of(page)
-    assert "23 images, 8 of them here" in conflict.text
+    assert "23 images, 8 of them shown" in conflict.text
     order = [image["alt"] for image in conflict.all("img")]
     assert order == [f"{label}: {label}/{n}.jpg" for n, label in [(0, "crack"), (11, "intact")]] + [
         f"crack: crack/{n}.jpg" for n in range(1, 7)
     ]
-    assert "40 groups, 1 of them here." in page.text
+    assert "40 groups, 1 of them shown." in page.text
 
 
 def test_empty_sections_say_that_there_is_nothing():
     text = page_of().text
-    assert "No image repeats another one." in text
-    assert "No file had to be set aside." in text
-    assert "There is no image to describe." in text
+    assert "No image is a copy of another." in text
+    assert "No file is in quarantine." in text
+    assert "There are no images." in text
+
+
+def test_copies_and_quarantine_that_were_not_looked_at_are_not_said_to_be_none():
+    text = page_of(n_copy_groups=None, quarantine=None).text
+    assert "Copies" not in text
+    assert "Quarantine" not in text
 
 
 def test_copies_that_are_not_shown_are_counted():
-    assert "Images that repeat each other: 7 groups, 0 of them here." in page_of(n_copy_groups=7).text
+    assert "Images that are copies of each other: 7 groups, 0 of them shown." in page_of(n_copy_groups=7).text
 
 
 @pytest.mark.parametrize(("n", "more"), [(100, None), (1234, "and 1,134 more")])

@@ -1,6 +1,5 @@
 """The page in a real browser: photos are mapped, tiles reviewed, labels exported and ingested."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,7 @@ from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.images import INVENTORY_FILE
 from pipeline.params import Dataset
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: the page is not tested"),
-]
+pytestmark = pytest.mark.slow
 LEVELS = {"crack": 60, "review": 120, "intact": 200}  # grey levels and what the tiny model makes of them
 SIZE_PX = 256
 
@@ -44,16 +39,6 @@ def server(root):
     with Server(root / "server", starter=root / "starter") as server:
         server.wait_until_ready()
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_a_tenth_of_broken_files_stops_the_run(files, validated, tmp_path):
     broken = {
         path: content[:300] if number % 10 == 0 else content for number, (path, content) in enumerate(files.items())
     }
-    rule = "at least 95.0% of the files are images that can be read. Observed: 0.9"
+    rule = "at least 95.0 % of the files are images that can be read. Observed: 0.9"
     with pytest.raises(RefusedError, match=refused(rule)):
         validated(broken)
     assert len(read_quarantine(tmp_path / "dataset")) == 4

@@ -125,7 +125,7 @@ def test_the_stage_leaves_tables_for_plots_and_a_page_that_names_the_candidate(r
 def test_the_page_shows_the_mistakes_and_the_random_predictions_of_each_set(reported):
     text = (reported / "report.html").read_text()
     assert 'alt="Missed crack: 210.png of bridge"' in text
-    assert 'alt="Where the model looked in 210.png of bridge"' in text
+    assert 'alt="Occlusion map of 210.png of bridge"' in text
     assert all(f'alt="Right: {level}.png of ours"' in text for level in (0, 50, 200, 230))
     assert text.count("<h3>Test: missed cracks</h3>\n<p>None.</p>") == 1
     assert "a layer" in text

@@ -198,15 +198,18 @@ def test_the_banner_is_there_for_the_demo_and_only_then(page, warning_page):
 def test_the_chosen_candidate_alone_is_marked_as_chosen_on_validation(page):
     assert page.row("finetune-lite0")[0] == "chosen"
     assert "chosen" not in page.row("probe-lite0") + page.row("finetune-mobilenet")
-    assert "finetune-lite0 was chosen on validation, for the lowest selection loss, and never on test" in page.text
+    assert (
+        "finetune-lite0 was chosen for the lowest selection loss on validation; test was not used for it" in page.text
+    )
 
 
 def test_each_set_has_its_row_of_scores_and_a_missing_score_is_a_dash(page):
     metrics = inputs()["metrics"]
-    rows = {"Test, all": metrics["test"]}
+    table = page.table("All scores")
+    rows = {"Test": metrics["test"]}
     rows |= {f"Test: {name}": scores for name, scores in metrics["tests"].items()}
     rows |= {f"External: {name}": scores for name, scores in metrics["external"].items()}
-    assert list(rows) == ["Test, all", "Test: halls", "Test: walls", "External: bridges", "External: tunnel"]
+    assert list(rows) == ["Test", "Test: halls", "Test: walls", "External: bridges", "External: tunnel"]
     for head, shown in rows.items():
         words = [f"{shown['n']:,}"]
         for name in ("accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold"):
@@ -214,9 +217,9 @@ def test_each_set_has_its_row_of_scores_and_a_missing_score_is_a_dash(page):
             if shown["interval"].get(name):
                 low, high = shown["interval"][name].values()
                 words.append(f"{low:.4f}\N{EN DASH}{high:.4f}")
-        assert page.row(head) == words
-    assert len(page.row("Test, all")) == 1 + 5 * 2 + 1
-    assert page.row("External: tunnel").count("—") == 2
+        assert table.row(head) == words
+    assert len(table.row("Test")) == 1 + 5 * 2 + 1
+    assert table.row("External: tunnel").count("—") == 2
 
 
 def test_a_score_is_never_rounded_to_perfect_or_to_nothing(few):
@@ -247,12 +250,12 @@ def test_images_for_review_include_the_lower_end_of_the_band_and_exclude_the_upp
     )
     few["metrics"] |= {"test": few["metrics"]["test"] | {"n": 7}, "external": {}}
     page = page_of(few)
-    assert page.row("intact") == ["below", "0.1200", "2", "28.6%", "1", "1"]
-    assert page.row("a person should look") == ["between", "3", "42.9%", "2", "1"]
-    assert page.row("crack") == ["from", "0.7400", "on", "2", "28.6%", "1", "1"]
+    assert page.row("intact") == ["below", "0.1200", "2", "28.6", "%", "1", "1"]
+    assert page.row("review") == ["between", "3", "42.9", "%", "2", "1"]
+    assert page.row("crack") == ["from", "0.7400", "on", "2", "28.6", "%", "1", "1"]
     assert "From 0.1200 up to 0.7400 the model is unsure" in page.text
-    assert "On test that is 42.9% of the images (3 of 7)" in page.text
-    assert "passes over 1 of 4 cracks" in page.text
+    assert "On test that is 42.9 % of the images (3 of 7)" in page.text
+    assert "on test, that misses 1 of 4 cracks" in page.text
 
 
 def test_right_and_wrong_calls_are_counted_at_the_threshold(page):
@@ -270,16 +273,13 @@ def test_a_share_is_never_rounded_to_all_or_to_none(few):
     few["predictions"].loc[[0, 9999], "probability"] = 0.0
     few["metrics"]["external"] = {}
     text = page_of(few).text
-    assert "is crack 4,999 >99.9% 1 <0.1% is intact 4,999 >99.9% 1 <0.1%" in text
+    assert "is crack 4,999 >99.9 % 1 <0.1 % is intact 4,999 >99.9 % 1 <0.1 %" in text
 
 
 def test_a_set_with_one_label_has_counts_but_no_curve(page):
     assert "External: tunnel called crack called intact" in page.text
     assert "is intact 0 — 0 —" in page.text
-    assert (
-        "Test External: bridges In the first two a dot marks the chosen threshold. External: tunnel has no curve"
-        in page.text
-    )
+    assert "Test External: bridges A dot marks the threshold. External: tunnel has no curve" in page.text
 
 
 def test_the_page_reports_a_leak_or_that_there_is_none(page, warning_page):
@@ -288,7 +288,7 @@ def test_the_page_reports_a_leak_or_that_there_is_none(page, warning_page):
 
 
 def test_without_external_test_sets_the_page_says_what_is_not_known(page, warning_page):
-    assert "There is no external test set, so nothing here tells" in warning_page.text
+    assert "There is no external test set, so it is not known" in warning_page.text
     assert "There is no external test set" not in page.text
 
 
@@ -364,7 +364,7 @@ def test_a_probe_has_its_curves_by_penalty_and_names_the_best_one(page):
     assert {"Loss of probe-lite0 by penalty", "Accuracy of probe-lite0 by penalty"} <= set(names)
     history = inputs()["histories"]["probe-lite0"]
     best = history.loc[history["val_loss"].idxmin()]
-    assert f"{best['val_loss']:.4f}, with a penalty of {best['l2_penalty']}." in page.text
+    assert f"{best['val_loss']:.4f}, at an L2 penalty of {best['l2_penalty']}." in page.text
 
 
 def test_each_head_of_a_probe_has_its_curves_and_its_best_penalty(few):
@@ -378,7 +378,7 @@ def test_each_head_of_a_probe_has_its_curves_and_its_best_penalty(few):
     for head, phase in zip(heads, ("walls", "decks"), strict=True):
         best = head.loc[head["val_loss"].idxmin()]
         assert (
-            f"the head for {phase} on folds held out: {best['val_loss']:.4f}, with a penalty of {best['l2_penalty']}."
+            f"the head for {phase} on held-out folds: {best['val_loss']:.4f}, at an L2 penalty of {best['l2_penalty']}."
             in two
         )
         assert two.count(f">{phase}</text>") == 2  # beside its line of validation, for loss and accuracy
@@ -413,12 +413,11 @@ def test_every_image_has_a_text_every_table_has_headers_and_no_id_is_used_twice(
 def test_each_slice_has_its_row_and_the_hardest_photos_are_named(page):
     table = inputs()["inputs"].slices
     decks = table[(table["set"] == "external:bridges") & (table["slice"] == "Decks")].iloc[0]
-    words = re.search(r"Slices of external:bridges.*?</table>", page.html, re.DOTALL).group()
-    assert f"<td>{decks['f1']:.4f}" in words
-    assert f"{decks['f1_low']:.4f}\N{EN DASH}{decks['f1_high']:.4f}" in words
+    table_shown = page.table("Slices of External: bridges")
+    assert f'<td data-label="F1">{decks["f1"]:.4f}' in table_shown.html
+    assert f"{decks['f1_low']:.4f}\N{EN DASH}{decks['f1_high']:.4f}" in table_shown.row("surface Decks")
     photos = table[(table["set"] == "external:bridges") & (table["kind"] == "photo")].sort_values("balanced_f1")
-    hardest = re.search(r"Hardest photos of external:bridges.*?</table>", page.html, re.DOTALL).group()
-    heads = re.findall(r'scope="row">(.*?)<', hardest)
+    heads = re.findall(r'scope="row">(.*?)<', page.table("Photos of External: bridges").html)
     assert heads == photos.dropna(subset="balanced_f1")["slice"].head(10).tolist()
 
 
@@ -427,22 +426,21 @@ def test_a_slice_that_is_too_small_is_a_dash_and_a_page_of_such_has_no_chart(few
     few["inputs"] = replace(few["inputs"], slices=slice_table(small, 0.31))
     page = page_of(few)
     assert "There are too few images for a chart." in page.text
-    row = page.html.split("Slices of test")[1].split("</tr>")[1]
-    assert row.count("<td>—") == 6
+    assert page.table("Slices of Test").row("all").count("—") == 6
 
 
 def test_a_single_data_set_is_not_plotted_twice(few):
     alone = few["predictions"].query("dataset != 'walls'")
     given = replace(few["inputs"], slices=slice_table(alone, 0.31))
-    labels = [attributes.get("aria-label") for attributes in page_of(few | {"inputs": given}).all("div")]
-    assert "Slices of test" in labels
-    assert "Slices of test:halls" not in labels
-    labels = [attributes.get("aria-label") for attributes in page_of(few).all("div")]
-    assert {"Slices of test:halls", "Slices of test:walls"} <= set(labels)
+    labels = [attributes.get("aria-label") for attributes in page_of(few | {"inputs": given}).all("table")]
+    assert "Slices of Test" in labels
+    assert "Slices of Test: halls" not in labels
+    labels = [attributes.get("aria-label") for attributes in page_of(few).all("table")]
+    assert {"Slices of Test: halls", "Slices of Test: walls"} <= set(labels)
 
 
 def test_the_chart_names_each_slice_but_the_photos(few):
-    plot = page_of(few).html.split("Balanced F1 of the slices of external:bridges")[1].split("</svg>")[0]
+    plot = page_of(few).html.split("Balanced F1 of the slices of External: bridges")[1].split("</svg>")[0]
     names = re.findall(r">((?:all|surface|brightness|sharpness|photo)[^<]*)<", plot)
     table = few["inputs"].slices
     brightness = table[(table["set"] == "external:bridges") & (table["kind"] == "brightness")]["slice"]
@@ -452,42 +450,42 @@ def test_the_chart_names_each_slice_but_the_photos(few):
 
 
 def test_both_splits_are_side_by_side_and_images_left_out_are_reported(page, few):
-    assert page.row("without leaks") == ["25.0", "5", "of", "200", "0.9710", "0"]
-    assert page.row("at random") == ["5.0", "1", "of", "200", "0.9930", "36.5%"]
+    assert page.row("leak-free split") == ["25.0", "5", "of", "200", "0.9710", "0"]
+    assert page.row("random split") == ["5.0", "1", "of", "200", "0.9930", "36.5", "%"]
     assert "73 of 200 validation images, on which it is scored, have a copy" in page.text
-    assert "randomly drawn whole groups" not in page.text
-    assert "Here the random split does not look better" not in page.text
+    assert "randomly chosen whole groups" not in page.text
+    assert "The random split does not give better scores here" not in page.text
     few["metrics"]["leakage"] |= {"random_n_errors": 5}
-    assert "Here the random split does not look better" in page_of(few).text
+    assert "The random split does not give better scores here" in page_of(few).text
     few["metrics"]["leakage"] |= {"n_images": 900, "n_scored_with_copy_in_train": 0}
     text = page_of(few).text
-    assert "Of 1,000 images, 900 in randomly drawn whole groups were used" in text
-    assert "Nothing leaks here even at random" in text
+    assert "Of 1,000 images, 900 in randomly chosen whole groups were used" in text
+    assert "Nothing leaks in the random split" in text
 
 
 def test_the_card_names_what_was_trained_on_and_what_the_model_must_not_do(page, warning_page):
     assert "halls, trained on: source of halls." in page.text
     assert "bridges, not trained on: source of bridges." in page.text
-    assert "No mark is no proof of soundness." in page.text
-    assert "Weights at the start: of the start." in page.text
+    assert "An image called intact may still show a crack." in page.text
+    assert "Initial weights: of the start." in page.text
     assert "doi" not in page.text
     external = inputs()["predictions"].query("dataset == 'bridges' and label == 'crack'")
     n_missed = (external["probability"] < DECISION["threshold"]).sum()
     assert f"On bridges it missed {n_missed} of {len(external)} cracks" in page.text
-    assert "It was not tested on concrete from elsewhere." in warning_page.text
-    assert "It was not tested on concrete from elsewhere." not in page.text
+    assert "It was not tested on an external test set." in warning_page.text
+    assert "It was not tested on an external test set." not in page.text
 
 
 def test_each_data_set_has_its_row_of_counts(page):
-    assert page.row("halls") == ["trained", "on", "10", "50.0%", "4", "7", "0", "2", "0", "1", "3"]
-    assert page.row("bridges") == ["external", "test", "set", "8", "62.5%", "4", "0", "0", "0", "8", "0", "3"]
+    assert page.row("halls") == ["trained", "on", "10", "50.0", "%", "4", "7", "0", "2", "0", "1", "3"]
+    assert page.row("bridges") == ["external", "test", "set", "8", "62.5", "%", "4", "0", "0", "0", "8", "0", "3"]
 
 
 def test_validation_photos_of_an_external_test_set_are_reported(page, few):
-    assert "are on validation: the model was not trained on them" not in page.text
-    lending = facts("bridges", is_trained_on=False, external=8, validation=1234)
-    few["inputs"] = replace(few["inputs"], datasets=[lending])
-    assert "1,234 images of the external test set bridges are on validation" in page_of(few).text
+    assert "are held out for validation: the model was not trained on them" not in page.text
+    with_validation = facts("bridges", is_trained_on=False, external=8, validation=1234)
+    few["inputs"] = replace(few["inputs"], datasets=[with_validation])
+    assert "1,234 images of the external test set bridges are held out for validation" in page_of(few).text
 
 
 def test_random_predictions_are_framed_by_whether_they_are_right(few):
@@ -508,7 +506,7 @@ def test_mistakes_on_external_test_sets_have_their_own_gallery_with_maps(few):
     page = page_of(few)
     assert [image["alt"] for image in page.all("img")] == [
         "False alarm: a.jpg of bridges",
-        "Where the model looked in a.jpg of bridges",
+        "Occlusion map of a.jpg of bridges",
     ]
     assert "Test: missed cracks None. Test: false alarms None. External: bridges: missed cracks None." in page.text
 

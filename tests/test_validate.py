@@ -81,7 +81,7 @@ def test_a_warning_is_reported_and_fails_nothing(places, tmp_path, caplog):
     report = json.loads(places["report"].read_text())
     (broken,) = [rule for rule in report["rules"] if not rule["success"]]
     assert (broken["severity"], report["success"]) == ("warn", True)
-    text = "at most 5.0% of the images are copies of others"
+    text = "at most 5.0 % of the images are copies of others"
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warnings == [f"walls: warning: {text}. Observed: 0.1667"]
     assert text in Page(places["page"].read_text()).text

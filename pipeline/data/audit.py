@@ -136,5 +136,5 @@ def facts(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFram
         **{f"copies: {kind}": f"{n:,}" for kind, n in kinds.items()},
         "images with a copy of the other label": f"{int(copies['is_conflict'].sum()):,}",
         "files in quarantine": f"{len(quarantine):,}",
-        "test images a random 80/20 split would leak": f"{leaked:.1%}",
+        "test images a random 80/20 split would leak": f"{100 * leaked:.1f} %",
     }

@@ -95,7 +95,7 @@ def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expect
             column="is_crack",
             min_value=share,
             max_value=1 - share,
-            notes=f"the rarer label makes up at least {share:.1%}",
+            notes=f"the rarer label makes up at least {100 * share:.1f} %",
         ),
         *image_rules(contract, photos_are_named=photos_are_named),
     ]
@@ -111,7 +111,7 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
         gxe.ExpectColumnMeanToBeBetween(
             column="decodable",
             min_value=contract.min_decodable_share,
-            notes=f"at least {contract.min_decodable_share:.1%} of the files are images that can be read",
+            notes=f"at least {100 * contract.min_decodable_share:.1f} % of the files are images that can be read",
         ),
         gxe.ExpectColumnValuesToBeBetween(
             column="shorter_side_px",
@@ -131,11 +131,11 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
             column="is_copy",
             max_value=contract.max_copies_share,
             severity=FailureSeverity.WARNING,
-            notes=f"at most {contract.max_copies_share:.1%} of the images are copies of others",
+            notes=f"at most {100 * contract.max_copies_share:.1f} % of the images are copies of others",
         ),
     ]
     for column, (low, high) in contract.ranges.items():
-        words = f"{column} is between {low:g} and {high:g} for at least {common:.1%} of the images"
+        words = f"{column} is between {low:g} and {high:g} for at least {100 * common:.1f} % of the images"
         rules.append(
             gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, mostly=common, notes=words)
         )

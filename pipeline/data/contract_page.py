@@ -83,10 +83,10 @@ def render_contract(
     facts: Mapping[str, str],
     rules: Sequence[Rule],
     violations: Mapping[str, Sequence[Tile]],
-    copy_groups: Sequence[CopyGroup],
-    n_copy_groups: int,
-    quarantine: pd.DataFrame,
     inventory: pd.DataFrame,
+    copy_groups: Sequence[CopyGroup] = (),
+    n_copy_groups: int | None = None,
+    quarantine: pd.DataFrame | None = None,
 ) -> str:
     """Return the page as self-contained HTML; equal inputs give equal pages.
 
@@ -96,11 +96,11 @@ def render_contract(
         facts: the headline figures, by name.
         rules: in any order, with different texts.
         violations: pictures of images that break a rule, by its text.
-        copy_groups: some groups of images that are copies of each other, in any order; conflicts are shown first.
-        n_copy_groups: how many groups there are.
-        quarantine: a row for each unused file: batch, path, reason.
         inventory: a row for each image: label (crack or intact), brightness and contrast (grey levels), sharpness,
             width and height (pixels).
+        copy_groups: some groups of images that are copies of each other, in any order; conflicts are shown first.
+        n_copy_groups: how many groups there are; None leaves copies out of the page.
+        quarantine: a row for each unused file: batch, path, reason; None leaves it out of the page.
 
     """
     ordered = sorted(rules, key=lambda rule: _STATES.index(rule.state))
@@ -116,8 +116,8 @@ def render_contract(
         },
         copy_groups=sorted(copy_groups, key=lambda group: not group.is_conflict),
         n_copy_groups=n_copy_groups,
-        quarantine=list(quarantine.head(MAX_QUARANTINE_ROWS).itertuples()),
-        n_quarantine=len(quarantine),
+        quarantine=None if quarantine is None else list(quarantine.head(MAX_QUARANTINE_ROWS).itertuples()),
+        n_quarantine=0 if quarantine is None else len(quarantine),
         histograms=_histograms(inventory),
         sizes=list(sizes.head(MAX_SIZES).itertuples()),
         n_sizes=len(sizes),
@@ -153,7 +153,7 @@ def _histogram(labels: "pd.Series[str]", values: "pd.Series[float]", quantity: s
             axes.stairs(share, drawn_edges, linewidth=1.4, **_LINES[label])
         axes.set(xlabel=_AXES[quantity], ylabel="share of images")
         axes.set_axisbelow(True)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
         if is_logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))

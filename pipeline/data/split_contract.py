@@ -64,7 +64,7 @@ def split_rules() -> list["Expectation"]:
             column="is_excluded",
             max_value=0.01,
             severity=FailureSeverity.WARNING,
-            notes="at most 1.0% of the images are excluded",
+            notes="at most 1.0 % of the images are excluded",
         ),
     ]
 

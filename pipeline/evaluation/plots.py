@@ -15,9 +15,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
-from pipeline.page import COLOURS, DASHES, svg
+from pipeline.page import COLOURS, DASHES, shown, svg
 
 MAX_MARKED_EPOCHS = 40  # with more, the markers hide the line
+MAX_LABEL_CHARACTERS = 20  # of a name in a plot; a longer one leaves no room for the axes
 
 _DIAGONAL: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": ":", "linewidth": 1}
 
@@ -80,7 +81,13 @@ def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
             axes.plot(head["l2_penalty"], head[quantity], marker=".")
             if len(heads) > 1:
                 place = (head["l2_penalty"].iloc[0], head[f"val_{quantity}"].iloc[0])
-                axes.annotate(str(dataset), place, (0, 6), textcoords="offset points", color=held_out.get_color())
+                axes.annotate(
+                    shown(str(dataset), MAX_LABEL_CHARACTERS),
+                    place,
+                    (0, 6),
+                    textcoords="offset points",
+                    color=held_out.get_color(),
+                )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.invert_xaxis()  # from underfitting to overfitting, like epochs
@@ -176,7 +183,8 @@ def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
     """
     rows = rows[rows["balanced_f1"].notna()].reset_index(drop=True)
     names = [
-        "all" if kind == "all" else f"{kind} {value}" for kind, value in zip(rows["kind"], rows["slice"], strict=True)
+        "all" if kind == "all" else f"{kind} {shown(value, MAX_LABEL_CHARACTERS)}"
+        for kind, value in zip(rows["kind"], rows["slice"], strict=True)
     ]
     first_of_kind = rows["kind"] != rows["kind"].shift()
 
@@ -190,6 +198,6 @@ def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))  # more would overlap if all values are near 1
         axes.grid(visible=False, axis="y")
-        axes.set(xlabel="F1, cracks and intact counted equally")
+        axes.set(xlabel="balanced F1")
 
     return svg(f"slices {name}", draw, (4.6, 0.9 + 0.24 * len(rows)))

@@ -76,9 +76,15 @@ def render(
     scored_sets = scored_sets_of(predictions)
     curve_sets = [scored for scored in scored_sets if scored.n_crack and scored.n_intact]
     shown_slices = _shown_slices(inputs.slices)
+    sides = predictions.groupby("dataset")["split"].first()
     return template("evaluation/templates/report.html.j2").render(
         percent=_percent,
         metrics=metrics,
+        scores={
+            "Test": metrics["test"],
+            **{f"Test: {name}": scores for name, scores in metrics["tests"].items()},
+            **{f"External: {name}": scores for name, scores in metrics["external"].items()},
+        },
         candidates=candidates,
         decision=decision,
         zones=_zones(scored_sets[0], decision),
@@ -91,8 +97,11 @@ def render(
         precision_recall=precision_recall_plot(curve_sets, threshold),
         reliability=reliability_plot(curve_sets),
         mistakes={name: _by_kind(pictures) for name, pictures in inputs.mistakes.items()},
-        samples={name: _by_correctness(pictures, threshold) for name, pictures in inputs.samples.items()},
-        slices={name: _records(rows) for name, rows in shown_slices.items()},
+        samples={
+            _set_name(f"{sides[name]}:{name}"): _by_correctness(pictures, threshold)
+            for name, pictures in inputs.samples.items()
+        },
+        slices={name: _rows(rows) for name, rows in shown_slices.items()},
         slice_plots={
             name: slices_plot(name, rows) for name, rows in shown_slices.items() if rows["balanced_f1"].notna().any()
         },
@@ -102,12 +111,16 @@ def render(
 
 
 def _percent(part: int, total: int) -> str:
-    """Format a share so that 0.0% means exactly none and 100.0% exactly all."""
+    """Format a share so that 0.0 % means exactly none and 100.0 % exactly all, with a no-break space."""
     if total == 0:
         return "—"
     if 0 < part < 0.0005 * total:
-        return "<0.1%"
-    return ">99.9%" if 0.9995 * total <= part < total else f"{part / total:.1%}"
+        figure = "<0.1"
+    elif 0.9995 * total <= part < total:
+        figure = ">99.9"
+    else:
+        figure = f"{100 * part / total:.1f}"
+    return f"{figure}\N{NO-BREAK SPACE}%"
 
 
 def scored_sets_of(predictions: pd.DataFrame) -> list[ScoredSet]:
@@ -153,20 +166,33 @@ def _by_correctness(pictures: Sequence[Picture], threshold: float) -> dict[str, 
 
 
 def _shown_slices(slices: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the plotted slices of each set; a single data set trained on is left out, as it equals the set `test`."""
+    """Return the plotted slices of each set; a single data set trained on is left out, as it equals the set Test."""
     plotted = slices[slices["kind"].isin(PLOTTED_KINDS)]
-    sets = {str(name): rows for name, rows in plotted.groupby("set", sort=False)}
-    trained_on = [name for name in sets if name.startswith("test:")]
+    sets = {_set_name(str(name)): rows for name, rows in plotted.groupby("set", sort=False)}
+    trained_on = [name for name in sets if name.startswith("Test:")]
     return {name: rows for name, rows in sets.items() if not (len(trained_on) == 1 and name in trained_on)}
 
 
-def _worst_photos(slices: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
+def _set_name(name: str) -> str:
+    """Return the name of a set in the table of slices as the page writes it: Test, Test: NAME or External: NAME."""
+    side, colon, dataset = name.partition(":")
+    return f"{side.capitalize()}: {dataset}" if colon else side.capitalize()
+
+
+def _worst_photos(slices: pd.DataFrame) -> dict[str, list[tuple[str, dict[Any, Any]]]]:
     """Return the photos with the lowest balanced F1 in each external test set."""
     photos = slices[(slices["kind"] == "photo") & slices["set"].str.startswith("external:")]
     photos = photos[photos["balanced_f1"].notna()].sort_values("balanced_f1", kind="stable")
-    return {str(name): _records(rows.head(N_WORST_PHOTOS)) for name, rows in photos.groupby("set")}
+    return {_set_name(str(name)): _rows(rows.head(N_WORST_PHOTOS)) for name, rows in photos.groupby("set")}
 
 
-def _records(rows: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Return the rows as dictionaries, with None for missing values."""
-    return rows.astype(object).where(rows.notna(), None).to_dict(orient="records")
+def _rows(slices: pd.DataFrame) -> list[tuple[str, dict[Any, Any]]]:
+    """Return the name and the scores of each slice, with `interval` as in scores.json and None for missing values."""
+    intervals = [column.removesuffix("_low") for column in map(str, slices) if column.endswith("_low")]
+    rows = []
+    for row in slices.astype(object).where(slices.notna(), None).to_dict(orient="records"):
+        name = row["slice"] if row["kind"] in ("all", "photo") else f"{row['kind']} {row['slice']}"
+        ends = {score: {"low": row[f"{score}_low"], "high": row[f"{score}_high"]} for score in intervals}
+        known = {score: interval for score, interval in ends.items() if interval["low"] is not None}
+        rows.append((name, {**row, "interval": known}))
+    return rows

@@ -87,7 +87,7 @@ def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor
             ],
         )
     name, comparison = found
-    chance = f"p-value {comparison.p_value:.2%}, the limit is {comparison.alpha:.2%}"
+    chance = f"p-value {100 * comparison.p_value:.2f} %, the limit is {100 * comparison.alpha:.2f} %"
     if comparison.has_drifted:
         lines = [
             f"{n_photos} photos differ from those version {monitored.version} was trained on; {name} is most similar. "

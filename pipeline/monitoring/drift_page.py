@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.dates import date2num
+from matplotlib.dates import ConciseDateFormatter, date2num
 
 from pipeline.monitoring.drift import Comparison, photo_statistics
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS
@@ -42,10 +42,11 @@ def windows_plot(windows: Sequence[dict[str, Any]]) -> Markup:
         for chosen, colour, marker in ((~drifted, "series-0", "o"), (drifted, "series-1", "D")):
             axes.plot(ends[chosen], shares[chosen], color=COLOURS[colour], marker=marker, linestyle="")
         axes.xaxis_date()
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         axes.set(ylabel="largest score / limit")
         axes.set_ylim(min(0.0, float(shares.min())), max(1.2, 1.1 * float(shares.max())))
 
-    return svg("windows", draw, (8.0, 2.8))
+    return svg("windows", draw, (4.8, 2.4))
 
 
 def windows_image(windows: Sequence[dict[str, Any]]) -> str:
