@@ -1,4 +1,4 @@
-"""The whole road, with the real DVC, MLflow and Prefect, on a few small drawn images."""
+"""The pipeline end to end, with the real DVC, MLflow and Prefect, on a few small drawn images."""
 
 import re
 import shutil

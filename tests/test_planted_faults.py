@@ -106,7 +106,7 @@ def test_a_copy_on_another_side_of_the_split_stops_the_run(split_places, monkeyp
         manifest = build_manifest(*arguments)
         copy = manifest["path"] == f"{label}/copy.jpg"
         manifest.loc[copy, "split"] = "train" if manifest.loc[copy, "split"].item() == "test" else "test"
-        # it was dealt as if it were no copy: only the pixels can tell
+        # it was assigned as if it were no copy: only the pixels can tell
         manifest.loc[copy, "group"] = manifest.loc[copy, "sha256"]
         return manifest
 

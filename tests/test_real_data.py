@@ -1,4 +1,4 @@
-"""The whole road on real concrete, where CRACKS_REAL_DATA names the folder with the archives."""
+"""The pipeline end to end on real concrete, where CRACKS_REAL_DATA names the folder with the archives."""
 
 import os
 import shutil

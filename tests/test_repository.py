@@ -129,6 +129,11 @@ def test_a_module_has_a_name_of_its_own() -> None:
     assert sorted(names) == sorted(set(names))
 
 
+def test_no_module_is_longer_than_300_lines() -> None:
+    files = [path for package in ("pipeline", "flows", "serving") for path in (ROOT / package).rglob("*.py")]
+    assert {path.name for path in files if path.read_text(encoding="utf-8").count("\n") > 300} == set()
+
+
 def test_no_python_file_under_mlflow_shadows_the_library() -> None:
     assert list((ROOT / "mlflow").rglob("*.py")) == []
     assert not (ROOT / "tests" / "mlflow").exists()
