@@ -47,7 +47,7 @@ def test_a_second_repro_does_nothing(project: Project) -> None:
 
 
 def test_a_change_of_the_report_runs_report_and_register_alone(project: Project) -> None:
-    template = project.root / "pipeline" / "report.html.j2"
+    template = project.root / "pipeline" / "evaluation" / "templates" / "report.html.j2"
     template.write_text(template.read_text(encoding="utf-8").replace("All scores", "Every score"), encoding="utf-8")
     assert re.findall(r"^(\S+):", project.run("dvc", "status").stdout, re.MULTILINE) == ["report"]
     assert re.findall(r"Running stage '(.*)'", project.repro()) == ["report", "register"]
