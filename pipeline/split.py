@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.contract import Rule, check, enforce
-from pipeline.data.contract_page import Tile, render_contract
+from pipeline.data.contract_page import CaptionedImage, render_contract
 from pipeline.data.group_split import arrival_order, build_manifest
 from pipeline.data.images import INVENTORY_FILE, LabelledImages
 from pipeline.data.near_duplicates import find_copies
@@ -96,7 +96,7 @@ def render_page(
     shown = checked[checked["path"].isin({path for rule in broken for path in rule.paths})]
     images = LabelledImages(shown, datasets)
     tiles = [
-        Tile(row["path"], row["label"], f"{row['dataset']}, {row['split']}", images.pixels(position))
+        CaptionedImage(row["path"], row["label"], f"{row['dataset']}, {row['split']}", images.pixels(position))
         for position, row in enumerate(images.rows.to_dict(orient="records"))
     ]
     return render_contract(

@@ -9,7 +9,7 @@ from page_reader import Page
 from PIL import Image
 
 from pipeline.data.contract import Rule
-from pipeline.data.contract_page import CopyGroup, Tile, _histogram, render_contract
+from pipeline.data.contract_page import CaptionedImage, CopyGroup, _histogram, render_contract
 
 BROKEN = Rule(
     "no side is shorter than 64 px", "fail", False, "12 images", tuple(f"Positive/{n}.jpg" for n in range(10))
@@ -23,7 +23,7 @@ NO_QUARANTINE = pd.DataFrame({"batch": [], "path": [], "reason": []})
 
 
 def tile(path="Positive/1.jpg", label="crack", caption="identical", size=(24, 24)):
-    return Tile(path, label, caption, np.full((*size, 3), 128, np.uint8))
+    return CaptionedImage(path, label, caption, np.full((*size, 3), 128, np.uint8))
 
 
 def group(labels, n_images=None):
@@ -275,7 +275,7 @@ def test_hostile_text_is_escaped_and_shortened_to_one_line():
 def test_a_picture_is_shown_uncropped_in_its_colours_and_small():
     pixels = np.zeros((300, 1200, 3), np.uint8)
     pixels[:, :600, 0] = pixels[:, 600:, 2] = 255
-    (shown,) = page_of(violations={BROKEN.text: [Tile("a.jpg", "crack", "", pixels)]}).all("img")
+    (shown,) = page_of(violations={BROKEN.text: [CaptionedImage("a.jpg", "crack", "", pixels)]}).all("img")
     image = Image.open(io.BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
     assert image.size == (160, 40)
     np.testing.assert_allclose(image.getpixel((20, 20)), (255, 0, 0), atol=8)
@@ -284,7 +284,7 @@ def test_a_picture_is_shown_uncropped_in_its_colours_and_small():
 
 def test_the_page_stays_below_three_megabytes_with_200_pictures_of_rough_concrete():
     noise = np.random.default_rng(3).normal(150, 25, (227, 227, 1)).repeat(3, axis=2).clip(0, 255).astype(np.uint8)
-    rough = [Tile(f"{number}.jpg", "crack", "", noise) for number in range(200)]
+    rough = [CaptionedImage(f"{number}.jpg", "crack", "", noise) for number in range(200)]
     assert len(page_of(violations={BROKEN.text: rough}).html) < 3_000_000
 
 

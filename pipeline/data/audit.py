@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.contract import Rule, check, dataset_rules, files_table
-from pipeline.data.contract_page import CopyGroup, Tile, render_contract
+from pipeline.data.contract_page import CaptionedImage, CopyGroup, render_contract
 from pipeline.data.images import PackedImages
 from pipeline.data.near_duplicates import connected_groups, find_copies
 from pipeline.params import Copies, Dataset, Params
@@ -104,13 +104,13 @@ def copy_groups(copies: pd.DataFrame, images: PackedImages) -> list[CopyGroup]:
     return groups
 
 
-def tile(images: PackedImages, position: int, caption: str) -> Tile:
+def tile(images: PackedImages, position: int, caption: str) -> CaptionedImage:
     """Return the picture of an image of the inventory."""
     row = images.inventory.iloc[position]
-    return Tile(str(row["path"]), str(row["label"]), caption, images.pixels(position))
+    return CaptionedImage(str(row["path"]), str(row["label"]), caption, images.pixels(position))
 
 
-def violations(rules: Sequence[Rule], images: PackedImages) -> dict[str, list[Tile]]:
+def violations(rules: Sequence[Rule], images: PackedImages) -> dict[str, list[CaptionedImage]]:
     """Return pictures of the first images that break each rule, if they are readable; by text of the rule."""
     positions = {str(path): position for position, path in enumerate(images.inventory["path"])}
     return {

@@ -36,7 +36,7 @@ _AXES = {
 
 
 @dataclass(frozen=True)
-class Tile:
+class CaptionedImage:
     """An image to show.
 
     Attributes:
@@ -64,12 +64,12 @@ class CopyGroup:
 
     """
 
-    tiles: tuple[Tile, ...]
+    tiles: tuple[CaptionedImage, ...]
     n_images: int
     is_conflict: bool
 
     @property
-    def shown_tiles(self) -> list[Tile]:
+    def shown_tiles(self) -> list[CaptionedImage]:
         """The first tiles, with alternating labels, so that a conflict is visible."""
         labels = pd.Series([tile.label for tile in self.tiles])
         order = labels.groupby(labels).cumcount().sort_values(kind="stable").index
@@ -82,7 +82,7 @@ def render_contract(
     is_drawn: bool,
     facts: Mapping[str, str],
     rules: Sequence[Rule],
-    violations: Mapping[str, Sequence[Tile]],
+    violations: Mapping[str, Sequence[CaptionedImage]],
     inventory: pd.DataFrame,
     copy_groups: Sequence[CopyGroup] = (),
     n_copy_groups: int | None = None,

@@ -30,7 +30,7 @@ GATHERED_ROWS = 100_000  # in memory at a time
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DriftComparison:
     """Result of comparing a window with the reference.
 
     Attributes:
@@ -73,7 +73,7 @@ def can_alarm(n_reference: int, n_window: int, monitor: Monitor) -> bool:
     return n_window >= monitor.window_photos and n_choices * alpha_of(monitor) > 1
 
 
-def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> Comparison:
+def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> DriftComparison:
     """Compare a window of photos with the reference; equal input gives equal output.
 
     Args:
@@ -100,7 +100,7 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
         name: (photo_statistics(sampled)[name].mean(), photo_statistics(window)[name].mean())
         for name in IMAGE_STATISTICS
     }
-    return Comparison(
+    return DriftComparison(
         n_photos=n_photos,
         n_tiles_per_photo=n_tiles,
         p_value=float((largest >= largest[0]).mean()),

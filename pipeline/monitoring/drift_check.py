@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from pipeline.files import write_json, write_text
-from pipeline.monitoring.drift import Comparison, can_alarm, compare
+from pipeline.monitoring.drift import DriftComparison, can_alarm, compare
 from pipeline.monitoring.drift_page import render_drift, windows_image
 from pipeline.monitoring.labelling import export_most_worth_labelling
 from pipeline.monitoring.monitored_model import MonitoredModel, monitored_model
@@ -41,7 +41,7 @@ class Finding:
     verdict: Verdict
     lines: list[str]
     dataset: str | None = None
-    comparison: Comparison | None = None
+    comparison: DriftComparison | None = None
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def windows_plot_uri(root: Path) -> str | None:
 
 def most_similar_dataset(
     rows: pd.DataFrame, reference: pd.DataFrame, monitor: Monitor
-) -> tuple[str, Comparison] | None:
+) -> tuple[str, DriftComparison] | None:
     """Compare a window with each data set trained on; return the most similar one and the comparison with it.
 
     A window has drifted if it differs from all of them, so the rate of false alarms holds for windows from any of them.

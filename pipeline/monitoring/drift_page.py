@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter, date2num
 
-from pipeline.monitoring.drift import Comparison, photo_statistics
+from pipeline.monitoring.drift import DriftComparison, photo_statistics
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS
 from pipeline.page import COLOURS, svg, template
 
@@ -72,7 +72,7 @@ def statistic_plot(name: str, reference: "pd.Series[float]", window: "pd.Series[
 
 
 def render_drift(
-    comparison: Comparison,
+    comparison: DriftComparison,
     reference: pd.DataFrame,
     window: pd.DataFrame,
     windows: Sequence[dict[str, Any]],
@@ -102,7 +102,7 @@ def render_drift(
     )
 
 
-def as_markdown(lines: Sequence[str], comparison: Comparison | None) -> str:
+def as_markdown(lines: Sequence[str], comparison: DriftComparison | None) -> str:
     """Return the verdict in words and the scores as a table, in Markdown."""
     text = "\n\n".join(lines)
     if comparison is None:
