@@ -78,7 +78,7 @@ def encode() -> Callable[..., bytes]:
     return encode
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while Playwright runs, its event loop does: no other test file could have one
 def browser() -> Iterator[Any]:
     """Yield a running Chromium."""
     from playwright.sync_api import sync_playwright

@@ -83,7 +83,7 @@ def test_metrics_diff_fits(project: Project) -> None:
 
 
 def test_experiments_are_compared_by_what_differs_within_the_width(project: Project) -> None:
-    planned = ["make", "--dry-run", "--assume-old=.venv/installed", "experiments"]
+    planned = ["make", "--dry-run", "--no-print-directory", "--assume-old=.venv/installed", "experiments"]
     command = subprocess.run(planned, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     printed = ran(project, command)
     assert {"Experiment", "f1", "ece", "reports/external/bridges_of_2024.json:auroc"} <= set(printed.split())
