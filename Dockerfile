@@ -1,4 +1,4 @@
-# Two images from two locks. `api` answers requests and has nothing that trains; `worker` runs the flows and the stages.
+# Two images from one lock. `api` answers requests and has nothing that trains; `worker` runs the flows and the stages.
 #
 #   docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" --tag concrete-cracks-api .
 #   docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" --target worker --tag concrete-cracks-worker .
@@ -7,17 +7,19 @@
 
 FROM python:3.11.14-slim-bookworm AS build
 WORKDIR /app
-ENV VIRTUAL_ENV=/app/.venv PATH=/app/.venv/bin:$PATH UV_LINK_MODE=copy UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
-COPY requirements-api.lock ./
-# uv itself comes from the lock, by hash, and installs the rest of it.
+ENV VIRTUAL_ENV=/app/.venv PATH=/app/.venv/bin:$PATH UV_LINK_MODE=copy UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 \
+    UV_CONSTRAINT=requirements.lock UV_BUILD_CONSTRAINT=requirements.lock
+COPY pyproject.toml requirements.lock ./
+# uv itself comes from the lock, by hash. With it, each image installs its part of pyproject.toml at the pins and hashes of
+# the lock.
 RUN python -m venv .venv \
-    && sed -n '/^uv==/,/[^\\]$/p' requirements-api.lock > /tmp/uv.lock \
+    && sed -n '/^uv==/,/[^\\]$/p' requirements.lock > /tmp/uv.lock \
     && python -m pip install --no-cache-dir --require-hashes --no-deps -r /tmp/uv.lock
 
 FROM build AS build-worker
-COPY requirements.lock ./
-RUN uv pip sync --require-hashes requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+RUN uv pip compile --quiet --extra server --extra cluster --output-file /tmp/pins.txt pyproject.toml \
+    && uv pip sync --require-hashes /tmp/pins.txt
+COPY README.md LICENSE ./
 COPY pipeline pipeline
 COPY flows flows
 COPY serving serving
@@ -27,7 +29,8 @@ RUN uv pip install --no-deps --no-build-isolation --editable . \
     && rm .venv/.lock
 
 FROM build AS build-api
-RUN uv pip sync --require-hashes requirements-api.lock
+RUN uv pip compile --quiet --group api --output-file /tmp/pins.txt \
+    && uv pip sync --require-hashes /tmp/pins.txt
 COPY pipeline pipeline
 COPY serving serving
 RUN python -m compileall -q pipeline serving && rm .venv/.lock

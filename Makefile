@@ -9,9 +9,20 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := 1
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first that runs and is supported; the tests run with 3.11.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	"$$name" -c "$(SUPPORTED)" 2>/dev/null && echo "$$name" && break; done)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
 UV := uv --quiet
+
+# EXTRAS="server cluster" adds extras of pyproject.toml, which stay until `make clean`.
+INSTALLED_EXTRAS := $(shell cat .venv/extras 2>/dev/null)
+WANTED_EXTRAS := $(sort $(INSTALLED_EXTRAS) $(EXTRAS))
+ifneq ($(WANTED_EXTRAS),$(INSTALLED_EXTRAS))
+.PHONY: .venv/installed
+endif
 
 .PHONY: help install run experiments test test-fast test-soak lint flow serve up down status gc lock clean
 
@@ -19,28 +30,37 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 .venv/bin/uv: requirements.lock
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit("Python 3.11 is needed, this is %d.%d. Install it, or give its path: make PYTHON=/path/to/python3.11" % v)'
+	@"$(or $(PYTHON),python3)" -c "$(SUPPORTED)" || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed. Install one, or give its path: make PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.lock
 	@touch $@
 
-# Installs exactly the lock, with bytecode: TensorFlow imports three times as fast with it.
+# Installs a part of pyproject.toml at exactly the pins and hashes of the lock, which has all parts for all platforms. With
+# bytecode: TensorFlow imports three times as fast with it.
+LOCKED := --constraint requirements.lock --build-constraint requirements.lock
+define sync
+	@$(UV) pip compile --no-header --no-annotate $(LOCKED) --output-file .venv/pins.txt $(1) pyproject.toml
+	@$(UV) pip sync --require-hashes --compile-bytecode $(LOCKED) .venv/pins.txt
+	@$(UV) pip install --no-deps --no-build-isolation --editable .
+endef
+
 .venv/installed: requirements.lock pyproject.toml .venv/bin/uv
 	@echo "Installing the locked requirements into .venv ..."
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip sync --require-hashes --compile-bytecode requirements.lock
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --no-deps --no-build-isolation --editable .
+	$(call sync,$(WANTED_EXTRAS:%=--extra %))
+	@echo $(WANTED_EXTRAS) > .venv/extras
 	@rm -f .venv/installed-dev
 # Makes a plain `mlflow ui` in the activated environment show the project's own store.
 	@grep -q MLFLOW_BACKEND_STORE_URI .venv/bin/activate || \
 		echo 'export MLFLOW_BACKEND_STORE_URI="sqlite:///$(CURDIR)/mlflow/mlflow.db"' >> .venv/bin/activate
 	@touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.lock
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --require-hashes --compile-bytecode --no-deps -r requirements-dev.lock
+.venv/installed-dev: .venv/installed
+	$(call sync,--extra server --extra cluster --group dev)
 	@touch $@
 
-install: .venv/installed  ## create .venv from the lock
+install: .venv/installed  ## create .venv from the lock (EXTRAS="server cluster": with these extras)
 
 run: .venv/installed  ## run all stages, from the data in params.yaml to a registered model
 	@cracks check
@@ -88,17 +108,18 @@ test-soak: .venv/installed-dev  ## run the tests that take minutes each: kills, 
 test-fast: .venv/installed-dev  ## run the fast tests
 	@pytest -m "not slow and not soak"
 
-lint: .venv/installed-dev  ## run ruff, mypy, import-linter and hadolint
-	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo && hadolint Dockerfile mlflow/Dockerfile
+lint: .venv/installed-dev  ## run ruff, mypy, import-linter, hadolint and zizmor
+	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo && hadolint Dockerfile mlflow/Dockerfile \
+		&& zizmor --quiet --offline .github
 
 gc: .venv/installed  ## list what is older than `retention` in params.yaml; CONFIRM=yes deletes it
 	@python -m flows.gc $(if $(filter yes,$(CONFIRM)),--delete)
 
-COMPILE := $(UV) pip compile --python-version 3.11 --python-platform x86_64-unknown-linux-gnu --generate-hashes --no-emit-index-url
-lock: .venv/bin/uv  ## update the three locks from pyproject.toml
-	@$(COMPILE) --upgrade --output-file requirements.lock pyproject.toml
-	@$(COMPILE) --constraint requirements.lock --output-file requirements-dev.lock --group dev pyproject.toml
-	@$(COMPILE) --constraint requirements.lock --output-file requirements-api.lock --group pyproject.toml:api
+# One lock for every platform, and for every extra and group.
+lock: .venv/bin/uv  ## bring the lock in line with pyproject.toml (UPGRADE=yes: newest versions)
+	@$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--all-extras --group api --group dev $(if $(filter yes,$(UPGRADE)),--upgrade) \
+		--custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean:  ## remove the environment and the caches of the tools
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

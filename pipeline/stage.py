@@ -8,6 +8,9 @@ from pathlib import Path
 
 from pipeline.errors import CracksError
 
+# Packages that come with an extra of pyproject.toml, by the names under which they are imported.
+EXTRAS = {"boto3": "server", "distributed": "cluster", "psycopg2": "server"}
+
 
 def stage_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with `--params`; a stage adds its paths, each required, so that dvc.yaml lists them all."""
@@ -26,5 +29,11 @@ def run_main(main: Callable[[], None]) -> None:
     except CracksError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        extra = EXTRAS[error.name]
+        print(f"error: {error.name} is not installed. Run: make install EXTRAS={extra}", file=sys.stderr)  # noqa: T201
+        sys.exit(CracksError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,11 +1,16 @@
+import importlib
 import logging
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import CracksError, RefusedError, UnavailableError
-from pipeline.stage import run_main, stage_parser
+from pipeline.inference.dask_cluster import compute_on_cluster
+from pipeline.stage import EXTRAS, run_main, stage_parser
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +45,25 @@ def test_a_stage_that_is_interrupted_ends_with_130(capsys):
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError, match="division by zero"):
         run_main(lambda: 1 / 0)
+
+
+def test_a_package_of_an_extra_that_is_not_installed_is_named_with_the_command_that_installs_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run_main(lambda: list(compute_on_cluster("tcp://nowhere:1", max, 0, [(0, 0)], local_hint="")))
+    assert capsys.readouterr() == ("", "error: distributed is not installed. Run: make install EXTRAS=cluster\n")
+
+
+def test_any_other_package_that_is_missing_is_a_defect():
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        run_main(lambda: importlib.import_module("no_such_package"))
+
+
+def test_the_packages_of_extras_are_those_of_the_project_file():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for module, extra in EXTRAS.items():
+        (distribution,) = packages_distributions()[module]
+        assert distribution in project["optional-dependencies"][extra]
 
 
 def test_a_stage_that_succeeds_returns():
