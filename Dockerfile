@@ -12,9 +12,9 @@ ENV VIRTUAL_ENV=/app/.venv PATH=/app/.venv/bin:$PATH UV_LINK_MODE=copy UV_NO_CAC
 COPY pyproject.toml requirements.lock ./
 # uv itself comes from the lock, by hash. With it, each image installs its part of pyproject.toml at the pins and hashes of
 # the lock.
-RUN python -m venv .venv \
-    && sed -n '/^uv==/,/[^\\]$/p' requirements.lock > /tmp/uv.lock \
-    && python -m pip install --no-cache-dir --require-hashes --no-deps -r /tmp/uv.lock
+RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > /tmp/uv.lock \
+    && python -m pip install --no-cache-dir --require-hashes --no-deps -r /tmp/uv.lock \
+    && python -m venv .venv
 
 FROM build AS build-worker
 RUN uv pip compile --quiet --extra server --extra cluster --output-file /tmp/pins.txt pyproject.toml \
