@@ -27,10 +27,10 @@ from tqdm import tqdm
 from pipeline.data.images import PackedImages, Pixels
 from pipeline.inference.openvino_cpu import N_THREADS, supported_precision
 from pipeline.models.backbones import build_backbone
-from pipeline.models.network import build_embedder
+from pipeline.models.network import build_embedder, to_openvino
 from pipeline.models.tf import keras
 from pipeline.params import Backbone, Params
-from pipeline.training.embedder import BATCH_IMAGES, Compute, openvino_compute, tensorflow_compute, to_openvino
+from pipeline.training.embedder import BATCH_IMAGES, Compute, openvino_compute, tensorflow_compute
 
 Values = npt.NDArray[np.float32]
 Way = Callable[[Pixels], Values]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_a_file_that_is_not_an_image_refuses_the_request_with_a_reason(client, g
     assert answer.status_code == 422
     assert answer.headers["content-type"] == PROBLEM
     problem = answer.json()
-    assert (problem["status"], problem["title"]) == (422, "Unprocessable Entity")
+    assert (problem["status"], problem["title"]) == (422, HTTPStatus(422).phrase)
     assert problem["errors"][0] == "1.png: not an image"
 
 

@@ -6,7 +6,7 @@ from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import supported_precision
 from pipeline.models.export import linear_classifier
 from pipeline.models.linear_head import LinearHead
-from pipeline.models.network import build_embedder
+from pipeline.models.network import build_embedder, to_openvino
 from pipeline.params import Backbone
 from pipeline.training import embedder
 from pipeline.training.embedder import (
@@ -19,7 +19,6 @@ from pipeline.training.embedder import (
     save_shard,
     shards_of,
     tensorflow_compute,
-    to_openvino,
 )
 
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64, feature_layers=("block_11_expand", "head_conv"))

@@ -11,7 +11,7 @@ from pipeline.files import write_json
 from pipeline.inference.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import DECISION_FILE
-from pipeline.models.network import as_tf_function
+from pipeline.models.network import to_openvino
 
 
 def write_served(classifier: Classifier, golden: list[Pixels], folder: Path) -> None:
@@ -23,7 +23,7 @@ def write_served(classifier: Classifier, golden: list[Pixels], folder: Path) -> 
         folder: existing folder to write to.
     """
     model = classifier.model
-    converted = openvino.convert_model(as_tf_function(model).get_concrete_function())
+    converted = to_openvino(model)
     converted.set_rt_info(model.get_layer("resize").height, IMAGE_SIZE_KEY)
     openvino.save_model(converted, folder / GRAPH_FILE, compress_to_fp16=False)
     answers = [model(image[None], training=False)["probability"].numpy()[0] for image in golden]

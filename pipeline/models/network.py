@@ -3,7 +3,9 @@
 Resizing and scaling are layers of the graph, so that embedding, training, evaluation and serving cannot differ.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,9 @@ from pipeline.data.images import Images, batches_by_size
 from pipeline.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from pipeline.models.tf import keras, tf
 from pipeline.params import Backbone
+
+if TYPE_CHECKING:
+    import openvino
 
 BATCH_IMAGES = 64  # larger ones do not run faster on a CPU
 
@@ -68,6 +73,18 @@ def as_tf_function(model: keras.Model) -> "tf.types.experimental.GenericFunction
         lambda image: model(image, training=False),
         input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")],
     )
+
+
+def to_openvino(model: keras.Model) -> "openvino.Model":
+    """Return `model` (uint8 RGB images -> its outputs by name) converted to OpenVINO."""
+    import openvino
+
+    if sys.version_info >= (3, 13):
+        from openvino.frontend.tensorflow import utils
+
+        # OpenVINO 2026.4 looks up this version in a way that is a NameError on Python 3.13: `exec("del tensorflow")`.
+        utils.get_environment_setup = lambda framework: {"tensorflow": tf.__version__}
+    return openvino.convert_model(as_tf_function(model).get_concrete_function())
 
 
 def run_in_batches(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipeline.data.images import Images, ImageSubset, Pixels, batches_by_size
 from pipeline.files import replacing
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, supported_precision
-from pipeline.models.network import as_tf_function, build_embedder
+from pipeline.models.network import as_tf_function, build_embedder, to_openvino
 from pipeline.models.tf import keras, tf
 from pipeline.params import Backbone, Precision
 from pipeline.training.features import Features
@@ -86,11 +86,6 @@ def tensorflow_compute(model: keras.Model) -> Compute:
     """Return `model` (uint8 images -> {"features"}) as a function of one batch, run by TensorFlow."""
     graph = as_tf_function(model)
     return lambda batch: np.asarray(graph(batch)["features"])
-
-
-def to_openvino(model: keras.Model) -> "openvino.Model":
-    """Return `model` (uint8 images -> {"features"}) converted to OpenVINO."""
-    return openvino.convert_model(as_tf_function(model).get_concrete_function())
 
 
 def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> Compute:
