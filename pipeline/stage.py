@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ def run_main(main: Callable[[], None]) -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     for ours in ("pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    # Started by path, as cron and systemd do, it still starts the programs of its own environment, such as dvc.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     try:
         main()
     except CracksError as error:

@@ -1,5 +1,6 @@
 import importlib
 import logging
+import os
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,8 @@ from pipeline.stage import EXTRAS, run_main, stage_parser
 
 
 @pytest.fixture(autouse=True)
-def _levels_as_before():
+def _levels_and_path_as_before(monkeypatch):
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     loggers = [logging.getLogger(name) for name in ("pipeline", "__main__")]
     levels = [logger.level for logger in loggers]
     yield
@@ -86,6 +88,13 @@ def test_a_process_logs_to_stderr_and_ends_without_a_traceback(last_line, code, 
     )
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (process.returncode, process.stdout, process.stderr) == (code, "", message)
+
+
+def test_programs_come_from_the_environment_that_runs_even_if_it_is_not_activated():
+    program = "import shutil\nfrom pipeline.stage import run_main\nrun_main(lambda: print(shutil.which('dvc')))"
+    command, env = [sys.executable, "-c", program], {"PATH": "/usr/bin:/bin"}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str(Path(sys.executable).with_name("dvc"))
 
 
 def test_the_info_lines_of_libraries_are_left_out():
