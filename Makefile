@@ -57,7 +57,7 @@ endef
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(call sync,--extra server --extra cluster --group dev)
+	$(call sync,--group dev $(patsubst %,--extra %,$(sort cluster server $(WANTED_EXTRAS))))
 	@touch $@
 
 install: .venv/installed  ## create .venv from the lock (EXTRAS="server cluster": with these extras)
@@ -118,7 +118,7 @@ gc: .venv/installed  ## list what is older than `retention` in params.yaml; CONF
 # One lock for every platform, and for every extra and group.
 lock: .venv/bin/uv  ## bring the lock in line with pyproject.toml (UPGRADE=yes: newest versions)
 	@$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--all-extras --group api --group dev $(if $(filter yes,$(UPGRADE)),--upgrade) \
+		--all-extras --group api --group dev --group lock $(if $(filter yes,$(UPGRADE)),--upgrade) \
 		--custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 clean:  ## remove the environment and the caches of the tools
