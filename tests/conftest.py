@@ -43,6 +43,7 @@ FOREIGN = (
 settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
 
+PROJECT_NAME = "my project"  # the tools and the project's own commands must do with a space
 SMALL_RECIPE = {"size_px": 64, "images_per_class": 40, "mirrored_per_class": 5}
 
 
@@ -243,7 +244,7 @@ def _answers(address: str) -> bool:
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a fresh clone with small demo data and quick candidates, in which nothing has run yet."""
-    root = tmp_path_factory.mktemp("fresh") / "project"
+    root = tmp_path_factory.mktemp("fresh") / PROJECT_NAME
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -279,7 +280,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="session")
 def trained(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project after its first `dvc repro`; tests work on copies of it."""
-    project = copy_of(fresh.root, tmp_path_factory.mktemp("trained") / "project")
+    project = copy_of(fresh.root, tmp_path_factory.mktemp("trained") / PROJECT_NAME)
     project.repro()
     return project
 
@@ -287,13 +288,13 @@ def trained(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project
 @pytest.fixture
 def project(trained: Project, tmp_path: Path) -> Project:
     """Return a copy of the trained project for one test."""
-    return copy_of(trained.root, tmp_path / "project")
+    return copy_of(trained.root, tmp_path / PROJECT_NAME)
 
 
 @pytest.fixture
 def untouched(fresh: Project, tmp_path: Path) -> Project:
     """Return a copy of the project in which nothing has run yet."""
-    return copy_of(fresh.root, tmp_path / "project")
+    return copy_of(fresh.root, tmp_path / PROJECT_NAME)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import time
 import httpx
 import psutil
 import pytest
-from conftest import wait_until
+from conftest import PROJECT_NAME, wait_until
 from tiny_model import write_tiny_model
 from toy_project import diamond, toy_project
 from webhook import webhook
@@ -36,7 +36,7 @@ def free_ports(n: int) -> list[str]:
 
 @pytest.fixture
 def project(tmp_path):
-    project = toy_project(tmp_path / "project", diamond(left=HANGS))
+    project = toy_project(tmp_path / PROJECT_NAME, diamond(left=HANGS))
     yield project
     project.run(*LOCAL, "down")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT_NAME
 from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import canonicalize_name, parse_wheel_filename
@@ -95,12 +96,13 @@ def test_every_package_has_a_wheel_by_hash(
 
 
 def test_the_lock_is_in_line_with_the_project_file(tmp_path: Path) -> None:
+    project = tmp_path / PROJECT_NAME
+    project.mkdir()
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
-        shutil.copy(ROOT / name, tmp_path)
-    bin_folder = Path(sys.executable).parent
-    (tmp_path / ".venv").symlink_to(bin_folder.parent)
-    asked_of_the_index(["make", "--directory", str(tmp_path), "--assume-old=.venv/bin/uv", "lock"])
-    assert pins((tmp_path / "requirements.lock").read_text(encoding="utf-8")) == pins(LOCK)
+        shutil.copy(ROOT / name, project)
+    (project / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    asked_of_the_index(["make", "--directory", str(project), "--assume-old=.venv/bin/uv", "lock"])
+    assert pins((project / "requirements.lock").read_text(encoding="utf-8")) == pins(LOCK)
 
 
 def test_the_lock_has_hashes_and_no_index_addresses() -> None:
