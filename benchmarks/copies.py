@@ -3,8 +3,7 @@
     python -m benchmarks.copies --metu metu.zip --sdnet sdnet.zip --curve docs/copies.svg
 
 Prints tables in Markdown. False merges are counted among images that are no copies: tiles of SDNET, which show
-different places, and pairs of an image of METU and one of SDNET. With --imagehash the package ImageHash is measured,
-too (install it first).
+different places, and pairs of an image of METU and one of SDNET.
 """
 
 import argparse
@@ -24,7 +23,6 @@ from matplotlib.figure import Figure
 
 from benchmarks.alterations import ALTERATIONS, LIMITS, fingerprint_of, read_images
 from benchmarks.growth import print_growth
-from benchmarks.phash import phash_recalls
 from pipeline.data.fingerprints import Fingerprints, compare, fingerprint
 from pipeline.data.images import decode, thumbnail
 from pipeline.data.near_duplicates import KINDS, connected_groups, copy_pairs
@@ -192,7 +190,6 @@ def main() -> None:
         "--sizes", type=int, nargs="*", default=[12_780, 25_000, 50_000, 100_000], help="images to search"
     )
     parser.add_argument("--curve", type=Path, help="SVG file to draw recall and false merges into")
-    parser.add_argument("--imagehash", action="store_true", help="measure ImageHash's phash, too")
     args = parser.parse_args()
     images = {"METU": read_images(args.metu), "SDNET": read_images(args.sdnet)}
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
@@ -203,8 +200,6 @@ def main() -> None:
             print_groups(name, fingerprints[name], contents)
         measured = {name: measure_recall(name, fingerprints[name], images[name], args.every, pool) for name in images}
         columns = {name: share for name, (share, _) in measured.items()}
-        if args.imagehash:
-            columns |= phash_recalls(images, args.every, pool)
         print_recall(columns)
         rates = print_false_merges(fingerprints)
         if args.curve:
