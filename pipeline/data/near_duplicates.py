@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pipeline.data.fingerprints import N_FREQUENCIES, SYMMETRIES, Fingerprints, compare, invariants
 from pipeline.params import Copies
@@ -129,15 +131,7 @@ def _neighbours(vectors: npt.NDArray[np.float32]) -> Positions:
 
 def connected_groups(n: int, pairs: Positions) -> Positions:
     """Return the smallest position in the connected component of each of n items, (n,); `pairs` are the edges."""
-    parent = np.arange(n)
-
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = int(parent[item])
-        return item
-
-    for first, second in pairs.tolist():
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
-    return np.array([root(item) for item in range(n)], dtype=np.int64)
+    graph = coo_array((np.ones(len(pairs), np.bool_), pairs.T), shape=(n, n))
+    _, component = connected_components(graph, directed=False)
+    _, firsts = np.unique(component, return_index=True)
+    return np.asarray(firsts[component], np.int64)
