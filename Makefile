@@ -24,7 +24,7 @@ ifneq ($(WANTED_EXTRAS),$(INSTALLED_EXTRAS))
 .PHONY: .venv/installed
 endif
 
-.PHONY: help install run experiments test test-fast test-soak lint flow serve up down status gc lock clean
+.PHONY: help install run experiments data-docs test test-fast test-soak lint flow serve up down status gc lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,9 @@ run: .venv/installed  ## run all stages, from the data in params.yaml to a regis
 experiments: .venv/installed  ## compare the experiments of `dvc exp run`: scores, and the params that differ
 	@dvc exp show --no-pager --only-changed \
 		--drop '(data|models|pipeline|reports)(/[^:]*)?$$|Created|n$$|threshold$$|reports/metrics.json:|.*:balanced_accuracy'
+
+data-docs: .venv/installed  ## build Great Expectations' Data Docs, the history of all validations, and print their address
+	@cracks data-docs
 
 flow: .venv/installed  ## run the stages as a Prefect flow, on the server of `make up` or an embedded one
 	@python -m flows.training

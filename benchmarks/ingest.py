@@ -87,13 +87,13 @@ def stages(params: Path, folder: Path) -> dict[str, list[str]]:
         "ingest": [*python, "pipeline.ingest", *common, "--dataset", "grown", "--out", str(datasets / "grown")],
         "validate": [
             *[*python, "pipeline.validate", *common, "--name", "grown", "--dataset", str(datasets / "grown")],
-            *["--report", str(folder / "v.json"), "--page", str(folder / "v.html")],
+            *["--context", str(folder / "gx"), "--report", str(folder / "v.json"), "--page", str(folder / "v.html")],
             *["--result", str(validated / "grown.json")],
         ],
         "split": [
             *[*python, "pipeline.split", *common, "--datasets", str(datasets), "--validated", str(validated)],
             *["--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "split.json")],
-            *["--report", str(folder / "s.json"), "--page", str(folder / "s.html")],
+            *["--context", str(folder / "gx"), "--report", str(folder / "s.json"), "--page", str(folder / "s.html")],
         ],
     }
 

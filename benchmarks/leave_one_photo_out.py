@@ -153,12 +153,14 @@ def prepared(metu: Path, sdnet: Path, folder: Path) -> Params:
     for name in ("metu", "sdnet"):
         run("ingest", "--dataset", name, "--out", f"{at['datasets']}/{name}")
         run(
-            "validate", "--name", name, "--dataset", f"{at['datasets']}/{name}", "--report", str(folder / "v.json"),
-            "--page", str(folder / "v.html"), "--result", f"{at['validated']}/{name}.json",
+            "validate", "--name", name, "--dataset", f"{at['datasets']}/{name}", "--context", str(folder / "gx"),
+            "--report", str(folder / "v.json"), "--page", str(folder / "v.html"),
+            "--result", f"{at['validated']}/{name}.json",
         )  # fmt: skip
     run(
         "split", "--datasets", at["datasets"], "--validated", at["validated"], "--manifest", at["manifest.parquet"],
-        "--summary", str(folder / "s.json"), "--report", str(folder / "vs.json"), "--page", str(folder / "vs.html"),
+        "--summary", str(folder / "s.json"), "--context", str(folder / "gx"),
+        "--report", str(folder / "vs.json"), "--page", str(folder / "vs.html"),
     )  # fmt: skip
     return params
 

@@ -78,12 +78,12 @@ def prepare_once(params: Path) -> None:
     common = ["--params", str(params)]
     cost.run("pipeline.ingest", *common, "--dataset", "metu", "--out", "datasets/metu")
     cost.run(
-        "pipeline.validate", *common, "--name", "metu", "--dataset", "datasets/metu", "--report", "v.json",
-        "--page", "v.html", "--result", "validated/metu.json",
+        "pipeline.validate", *common, "--name", "metu", "--dataset", "datasets/metu", "--context", "gx",
+        "--report", "v.json", "--page", "v.html", "--result", "validated/metu.json",
     )  # fmt: skip
     cost.run(
         "pipeline.split", *common, "--datasets", "datasets", "--validated", "validated", "--manifest",
-        "manifest.parquet", "--summary", "s.json", "--report", "vs.json", "--page", "vs.html",
+        "manifest.parquet", "--summary", "s.json", "--context", "gx", "--report", "vs.json", "--page", "vs.html",
     )  # fmt: skip
     subprocess.run(
         [sys.executable, "-c", "from pipeline.registry.tracking import connect; connect()"], env=env(), check=True

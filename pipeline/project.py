@@ -5,6 +5,7 @@ from pathlib import Path
 
 # Relative to the project's folder.
 DATASETS = Path("data/datasets")
+DATA_CONTEXT = Path("data/gx")
 MANIFEST = Path("data/manifest.parquet")
 INBOX = Path("data/inbox")
 LOG_FOLDER = Path("data/predictions")

@@ -58,6 +58,7 @@ def run(
     validated: Path,
     manifest_path: Path,
     summary_path: Path,
+    context: Path,
     report: Path,
     page: Path,
 ) -> None:
@@ -71,7 +72,7 @@ def run(
     check_sides(manifest[manifest["dataset"].isin(train_on)])  # external test sets may hold out a single photo
     checked = with_checks(manifest, pairs, train_on)
     checked["path"] = checked["dataset"] + "/" + checked["path"]  # two data sets may have equal paths
-    rules = check(checked, split_rules())
+    rules = check(checked, split_rules(), "split", context)
     summary = summarise(checked, train_on)
     counts = {f"{side} images": f"{n:,}" for side, n in manifest["split"].value_counts().items()}
     headline = counts | {name.removeprefix("n_"): f"{n:,}" for name, n in summary.items()}
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--validated", type=Path, required=True, help="folder of the results of validate")
     parser.add_argument("--manifest", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--context", type=Path, required=True, help="folder of the Data Context of Great Expectations")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
     args = parser.parse_args()
@@ -125,6 +127,7 @@ def main() -> None:
         validated=args.validated,
         manifest_path=args.manifest,
         summary_path=args.summary,
+        context=args.context,
         report=args.report,
         page=args.page,
     )

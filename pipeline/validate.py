@@ -1,7 +1,7 @@
 """Validate a data set against its contract, a Great Expectations suite over the inventory, before it is trained on.
 
 Writes --report (JSON) and --page (HTML with pictures) in any case, and --result, which `split` requires, only if the
-contract is passed. Otherwise ends with exit code 3.
+contract is passed. Otherwise ends with exit code 3. The Data Context in the folder --context keeps every result.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.params import Params, load_params, named
 from pipeline.stage import run_main, stage_parser
 
 
-def run(params: Params, name: str, dataset: Path, *, report: Path, page: Path, result: Path) -> None:
+def run(params: Params, name: str, dataset: Path, *, context: Path, report: Path, page: Path, result: Path) -> None:
     """Validate the ingested data set in the folder `dataset`; write report and page and, if it passed, the result.
 
     Raises:
@@ -23,7 +23,7 @@ def run(params: Params, name: str, dataset: Path, *, report: Path, page: Path, r
     settings = named(params.datasets, name, "data set")
     result.unlink(missing_ok=True)  # of an earlier run, perhaps on other data
     quarantine = read_quarantine(dataset)
-    found = audit(name, settings, params, PackedImages(dataset), quarantine)
+    found = audit(name, settings, params, PackedImages(dataset), quarantine, context=context)
     write_text(page, found.page)
     enforce(name, found.rules, found.facts, report=report, page=page)
     write_json(result, {"dataset": name, "success": True})
@@ -34,12 +34,14 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--name", required=True, help="the data set's name in params.yaml")
     parser.add_argument("--dataset", type=Path, required=True, help="folder that ingest wrote")
+    parser.add_argument("--context", type=Path, required=True, help="folder of the Data Context of Great Expectations")
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--result", type=Path, required=True, help="JSON file to write if the contract is passed")
     args = parser.parse_args()
     params = load_params(args.params)
-    run(params, args.name, args.dataset, report=args.report, page=args.page, result=args.result)
+    places = {"context": args.context, "report": args.report, "page": args.page, "result": args.result}
+    run(params, args.name, args.dataset, **places)
 
 
 if __name__ == "__main__":

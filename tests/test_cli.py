@@ -82,6 +82,7 @@ def test_help_names_every_command(cracks, capsys):
         "predict",
         "map",
         "audit",
+        "data-docs",
         "batches",
         "worth-labelling",
         "promote",
@@ -276,6 +277,11 @@ def test_an_audit_prints_figures_and_broken_rules_and_writes_the_page(cracks, wa
     page = Page(Path("pages/walls.html").read_text(encoding="utf-8"))
     assert "no image has a copy with the other label" in page.text
     assert "crack/broken.jpg" in page.text
+
+
+def test_data_docs_need_a_validation_first(cracks, capsys):
+    assert cracks("data-docs") == 2
+    assert "no validation result in" in capsys.readouterr().err
 
 
 def test_an_audit_reads_photos_from_names_by_a_pattern(cracks, walls, capsys):

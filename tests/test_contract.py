@@ -34,6 +34,7 @@ def inventory(n_crack=10, n_intact=10, **columns):
             "height": 64,
             "width": 512,
             "photo": [f"photo-{number}" for number in range(n)],
+            "sha256": [f"{number:064x}" for number in range(n)],
             "fingerprint": b"",
             "brightness": 120.0,
             "contrast": 20.0,
@@ -83,8 +84,38 @@ BROKEN = {
     "cracks rare": (inventory(4, 16), 0, {}, "the rarer label makes up at least 25.0 %", "0.2", ()),
     "intact rare": (inventory(16, 4), 0, {}, "the rarer label makes up at least 25.0 %", "0.8", ()),
     "much broken": (inventory(), 5, {}, "at least 90.0 % of the files are images that can be read", "0.8", ()),
-    "too low": (first_is("height", 63), 0, {}, "no side is shorter than 64 px", ONE, ("00000.jpg",)),
-    "too wide": (first_is("width", 513), 0, {}, "no side is longer than 512 px", ONE, ("00000.jpg",)),
+    "too low": (
+        first_is("height", 63),
+        0,
+        {},
+        "the height of every image is between 64 and 512 px",
+        ONE,
+        ("00000.jpg",),
+    ),
+    "too high": (
+        first_is("height", 513),
+        0,
+        {},
+        "the height of every image is between 64 and 512 px",
+        ONE,
+        ("00000.jpg",),
+    ),
+    "too narrow": (
+        first_is("width", 63),
+        0,
+        {},
+        "the width of every image is between 64 and 512 px",
+        ONE,
+        ("00000.jpg",),
+    ),
+    "too wide": (
+        first_is("width", 513),
+        0,
+        {},
+        "the width of every image is between 64 and 512 px",
+        ONE,
+        ("00000.jpg",),
+    ),
     "id twice": (
         first_is("id", "1"),
         0,
@@ -170,16 +201,14 @@ def test_photos_must_be_known_only_if_names_contain_them():
 
 
 def test_the_table_has_a_row_for_each_file_found():
-    images = inventory(2, 1, height=[70, 64, 90], width=[80, 64, 60], photo=["a", None, "b"])
-    table = files_table(images, quarantine(1), copies(3, is_copy=1, is_conflict=2))
-    columns = ["path", "decodable", "is_crack", "is_intact", "shorter_side_px", "longer_side_px"]
-    columns += ["has_photo", "is_copy", "is_conflict"]
+    table = files_table(inventory(2, 1), quarantine(1), copies(3, is_copy=1, is_conflict=2))
+    columns = ["path", "label", "is_crack", "is_copy", "is_conflict"]
     expected = pd.DataFrame(
         [
-            ["00000.jpg", 1, 1, 0, 70, 80, 1, 1, 1],
-            ["00001.jpg", 1, 1, 0, 64, 64, 0, 0, 1],
-            ["00002.jpg", 1, 0, 1, 60, 90, 1, 0, 0],
-            ["broken-0.jpg", 0, *[None] * 7],
+            ["00000.jpg", "crack", 1, 1, 1],
+            ["00001.jpg", "crack", 1, 0, 1],
+            ["00002.jpg", "intact", 0, 0, 0],
+            ["broken-0.jpg", *[None] * 4],
         ],
         columns=columns,
     )

@@ -33,6 +33,7 @@ def sound(files, tmp_path_factory):
         PARAMS,
         "walls",
         folder / "datasets" / "walls",
+        context=folder / "gx",
         report=folder / "walls.json",
         page=folder / "walls.html",
         result=folder / "validated" / "walls.json",
@@ -47,6 +48,7 @@ def validated(tmp_path):
     def validated(files):
         dataset = ingest_files(files, tmp_path)
         paths = {"report": tmp_path / "r.json", "page": tmp_path / "r.html", "result": tmp_path / "result.json"}
+        paths["context"] = tmp_path / "gx"
         try:
             validate.run(PARAMS, "walls", dataset, **paths)
         finally:
@@ -65,6 +67,7 @@ def split_places(sound, tmp_path):
         "validated": sound / "validated",
         "manifest_path": tmp_path / "manifest.parquet",
         "summary_path": tmp_path / "split.json",
+        "context": tmp_path / "gx",
         "report": tmp_path / "contract.json",
         "page": tmp_path / "contract.html",
     }
@@ -150,7 +153,10 @@ def test_a_shift_of_brightness_stops_the_run(files, validated, shift):
 
 @pytest.mark.parametrize(
     ("size", "rule"),
-    [((60, 64), "no side is shorter than 64 px"), ((4100, 64), "no side is longer than 4096 px")],
+    [
+        ((64, 60), "the height of every image is between 64 and 4096 px"),
+        ((4100, 64), "the width of every image is between 64 and 4096 px"),
+    ],
     ids=["small", "large"],
 )
 def test_an_image_of_the_wrong_size_stops_the_run(files, validated, size, rule):

@@ -9,6 +9,7 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 
 from pipeline import split
+from pipeline.data.data_context import RESULTS
 from pipeline.data.group_split import SIDES, build_manifest
 from pipeline.data.images import INVENTORY_FILE
 from pipeline.errors import CracksError, RefusedError
@@ -39,6 +40,7 @@ def places(ingested, tmp_path):
         "validated": tmp_path / "validated",
         "manifest_path": tmp_path / "out" / "manifest.parquet",
         "summary_path": tmp_path / "out" / "split.json",
+        "context": tmp_path / "gx",
         "report": tmp_path / "out" / "contract.json",
         "page": tmp_path / "out" / "contract.html",
     }
@@ -59,6 +61,7 @@ def test_inventories_are_concatenated_and_rows_count_within_each(places):
 def test_a_split_that_passes_writes_manifest_summary_report_and_page(places, params, caplog):
     caplog.set_level("INFO", "pipeline")
     split.run(params, **places)
+    assert len(list((places["context"] / RESULTS).glob("split/*/*/*.json"))) == 1
     manifest = pd.read_parquet(places["manifest_path"])
     assert manifest["dataset"].value_counts().to_dict() == {"walls": 48, "bridges": 16}
     assert (manifest["split"] == "external").equals(manifest["dataset"] == "bridges")

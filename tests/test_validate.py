@@ -9,6 +9,7 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 
 from pipeline import validate
+from pipeline.data.data_context import RESULTS
 from pipeline.data.images import INVENTORY_FILE
 from pipeline.errors import RefusedError
 from pipeline.stage import run_main
@@ -24,6 +25,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture
 def places(tmp_path):
     return {
+        "context": tmp_path / "gx",
         "report": tmp_path / "reports" / "walls.json",
         "page": tmp_path / "reports" / "walls.html",
         "result": tmp_path / "validated" / "walls.json",
@@ -42,17 +44,21 @@ def test_a_passed_contract_writes_report_page_and_result(dataset, places, caplog
     assert (report["dataset"], report["success"]) == ("walls", True)
     assert report["facts"]["images"] == "12"
     assert len(report["rules"]) == 15
+    assert len(list((places["context"] / RESULTS).glob("walls/*/*/*.json"))) == 1
     assert all(rule["success"] for rule in report["rules"])
     assert "crack/broken.jpg" in Page(places["page"].read_text()).text
     assert caplog.messages == ["walls: contract passed"]
 
 
 def test_a_broken_rule_is_refused_with_what_was_observed_and_the_paths(dataset, places):
-    lines = [
-        "walls breaks its contract:",
-        "  broken: no side is shorter than 65 px. Observed: 12 images that break the rule",
-        *(f"    crack/{n:04}.jpg" for n in range(1, 7)),
-        *(f"    intact/{n:04}.jpg" for n in range(1, 5)),
+    paths = [f"    crack/{n:04}.jpg" for n in range(1, 7)] + [f"    intact/{n:04}.jpg" for n in range(1, 5)]
+    lines = ["walls breaks its contract:"]
+    for side in ("height", "width"):
+        lines += [
+            f"  broken: the {side} of every image is between 65 and 4096 px. Observed: 12 images that break the rule"
+        ]
+        lines += paths
+    lines += [
         "Correct the data, or change `contract` in params.yaml. See ",
     ]
     with pytest.raises(RefusedError, match="^" + re.escape("\n".join(lines) + str(places["page"]))) as caught:
@@ -60,9 +66,9 @@ def test_a_broken_rule_is_refused_with_what_was_observed_and_the_paths(dataset, 
     assert caught.value.exit_code == 3
     report = json.loads(places["report"].read_text())
     assert report["success"] is False
-    (broken,) = [rule for rule in report["rules"] if not rule["success"]]
-    assert (broken["severity"], len(broken["paths"])) == ("fail", 10)
-    assert "no side is shorter than 65 px" in Page(places["page"].read_text()).text
+    broken = [rule for rule in report["rules"] if not rule["success"]]
+    assert [(rule["severity"], len(rule["paths"])) for rule in broken] == [("fail", 10)] * 2
+    assert "the height of every image is between 65 and 4096 px" in Page(places["page"].read_text()).text
     assert not places["result"].exists()
 
 

@@ -1,4 +1,4 @@
-"""`cracks audit`: check a data set for near-duplicates, conflicting labels and leakage."""
+"""`cracks audit`, `data-docs`: check a data set before training on it, and the history of all validations."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from pipeline.commands import Commands
 
 
 def add(commands: Commands) -> None:
-    """Add the command's parser."""
+    """Add the parsers of both commands."""
     audit = commands.add_parser(
         "audit",
         help="check a data set before training on it",
@@ -19,6 +19,12 @@ def add(commands: Commands) -> None:
         "--photo-pattern", help="regular expression on the path of a tile; its first group names the photo"
     )
     audit.set_defaults(run=_audit)
+    docs = commands.add_parser(
+        "data-docs",
+        help="build the Data Docs of Great Expectations: every validation so far",
+        description="Build the Data Docs of Great Expectations from the results of `validate` and `split`.",
+    )
+    docs.set_defaults(run=_data_docs)
 
 
 def _audit(args: argparse.Namespace) -> None:
@@ -45,3 +51,10 @@ def _audit(args: argparse.Namespace) -> None:
         if not rule.success:
             print(f"broken: {rule.text}. Observed: {rule.observed}")
     print(f"Pictures: {args.out}")
+
+
+def _data_docs(args: argparse.Namespace) -> None:
+    from pipeline.data.data_context import build_data_docs
+    from pipeline.project import DATA_CONTEXT, project_root
+
+    print(build_data_docs(project_root() / DATA_CONTEXT))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,7 @@ def audit(
     *,
     expectations: Callable[..., list["Expectation"]] = dataset_rules,
     more_rules: Sequence[Rule] = (),
+    context: Path | None = None,
 ) -> Audit:
     """Return the audit of an ingested data set or batch.
 
@@ -49,11 +51,12 @@ def audit(
         quarantine: columns batch, path, reason, is_image (of `ingest`).
         expectations: `dataset_rules`, or `image_rules` for a batch.
         more_rules: results of other rules to show.
+        context: folder of the Data Context that keeps the results; None: they are not kept.
     """
     inventory = images.inventory
     copies = copies_within(inventory, params.split.copies)
     wanted = expectations(params.contract, photos_are_named=dataset.photo_pattern is not None)
-    rules = [*check(files_table(inventory, quarantine, copies), wanted), *more_rules]
+    rules = [*check(files_table(inventory, quarantine, copies), wanted, name, context), *more_rules]
     headline = facts(inventory, quarantine, copies)
     page = render_contract(
         name=name,

@@ -1,28 +1,26 @@
 """The data contract: the rules for a data set as a Great Expectations suite, and their results.
 
-Columns are computed first; then the library's own expectations compare them with the limits of params.yaml. A broken
-rule of severity "warning" is reported and does not fail the contract.
+The library's own expectations compare the columns of the inventory with the limits of params.yaml. A broken rule of
+severity "warning" is reported and does not fail the contract.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from pipeline.data.data_context import run_checkpoint
 from pipeline.errors import RefusedError
 from pipeline.files import write_json
 from pipeline.params import Contract
 
 if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
-    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
 log = logging.getLogger(__name__)
-
-N_PATHS = 10  # listed for a broken rule
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Rule:
     """A rule of the contract and its result.
 
     Attributes:
-        text: the rule in words, such as "no side is shorter than 64 px".
+        text: the rule in words, such as "every image has an id of its own".
         severity: fail if breaking the rule fails the contract, else warn.
         success: whether the rule is met.
         observed: what was found, in words.
@@ -53,9 +51,9 @@ class Rule:
 
 
 def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each file found, with the computed columns that the rules refer to.
+    """Return the inventory with 0/1 columns is_crack, is_copy and is_conflict, and a row for each unreadable file.
 
-    For files that cannot be read, `decodable` is 0 and only `path` is set besides.
+    Of files that cannot be read, only `path` is set.
 
     Args:
         inventory: of `ingest`.
@@ -63,33 +61,30 @@ def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.Da
         copies: columns is_copy and is_conflict, rows as in the inventory.
     """
     images = inventory.assign(
-        decodable=1,
         is_crack=(inventory["label"] == "crack").astype(int),
-        is_intact=(inventory["label"] == "intact").astype(int),
-        shorter_side_px=inventory[["height", "width"]].min(axis=1),
-        longer_side_px=inventory[["height", "width"]].max(axis=1),
-        has_photo=inventory["photo"].notna().astype(int),
         is_copy=copies["is_copy"].astype(int).to_numpy(),
         is_conflict=copies["is_conflict"].astype(int).to_numpy(),
     ).drop(columns=["fingerprint"])
-    unreadable = quarantine[~quarantine["is_image"]]
-    return pd.concat([images, unreadable[["path"]].assign(decodable=0)], ignore_index=True)
+    return pd.concat([images, quarantine.loc[~quarantine["is_image"], ["path"]]], ignore_index=True)
 
 
 def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectation"]:
     """Return the rules for one data set, over the columns of `files_table`; `notes` has each rule in words."""
     import great_expectations.expectations as gxe
+    from great_expectations.expectations.row_conditions import Column
 
     least, share = contract.min_images_per_label, contract.min_minority_share
     return [
         gxe.ExpectColumnDistinctValuesToEqualSet(
             column="label", value_set=["crack", "intact"], notes="both labels are there, and no other"
         ),
-        gxe.ExpectColumnSumToBeBetween(
-            column="is_crack", min_value=least, notes=f"at least {least} images are labelled crack"
-        ),
-        gxe.ExpectColumnSumToBeBetween(
-            column="is_intact", min_value=least, notes=f"at least {least} images are labelled intact"
+        *(
+            gxe.ExpectTableRowCountToBeBetween(
+                row_condition=Column("label") == label,
+                min_value=least,
+                notes=f"at least {least} images are labelled {label}",
+            )
+            for label in ("crack", "intact")
         ),
         gxe.ExpectColumnMeanToBeBetween(
             column="is_crack",
@@ -105,23 +100,23 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
     """Return the rules that each batch must meet too, however small and even if it has only one label."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
+    from great_expectations.expectations.row_conditions import Column
 
-    common = contract.min_share_in_range
+    low_px, high_px, common = contract.min_size_px, contract.max_size_px, contract.min_share_in_range
     rules: list[Expectation] = [
-        gxe.ExpectColumnMeanToBeBetween(
-            column="decodable",
+        gxe.ExpectColumnProportionOfNonNullValuesToBeBetween(
+            column="sha256",
             min_value=contract.min_decodable_share,
             notes=f"at least {100 * contract.min_decodable_share:.1f} % of the files are images that can be read",
         ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="shorter_side_px",
-            min_value=contract.min_size_px,
-            notes=f"no side is shorter than {contract.min_size_px} px",
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="longer_side_px",
-            max_value=contract.max_size_px,
-            notes=f"no side is longer than {contract.max_size_px} px",
+        *(
+            gxe.ExpectColumnValuesToBeBetween(
+                column=side,
+                min_value=low_px,
+                max_value=high_px,
+                notes=f"the {side} of every image is between {low_px} and {high_px} px",
+            )
+            for side in ("height", "width")
         ),
         gxe.ExpectColumnValuesToBeUnique(column="id", notes="every image has an id of its own"),
         gxe.ExpectColumnValuesToBeInSet(
@@ -141,39 +136,37 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
         )
     if photos_are_named:
         rules.append(
-            gxe.ExpectColumnValuesToBeInSet(
-                column="has_photo", value_set=[1], notes="the photo of every image is known"
+            gxe.ExpectColumnValuesToNotBeNull(
+                column="photo",
+                row_condition=Column("label").is_not_null(),  # a file that cannot be read has no photo either
+                notes="the photo of every image is known",
             )
         )
     return rules
 
 
-def check(table: pd.DataFrame, rules: list["Expectation"]) -> list[Rule]:
-    """Validate `table`, which has a column path, and return the result of each rule."""
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+def check(
+    table: pd.DataFrame, rules: list["Expectation"], name: str = "contract", context: Path | None = None
+) -> list[Rule]:
+    """Validate `table`, which has a column path, and return the result of each rule.
 
-    # this logger sets its own level to INFO, regardless of the library's level
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    asset = context.data_sources.add_pandas("inventory").add_dataframe_asset("files")
-    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
-    suite = gx.ExpectationSuite(name="contract", expectations=rules)
-    results = []
-    for outcome in batch.validate(suite, result_format="COMPLETE").results:
-        config = cast("ExpectationConfiguration", outcome.expectation_config)
-        broken_by = outcome.result.get("unexpected_index_list") or []
-        results.append(
-            Rule(
-                text=str(config.notes),
-                severity="warn" if config.severity == "warning" else "fail",
-                success=bool(outcome.success),
-                observed=_observed(outcome.result),
-                paths=tuple(str(path) for path in table["path"].iloc[broken_by[:N_PATHS]]),
-            )
+    Args:
+        table: with the columns of the rules.
+        rules: `dataset_rules`, `image_rules` or `split_rules`.
+        name: of the data set, or "split": the name of its suite and checkpoint.
+        context: folder of the Data Context that keeps the result; None: it is not kept.
+    """
+    results = run_checkpoint(name, rules, table, context)
+    return [
+        Rule(
+            text=str(one.expectation_config.notes),  # type: ignore[union-attr]
+            severity="warn" if one.expectation_config.severity == "warning" else "fail",  # type: ignore[union-attr]
+            success=bool(one.success),
+            observed=_observed(one.result),
+            paths=tuple(str(row["path"]) for row in one.result.get("partial_unexpected_index_list") or ()),
         )
-    return results
+        for one in results
+    ]
 
 
 def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, report: Path, page: Path) -> None:
@@ -220,4 +213,4 @@ def _observed(result: dict[str, Any]) -> str:
     if "partial_missing_list" in result:  # an expectation about a set of values
         missing, unexpected = result["partial_missing_list"], result["partial_unexpected_list"]
         return f"missing {missing}, unexpected {unexpected}" if missing or unexpected else "exactly these"
-    return f"{len(result.get('unexpected_index_list') or [])} images that break the rule"
+    return f"{result.get('unexpected_count', 0)} images that break the rule"

@@ -38,12 +38,11 @@ def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str
         is_duplicate_across_sides=on_two_sides(manifest["sha256"]).astype(int),
         is_shared=in_pairs(external[first] != external[second]),
         is_conflict=in_pairs((label[first] != label[second]) & (dataset[first] != dataset[second])),
-        is_excluded=(~used).astype(int),
     )
 
 
 def split_rules() -> list["Expectation"]:
-    """Return the rules for all data sets together, over the columns of `with_checks`."""
+    """Return the rules for all data sets together, over the columns of the manifest and `with_checks`."""
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
 
@@ -60,9 +59,10 @@ def split_rules() -> list["Expectation"]:
         gxe.ExpectColumnValuesToBeInSet(
             column="is_conflict", value_set=[0], notes="no image has a copy with the other label in another data set"
         ),
-        gxe.ExpectColumnMeanToBeBetween(
-            column="is_excluded",
-            max_value=0.01,
+        gxe.ExpectColumnValuesToNotBeInSet(
+            column="split",
+            value_set=[EXCLUDED],
+            mostly=0.99,
             severity=FailureSeverity.WARNING,
             notes="at most 1.0 % of the images are excluded",
         ),
