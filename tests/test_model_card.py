@@ -1,42 +1,37 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from pipeline.data.images import INVENTORY_FILE, QUARANTINE_FILE
+from pipeline.data.images import QUARANTINE_FILE
 from pipeline.evaluation.model_card import dataset_facts, source_of, weights_of
+from pipeline.params import Dataset, load_params
 
-METU = [f"Positive/{n:05}.jpg" for n in range(50)] + [f"Negative/{n:05}_1.jpg" for n in range(50)]
-SDNET = [f"Decks/Cracked/70{n}-11.jpg" for n in range(10, 60)] + [f"W/UW/70{n}-111.jpg" for n in range(10, 60)]
-
-
-def inventory(paths, size_px):
-    return pd.DataFrame({"path": paths, "height": size_px, "width": size_px})
+ROOT = Path(__file__).parent.parent
 
 
-def test_published_data_sets_are_recognised_by_their_images():
-    assert "10.17632/5y9wdsg2zt.2" in source_of(inventory(METU, 227), is_drawn=False)
-    assert "10.15142/T3TD19" in source_of(inventory(SDNET, 256), is_drawn=False)
-    in_a_folder = [f"concrete/{path}" for path in METU]
-    assert "Özgenel" in source_of(inventory(in_a_folder, 227), is_drawn=False)
+def dataset(**given):
+    return Dataset(source="walls.zip", **given)
+
+
+def test_a_data_set_is_shown_with_its_citation_and_licence():
+    assert source_of(dataset(citation="Walls, A. Person 2020", licence="CC0")) == "Walls, A. Person 2020, CC0"
+    assert source_of(dataset(licence="CC0")) == "CC0"
+
+
+def test_a_data_set_without_citation_and_licence_has_a_hint():
+    assert source_of(dataset()).startswith("your own data: note its origin, owner and licence")
 
 
 @pytest.mark.parametrize(
-    ("paths", "size_px"),
-    [
-        (METU, 256),
-        (SDNET, 227),
-        ([f"Positive/bridge-{n}.jpg" for n in range(100)], 227),
-        ([*METU[:98], "Positive/mine.jpg", "Negative/mine.jpg"], 227),
-    ],
+    "path", [ROOT / "params.yaml", *(ROOT / "examples").glob("*.yaml")], ids=lambda path: path.name
 )
-def test_other_data_is_not_attributed_to_a_published_data_set(paths, size_px):
-    text = source_of(inventory(paths, size_px), is_drawn=False)
-    assert text.startswith("your own data")
-
-
-def test_drawn_images_are_called_drawn_even_if_they_match_a_published_data_set():
-    assert "not photographed" in source_of(inventory(METU, 227), is_drawn=True)
+def test_every_shipped_data_set_has_a_citation_and_a_licence(path):
+    datasets = load_params(path).datasets
+    assert all(one.citation and one.licence for one in datasets.values())
+    dois = {"metu": "10.17632/5y9wdsg2zt.2", "sdnet": "10.15142/T3TD19", "demo": "not photographed"}
+    assert all(dois[name] in source_of(one) for name, one in datasets.items())
 
 
 def test_known_weights_have_their_licence_and_unknown_ones_a_hint():
@@ -47,7 +42,7 @@ def test_known_weights_have_their_licence_and_unknown_ones_a_hint():
 
 def test_the_facts_of_each_data_set_are_counted_from_the_manifest(tmp_path):
     params = SimpleNamespace(
-        datasets={name: SimpleNamespace(is_drawn=False) for name in ("far", "ours")},
+        datasets={name: dataset() for name in ("far", "ours")},
         split=SimpleNamespace(train_on=("ours",)),
     )
     manifest = pd.DataFrame(
@@ -60,7 +55,6 @@ def test_the_facts_of_each_data_set_are_counted_from_the_manifest(tmp_path):
     )
     for name, n_bad in (("ours", 2), ("far", 0)):
         (tmp_path / name).mkdir()
-        inventory(["a.jpg"], 64).to_parquet(tmp_path / name / INVENTORY_FILE)
         quarantine = pd.DataFrame(
             {"batch": "", "path": [f"{n}.jpg" for n in range(n_bad)], "reason": "broken", "is_image": False}
         )

@@ -38,7 +38,13 @@ FINETUNE = {
 }
 DOCUMENT = {
     "datasets": {
-        "walls": {"source": "walls.zip", "labels": {"Riss": "crack", "heil": "intact"}, "photo_pattern": "(.*)_"},
+        "walls": {
+            "source": "walls.zip",
+            "labels": {"Riss": "crack", "heil": "intact"},
+            "photo_pattern": "(.*)_",
+            "citation": "Walls, A. Person 2020",
+            "licence": "CC BY 4.0",
+        },
         "drawn": {"source": "data/demo.yaml", "labels": None, "photo_pattern": None},
         "site": {"source": "data/incoming/site", "labels": None, "photo_pattern": None},
     },
@@ -238,6 +244,8 @@ REQUIRED = [
     not in {
         "labels",
         "photo_pattern",
+        "citation",
+        "licence",
         "photos",
         "feature_layers",
         "training_precision",
@@ -358,7 +366,7 @@ STAGES = [
     (
         validate,
         "name",
-        ["--dataset", "--report", "--page", "--result"],
+        ["--dataset", "--context", "--report", "--page", "--result"],
         r"data set 'nobody' in params\.yaml\. Known are demo",
     ),
     (

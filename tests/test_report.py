@@ -14,6 +14,7 @@ from pipeline.data.images import INVENTORY_FILE, QUARANTINE_FILE
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.slices import slice_table
 from pipeline.models.metrics import scores
+from pipeline.params import Dataset
 from pipeline.report import read_slices, run
 
 LEVELS = {"ours": [0, 50, 200, 230], "bridge": [60, 190, 210]}
@@ -37,7 +38,7 @@ PARAMS = SimpleNamespace(
     split=SimpleNamespace(train_on=("ours",)),
     candidates={name: SimpleNamespace(backbone="dark") for name in ("worse", "better")},
     backbones={"dark": SimpleNamespace(architecture="mobilenet-v2")},
-    datasets={name: SimpleNamespace(is_drawn=False) for name in LEVELS},
+    datasets={name: Dataset(source="walls.zip") for name in LEVELS},
 )
 SPLIT = {"n_images": 9, "n_groups": 8, "n_copies": 1, "n_excluded": 0, "leaks": 0}
 LEAKING = dict.fromkeys(

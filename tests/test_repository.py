@@ -107,6 +107,11 @@ def test_every_path_of_a_command_is_a_dependency_or_an_output(name: str) -> None
     assert paths - kept <= declared
 
 
+@pytest.mark.parametrize("name", ["embed", "train", "evaluate"])
+def test_a_change_of_a_citation_alone_computes_nothing_expensive_again(name: str) -> None:
+    assert "datasets" not in STAGES[name].get("do", STAGES[name])["params"]
+
+
 @pytest.mark.slow
 def test_an_import_against_the_layers_is_found(tmp_path: Path) -> None:
     for name in ("pipeline", "flows", "serving", "pyproject.toml"):

@@ -6,35 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.images import INVENTORY_FILE, read_quarantine
-from pipeline.params import Params
+from pipeline.data.images import read_quarantine
+from pipeline.params import Dataset, Params
 
 SIDES = ("train", "validation", "test", "external", "excluded")
-MIN_MATCHING_SHARE = 0.99  # of the images, to recognise a published data set
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published data set, recognised by the side of its images in pixels and a pattern that matches the full path."""
-
-    citation: str
-    side_px: int
-    path_pattern: str
-
-
-PUBLISHED = (
-    Published(
-        "Concrete Crack Images for Classification, Ç. F. Özgenel, Mendeley Data v2, doi 10.17632/5y9wdsg2zt.2, "
-        "CC BY 4.0",
-        227,
-        r"(.*/)?(Positive|Negative)/\d{5}(_\d)?\.jpg",
-    ),
-    Published(
-        "SDNET2018, M. Maguire, S. Dorafshan, R. J. Thomas, Utah State University 2018, doi 10.15142/T3TD19, CC BY 4.0",
-        256,
-        r"(.*/)?(Decks|Pavements|Walls|[DPW])/(C|U|CD|UD|CP|UP|CW|UW|Cracked|Non-cracked)/\d{3,4}-\d{1,3}\.jpg",
-    ),
-)
 WEIGHTS = {  # by the prefix of the architecture's name
     "efficientnet-lite": "EfficientNet-Lite, pre-trained on ImageNet, Apache-2.0",
     "mobilenet-v2": "MobileNetV2, pre-trained on ImageNet, MIT",
@@ -48,7 +23,7 @@ class DatasetFacts:
     Attributes:
         name: name in params.yaml.
         is_trained_on: whether it is trained on; if not, it is an external test set.
-        source: origin and licence, if they are known.
+        source: citation and licence, if they are known.
         sides: number of images on each side of the split.
         n_crack: number of cracked images.
         n_groups: number of groups.
@@ -70,21 +45,10 @@ class DatasetFacts:
         return sum(self.sides.values())
 
 
-def source_of(inventory: pd.DataFrame, *, is_drawn: bool) -> str:
-    """Return the citation of the published data set that these images come from, or a text if it is unknown.
-
-    Args:
-        inventory: one row per image, with columns path, height and width (pixels).
-        is_drawn: whether the images were drawn by the demo.
-    """
-    if is_drawn:
-        return "drawn by the demo, not photographed"
-    for published in PUBLISHED:
-        matches = inventory["path"].str.fullmatch(published.path_pattern)
-        matches &= (inventory[["height", "width"]] == published.side_px).all(axis=1)
-        if matches.mean() >= MIN_MATCHING_SHARE:
-            return published.citation
-    return "your own data: note its origin, owner and licence before you pass the model on"
+def source_of(dataset: Dataset) -> str:
+    """Return the citation and the licence of a data set, or a hint if neither is given in params.yaml."""
+    known = [text for text in (dataset.citation, dataset.licence) if text]
+    return ", ".join(known) or "your own data: note its origin, owner and licence before you pass the model on"
 
 
 def weights_of(architecture: str) -> str:
@@ -97,11 +61,10 @@ def dataset_facts(params: Params, manifest: pd.DataFrame, datasets: Path) -> Ite
     """Yield the facts of each data set in `params`, those trained on first."""
     for name in sorted(params.datasets, key=lambda name: name not in params.split.train_on):
         rows = manifest[manifest["dataset"] == name]
-        inventory = pd.read_parquet(datasets / name / INVENTORY_FILE, columns=["path", "height", "width"])
         yield DatasetFacts(
             name=name,
             is_trained_on=name in params.split.train_on,
-            source=source_of(inventory, is_drawn=params.datasets[name].is_drawn),
+            source=source_of(params.datasets[name]),
             sides={side: int((rows["split"] == side).sum()) for side in SIDES},
             n_crack=int((rows["label"] == "crack").sum()),
             n_groups=rows["group"].nunique(),

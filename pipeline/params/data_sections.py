@@ -18,6 +18,8 @@ class Dataset(Section):
     photo_pattern: str | None = Field(
         default=None, description="regular expression on the path; its first group names the photo of a tile"
     )
+    citation: str | None = Field(default=None, description="who published it, where; for the model card")
+    licence: str | None = Field(default=None, description="of the images; for the model card")
 
     @property
     def is_drawn(self) -> bool:
