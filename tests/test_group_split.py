@@ -10,7 +10,6 @@ from pipeline.data.group_split import (
     EXCLUDED,
     MANIFEST_COLUMNS,
     SIDES,
-    SplitSettings,
     arrival_order,
     assign_sides,
     build_manifest,
@@ -18,12 +17,20 @@ from pipeline.data.group_split import (
 )
 from pipeline.data.split_contract import summarise, with_checks
 from pipeline.errors import CracksError
-from pipeline.params import Fractions
+from pipeline.params import Copies, Fractions, Split
 
 TRAIN_ON = ("walls", "decks")
 FRACTIONS = Fractions(train=0.5, validation=0.25, test=0.25)
-SETTINGS = SplitSettings(FRACTIONS, seed=0, photo_sides={})
-HALVES = SplitSettings(Fractions(train=0.5, validation=0, test=0.5), seed=0, photo_sides={})
+
+
+def split_of(fractions=FRACTIONS, seed=0, photo_sides=None):
+    """The section `split` with these shares, and photos assigned to sides."""
+    photos = {side: tuple(photo for photo, its in (photo_sides or {}).items() if its == side) for side in SIDES}
+    return Split(train_on=TRAIN_ON, fractions=fractions, seed=seed, copies=Copies(min_correlation=0.55), photos=photos)
+
+
+SETTINGS = split_of()
+HALVES = split_of(Fractions(train=0.5, validation=0, test=0.5))
 whatever_images = settings(max_examples=20, deadline=None, derandomize=True)
 
 
@@ -48,7 +55,7 @@ def links(*pairs):
 def seed_where(wanted, rows, pairs=(), fractions=HALVES.fractions):
     """Settings whose seed puts the images at some positions on the wanted sides."""
     for seed in range(500):
-        settings = SplitSettings(fractions, seed, {})
+        settings = split_of(fractions, seed, {})
         sides = assign_sides(rows, links(*pairs), settings)["side"]
         if all(sides[position] == side for position, side in wanted.items()):
             return settings
@@ -74,7 +81,7 @@ def any_images(draw, fixed=(None, "external", "train")):
 
 
 split_settings = st.builds(
-    SplitSettings,
+    split_of,
     st.just(FRACTIONS),
     st.integers(0, 5),
     st.sampled_from([{}, {"walls/1": "train"}]),
@@ -148,7 +155,7 @@ def test_the_order_of_the_images_of_a_batch_changes_nothing(drawn, settings, dat
 
 
 def test_a_new_image_that_links_two_groups_of_one_side_takes_the_smaller_name_in_any_order():
-    everything_train = SplitSettings(Fractions(train=1, validation=0, test=0), 0, {})
+    everything_train = split_of(Fractions(train=1, validation=0, test=0), 0, {})
     for names in (["a", "b", "c"], ["b", "a", "c"]):
         assigned = assign_sides(images([0, 0, 1], sha256=names), links((0, 2), (1, 2)), everything_train)
         assert assigned.loc[2].tolist() == ["a", "train"]
@@ -193,14 +200,14 @@ def test_a_reviewed_image_creates_a_group_in_train_or_is_excluded_if_linked_to_t
 @pytest.mark.parametrize("photos", [["walls/1", "walls/1"], [None, "walls/1"]])
 def test_a_reviewed_image_of_a_photo_assigned_to_test_is_excluded_and_the_photo_is_tested_on(photos):
     rows = images([0, 0], fixed=["train", None], photos=photos)
-    sides = assign_sides(rows, links((0, 1)), SplitSettings(FRACTIONS, 0, {"walls/1": "test"}))["side"]
+    sides = assign_sides(rows, links((0, 1)), split_of(FRACTIONS, 0, {"walls/1": "test"}))["side"]
     assert sides.tolist() == [EXCLUDED, "test"]
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_photo_assigned_to_a_side_is_on_it_with_its_copies(side):
     rows = images([1] * 8, photos=["walls/1"] * 3 + [None] * 5)
-    assigned_side = SplitSettings(FRACTIONS, 0, {"walls/1": side})
+    assigned_side = split_of(FRACTIONS, 0, {"walls/1": side})
     sides = assign_sides(rows, links((0, 1), (1, 2), (2, 3)), assigned_side)["side"]
     assert set(sides[:4]) == {side}
     free = assign_sides(rows, links((0, 1), (1, 2), (2, 3)), SETTINGS)["side"]
@@ -210,15 +217,13 @@ def test_a_photo_assigned_to_a_side_is_on_it_with_its_copies(side):
 def test_an_assigned_photo_that_came_after_its_copy_on_another_side_is_excluded():
     rows = images([0, 1], photos=[None, "walls/1"])
     for seed in range(20):
-        first, second = assign_sides(rows, links((0, 1)), SplitSettings(HALVES.fractions, seed, {"walls/1": "test"}))[
-            "side"
-        ]
+        first, second = assign_sides(rows, links((0, 1)), split_of(HALVES.fractions, seed, {"walls/1": "test"}))["side"]
         assert second == ("test" if first == "test" else EXCLUDED)
 
 
 def test_linked_photos_that_are_assigned_to_different_sides_are_an_error():
     rows = images([0, 0], photos=["walls/1", "walls/2"])
-    contradictory = SplitSettings(FRACTIONS, 0, {"walls/1": "train", "walls/2": "test"})
+    contradictory = split_of(FRACTIONS, 0, {"walls/1": "train", "walls/2": "test"})
     with pytest.raises(CracksError, match=r"assigned to different sides: walls/1, walls/2\. Assign them to one side"):
         assign_sides(rows, links((0, 1)), contradictory)
     assert assign_sides(rows, links(), contradictory)["side"].tolist() == ["train", "test"]
@@ -233,7 +238,7 @@ def test_images_without_links_are_assigned_within_one_image_of_the_fractions(n, 
     train, validation = (part / 10 for part in tenths)
     fractions = {"train": train, "validation": validation, "test": 1 - train - validation}
     assume(fractions["test"] >= 0)
-    sides = assign_sides(images([0] * n), links(), SplitSettings(Fractions(**fractions), seed, {}))["side"]
+    sides = assign_sides(images([0] * n), links(), split_of(Fractions(**fractions), seed, {}))["side"]
     for side, fraction in fractions.items():
         assert abs((sides == side).sum() - fraction * n) < 1 + 1e-9
 
@@ -244,7 +249,7 @@ def test_groups_are_assigned_within_the_size_of_the_largest_of_the_fractions(siz
     group_of = np.repeat(np.arange(len(sizes)), sizes)
     chain = np.flatnonzero(np.diff(group_of) == 0)
     pairs = np.stack([chain, chain + 1], axis=1)
-    assigned = assign_sides(images([0] * sum(sizes)), pairs, SplitSettings(FRACTIONS, seed, {}))
+    assigned = assign_sides(images([0] * sum(sizes)), pairs, split_of(FRACTIONS, seed, {}))
     assert assigned["group"].nunique() == len(sizes)
     for side, fraction in FRACTIONS.model_dump().items():
         assert abs((assigned["side"] == side).sum() - fraction * sum(sizes)) <= max(sizes) + 1e-9
@@ -261,7 +266,7 @@ def test_every_stratum_gets_its_shares():
 def test_single_image_batches_are_on_each_side_as_often_as_the_fractions_say():
     n = 120
     rows = images([0])
-    sides = pd.Series([assign_sides(rows, links(), SplitSettings(FRACTIONS, seed, {}))["side"][0] for seed in range(n)])
+    sides = pd.Series([assign_sides(rows, links(), split_of(FRACTIONS, seed, {}))["side"][0] for seed in range(n)])
     for side, fraction in FRACTIONS.model_dump().items():
         assert abs((sides == side).mean() - fraction) < 4 * (fraction * (1 - fraction) / n) ** 0.5
 
@@ -403,7 +408,7 @@ def test_an_image_shared_with_an_external_test_set_is_excluded_and_reported():
     assert found["split"].tolist()[:3] == ["external", "external", "excluded"]
     assert found["split"][3] in SIDES
     assert found["is_shared"].tolist() == [1, 0, 1, 0]
-    assert found["is_excluded"].tolist() == [0, 0, 1, 0]
+    assert (found["split"] == EXCLUDED).tolist() == [False, False, True, False]
     assert found["is_leak"].tolist() == [0] * 4  # it was kept out
 
 

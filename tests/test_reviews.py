@@ -60,6 +60,7 @@ def test_an_image_on_which_two_people_disagree_is_not_used_and_others_are():
         (table(review(), review(reviewer=" ")), "line 3: reviewer is ''"),
         (table(review(time="2026-05-01T12:00:00")), "time is '2026-05-01T12:00:00'"),
         (table(review(time="yesterday")), "time is 'yesterday'"),
+        (table(review(time="45000.5")), r"time is '45000\.5'"),  # as a spreadsheet stores it
         (table(review(sha256="A" * 64)), "sha256 is 'AAAA"),
         (table(review()[:3]), "line 2: time is ''"),
         (table(columns=COLUMNS[1:]), "lacks the columns path"),

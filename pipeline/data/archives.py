@@ -136,27 +136,22 @@ def read_archive(archive: Path, usage: SourceUsage, inside: str = "") -> Iterato
             yield from _read_rar(archive, usage, shown)
         elif zipfile.is_zipfile(archive):
             yield from _read_zip(archive, usage, is_nested=bool(inside))
-        elif _is_tar(archive):
-            with tarfile.open(archive, tarinfo=_Header) as tar:
+        else:
+            with _open_tar(archive, shown) as tar:
                 yield from _read_tar(tar, usage, archive.stat().st_size)
                 _check_end(tar.fileobj, usage, archive.stat().st_size)  # type: ignore[arg-type]  # it is open
-        else:
-            raise CracksError(
-                f"The source {shown} is neither a folder nor a .zip, .tar or .rar archive that can be read. "
-                "If it was downloaded, download it again: it may be truncated."
-            )
     except DAMAGED as error:
         raise CracksError(f"The archive {shown} cannot be read: {error}. Download or create it again.") from None
 
 
-def _is_tar(archive: Path) -> bool:
+def _open_tar(archive: Path, shown: str) -> tarfile.TarFile:
     try:
-        with tarfile.open(archive, tarinfo=_Header):
-            return True
+        return tarfile.open(archive, tarinfo=_Header)
     except tarfile.TarError:
-        return False
-    except DAMAGED:
-        return True  # compressed, and truncated or damaged: reading it raises the error
+        raise CracksError(
+            f"The source {shown} is neither a folder nor a .zip, .tar or .rar archive that can be read. "
+            "If it was downloaded, download it again: it may be truncated."
+        ) from None
 
 
 def _read_zip(archive: Path, usage: SourceUsage, *, is_nested: bool) -> Iterator[Entry]:

@@ -68,13 +68,14 @@ def _sole_writer(folder: Path) -> Iterator[None]:
 def _delete_unfinished(folder: Path) -> None:
     """Delete every file but the lock and the complete results; all others are written again when they are needed."""
     for path in folder.rglob("*"):
-        if path.is_file() and path.name != ".lock" and not _is_result(path.relative_to(folder), path):
+        is_result = path.is_relative_to(folder / RESULTS) and path.suffix == ".json"
+        if path.is_file() and path.name != ".lock" and not (is_result and _is_json(path)):
             path.unlink()
 
 
-def _is_result(place: Path, path: Path) -> bool:
+def _is_json(path: Path) -> bool:
     try:
-        return place.is_relative_to(RESULTS) and isinstance(json.loads(path.read_bytes()), dict)
+        return bool(json.loads(path.read_bytes()))
     except ValueError:
         return False
 

@@ -5,8 +5,6 @@ the group that it is linked to, and is excluded if it links two sides. Adding a 
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,22 +13,13 @@ import pandas as pd
 from pipeline.data.near_duplicates import connected_groups
 from pipeline.data.path_metadata import qualified_photos
 from pipeline.errors import CracksError
-from pipeline.params import Fractions, Split
+from pipeline.params import Split
 
 SIDES = ("train", "validation", "test")
 EXCLUDED = "excluded"
 MANIFEST_COLUMNS = ["path", "dataset", "row", "batch", "label", "slice", "photo", "sha256"]
 
 Pairs = npt.NDArray[np.int64]  # (n_pairs, 2), positions of images that belong together
-
-
-@dataclass(frozen=True)
-class SplitSettings:
-    """How new groups are assigned: the share of the images on each side, and the manual assignments."""
-
-    fractions: Fractions
-    seed: int
-    photo_sides: Mapping[str, str]  # DATASET/PHOTO -> side
 
 
 def build_manifest(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataFrame:
@@ -56,7 +45,7 @@ def build_manifest(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> 
             }
         ),
         links_between(images, pairs),
-        SplitSettings(params.fractions, params.seed, params.photo_sides),
+        params,
     )
     manifest = images[MANIFEST_COLUMNS].assign(group=sides["group"], split=sides["side"])
     manifest.loc[held_out.index, "split"] = held_out
@@ -90,14 +79,14 @@ def fixed_sides(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
     return sides
 
 
-def assign_sides(images: pd.DataFrame, links: Pairs, settings: SplitSettings) -> pd.DataFrame:
+def assign_sides(images: pd.DataFrame, links: Pairs, params: Split) -> pd.DataFrame:
     """Return the `group` of each image, named by the smallest sha256 of its first members, and its `side`.
 
     Args:
         images: oldest first, positions 0..n-1 as index; columns batch (int, ascending), sha256, stratum (the shares
             hold within each), photo (DATASET/PHOTO, or None), fixed_side (or None).
         links: pairs of positions that belong together.
-        settings: shares, seed and manual assignments.
+        params: shares, seed and manual assignments of photos.
 
     Raises:
         CracksError: linked photos are assigned to different sides manually.
@@ -112,26 +101,19 @@ def assign_sides(images: pd.DataFrame, links: Pairs, settings: SplitSettings) ->
         components = _components(so_far, used_links)
         old, new = components[components.index < n_old], components[new_images.index]
         existing = _existing_groups(result.loc[old.index], old)
-        created = _create_groups(new_images[~new.isin(existing.index)], new, settings)
+        created = _create_groups(new_images[~new.isin(existing.index)], new, params)
         assigned = pd.concat([existing, created]).loc[new].set_axis(new.index)
-        allowed = _is_allowed(assigned["side"], _required_sides(new_images, settings))
-        assigned["side"] = assigned["side"].where(allowed, EXCLUDED)
+        side, required = (
+            assigned["side"],
+            new_images["fixed_side"].astype(object).fillna(_manual_sides(new_images, params)),
+        )
+        assigned["side"] = side.where((required == side) | (required.isna() & (side != "external")), EXCLUDED)
         result.loc[new.index] = assigned
     return result
 
 
-def _required_sides(images: pd.DataFrame, settings: SplitSettings) -> "pd.Series[str]":
-    """Return the fixed side of each image, else the manual assignment of its photo, else None or NaN."""
-    return images["fixed_side"].astype(object).fillna(_manual_sides(images, settings))
-
-
-def _manual_sides(images: pd.DataFrame, settings: SplitSettings) -> "pd.Series[str]":
-    return images["photo"].astype(object).map(settings.photo_sides)
-
-
-def _is_allowed(side: "pd.Series[str]", required: "pd.Series[str]") -> "pd.Series[bool]":
-    """Return which images may be on `side`: it is the required one, or none is required and it is not external."""
-    return (required == side) | (required.isna() & (side != "external"))
+def _manual_sides(images: pd.DataFrame, params: Split) -> "pd.Series[str]":
+    return images["photo"].astype(object).map(params.photo_sides)
 
 
 def _components(positions: npt.NDArray[np.int64], links: Pairs) -> "pd.Series[int]":
@@ -149,7 +131,7 @@ def _existing_groups(assigned: pd.DataFrame, components: "pd.Series[int]") -> pd
     return joined
 
 
-def _create_groups(images: pd.DataFrame, components: "pd.Series[int]", settings: SplitSettings) -> pd.DataFrame:
+def _create_groups(images: pd.DataFrame, components: "pd.Series[int]", params: Split) -> pd.DataFrame:
     """Return group and side of each component that has only new images."""
     by_component = images.groupby(components[images.index])
     created = pd.DataFrame(
@@ -157,9 +139,9 @@ def _create_groups(images: pd.DataFrame, components: "pd.Series[int]", settings:
     )
     created["side"] = None
     for _, stratum in created.groupby("stratum"):
-        created.loc[stratum.index, "side"] = _assign_stratum(stratum, settings)
+        created.loc[stratum.index, "side"] = _assign_stratum(stratum, params)
     # "external" has precedence over a manual assignment, which has precedence over the "train" of a review
-    manual = _manual_sides(images, settings)
+    manual = _manual_sides(images, params)
     constrained = images[manual.notna() | images["fixed_side"].notna()]
     for component, members in constrained.groupby(components[images.index]):
         fixed, by_hand = members["fixed_side"].dropna(), manual[members.index].dropna()
@@ -169,20 +151,20 @@ def _create_groups(images: pd.DataFrame, components: "pd.Series[int]", settings:
     return created[["group", "side"]]
 
 
-def _assign_stratum(groups: pd.DataFrame, settings: SplitSettings) -> list[str]:
+def _assign_stratum(groups: pd.DataFrame, params: Split) -> list[str]:
     """Return a side for each group by systematic sampling in the order of a hash, from a start that is a hash too.
 
     Each side gets its share as nearly as the sizes of the groups allow. With the hashed start, this holds on average
     also for batches of one group.
     """
-    hashes = np.array([_hash_fraction(f"{settings.seed}:{name}") for name in groups["group"]])
+    hashes = np.array([_hash_fraction(f"{params.seed}:{name}") for name in groups["group"]])
     order = np.argsort(hashes)
     sizes = groups["n"].to_numpy()[order]
     middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()  # 0..1
-    start = _hash_fraction(f"{settings.seed}:start:{groups['group'].min()}")
+    start = _hash_fraction(f"{params.seed}:start:{groups['group'].min()}")
     places = np.empty(len(groups))
     places[order] = (start + middles) % 1
-    borders = np.cumsum([settings.fractions.train, settings.fractions.validation])
+    borders = np.cumsum([params.fractions.train, params.fractions.validation])
     return [SIDES[index] for index in np.searchsorted(borders, places, side="right")]
 
 

@@ -6,32 +6,32 @@ set already contains the image, the review corrects the label in the existing ro
 
 import csv
 import io
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Annotated
 
 import pandas as pd
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, ValidationError
 
 from pipeline.errors import CracksError
 from pipeline.params import Label
 
 REVIEWS_FILE = "reviews.csv"
 COLUMNS = ("path", "label", "reviewer", "time", "sha256", "photo", "model_version")
-LABELS: Mapping[str, Label] = {"crack": "crack", "intact": "intact"}
 # Columns of the inventory: who gave the label, when, and in which batch it arrived.
 PROVENANCE = ("reviewer", "reviewed_at", "reviewed_in")
 
 
-@dataclass(frozen=True)
-class Review:
-    """The label that a person gave to an image, and when."""
+class Review(BaseModel):
+    """A row of reviews.csv: the label that a person gave to an image, and when."""
 
     path: str
     label: Label
-    reviewer: str
-    time: datetime
-    photo: str | None
+    reviewer: str = Field(min_length=1)
+    # stricter than pydantic alone, which takes a number for seconds since 1970
+    time: Annotated[AwareDatetime, BeforeValidator(datetime.fromisoformat)]
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    photo: str
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def read_reviews(content: bytes, source: str) -> dict[str, Verdict]:
             raise CracksError(f"{REVIEWS_FILE} of {source} lacks the columns {', '.join(missing)}. Export it again.")
         latest: dict[str, dict[str, Review]] = {}
         for row in rows:
-            sha256, review = _review(row, f"{REVIEWS_FILE} of {source}, line {rows.line_num}")
-            by_reviewer = latest.setdefault(sha256, {})
+            review = _review(row, f"{REVIEWS_FILE} of {source}, line {rows.line_num}")
+            by_reviewer = latest.setdefault(review.sha256, {})
             known = by_reviewer.get(review.reviewer)
             if known is None or known.time <= review.time:
                 by_reviewer[review.reviewer] = review
@@ -102,33 +102,17 @@ def _disputes(images: pd.DataFrame) -> "pd.Series[str]":
     return labels.groupby(disputed["sha256"]).agg(lambda each: ", ".join(sorted(each))).astype("str")
 
 
-def _review(row: dict[str, str | None], where: str) -> tuple[str, Review]:
-    """Return the sha256 and the review of a row. Raises CracksError if the row is invalid."""
-    value = {name: (row[name] or "").strip() for name in COLUMNS}
-    time = _parse_time(value["time"])
-    problems = {
-        "label": value["label"] not in LABELS,
-        "reviewer": not value["reviewer"],
-        "time": time is None,
-        "sha256": not re.fullmatch(r"[0-9a-f]{64}", value["sha256"]),
-    }
-    wrong = next((name for name, is_wrong in problems.items() if is_wrong), None)
-    if wrong or time is None:
-        raise CracksError(
-            f"{where}: {wrong} is {value[wrong or 'time']!r}. Each row needs the label crack or intact, the reviewer's "
-            "name, the time in ISO 8601 with a time zone, and the sha256 of the image. Export it again."
-        )
-    return value["sha256"], Review(
-        value["path"], LABELS[value["label"]], value["reviewer"], time, value["photo"] or None
-    )
-
-
-def _parse_time(time: str) -> datetime | None:
+def _review(row: dict[str, str | None], where: str) -> Review:
+    """Return the review of a row. Raises CracksError if the row is invalid."""
+    values = {name: (row[name] or "").strip() for name in COLUMNS}
     try:
-        moment = datetime.fromisoformat(time)
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else None
+        return Review.model_validate(values)
+    except ValidationError as error:
+        wrong = str(error.errors()[0]["loc"][0])
+        raise CracksError(
+            f"{where}: {wrong} is {values[wrong]!r}. Each row needs the label crack or intact, the "
+            "reviewer's name, the time in ISO 8601 with a time zone, and the sha256 of the image. Export it again."
+        ) from None
 
 
 def _verdict(reviews: list[Review]) -> Verdict:
