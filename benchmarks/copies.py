@@ -25,7 +25,7 @@ from benchmarks.alterations import ALTERATIONS, LIMITS, fingerprint_of, read_ima
 from benchmarks.growth import print_growth
 from pipeline.data.fingerprints import Fingerprints, compare, fingerprint
 from pipeline.data.images import decode, thumbnail
-from pipeline.data.near_duplicates import KINDS, connected_groups, copy_pairs
+from pipeline.data.near_duplicates import connected_groups, copy_pairs
 
 THRESHOLDS = np.linspace(0, 1, 101)
 Array = npt.NDArray[np.float64]
@@ -79,8 +79,8 @@ def recalls(originals: Fingerprints, sha256: list[str], rows: npt.NDArray[np.int
     names = sha256 + [f"copy {row}" for row in rows]
     found = []
     for kind in range(copies.shape[1]):
-        pairs = copy_pairs(np.concatenate([originals, copies[:, kind]]), names, LIMITS).positions
-        groups = connected_groups(len(names), pairs)
+        pairs = copy_pairs(np.concatenate([originals, copies[:, kind]]), names, LIMITS)
+        groups = connected_groups(len(names), pairs[["first", "second"]].to_numpy())
         found.append(np.mean(groups[len(originals) :] == groups[rows]))
     return np.array(found)
 
@@ -103,10 +103,11 @@ def measure_recall(
 def print_groups(name: str, fingerprints: Fingerprints, images: list[bytes]) -> None:
     """Print the near-duplicates in the original data set."""
     pairs = copy_pairs(fingerprints, [hashlib.sha256(content).hexdigest() for content in images], LIMITS)
-    sizes = np.unique(connected_groups(len(images), pairs.positions), return_counts=True)[1]
+    groups = connected_groups(len(images), pairs[["first", "second"]].to_numpy())
+    sizes = np.unique(groups, return_counts=True)[1]
     print(f"\n{name} as it is: {len(images):,} images in {len(sizes):,} groups, the largest of {sizes.max()}; pairs:")
-    for kind, count in enumerate(np.bincount(pairs.kinds, minlength=len(KINDS))):
-        print(f"- {KINDS[kind]}: {count:,}")
+    for kind, count in pairs["kind"].value_counts().items():
+        print(f"- {kind}: {count:,}")
 
 
 def print_cost(images: list[bytes]) -> None:

@@ -30,8 +30,8 @@ def timed_search(path: str, results: "multiprocessing.Queue[tuple[float, int, np
     """Group the fingerprints in a file; put seconds, peak memory in bytes and groups into `results`."""
     fingerprints = np.load(path)
     start = time.perf_counter()
-    pairs = copy_pairs(fingerprints, [str(row) for row in range(len(fingerprints))], LIMITS).positions
-    groups = connected_groups(len(fingerprints), pairs)
+    pairs = copy_pairs(fingerprints, [str(row) for row in range(len(fingerprints))], LIMITS)
+    groups = connected_groups(len(fingerprints), pairs[["first", "second"]].to_numpy())
     seconds = time.perf_counter() - start
     # not from getrusage, which includes the size of the parent process
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.data import near_duplicates
 from pipeline.data.fingerprints import fingerprint
 from pipeline.data.images import decode, thumbnail
-from pipeline.data.near_duplicates import IDENTICAL, KINDS, connected_groups, copy_pairs
+from pipeline.data.near_duplicates import connected_groups, copy_pairs
 from pipeline.params import Copies
 
 LIMITS = Copies(min_correlation=0.55)
@@ -33,8 +33,7 @@ def found(fingerprints, contents=None, limits=LIMITS):
     """The pairs with their kinds."""
     contents = [str(row) for row in range(len(fingerprints))] if contents is None else contents
     pairs = copy_pairs(fingerprints, contents, limits)
-    kinds = [KINDS[kind] for kind in pairs.kinds]
-    return sorted((*map(int, pair), kind) for pair, kind in zip(pairs.positions, kinds, strict=True))
+    return sorted(pairs[["first", "second", "kind"]].itertuples(index=False, name=None))
 
 
 def fingerprints_of(images):
@@ -43,7 +42,8 @@ def fingerprints_of(images):
 
 def groups_among(fingerprints, contents=None):
     contents = [str(row) for row in range(len(fingerprints))] if contents is None else contents
-    return connected_groups(len(fingerprints), copy_pairs(fingerprints, contents, LIMITS).positions)
+    pairs = copy_pairs(fingerprints, contents, LIMITS)
+    return connected_groups(len(fingerprints), pairs[["first", "second"]].to_numpy())
 
 
 @pytest.fixture
@@ -74,16 +74,22 @@ def test_each_pair_comes_once_the_earlier_image_first_with_its_kind():
 
 def test_pairs_are_typed_as_promised():
     pairs = copy_pairs(noise(1).repeat(3, axis=0), ["a", "b", "a"], LIMITS)
-    assert [values.dtype for values in pairs] == [np.int64, np.int64, np.float32]
-    assert pairs.positions.tolist() == [[0, 2], [0, 1]]
-    assert pairs.kinds.tolist() == [IDENTICAL, 0]
-    assert pairs.correlations == pytest.approx([1, 1])
+    assert pairs.dtypes.astype(str).to_dict() == {
+        "first": "int64",
+        "second": "int64",
+        "kind": "str",
+        "correlation": "float32",
+    }
+    assert pairs[["first", "second"]].to_numpy().tolist() == [[0, 2], [0, 1]]
+    assert pairs["kind"].tolist() == ["identical", "saved again"]
+    assert pairs["correlation"].tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5])
 def test_images_with_nothing_in_common_are_no_copies(n):
     pairs = copy_pairs(noise(n), [str(row) for row in range(n)], LIMITS)
-    assert [values.shape for values in pairs] == [(0, 2), (0,), (0,)]
+    assert pairs.shape == (0, 4)
+    assert pairs["first"].dtype == np.int64
 
 
 @pytest.mark.parametrize("quality", [90, 50])

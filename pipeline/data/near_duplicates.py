@@ -6,7 +6,6 @@ docs/copies.md has measurements.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,93 +18,67 @@ from pipeline.params import Copies
 
 Positions = npt.NDArray[np.int64]
 
-KINDS = (*SYMMETRIES, "identical")
-IDENTICAL = KINDS.index("identical")
-
 N_NEIGHBOURS = 8  # of each image, compared with it
 MAX_FLAT_IMAGES = 8192  # up to this number, comparing all vectors is faster than clustering them
 N_PROBES = 8  # clusters that are searched around each image
 
 
-class CopyPairs(NamedTuple):
-    """Pairs of near-duplicates. They connect all members of a group, but not each with every other."""
-
-    positions: Positions  # (n_pairs, 2), the smaller one first
-    kinds: Positions  # (n_pairs,), in KINDS: transformation from the first image to the second
-    correlations: npt.NDArray[np.float32]  # (n_pairs,), 0..1
-
-
 def find_copies(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
-    """Return the near-duplicates in an inventory: columns first, second (positions), kind, correlation.
-
-    Args:
-        inventory: columns sha256 and fingerprint (bytes).
-        limits: minimum correlation of near-duplicates.
-    """
+    """Return the near-duplicates in an inventory, which has the columns sha256 and fingerprint: see `copy_pairs`."""
     fingerprints = np.frombuffer(b"".join(inventory["fingerprint"]), np.int8).reshape(-1, N_FREQUENCIES, N_FREQUENCIES)
-    found = copy_pairs(fingerprints, inventory["sha256"].tolist(), limits)
-    return pd.DataFrame(
-        {
-            "first": found.positions[:, 0],
-            "second": found.positions[:, 1],
-            "kind": np.array(KINDS)[found.kinds],
-            "correlation": found.correlations,
-        }
-    )
+    return copy_pairs(fingerprints, inventory["sha256"].tolist(), limits)
 
 
-def copy_pairs(fingerprints: Fingerprints, sha256: Sequence[str], limits: Copies) -> CopyPairs:
-    """Return the pairs of near-duplicates.
+def copy_pairs(fingerprints: Fingerprints, sha256: Sequence[str], limits: Copies) -> pd.DataFrame:
+    """Return pairs of near-duplicates. They connect all members of a group, but not each with every other.
 
     Args:
         fingerprints: int8, shape (n, 32, 32).
         sha256: of each image's bytes.
         limits: minimum correlation of near-duplicates.
 
+    Returns:
+        Columns first and second (positions, int64, the smaller one first), kind (the transformation from the first
+        image to the second, of SYMMETRIES, or "identical") and correlation (float32, 0..1).
     """
     _, firsts, of = np.unique(np.asarray(sha256), return_index=True, return_inverse=True)
     repeated = np.flatnonzero(firsts[of] != np.arange(len(of)))
-    found = [
-        CopyPairs(
-            np.stack([firsts[of[repeated]], repeated], axis=1).astype(np.int64),
-            np.full(len(repeated), IDENTICAL, np.int64),
-            np.ones(len(repeated), np.float32),
-        )
-    ]
+    identical = np.stack([firsts[of[repeated]], repeated], axis=1)
+    found = [_table(identical, ["identical"] * len(repeated), np.ones(len(repeated)))]
     # images of one colour have no fingerprint and are compared by sha256 only
     remaining = firsts[fingerprints[firsts].any(axis=(1, 2))].astype(np.int64)
     while len(remaining) > 1:
         pairs, is_crowded = _copies_among(fingerprints, remaining, limits)
         found.append(pairs)
         # an image whose neighbours are all copies may have more copies: search again with one image of each such group
-        groups = connected_groups(len(fingerprints), np.concatenate([part.positions for part in found]))
+        groups = connected_groups(len(fingerprints), pd.concat(found)[["first", "second"]].to_numpy())
         remaining = np.unique(groups[remaining[is_crowded]])
-    positions, kinds, correlations = (np.concatenate(column) for column in zip(*found, strict=True))
-    return CopyPairs(positions, kinds, correlations)
+    return pd.concat(found, ignore_index=True)
+
+
+def _table(pairs: Positions, kinds: Sequence[str], correlations: npt.ArrayLike) -> pd.DataFrame:
+    columns = {"first": pairs[:, 0], "second": pairs[:, 1], "kind": kinds, "correlation": correlations}
+    return pd.DataFrame(columns).astype({"first": "int64", "second": "int64", "kind": "str", "correlation": "float32"})
 
 
 def _copies_among(
     fingerprints: Fingerprints, chosen: Positions, limits: Copies
-) -> tuple[CopyPairs, npt.NDArray[np.bool_]]:
+) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
     """Return the pairs of copies among nearest neighbours, and for each chosen image whether all neighbours are copies.
 
     Args:
         fingerprints: of all images, int8, shape (n, 32, 32).
         chosen: positions, shape (n_chosen,).
         limits: minimum correlation of near-duplicates.
-
     """
     neighbours = _neighbours(invariants(fingerprints[chosen]))
     nearby = np.repeat(np.arange(len(chosen)), neighbours.shape[1])[neighbours.ravel() >= 0]
     pairs = np.sort(np.stack([chosen[nearby], chosen[neighbours[neighbours >= 0]]], axis=1), axis=1)
-    keys, of = np.unique(
-        pairs[:, 0] * len(fingerprints) + pairs[:, 1], return_inverse=True
-    )  # most pairs are found twice
-    pairs = np.stack(np.divmod(keys, len(fingerprints)), axis=1)
+    pairs, of = np.unique(pairs, axis=0, return_inverse=True)  # most pairs are found twice
     kinds, correlations = compare(fingerprints, pairs)
     is_copy = correlations >= limits.min_correlation
     is_crowded = np.bincount(nearby, weights=is_copy[of], minlength=len(chosen)) == N_NEIGHBOURS
-    return CopyPairs(pairs[is_copy], kinds[is_copy], correlations[is_copy]), is_crowded
+    return _table(pairs[is_copy], [SYMMETRIES[kind] for kind in kinds[is_copy]], correlations[is_copy]), is_crowded
 
 
 def _neighbours(vectors: npt.NDArray[np.float32]) -> Positions:
