@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import re
 import signal
-from pathlib import Path
 
 import great_expectations as gx
 import pandas as pd
@@ -88,16 +87,16 @@ def test_a_killed_validation_breaks_neither_the_next_one_nor_the_history(tmp_pat
 
 
 def test_the_data_docs_show_every_rule_in_words_and_lead_to_the_page_with_pictures(tmp_path):
-    folder = tmp_path / "data" / "gx"
+    folder = tmp_path / "my cracks" / "data" / "gx"
     check(FILES, rules(), "walls", folder)
-    index = build_data_docs(folder)
-    assert index == (folder / "uncommitted" / "data_docs" / "local_site" / "index.html").as_uri()
-    site = Path(index.removeprefix("file://")).parent
+    site = folder / "uncommitted" / "data_docs" / "local_site"
+    assert build_data_docs(folder) == (site / "index.html").as_uri()
+    assert (site / "index.html").exists()
     suite = site / "expectations" / "walls.html"
     html = suite.read_text(encoding="utf-8")
     assert "wide enough" in html
     (link,) = re.findall(r'href="([^"]*validation-walls[^"]*)"', html)
-    assert (suite.parent / link).resolve() == tmp_path / "reports" / "validation-walls.html"
+    assert (suite.parent / link).resolve() == tmp_path / "my cracks" / "reports" / "validation-walls.html"
     assert len(list(site.glob("validations/walls/*/*/*.html"))) == 1
 
 

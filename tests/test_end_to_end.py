@@ -105,11 +105,20 @@ def test_touching_a_setting_of_a_candidate_retrains_that_candidate_alone(project
         assert f"Running stage '{untouched}'" not in printed
 
 
-def test_changing_a_limit_of_the_contract_does_not_train_again(project: Project) -> None:
-    project.edit_params(lambda params: params["contract"].update(min_images_per_label=21))
-    printed = project.repro()
-    assert "Running stage 'validate@demo'" in printed
-    assert "Running stage 'train" not in printed
+def test_changing_a_limit_of_the_contract_and_a_citation_trains_and_scores_nothing(project: Project) -> None:
+    def change(params: dict[str, Any]) -> None:
+        params["contract"].update(min_images_per_label=21)
+        params["datasets"]["demo"]["citation"] = "Drawings, A. Person 2026"
+
+    project.edit_params(change)
+    ran = re.findall(r"Running stage '(.*)'", project.repro())
+    assert ran == ["ingest@demo", "validate@demo", "split", "report", "register"]
+    assert "Drawings, A. Person 2026" in (project.root / "reports" / "report.html").read_text(encoding="utf-8")
+    results = sorted((project.root / "data" / "gx" / "uncommitted" / "validations" / "demo").rglob("*.json"))
+    assert len(results) == 2
+    index = project.root / "data" / "gx" / "uncommitted" / "data_docs" / "local_site" / "index.html"
+    assert project.run("cracks", "data-docs").stdout.strip() == index.as_uri()
+    assert index.exists()
 
 
 def test_a_removed_candidate_and_a_removed_data_set_no_longer_count(project: Project) -> None:

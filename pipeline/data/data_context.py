@@ -127,4 +127,5 @@ def build_data_docs(folder: Path) -> str:
             f"There is no validation result in {folder} yet. Run `dvc repro validate` or `make run` first."
         )
     with open_context(folder) as context:
-        return next(iter(context.build_data_docs().values()))
+        (index,) = context.build_data_docs().values()
+    return Path(index.removeprefix("file://")).as_uri()  # Great Expectations does not escape a space
