@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.contract import Rule, check, enforce
-from pipeline.data.contract_page import CaptionedImage, render_contract
+from pipeline.data.contract_page import render_contract, violations
 from pipeline.data.group_split import arrival_order, build_manifest
 from pipeline.data.images import INVENTORY_FILE, LabelledImages
 from pipeline.data.near_duplicates import find_copies
@@ -93,19 +93,15 @@ def render_page(
     datasets: Path,
 ) -> str:
     """Return the page of the results of the rules, with pictures of the images that break them."""
-    broken = [rule for rule in rules if not rule.success]
-    shown = checked[checked["path"].isin({path for rule in broken for path in rule.paths})]
+    shown = checked[checked["path"].isin({path for rule in rules if not rule.success for path in rule.paths})]
     images = LabelledImages(shown, datasets)
-    tiles = [
-        CaptionedImage(row["path"], row["label"], f"{row['dataset']}, {row['split']}", images.pixels(position))
-        for position, row in enumerate(images.rows.to_dict(orient="records"))
-    ]
+    rows = images.rows.assign(caption=images.rows["dataset"] + ", " + images.rows["split"])
     return render_contract(
         name="split",
         is_drawn=params.is_demo,
         facts=headline,
         rules=rules,
-        violations={rule.text: [tile for tile in tiles if tile.path in rule.paths] for rule in broken},
+        violations=violations(rules, rows, images),
         inventory=inventory,
     )
 

@@ -7,8 +7,9 @@ from drawn_data import changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 from PIL import ImageOps
 
-from pipeline.data.audit import audit, copies_within, copy_groups, facts, violations
+from pipeline.data.audit import audit, copies_within, copy_groups, facts
 from pipeline.data.contract import Rule
+from pipeline.data.contract_page import violations
 from pipeline.data.images import PackedImages, read_quarantine
 from pipeline.params import Copies
 
@@ -120,9 +121,17 @@ def test_groups_are_shown_conflicts_first_then_the_largest(images, copies):
     groups = copy_groups(copies, images)
     assert [(group.n_images, group.is_conflict) for group in groups] == [(3, True), (4, False), (2, False)]
     first = groups[0].tiles
-    assert [tile.path for tile in first] == ["crack/0002.jpg", "crack/0014.jpg", "intact/0011.jpg"]
-    assert [tile.caption for tile in first] == ["the first", "turned by 90 degrees", "mirrored up-down"]
+    assert [tile.path for tile in first] == ["crack/0002.jpg", "intact/0011.jpg", "crack/0014.jpg"]
+    assert [tile.caption for tile in first] == ["the first", "mirrored up-down", "turned by 90 degrees"]
     assert np.array_equal(first[0].pixels, images.pixels(1))
+
+
+def test_of_a_large_group_eight_images_are_shown_and_of_a_conflict_both_labels(images):
+    n = len(images.inventory)
+    one_group = pd.DataFrame({"group": 0, "is_copy": True, "is_conflict": True, "kind": "identical"}, index=range(n))
+    (group,) = copy_groups(one_group, images)
+    assert (group.n_images, len(group.tiles)) == (n, 8)
+    assert [tile.label for tile in group.tiles] == ["crack", "intact"] * 4
 
 
 def test_pictures_of_images_that_break_a_rule_are_shown_if_readable(images):
@@ -130,7 +139,7 @@ def test_pictures_of_images_that_break_a_rule_are_shown_if_readable(images):
         Rule("broken", "fail", False, "3", ("intact/0002.jpg", "no/image.txt")),
         Rule("met", "fail", True, "0", ("intact/0001.jpg",)),
     ]
-    shown = violations(rules, images)
+    shown = violations(rules, images.inventory.assign(caption=""), images)
     assert {text: [tile.path for tile in tiles] for text, tiles in shown.items()} == {"broken": ["intact/0002.jpg"]}
 
 

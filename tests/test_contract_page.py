@@ -68,7 +68,7 @@ def page():
     """A page with something in every section."""
     return page_of(
         violations={rule.text: [tile(path) for path in rule.paths] for rule in (BROKEN, DARK)},
-        copy_groups=[group(["crack"] * 3), group(["crack", "intact"])],
+        copy_groups=[group(["crack", "intact"]), group(["crack"] * 3)],
         n_copy_groups=2,
         quarantine=pd.DataFrame({"batch": ["first"], "path": ["Thumbs.db"], "reason": ["not an image"]}),
         inventory=drawn_inventory(),
@@ -160,7 +160,7 @@ def test_without_pictures_of_broken_rules_their_section_is_left_out(page):
     assert "Images that break" not in page_of(violations={BROKEN.text: []}).text
 
 
-def test_groups_whose_labels_disagree_come_first_and_are_marked(page):
+def test_groups_whose_labels_disagree_are_marked(page):
     conflict, calm = groups_of(page)
     assert conflict.all("article")[0]["class"] == "group conflict"
     assert conflict.text == "✕ Labels disagree: 2 images crack identical crack/0.jpg intact identical intact/1.jpg"
@@ -170,14 +170,11 @@ def test_groups_whose_labels_disagree_come_first_and_are_marked(page):
     assert "disagree" not in page_of(copy_groups=[group(["crack"] * 2)], n_copy_groups=1).text
 
 
-def test_a_large_group_shows_eight_images_and_a_conflict_both_labels():
-    page = page_of(copy_groups=[group(["crack"] * 11 + ["intact"], 23)], n_copy_groups=40)
+def test_images_and_groups_that_are_not_shown_are_counted():
+    page = page_of(copy_groups=[group(["crack", "intact"] * 4, 23)], n_copy_groups=40)
     (conflict,) = groups_of(page)
     assert "23 images, 8 of them shown" in conflict.text
-    order = [image["alt"] for image in conflict.all("img")]
-    assert order == [f"{label}: {label}/{n}.jpg" for n, label in [(0, "crack"), (11, "intact")]] + [
-        f"crack: crack/{n}.jpg" for n in range(1, 7)
-    ]
+    assert len(conflict.all("img")) == 8
     assert "40 groups, 1 of them shown." in page.text
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.contract import Rule, check, dataset_rules, files_table
-from pipeline.data.contract_page import CaptionedImage, CopyGroup, render_contract
+from pipeline.data.contract_page import CopyGroup, captioned, render_contract, violations
 from pipeline.data.images import PackedImages
 from pipeline.data.near_duplicates import connected_groups, find_copies
 from pipeline.params import Copies, Dataset, Params
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
 N_GROUPS_SHOWN = 30
-N_TILES_SHOWN = 8  # of a group, and of the images that break a rule
+N_TILES_SHOWN = 8  # of a group
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def audit(
         is_drawn=dataset.is_drawn,
         facts=headline,
         rules=rules,
-        violations=violations(rules, images),
+        violations=violations(rules, inventory.assign(caption=""), images),
         copy_groups=copy_groups(copies, images),
         n_copy_groups=int((copies["group"].value_counts() > 1).sum()),
         quarantine=quarantine,
@@ -96,31 +96,17 @@ def copies_within(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
 
 
 def copy_groups(copies: pd.DataFrame, images: PackedImages) -> list[CopyGroup]:
-    """Return the groups to show: conflicts first, then the largest."""
+    """Return the groups to show: conflicts first, then the largest; of each, some images of both labels."""
     sizes = copies.groupby("group").agg(n=("is_copy", "size"), is_conflict=("is_conflict", "any"))
     shown = sizes[sizes["n"] > 1].sort_values(["is_conflict", "n"], ascending=False).head(N_GROUPS_SHOWN)
     groups = []
     for group, row in shown.iterrows():
-        members = copies.index[copies["group"] == group]
-        tiles = [tile(images, int(position), str(copies["kind"][position])) for position in members[:N_TILES_SHOWN]]
-        groups.append(CopyGroup(tuple(tiles), n_images=int(row["n"]), is_conflict=bool(row["is_conflict"])))
+        members = images.inventory[copies["group"] == group].assign(caption=copies["kind"])
+        # the labels alternate, so that a conflict is visible
+        members = members.loc[members.groupby("label").cumcount().sort_values(kind="stable").index[:N_TILES_SHOWN]]
+        tiles = tuple(captioned(members.loc[at], images.pixels(int(at))) for at in members.index.to_numpy())
+        groups.append(CopyGroup(tiles, n_images=int(row["n"]), is_conflict=bool(row["is_conflict"])))
     return groups
-
-
-def tile(images: PackedImages, position: int, caption: str) -> CaptionedImage:
-    """Return the picture of an image of the inventory."""
-    row = images.inventory.iloc[position]
-    return CaptionedImage(str(row["path"]), str(row["label"]), caption, images.pixels(position))
-
-
-def violations(rules: Sequence[Rule], images: PackedImages) -> dict[str, list[CaptionedImage]]:
-    """Return pictures of the first images that break each rule, if they are readable; by text of the rule."""
-    positions = {str(path): position for position, path in enumerate(images.inventory["path"])}
-    return {
-        rule.text: [tile(images, positions[path], "") for path in rule.paths[:N_TILES_SHOWN] if path in positions]
-        for rule in rules
-        if not rule.success
-    }
 
 
 def facts(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> dict[str, str]:

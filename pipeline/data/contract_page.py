@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from pipeline.data.contract import Rule
-from pipeline.data.images import Pixels
+from pipeline.data.images import Images, Pixels
 from pipeline.page import COLOURS, svg, template
 
-MAX_GROUP_TILES = 8
 MAX_QUARANTINE_ROWS = 100
 MAX_SIZES = 10
 
@@ -55,25 +54,36 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class CopyGroup:
-    """Images that are copies of each other.
-
-    Attributes:
-        tiles: some or all of them; at most eight are shown.
-        n_images: how many there are.
-        is_conflict: whether they have different labels.
-
-    """
+    """Images that are copies of each other: those to show, how many there are, and whether their labels differ."""
 
     tiles: tuple[CaptionedImage, ...]
     n_images: int
     is_conflict: bool
 
-    @property
-    def shown_tiles(self) -> list[CaptionedImage]:
-        """The first tiles, with alternating labels, so that a conflict is visible."""
-        labels = pd.Series([tile.label for tile in self.tiles])
-        order = labels.groupby(labels).cumcount().sort_values(kind="stable").index
-        return [self.tiles[position] for position in order[:MAX_GROUP_TILES]]
+
+def captioned(row: Any, pixels: Pixels) -> CaptionedImage:
+    """Return the picture of a row with path, label and caption."""
+    return CaptionedImage(str(row.path), str(row.label), str(row.caption), pixels)
+
+
+def violations(rules: Sequence[Rule], rows: pd.DataFrame, images: Images) -> dict[str, list[CaptionedImage]]:
+    """Return pictures of the images that break each rule, by its text.
+
+    Args:
+        rules: with their results.
+        rows: path, label and caption of each of `images`; without a file that cannot be read.
+        images: decoded where they break a rule.
+    """
+    positions = {path: position for position, path in enumerate(rows["path"])}
+    return {
+        rule.text: [
+            captioned(rows.iloc[positions[path]], images.pixels(positions[path]))
+            for path in rule.paths
+            if path in positions
+        ]
+        for rule in rules
+        if not rule.success
+    }
 
 
 def render_contract(
@@ -98,7 +108,7 @@ def render_contract(
         violations: pictures of images that break a rule, by its text.
         inventory: a row for each image: label (crack or intact), brightness and contrast (grey levels), sharpness,
             width and height (pixels).
-        copy_groups: some groups of images that are copies of each other, in any order; conflicts are shown first.
+        copy_groups: some groups of images that are copies of each other.
         n_copy_groups: how many groups there are; None leaves copies out of the page.
         quarantine: a row for each unused file: batch, path, reason; None leaves it out of the page.
 
@@ -114,7 +124,7 @@ def render_contract(
         violations={
             rule.text: violations[rule.text] for rule in ordered if not rule.success and violations.get(rule.text)
         },
-        copy_groups=sorted(copy_groups, key=lambda group: not group.is_conflict),
+        copy_groups=copy_groups,
         n_copy_groups=n_copy_groups,
         quarantine=None if quarantine is None else list(quarantine.head(MAX_QUARANTINE_ROWS).itertuples()),
         n_quarantine=0 if quarantine is None else len(quarantine),
