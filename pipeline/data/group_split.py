@@ -92,13 +92,13 @@ def assign_sides(images: pd.DataFrame, links: Pairs, params: Split) -> pd.DataFr
         CracksError: linked photos are assigned to different sides manually.
     """
     result = pd.DataFrame({"group": None, "side": None}, index=images.index, dtype=object)
-    for batch, new_images in images.groupby("batch"):
-        n_old = new_images.index[0]
-        so_far = np.flatnonzero(images["batch"] <= batch)
+    for _, new_images in images.groupby("batch"):
+        n_old, n_so_far = new_images.index[0], new_images.index[-1] + 1
         # An excluded image no longer links older ones: otherwise one that links two sides would merge their groups.
         excluded = np.flatnonzero(result["side"] == EXCLUDED)
-        used_links = links[~(np.isin(links, excluded).any(axis=1) & (links < n_old).all(axis=1))]
-        components = _components(so_far, used_links)
+        is_cut = np.isin(links, excluded).any(axis=1) & (links < n_old).all(axis=1)
+        used_links = links[(links < n_so_far).all(axis=1) & ~is_cut]
+        components = pd.Series(connected_groups(n_so_far, used_links))
         old, new = components[components.index < n_old], components[new_images.index]
         existing = _existing_groups(result.loc[old.index], old)
         created = _create_groups(new_images[~new.isin(existing.index)], new, params)
@@ -114,13 +114,6 @@ def assign_sides(images: pd.DataFrame, links: Pairs, params: Split) -> pd.DataFr
 
 def _manual_sides(images: pd.DataFrame, params: Split) -> "pd.Series[str]":
     return images["photo"].astype(object).map(params.photo_sides)
-
-
-def _components(positions: npt.NDArray[np.int64], links: Pairs) -> "pd.Series[int]":
-    """Return the smallest position in the connected component of each of `positions`."""
-    inside = links[np.isin(links, positions).all(axis=1)]
-    components = connected_groups(len(positions), np.searchsorted(positions, inside))
-    return pd.Series(positions[components], index=positions)
 
 
 def _existing_groups(assigned: pd.DataFrame, components: "pd.Series[int]") -> pd.DataFrame:

@@ -222,7 +222,5 @@ def batches_by_size(sizes: Sizes, batch_size: int) -> list[npt.NDArray[np.int64]
         sizes: (height, width) of each image in pixels, shape (n, 2).
         batch_size: maximum of images in a batch.
     """
-    order = np.lexsort((np.arange(len(sizes)), sizes[:, 1], sizes[:, 0]))
-    changes = np.flatnonzero(np.any(np.diff(sizes[order], axis=0) != 0, axis=1)) + 1
-    runs = np.split(order, changes) if len(order) else []
+    runs = [np.asarray(run) for run in pd.DataFrame(sizes).groupby([0, 1]).indices.values()]
     return [run[start : start + batch_size] for run in runs for start in range(0, len(run), batch_size)]
