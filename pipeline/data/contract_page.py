@@ -36,15 +36,7 @@ _AXES = {
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image to show.
-
-    Attributes:
-        path: within its data set.
-        label: crack or intact.
-        caption: for example the kind of copy; may be empty.
-        pixels: RGB, uint8, shape (height, width, 3), any size.
-
-    """
+    """An image to show, RGB, uint8, shape (height, width, 3); the caption, such as the kind of copy, may be empty."""
 
     path: str
     label: str
