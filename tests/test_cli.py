@@ -290,6 +290,12 @@ def test_an_audit_reads_photos_from_names_by_a_pattern(cracks, walls, capsys):
     assert Path("audit.html").exists()
 
 
+def test_an_audit_reads_the_current_folder(cracks, walls, monkeypatch, capsys):
+    monkeypatch.chdir(walls)
+    assert cracks("audit", ".", "--out", "../page.html") == 0
+    assert "broken: no image has a copy with the other label" in capsys.readouterr().out
+
+
 def test_an_audit_of_a_missing_source_says_what_to_do(cracks, capsys):
     assert cracks("audit", "nowhere", "--out", "page.html") == 2
     assert "The source nowhere does not exist" in capsys.readouterr().err

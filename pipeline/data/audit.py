@@ -56,7 +56,8 @@ def audit(
     inventory = images.inventory
     copies = copies_within(inventory, params.split.copies)
     wanted = expectations(params.contract, photos_are_named=dataset.photo_pattern is not None)
-    rules = [*check(files_table(inventory, quarantine, copies), wanted, name, context), *more_rules]
+    suite = name if context else "contract"  # an archive may have any name, a data set only a simple one
+    rules = [*check(files_table(inventory, quarantine, copies), wanted, suite, context), *more_rules]
     headline = facts(inventory, quarantine, copies)
     page = render_contract(
         name=name,

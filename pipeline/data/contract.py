@@ -182,7 +182,7 @@ def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, repor
     Raises:
         RefusedError: a rule of severity "fail" is broken; the message lists each with what was observed.
     """
-    broken = [rule for rule in rules if rule.state == "broken"]
+    broken = broken_rules(rules)
     write_json(
         report,
         {"dataset": name, "success": not broken, "facts": headline, "rules": [asdict(rule) for rule in rules]},
@@ -192,17 +192,18 @@ def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, repor
             log.warning("%s: warning: %s. Observed: %s", name, rule.text, rule.observed)
     if broken:
         raise RefusedError(
-            f"{name} breaks its contract:\n{format_broken_rules(broken)}\n"
+            f"{name} breaks its contract:\n{broken}\n"
             f"Correct the data, or change `contract` in params.yaml. See {page} for pictures."
         )
     log.info("%s: contract passed", name)
 
 
-def format_broken_rules(broken: Sequence[Rule]) -> str:
-    """Return a line for each broken rule with what was observed, followed by paths of images that break it."""
+def broken_rules(rules: Sequence[Rule]) -> str:
+    """Return a line for each broken rule with what was observed, and paths of images that break it; empty if none."""
     return "\n".join(
-        f"  broken: {rule.text}. Observed: {rule.observed}" + "".join(f"\n    {path}" for path in rule.paths)
-        for rule in broken
+        "\n    ".join([f"  broken: {rule.text}. Observed: {rule.observed}", *rule.paths])
+        for rule in rules
+        if rule.state == "broken"
     )
 
 

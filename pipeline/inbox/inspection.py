@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.data.audit import audit, copies_within
-from pipeline.data.contract import Rule, check, dataset_rules, files_table, format_broken_rules, image_rules
+from pipeline.data.contract import Rule, broken_rules, check, dataset_rules, files_table, image_rules
 from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.images import INVENTORY_FILE, PackedImages, read_quarantine
 from pipeline.data.reviews import apply_reviews
@@ -44,8 +44,8 @@ def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: P
     if (known / INVENTORY_FILE).exists():
         together = _combined_rules(name, params, images.inventory, quarantine, known)
     found = audit(archive.name, dataset, params, images, quarantine, expectations=image_rules, more_rules=together)
-    broken = [rule for rule in found.rules if rule.state == "broken"]
-    words = f"it breaks the contract:\n{format_broken_rules(broken)}" if broken else ""
+    broken = broken_rules(found.rules)
+    words = f"it breaks the contract:\n{broken}" if broken else ""
     return Inspection(len(images.inventory), words, found.page)
 
 
