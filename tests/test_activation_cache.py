@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pipeline.models.network import image_input
 from pipeline.models.tf import keras
 from pipeline.params import Augmentation
-from pipeline.training.activation_cache import AugmentedViews, augmented, cache_activations
+from pipeline.training.activation_cache import cache_activations
+from pipeline.training.augmentation import AugmentedViews, augmented
 
 BOTH = Augmentation(flips="horizontal_and_vertical", max_rotation_turns=0.5)
 UPRIGHT = {"horizontal": 1, "vertical": 0}  # the axis that each flip turns round

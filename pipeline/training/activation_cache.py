@@ -3,16 +3,13 @@
 Fine-tuning reads it in every epoch instead of computing most of the network again with the same result.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from pipeline.data.images import Images, ImageSubset, Pixels, Sizes
+from pipeline.data.images import Images, ImageSubset
 from pipeline.models.tf import keras
-from pipeline.params import Augmentation
 from pipeline.training.embedder import (
     SHARD_IMAGES,
     compute_all,
@@ -23,44 +20,6 @@ from pipeline.training.embedder import (
 )
 
 Activations = npt.NDArray[np.float16]
-
-
-def augmented(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generator) -> Pixels:
-    """Return the image randomly flipped and rotated: uint8, the same shape; edges are filled by reflection."""
-    if augmentation.flips != "vertical" and rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    if augmentation.flips != "horizontal" and rng.random() < 0.5:
-        pixels = pixels[::-1]
-    turns = rng.uniform(-augmentation.max_rotation_turns, augmentation.max_rotation_turns)
-    height, width = pixels.shape[:2]
-    # The corners of the rotated frame reach no further out than this.
-    margin = int(np.ceil((np.hypot(height, width) - min(height, width)) / 2))
-    wide = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="symmetric")
-    rotated = np.asarray(Image.fromarray(wide).rotate(360 * turns, Image.Resampling.BILINEAR))
-    return rotated[margin : margin + height, margin : margin + width]
-
-
-@dataclass(frozen=True)
-class AugmentedViews:
-    """All images unchanged, followed by `n_views - 1` augmented versions of all of them."""
-
-    images: Images
-    n_views: int
-    augmentation: Augmentation
-    seed: int
-
-    @property
-    def sizes(self) -> Sizes:
-        """Height and width of each view in pixels, (n_views * n_images, 2)."""
-        return np.tile(self.images.sizes, (self.n_views, 1))
-
-    def pixels(self, position: int) -> Pixels:
-        """Return a view, reproducibly: RGB, uint8, (height, width, 3)."""
-        view, image = divmod(position, len(self.images.sizes))
-        pixels = self.images.pixels(image)
-        if view == 0:
-            return pixels
-        return augmented(pixels, self.augmentation, np.random.default_rng([self.seed, position]))
 
 
 class ActivationCache:

@@ -16,13 +16,8 @@ from pipeline.models.metrics import Labels
 from pipeline.models.network import build_classifier, image_input, preprocessed
 from pipeline.models.tf import keras
 from pipeline.params import Augmentation, Backbone, Finetune, Phase
-from pipeline.training.activation_cache import (
-    ActivationCache,
-    Activations,
-    AugmentedViews,
-    cache_activations,
-    cache_features,
-)
+from pipeline.training.activation_cache import ActivationCache, Activations, cache_activations, cache_features
+from pipeline.training.augmentation import AugmentedViews
 from pipeline.training.checkpoints import TrainingHistory, n_epochs_done, save_best_and_last_weights, weights_file
 
 
