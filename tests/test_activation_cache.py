@@ -57,7 +57,7 @@ def test_cached_activations_equal_the_outputs_of_the_layers(tmp_path):
     sizes = np.array([[8, 8], [12, 12], [8, 8]])
     images = SimpleNamespace(sizes=sizes, pixels=lambda position: noise(*sizes[position], seed=position))
     kept = cache_activations(lower, images, tmp_path)
-    assert (kept.shape, kept.n_rows) == ((4, 4, 3), 3)
+    assert (kept.shape, len(kept.sizes)) == ((4, 4, 3), 3)
     for position in range(3):
         expected = lower(images.pixels(position)[None])["features"][0]
-        np.testing.assert_allclose(kept.row(position), expected, atol=1e-3)
+        np.testing.assert_allclose(kept.pixels(position), expected, atol=1e-3)

@@ -1,3 +1,6 @@
+import json
+import shutil
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,34 +124,48 @@ def test_a_resumed_fine_tuning_gives_the_same_result_as_an_uninterrupted_one(tun
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_frozen_layers_are_computed_once_for_each_view_and_not_again_after_a_kill(tmp_path, draw_tile, monkeypatch):
+@pytest.fixture(scope="module")
+def killed_twice(tmp_path_factory, draw_tile):
+    """A fine-tuning whose head has stopped to improve when it is killed, and which is killed again while tuning."""
+    path = tmp_path_factory.mktemp("killed") / "history.jsonl"
     train, validation, n_computed = Tiles(draw_tile, range(8)), Tiles(draw_tile, range(50, 54)), []
+    head = {"optimizer": "adam", "learning_rate": 0.01, "max_epochs": 9, "patience_epochs": 2}
 
     def counting(compute, images, shape):
         n_computed.append(len(images.sizes))
         return compute_all(compute, images, shape)
 
-    def die(step, values):
-        raise KilledError("at the first epoch")
+    def fit(n_epochs):
+        reported = []
 
-    monkeypatch.setattr(activation_cache, "compute_all", counting)
-    with pytest.raises(KilledError, match="at the first epoch"):
-        fit_finetune(
-            BACKBONE,
-            train,
-            validation,
-            finetune(cached_augmentations=3),
-            TrainingHistory(tmp_path / "history.jsonl", die),
-        )
-    fit_finetune(
-        BACKBONE,
-        train,
-        validation,
-        finetune(cached_augmentations=3),
-        TrainingHistory(tmp_path / "history.jsonl", ignore),
-    )
-    assert n_computed == [3 * 8, 4]
+        def report(step, values):
+            if len(reported) == n_epochs:
+                raise KilledError(f"after {n_epochs} epochs")
+            reported.append(step)
+
+        history = TrainingHistory(path, report)
+        with suppress(KilledError):
+            fit_finetune(BACKBONE, train, validation, finetune(head=head, cached_augmentations=3), history)
+        return history.rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activation_cache, "compute_all", counting)
+        first, second = fit(2)
+        path.write_text("".join(json.dumps(row) + "\n" for row in (first | {"val_loss": 0}, second)))
+        shutil.copy(path.with_name("head-2.weights.h5"), path.with_name("head-1.weights.h5"))
+        return SimpleNamespace(rows=[fit(2), fit(1)], n_computed=n_computed)
+
+
+@pytest.mark.slow
+def test_early_stopping_counts_the_epochs_before_a_kill(killed_twice):
+    after_one_more_of_the_head, after_the_second_kill = killed_twice.rows
+    assert [row["phase"] for row in after_one_more_of_the_head] == ["head"] * 3 + ["tuning"]
+    assert [row["phase"] for row in after_the_second_kill] == ["head"] * 3 + ["tuning"] * 2
+
+
+@pytest.mark.slow
+def test_frozen_layers_are_computed_once_for_each_view_and_not_again_after_a_kill(killed_twice):
+    assert killed_twice.n_computed == [3 * 8, 4]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.images import Images, ImageSubset
+from pipeline.data.images import Images, ImageSubset, Sizes
 from pipeline.models.tf import keras
 from pipeline.training.embedder import (
     SHARD_IMAGES,
@@ -23,14 +23,14 @@ Activations = npt.NDArray[np.float16]
 
 
 class ActivationCache:
-    """Arrays of one shape, stored in shards in a folder and read on demand."""
+    """Arrays of one shape, stored in shards in a folder and read on demand, as images are."""
 
-    def __init__(self, folder: Path, n_rows: int) -> None:
-        self._shards = [np.load(shard_path(folder, shard), mmap_mode="r") for shard in shards_of(n_rows)]
+    def __init__(self, folder: Path, n_images: int) -> None:
+        self._shards = [np.load(shard_path(folder, shard), mmap_mode="r") for shard in shards_of(n_images)]
         self.shape: tuple[int, ...] = self._shards[0].shape[1:]
-        self.n_rows = n_rows
+        self.sizes: Sizes = np.ones((n_images, 2), np.int64)  # all are of one shape
 
-    def row(self, position: int) -> Activations:
+    def pixels(self, position: int) -> Activations:
         """Return the array at `position`, float16, of `shape`."""
         shard, row = divmod(position, SHARD_IMAGES)
         activations: Activations = self._shards[shard][row]
@@ -58,8 +58,9 @@ def cache_features(upper: keras.Model, cache: ActivationCache, folder: Path) -> 
     """Return the cached outputs of further frozen layers for cached activations: (batch, …) -> (batch, n_features)."""
 
     def activations(shard: range) -> Activations:
-        batch = np.stack([cache.row(position) for position in shard])
+        batch = np.stack([cache.pixels(position) for position in shard])
         return np.asarray(upper.predict(batch, verbose=0), np.float16)
 
-    compute_missing_shards(folder, cache.n_rows, activations, "frozen upper layers")
-    return ActivationCache(folder, cache.n_rows)
+    n_images = len(cache.sizes)
+    compute_missing_shards(folder, n_images, activations, "frozen upper layers")
+    return ActivationCache(folder, n_images)

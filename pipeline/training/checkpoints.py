@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished training, from which a killed one resumes."""
+"""Where an unfinished training is kept, and its history, from which a killed one resumes."""
 
 import hashlib
 import json
@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.files import write_text
-from pipeline.models.tf import keras
 from pipeline.params import Params, named
 
 EpochReport = Callable[[int, dict[str, float]], None]  # step from 0 over all phases, values of the epoch
@@ -38,31 +35,12 @@ class TrainingHistory:
             self.rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def add(self, phase: str, epoch: int, values: dict[str, float]) -> None:
-        """Append the row of an epoch; drop rows of this phase from this epoch on, which a killed run left."""
+        """Report an epoch, then append its row; drop rows of this phase from it on, which a killed run left."""
         kept = [row for row in self.rows if row["phase"] != phase or row["epoch"] < epoch]
+        self.report(len(kept), values)
         self.rows = [*kept, {"step": len(kept), "phase": phase, "epoch": epoch, **values}]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self.report(len(kept), values)
 
-
-def weights_file(folder: Path, phase: str, epoch: int) -> Path:
-    """Return the path of the weights after an epoch."""
-    return folder / f"{phase}-{epoch:04}.weights.h5"
-
-
-def n_epochs_done(folder: Path, phase: str) -> int:
-    """Return the number of finished epochs of a phase, from the weights in `folder`."""
-    return max(
-        (int(path.name[len(phase) + 1 :][:4]) + 1 for path in folder.glob(f"{phase}-????.weights.h5")), default=0
-    )
-
-
-def save_best_and_last_weights(model: keras.Model, folder: Path, phase: str, losses: list[float]) -> None:
-    """Save weights and optimizer state after an epoch; keep those of the last and the best epoch, delete the others."""
-    last, best = len(losses) - 1, int(np.argmin(losses))
-    partial = folder / f"{phase}.partial.weights.h5"  # Keras requires this extension
-    model.save_weights(partial)
-    partial.replace(weights_file(folder, phase, last))
-    for epoch in range(last):
-        if epoch != best:
-            weights_file(folder, phase, epoch).unlink(missing_ok=True)
+    def losses(self, phase: str) -> list[float]:
+        """Return the validation loss of each finished epoch of a phase."""
+        return [row["val_loss"] for row in self.rows if row["phase"] == phase]
