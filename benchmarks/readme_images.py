@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.crack_maps import map_files
-from pipeline.evaluation.architecture_diagram import architecture_diagram
 from pipeline.evaluation.examples import Picture, pictures_of, random_predictions
 from pipeline.evaluation.plots import training_plots
 from pipeline.files import replacing, write_text
@@ -99,11 +98,8 @@ def predictions_grid(pictures: Sequence[Picture], threshold: float, title: str) 
 
 
 def write_images_of_run(reports: Path, datasets: Path, out: Path) -> None:
-    """Write architecture.svg, training.svg and predictions.jpg of a project's run."""
+    """Write training.svg and predictions.jpg of a project's run."""
     scores = json.loads((reports / "scores.json").read_text())
-    architecture = architecture_diagram(json.loads((reports / "architecture.json").read_text()))
-    title = f"{scores['candidate']}: blue is pre-trained, orange is new"
-    write_text(out / "architecture.svg", standalone({title: [architecture]}))
     histories = {path.stem: pd.read_csv(path) for path in sorted((reports / "histories").glob("*.csv"))}
     plots = {f"{name}: {TRAINING_TITLE}": training_plots(name, history) for name, history in histories.items()}
     write_text(out / "training.svg", standalone({title: list(drawn.values()) for title, drawn in plots.items()}))

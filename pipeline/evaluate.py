@@ -15,7 +15,7 @@ import pandas as pd
 from pipeline.data.images import LabelledImages
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.leakage import leakage_effect
-from pipeline.evaluation.model_architecture import blocks
+from pipeline.evaluation.model_architecture import describe_layers
 from pipeline.evaluation.scoring import scorer
 from pipeline.evaluation.slices import slice_table, with_measures
 from pipeline.evaluation.worst_mistakes import with_occlusion_maps, worst_mistakes
@@ -107,7 +107,7 @@ def run(
             table.to_parquet(partial, index=False)
     with replacing(slices_path) as partial:
         slices.to_csv(partial, index=False)
-    write_json(architecture_path, blocks(classifier.model))
+    write_json(architecture_path, describe_layers(classifier.model))
     write_json(scores_path, summary)
     write_metrics(summary, metrics_path, external)
     log.info("%s, chosen on validation: F1 %.4f on %d test images", best, summary["test"]["f1"], summary["test"]["n"])

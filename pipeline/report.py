@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.evaluation.architecture_diagram import architecture_diagram
 from pipeline.evaluation.examples import pictures_of, random_predictions
 from pipeline.evaluation.model_card import dataset_facts, weights_of
 from pipeline.evaluation.plot_tables import plot_tables
@@ -55,7 +54,7 @@ def run(
                 str(name): list(pictures_of(random_predictions(rows, threshold), datasets))
                 for name, rows in predictions.groupby("dataset")
             },
-            architecture=architecture_diagram(json.loads(architecture_path.read_text())),
+            architecture=json.loads(architecture_path.read_text()),
             datasets=list(dataset_facts(params, pd.read_parquet(manifest_path), datasets)),
             weights=weights_of(backbone.architecture),
         ),

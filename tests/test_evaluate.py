@@ -220,7 +220,7 @@ def test_the_report_shows_decision_layers_and_occlusion_maps_without_a_model(eva
     decision = json.loads((evaluated / "scores.json").read_text())["decision"]
     assert decision == {"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}
     layers = json.loads((evaluated / "architecture.json").read_text())
-    assert [layer["title"] for layer in layers[-2:]] == ["calibration", "probability"]
+    assert [layer["name"] for layer in layers[-2:]] == ["calibration", "probability"]
     mistakes = pd.read_parquet(evaluated / "mistakes.parquet")
     assert mistakes[["dataset", "path", "split"]].to_numpy().tolist() == [["bridge", "210.png", "external"]]
     assert mistakes["occlusion_map"].map(len).tolist() == [49]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipeline.evaluation.model_architecture import blocks
+from pipeline.evaluation.model_architecture import describe_layers
 from pipeline.models.calibration import Calibration, Platt
 from pipeline.models.export import calibrated
 from pipeline.models.network import build_classifier
@@ -28,54 +28,42 @@ def model():
     return calibrated(build_classifier(network(), 32, head), Calibration((Platt(1.0, 0.0),)))
 
 
-def test_a_nested_model_is_split_where_its_output_size_changes(model):
-    found = {block["title"]: (block["shape"], block["n_weights"]) for block in blocks(model)}
-    assert found == {
-        "image": ((None, None, 3), 0),
-        "resize": ((32, 32, 3), 0),
-        "normalise": ((32, 32, 3), 0),
-        "tiny, stage 1": ((16, 16, 4), 3 * 3 * 3 * 4 + 4),
-        "tiny, stage 2": ((8, 8, 8), 3 * 3 * 4 * 8 + 8 + 8 * 8 + 8),
-        "tiny, end": ((8,), 0),
-        "hidden": ((5,), 8 * 5 + 5),
-        "head": ((1,), 5 + 1),
-        "calibration": ((1,), 2),
-        "probability": ((1,), 0),
-    }
+def rows(layers):
+    return [(layer["name"], layer["type"], layer["shape"], layer["n_weights"]) for layer in layers]
 
 
-def test_no_weight_is_lost_or_counted_twice(model):
-    assert sum(block["n_weights"] for block in blocks(model)) == model.count_params()
+def test_each_layer_has_its_type_its_shape_and_its_weights(model):
+    n_convolutions = 3 * 3 * 3 * 4 + 4 + 3 * 3 * 4 * 8 + 8 + 8 * 8 + 8
+    assert rows(describe_layers(model)) == [
+        ("image", "InputLayer", (None, None, 3), 0),
+        ("resize", "Resizing", (32, 32, 3), 0),
+        ("normalise", "Rescaling", (32, 32, 3), 0),
+        ("tiny", "Functional", (8,), n_convolutions),
+        ("hidden", "Dense", (5,), 8 * 5 + 5),
+        ("head", "Dense", (1,), 5 + 1),
+        ("calibration", "Dense", (1,), 2),
+        ("probability", "Reshape", (), 0),
+    ]
+    assert sum(layer["n_weights"] for layer in describe_layers(model)) == model.count_params()
 
 
-def test_stages_name_their_layers(model):
-    (stage,) = [block for block in blocks(model) if block["title"] == "tiny, stage 2"]
-    assert stage["detail"] == "4 layers, pad … add"
-
-
-def test_a_sequential_model_can_be_nested_too():
-    image = keras.Input((16, 16, 3))
-    inner = keras.Sequential([keras.Input((16, 16, 3)), layers.Flatten(), layers.Dense(2)], name="flat")
-    assert [(block["title"], block["shape"]) for block in blocks(keras.Model(image, inner(image)))][1:] == [
-        ("flat, stage 1", (2,))
+def test_the_layers_of_a_nested_model_have_the_shapes_that_they_have_in_it(model):
+    (nested,) = [layer["layers"] for layer in describe_layers(model) if layer["layers"]]
+    assert rows(nested)[1:] == [
+        ("first", "Conv2D", (16, 16, 4), 3 * 3 * 3 * 4 + 4),
+        ("pad", "ZeroPadding2D", (18, 18, 4), 0),
+        ("second", "Conv2D", (8, 8, 8), 3 * 3 * 4 * 8 + 8),
+        ("branch", "Conv2D", (8, 8, 8), 8 * 8 + 8),
+        ("add", "Add", (8, 8, 8), 0),
+        ("pool", "GlobalAveragePooling2D", (8,), 0),
     ]
 
 
-def test_features_from_several_depths_do_not_fragment_the_stages():
-    whole = network()
-    depths = [layers.GlobalAveragePooling2D()(whole.get_layer(name).output) for name in ("first", "add")]
-    tapped = keras.Model(whole.inputs, layers.Concatenate(name="features")(depths), name="tapped")
-    image = keras.Input((32, 32, 3))
-    found = [(block["title"], block["shape"]) for block in blocks(keras.Model(image, tapped(image)))]
-    assert found[1:] == [("tapped, stage 1", (16, 16, 4)), ("tapped, stage 2", (8, 8, 8)), ("tapped, end", (12,))]
-
-
-def test_finding_the_blocks_does_not_change_the_model(model):
+def test_describing_the_layers_does_not_change_the_model(model):
     before = [value.tolist() for value in model.get_weights()]
-    blocks(model)
+    describe_layers(model)
     assert [value.tolist() for value in model.get_weights()] == before
 
 
-def test_blocks_survive_a_round_trip_through_json(model):
-    found = blocks(model)
-    assert json.loads(json.dumps(found)) == [block | {"shape": list(block["shape"])} for block in found]
+def test_layers_can_be_written_as_json(model):
+    assert json.loads(json.dumps(describe_layers(model)))[0]["name"] == "image"

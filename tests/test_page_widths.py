@@ -14,7 +14,6 @@ from test_report_page import drawn_picture, drawn_predictions, facts, inputs, sc
 
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.data.contract import Rule
-from pipeline.evaluation.architecture_diagram import architecture_diagram
 from pipeline.evaluation.report_page import render
 from pipeline.evaluation.slices import slice_table
 from pipeline.monitoring.drift import compare
@@ -68,7 +67,7 @@ def report(tmp_path):
         slices=pd.concat([slices, slices.tail(1).assign(**many, photo=LONG, f1=0.9999993, f1_low=0.9999991)]),
         mistakes={"Test": [replace(picture, overlay=picture.pixels) for picture in pictures]},
         samples={"halls": pictures},
-        architecture=architecture_diagram([block("Network", 12), block(LONG[:40], 4_000_000)]),
+        architecture=[layer("image", 0), layer(LONG[:40], 4_000_000, [layer(LONG, 4_000_000)])],
         datasets=[facts(name, is_trained_on=name in names[:3], train=1_234_567, test=123_456) for name in names],
         weights=LONG,
     )
@@ -80,14 +79,13 @@ def two_heads(histories):
     return pd.concat([head.assign(phase="walls"), head.assign(phase=LONG)])
 
 
-def block(title, n_weights):
-    shape = [None, 224, 224, 1280]
+def layer(name, n_weights, layers=()):
     return {
-        "title": title,
-        "detail": "from the exported graph",
-        "shape": shape,
+        "name": name,
+        "type": "GlobalAveragePooling2D",
+        "shape": [None, 1280],
         "n_weights": n_weights,
-        "is_nested": True,
+        "layers": layers,
     }
 
 

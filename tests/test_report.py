@@ -79,7 +79,7 @@ def write_results_of_evaluate(folder, encode):
         "leakage": LEAKING,
     }
     (folder / "scores.json").write_text(json.dumps(summary))
-    layer = {"title": "a layer", "detail": "Dense", "shape": [None, 4], "n_weights": 3, "is_nested": True}
+    layer = {"name": "a layer", "type": "Dense", "shape": [None, 4], "n_weights": 3, "layers": []}
     (folder / "architecture.json").write_text(json.dumps([layer]))
     for name in ("candidates", "histories"):
         (folder / name).mkdir()

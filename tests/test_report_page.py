@@ -8,7 +8,6 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from markupsafe import Markup
 from page_reader import Page
 from PIL import Image
 
@@ -87,6 +86,10 @@ def facts(name, *, is_trained_on, **sides):
     return DatasetFacts(name, is_trained_on, f"source of {name}", dict.fromkeys(SIDES, 0) | sides, 5, 4, 3)
 
 
+def layer(name, shape, n_weights=0, layers=()):
+    return {"name": name, "type": "Layer", "shape": shape, "n_weights": n_weights, "layers": layers}
+
+
 def report_inputs(rng, predictions):
     false = [drawn_picture(rng, f"Negative/{index:05d}.jpg", "intact", 0.32 + 0.02 * index) for index in range(12)]
     missed = [drawn_picture(rng, f"Positive/{index:05d}.jpg", "crack", 0.30 - 0.02 * index) for index in range(12)]
@@ -94,7 +97,7 @@ def report_inputs(rng, predictions):
         slices=slice_table(predictions, DECISION["threshold"]),
         mistakes={"Test": false + missed},
         samples={},
-        architecture=Markup("<svg><text>a network</text></svg>"),
+        architecture=[layer("image", [None, None, 3]), layer("lite0", [1280], 3_400_000, [layer("<stem>", [8, 8, 4])])],
         datasets=[
             facts("halls", is_trained_on=True, train=7, test=2, excluded=1),
             facts("bridges", is_trained_on=False, external=8),
@@ -511,5 +514,9 @@ def test_mistakes_on_external_test_sets_have_their_own_gallery_with_maps(few):
     assert "Test: missed cracks None. Test: false alarms None. External: bridges: missed cracks None." in page.text
 
 
-def test_the_architecture_is_in_the_page_as_it_was_drawn(page):
-    assert "<svg><text>a network</text></svg>" in page.html
+def test_the_layers_of_the_network_are_in_tables_and_those_of_the_backbone_folded(page):
+    assert "image Layer any x any x 3 0 lite0 Layer 1280 3,400,000" in page.text
+    assert (
+        "All 1 layers of lite0, the pre-trained backbone layer type output weights <stem> Layer 8 x 8 x 4 0"
+        in page.text
+    )

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from markupsafe import Markup
 
 from pipeline.evaluation.examples import Picture
 from pipeline.evaluation.model_card import DatasetFacts
@@ -18,6 +17,9 @@ from pipeline.evaluation.plots import (
     training_plots,
 )
 from pipeline.page import DASHES, template
+
+if TYPE_CHECKING:  # finding the layers needs TensorFlow, showing them does not
+    from pipeline.evaluation.model_architecture import Layer
 
 PLOTTED_KINDS = (
     "all",
@@ -37,7 +39,7 @@ class ReportInputs:
         slices: table from `slice_table`.
         mistakes: the worst mistakes in each set ("Test", "External: NAME"), in any order.
         samples: random predictions for each data set.
-        architecture: diagram of the chosen model, as inline SVG.
+        architecture: layers of the chosen model.
         datasets: facts about each data set, those trained on first.
         weights: pre-trained weights that training started from, and their licences.
 
@@ -46,7 +48,7 @@ class ReportInputs:
     slices: pd.DataFrame
     mistakes: Mapping[str, Sequence[Picture]]
     samples: Mapping[str, Sequence[Picture]]
-    architecture: Markup
+    architecture: "Sequence[Layer]"
     datasets: Sequence[DatasetFacts]
     weights: str
 
