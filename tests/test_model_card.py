@@ -35,7 +35,7 @@ def test_every_shipped_data_set_has_a_citation_and_a_licence(path):
 
 
 def test_known_weights_have_their_licence_and_unknown_ones_a_hint():
-    assert weights_of("efficientnet-lite2").endswith("Apache-2.0")
+    assert weights_of("efficientnet-lite0").endswith("Apache-2.0")
     assert weights_of("mobilenet-v2").endswith("MIT")
     assert weights_of("other-net") == "other-net: look up the licence of its weights"
 

