@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.examples import Picture
 from pipeline.evaluation.model_card import SIDES, DatasetFacts
-from pipeline.evaluation.plots import wilson_interval
+from pipeline.evaluation.plots import ScoredSet, reliability_table
 from pipeline.evaluation.report_page import ReportInputs, render
 from pipeline.evaluation.slices import slice_table
 from pipeline.models.metrics import log_loss, scores
@@ -397,8 +397,8 @@ def test_the_start_of_the_second_phase_is_marked_in_both_curves(few):
 
 @pytest.mark.parametrize(("n_found", "interval"), [(0, (0.0, 0.2775)), (5, (0.2366, 0.7634)), (10, (0.7225, 1.0))])
 def test_the_interval_of_a_share_is_that_of_wilson(n_found, interval):
-    low, high = wilson_interval(pd.Series([n_found]), pd.Series([10]))
-    np.testing.assert_allclose((low[0], high[0]), interval, atol=5e-5)
+    table = reliability_table(ScoredSet("Test", np.arange(10) < n_found, np.full(10, 0.5)))
+    np.testing.assert_allclose(table[["low", "high"]], [interval], atol=5e-5)
 
 
 def test_every_image_has_a_text_every_table_has_headers_and_no_id_is_used_twice(page):

@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
@@ -161,16 +162,9 @@ def reliability_table(scored: ScoredSet) -> pd.DataFrame:
     bins = np.minimum((scored.probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
     groups = pd.DataFrame({"stated": scored.probabilities, "crack": scored.labels}).groupby(bins)
     n_crack, n = groups["crack"].sum(), groups.size()
-    low, high = wilson_interval(n_crack, n)
+    tests = [binomtest(*counts) for counts in zip(n_crack, n, strict=True)]
+    low, high = zip(*(test.proportion_ci(method="wilson") for test in tests), strict=True)
     return pd.DataFrame({"stated": groups["stated"].mean(), "observed": n_crack / n, "low": low, "high": high, "n": n})
-
-
-def wilson_interval(n_found: "pd.Series[int]", n: "pd.Series[int]") -> tuple["pd.Series[float]", "pd.Series[float]"]:
-    """Return the ends of the 95 % interval of a share, of which n_found of n were observed (Wilson 1927)."""
-    z2 = 1.96**2
-    centre = (n_found + z2 / 2) / (n + z2)
-    reach = np.sqrt(z2 * (n_found * (n - n_found) / n + z2 / 4)) / (n + z2)
-    return centre - reach, centre + reach
 
 
 def slices_plot(name: str, rows: pd.DataFrame) -> Markup:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import softmax
 
@@ -32,7 +33,7 @@ class Platt(NamedTuple):
 
     def probabilities(self, logits: Values) -> Values:
         """Return the probability for each logit, (n,)."""
-        return np.asarray(1 / (1 + np.exp(-(self.slope * logits.astype(np.float64) + self.intercept))))
+        return np.asarray(expit(self.slope * logits.astype(np.float64) + self.intercept))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn import metrics
 
 Labels = npt.NDArray[np.bool_]  # (n,), True for crack
 Probabilities = npt.NDArray[np.floating[Any]]  # (n,), of a crack, 0..1
@@ -25,8 +25,8 @@ def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> 
 
 def log_loss(labels: Labels, probabilities: Probabilities) -> float:
     """Return the mean negative log-likelihood in nats; probabilities are clipped to 1e-7..1 - 1e-7."""
-    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
-    return float(-np.mean(np.where(labels, np.log(clipped), np.log(1 - clipped))))
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(metrics.log_loss(labels, clipped, labels=[False, True]))
 
 
 def scores(labels: Labels, probabilities: Probabilities, threshold: float) -> dict[str, float | int | None]:
@@ -39,9 +39,9 @@ def scores(labels: Labels, probabilities: Probabilities, threshold: float) -> di
     return {
         "n": len(labels),
         "accuracy": float(np.mean(predicted == labels)),
-        "f1": float(f1_score(labels, predicted, zero_division=0.0)),
-        "auroc": float(roc_auc_score(labels, probabilities)) if both else None,
-        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)) if both else None,
+        "f1": float(metrics.f1_score(labels, predicted, zero_division=0.0)),
+        "auroc": float(metrics.roc_auc_score(labels, probabilities)) if both else None,
+        "balanced_accuracy": float(metrics.balanced_accuracy_score(labels, predicted)) if both else None,
         "ece": expected_calibration_error(labels, probabilities),
         "threshold": threshold,
     }

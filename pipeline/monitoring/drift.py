@@ -11,11 +11,11 @@ statistics share one limit, that of the largest of them, which bounds the rate o
 import math
 import zlib
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import norm
 
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS
 from pipeline.params import Monitor
@@ -173,7 +173,7 @@ def statistics_of(photos: pd.DataFrame, names: list[str], choices: Choices) -> d
 def normal_scores(values: pd.DataFrame) -> Values:
     """Return the normal score of each value by its rank in the column (Blom 1958), centred, (n, n_columns)."""
     shares = (values.rank() - 0.375) / (len(values) + 0.25)
-    scores = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])(shares)
+    scores = norm.ppf(shares)
     centred: Values = scores - scores.mean(axis=0)
     return centred
 
