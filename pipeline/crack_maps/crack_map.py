@@ -4,7 +4,7 @@ Input are pixels, output are tables; the caller reads and writes the files.
 
 Each tile is scored as an image of its own, as in training. Convolving the photo once would save time where tiles
 overlap, but changes the scores: the network was trained with padding at the edge of an image, not with the pixels
-beyond it (`python -m benchmarks.convolve_once` measures the difference).
+beyond it (docs/experiments.md has the difference).
 """
 
 from collections.abc import Callable
