@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.data.images import INVENTORY_FILE, EncodedImages, ImageSubset, PackedImages, Sizes
-from pipeline.data.training_images import RowNumbers, Sides, training_rows
+from pipeline.data.images import INVENTORY_FILE, EncodedImages, PackedImages, Sizes
+from pipeline.data.training_images import Sides, training_rows
 from pipeline.files import replacing_folder
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.params import Backbone, load_params, named
@@ -57,36 +57,6 @@ def embed_files(backbone: Backbone, task: Task) -> Features:
     return embedder_of(backbone).features(EncodedImages(contents, sizes), for_training=for_training)
 
 
-def computed_locally(
-    backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[Shard]
-) -> Iterator[tuple[Shard, Features]]:
-    """Yield each shard of `rows` with its features, computed on this machine."""
-    for shard in shards:
-        chosen = ImageSubset(images, rows[shard.positions])
-        yield shard, embedder_of(backbone).features(chosen, for_training=shard.for_training)
-
-
-def computed_by_dask(
-    address: str, backbone: Backbone, images: PackedImages, rows: RowNumbers, shards: list[Shard]
-) -> Iterator[tuple[Shard, Features]]:
-    """Yield each shard of `rows` with its features, computed by the Dask cluster at `address`, in order of completion.
-
-    The files are sent with the tasks.
-
-    Raises:
-        UnavailableError: no scheduler answers at `address`, or it has no worker.
-    """
-
-    def task_of(shard: Shard) -> Task:
-        chosen = rows[shard.positions]
-        return [images.content(row) for row in chosen], images.sizes[chosen], shard.for_training
-
-    tasks = ((shard, task_of(shard)) for shard in shards)
-    yield from compute_on_cluster(
-        address, embed_files, backbone, tasks, local_hint="set embed.dask_address in params.yaml to null"
-    )
-
-
 def embed_dataset(
     backbone: Backbone,
     dataset: Path,
@@ -97,15 +67,27 @@ def embed_dataset(
 ) -> None:
     """Write the features of a data set's training and validation images into the folder `out`.
 
-    Shards that are in the folder `unfinished` are not computed again.
+    Shards that are in the folder `unfinished` are not computed again. The others are computed on this machine, or on
+    the Dask cluster at `dask_address`, to which the files are sent.
+
+    Raises:
+        UnavailableError: no scheduler answers at `dask_address`, or it has no worker.
     """
     images, rows = PackedImages(dataset), sides.rows
     shards = shards_by_side(sides)
     missing = [shard for shard in shards if not has_shard(unfinished, shard.positions)]
+
+    def task_of(shard: Shard) -> Task:
+        chosen = rows[shard.positions]
+        return [images.content(row) for row in chosen], images.sizes[chosen], shard.for_training
+
+    tasks = ((shard, task_of(shard)) for shard in missing)
+    computed: Iterator[tuple[Shard, Features]]
     if dask_address is None:
-        computed = computed_locally(backbone, images, rows, missing)
+        computed = ((shard, embed_files(backbone, task)) for shard, task in tasks)
     else:
-        computed = computed_by_dask(dask_address, backbone, images, rows, missing)
+        hint = "set embed.dask_address in params.yaml to null"
+        computed = compute_on_cluster(dask_address, embed_files, backbone, tasks, local_hint=hint)
     with tqdm(total=len(rows), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
         bar.update(len(rows) - sum(len(shard.positions) for shard in missing))
         for shard, features in computed:

@@ -108,12 +108,7 @@ def embed_in_shards(
 ) -> Features:
     """Return the features of all images, float16, (n, n_features), computing the shards that `unfinished` lacks.
 
-    Args:
-        backbone: the frozen network.
-        images: the images.
-        unfinished: folder of the shards.
-        what: name of the images on the progress bar.
-        for_training: whether to compute in the backbone's training precision.
+    `what` names the images on the progress bar; with `for_training` the backbone's training precision is used.
     """
 
     def features(shard: range) -> Features:

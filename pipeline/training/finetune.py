@@ -112,12 +112,7 @@ def fit_finetune(
     network = build_backbone(backbone.architecture, backbone.feature_layers)
     always_frozen = _always_frozen(network, params.unfreeze_from)  # checked before anything is trained
     head = [keras.layers.Dropout(params.dropout, seed=params.seed), keras.layers.Dense(1, name="head")]
-    if params.cached_augmentations is None:
-        head_data = tuning_data = _data_from_images(backbone, network, head, train, validation, params)
-    else:
-        cache = history.path.parent
-        head_data, tuning_data = _data_from_cache(backbone, network, head, train, validation, params, cache)
-
+    head_data, tuning_data = _data_of_phases(backbone, network, head, train, validation, params, history.path.parent)
     network.trainable = False
     _fit_phase(head_data, "head", params.head, params, history)
     network.trainable = True
@@ -127,26 +122,7 @@ def fit_finetune(
     return build_classifier(network, backbone.image_size_px, head[1:])
 
 
-def _data_from_images(
-    backbone: Backbone,
-    network: keras.Model,
-    head: list[keras.Layer],
-    train: LabelledImages,
-    validation: LabelledImages,
-    params: Finetune,
-) -> _PhaseData:
-    """Return the data of both phases without a cache: the complete network, on images augmented anew in each epoch."""
-    n_epochs = max(params.head.max_epochs, params.tuning.max_epochs)
-    views = AugmentedViews(train, 1 + n_epochs, params.augmentation, params.seed)
-    classifier = build_classifier(network, backbone.image_size_px, head)
-    return _PhaseData(
-        keras.Model(classifier.input, classifier.output["logit"]),
-        _Batches(views, train.labels, params, lambda epoch: np.full(len(train), 1 + epoch)),
-        _Batches(validation, validation.labels, params),
-    )
-
-
-def _data_from_cache(
+def _data_of_phases(
     backbone: Backbone,
     network: keras.Model,
     head: list[keras.Layer],
@@ -155,33 +131,36 @@ def _data_from_cache(
     params: Finetune,
     folder: Path,
 ) -> tuple[_PhaseData, _PhaseData]:
-    """Return the data of both phases from the activation cache: frozen layers are computed once for each view."""
-    n_views = params.cached_augmentations or 1
+    """Return the data of both phases: images for the complete network, or cached activations for its upper layers."""
+    n_cached = params.cached_augmentations
+    n_views = n_cached or 1 + max(params.head.max_epochs, params.tuning.max_epochs)
+    views = AugmentedViews(train, n_views, params.augmentation, params.seed)
+
+    def views_of_epoch(epoch: int) -> npt.NDArray[np.int64]:
+        if n_cached is None:  # augmented anew in each epoch
+            return np.full(len(train), 1 + epoch)
+        return np.random.default_rng([params.seed, epoch]).integers(n_cached, size=len(train))
+
+    def data(model: keras.Model, views: _Views, held_out: _Views) -> _PhaseData:
+        batches = _Batches(views, train.labels, params, views_of_epoch)
+        return _PhaseData(model, batches, _Batches(held_out, validation.labels, params))
+
+    if n_cached is None:
+        classifier = build_classifier(network, backbone.image_size_px, head)
+        complete = data(keras.Model(classifier.input, classifier.output["logit"]), views, validation)
+        return complete, complete
     cut = network.get_layer(params.unfreeze_from).input
     image = image_input()
     values = preprocessed(image, backbone.image_size_px)
     lower = keras.Model(image, {"features": keras.Model(network.input, cut)(values)})
     upper = keras.Model(cut, network.output)
-    views = AugmentedViews(train, n_views, params.augmentation, params.seed)
-
-    def random_views(epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([params.seed, epoch]).integers(n_views, size=len(train))
-
     cut_train = cache_activations(lower, views, folder / "cut-train")
     cut_validation = cache_activations(lower, validation, folder / "cut-validation")
     features_train = cache_features(upper, cut_train, folder / "features-train")
     features_validation = cache_features(upper, cut_validation, folder / "features-validation")
     return (
-        _PhaseData(
-            keras.Sequential([keras.Input(features_train.shape), *head]),
-            _Batches(features_train, train.labels, params, random_views),
-            _Batches(features_validation, validation.labels, params),
-        ),
-        _PhaseData(
-            keras.Sequential([keras.Input(cut_train.shape), upper, *head]),
-            _Batches(cut_train, train.labels, params, random_views),
-            _Batches(cut_validation, validation.labels, params),
-        ),
+        data(keras.Sequential([keras.Input(features_train.shape), *head]), features_train, features_validation),
+        data(keras.Sequential([keras.Input(cut_train.shape), upper, *head]), cut_train, cut_validation),
     )
 
 
