@@ -9,7 +9,6 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from pipeline.stage import run_main, stage_parser
 from pipeline.training.embedder import embedder_of, has_shard, load_shard, save_shard, shards_of
 from pipeline.training.features import Features, features_file, rows_file
 
+Shard = tuple[range, bool]  # positions of rows that are embedded together, whether they are of the train side
 Task = tuple[list[bytes], Sizes, bool]  # files of a shard, their sizes, whether they are of the train side
 
 
@@ -36,19 +36,14 @@ def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, side
     return checkpoints / digest.hexdigest()[:16]
 
 
-class Shard(NamedTuple):
-    """Positions of rows that are embedded together, and whether they are of the train side."""
-
-    positions: range
-    for_training: bool
-
-
 def shards_by_side(sides: Sides) -> list[Shard]:
     """Return the positions of `sides.rows` in shards, each with images of one side only."""
     n_train = len(sides.train)
-    train = [Shard(positions, for_training=True) for positions in shards_of(n_train)]
-    others = (range(n_train + shard.start, n_train + shard.stop) for shard in shards_of(len(sides.validation)))
-    return train + [Shard(positions, for_training=False) for positions in others]
+    train = [(positions, True) for positions in shards_of(n_train)]
+    return train + [
+        (range(n_train + positions.start, n_train + positions.stop), False)
+        for positions in shards_of(len(sides.validation))
+    ]
 
 
 def embed_files(backbone: Backbone, task: Task) -> Features:
@@ -75,25 +70,25 @@ def embed_dataset(
     """
     images, rows = PackedImages(dataset), sides.rows
     shards = shards_by_side(sides)
-    missing = [shard for shard in shards if not has_shard(unfinished, shard.positions)]
+    missing = [(positions, for_training) for positions, for_training in shards if not has_shard(unfinished, positions)]
 
-    def task_of(shard: Shard) -> Task:
-        chosen = rows[shard.positions]
-        return [images.content(row) for row in chosen], images.sizes[chosen], shard.for_training
+    def task_of(positions: range, for_training: bool) -> Task:
+        chosen = rows[positions]
+        return [images.content(row) for row in chosen], images.sizes[chosen], for_training
 
-    tasks = ((shard, task_of(shard)) for shard in missing)
-    computed: Iterator[tuple[Shard, Features]]
+    tasks = ((positions, task_of(positions, for_training)) for positions, for_training in missing)
+    computed: Iterator[tuple[range, Features]]
     if dask_address is None:
-        computed = ((shard, embed_files(backbone, task)) for shard, task in tasks)
+        computed = ((positions, embed_files(backbone, task)) for positions, task in tasks)
     else:
         hint = "set embed.dask_address in params.yaml to null"
         computed = compute_on_cluster(dask_address, embed_files, backbone, tasks, local_hint=hint)
     with tqdm(total=len(rows), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
-        bar.update(len(rows) - sum(len(shard.positions) for shard in missing))
-        for shard, features in computed:
-            save_shard(unfinished, shard.positions, features)
-            bar.update(len(shard.positions))
-    first = load_shard(unfinished, shards[0].positions)
+        bar.update(len(rows) - sum(len(positions) for positions, _ in missing))
+        for positions, features in computed:
+            save_shard(unfinished, positions, features)
+            bar.update(len(positions))
+    first = load_shard(unfinished, shards[0][0])
     shape = len(rows), first.shape[1]
     table = np.lib.format.open_memmap(features_file(out, dataset.name), "w+", np.float16, shape)
     for positions, _ in shards:

@@ -43,13 +43,8 @@ def weighted_scorer(
 ) -> Callable[[Floats], dict[str, Floats]]:
     """Return a function from weights of the groups, (n_resamples, n_groups), to each of SCORES, (n_resamples,).
 
-    An undefined score is NaN. In balanced scores, cracked and intact images have the same total weight.
-
-    Args:
-        labels: (n,), True for crack.
-        probabilities: (n,), probability of a crack, 0..1.
-        groups: (n,), number of the group of each image, 0..n_groups-1.
-        threshold: probability from which an image counts as a crack, 0..1.
+    An undefined score is NaN. In balanced scores, cracked and intact images have the same total weight. `groups`, (n,),
+    are numbers 0..n_groups-1; the other arguments are those of `scores_with_intervals`.
     """
     predicted = (probabilities >= threshold)[:, None]
     bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
@@ -208,14 +203,8 @@ def paired_difference(
 ) -> Difference:
     """Return the difference of two models' weighted accuracies on the same images, with an interval over groups.
 
-    A resample that lacks a label counts as a difference of -1, the worst for the first model.
-
-    Args:
-        labels: (n,), True for crack, n > 0; both labels must occur.
-        first_is_right: (n,), whether the first model's prediction is correct.
-        second_is_right: (n,), whether the second model's prediction is correct.
-        groups: (n,), name or number of the group of each image.
-        crack_weight: weight of recall, 0..1; specificity has the weight 1 - `crack_weight`.
+    A resample that lacks a label counts as a difference of -1, the worst for the first model. All arrays have the shape
+    (n,), n > 0; both labels must occur. `crack_weight` is that of `weighted_accuracy`.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     gained = first_is_right.astype(np.float64) - second_is_right

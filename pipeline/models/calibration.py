@@ -62,12 +62,7 @@ def fit_platt(labels: Labels, logits: Values) -> Platt:
     """Return the Platt curve fitted to these images.
 
     The targets are not 0 and 1 but Platt's, which depend on the number of images with each label. They keep the curve
-    finite when the labels are perfectly separated (Platt, Probabilistic Outputs for Support Vector Machines, 1999).
-
-    Args:
-        labels: (n,), True for crack; both labels must occur.
-        logits: (n,), higher means crack.
-
+    finite when the labels, (n,), of which both must occur, are perfectly separated by the logits, (n,).
     """
     n_crack, n_intact = int(labels.sum()), int((~labels).sum())
     target = np.where(labels, (n_crack + 1) / (n_crack + 2), 1 / (n_intact + 2))  # (n,)
@@ -85,13 +80,7 @@ def fit_calibration(labels: Labels, logits: Values, features: Values, datasets: 
     """Return the calibration fitted to validation images.
 
     A data set whose images all have the same label gets no curve. If no data set has both labels, one curve is fitted
-    to all images.
-
-    Args:
-        labels: (n,), True for crack.
-        logits: (n,), from the classifier.
-        features: (n, n_features), from its network.
-        datasets: (n,), name of the data set of each image.
+    to all images. Labels, logits and names of data sets have the shape (n,), features (n, n_features).
     """
     with_both = [name for name in np.unique(datasets) if len(np.unique(labels[datasets == name])) == 2]
     parts = [datasets == name for name in with_both] or [np.ones(len(labels), bool)]

@@ -50,11 +50,7 @@ def build_embedder(backbone: Backbone) -> keras.Model:
 def build_classifier(network: keras.Model, image_size_px: int, head: Sequence[keras.Layer]) -> keras.Model:
     """Return the uncalibrated graph: uint8 RGB (batch, height, width, 3) -> {"logit": (batch, 1), "features"}.
 
-    Args:
-        network: normalised float32 images -> features.
-        image_size_px: size to which images are resized for `network`.
-        head: layers from features, (batch, n_features), to the logit, (batch, 1).
-
+    Images are resized for `network`, which returns the features, (batch, n_features), and `head` the logit of these.
     """
     image = image_input()
     features = network(preprocessed(image, image_size_px), training=False)
@@ -92,11 +88,7 @@ def run_in_batches(
 ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]]:
     """Run `model` over all images in batches of one size; yield (positions, outputs by name).
 
-    Args:
-        model: takes uint8 (batch, height, width, 3), returns a dictionary of tensors.
-        images: the images.
-        progress: label of the progress bar.
-
+    `model` takes uint8 (batch, height, width, 3), and returns a dictionary of tensors.
     """
     compute = as_tf_function(model)
     with tqdm(total=len(images.sizes), desc=progress, unit=" images", disable=None) as bar:

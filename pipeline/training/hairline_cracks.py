@@ -66,14 +66,7 @@ def extract_crack_line(pixels: Pixels, size_px: int) -> Line:
 
 
 def extract_crack_lines(images: Images, positions: npt.NDArray[np.int64], folds: Folds, size_px: int) -> CrackLines:
-    """Return the centre lines of the images at `positions`, without those that show no clear crack.
-
-    Args:
-        images: all images.
-        positions: positions of cracked images, (n,).
-        folds: folds of the images at `positions`, (n,).
-        size_px: width and height of the lines.
-    """
+    """Return the lines, (size_px, size_px), of the images at `positions`, (n,), that show a clear crack."""
     lines = np.zeros((len(positions), size_px, size_px), bool)
     for line, position in zip(lines, positions, strict=True):
         line[:] = extract_crack_line(images.pixels(int(position)), size_px)
@@ -82,12 +75,9 @@ def extract_crack_lines(images: Images, positions: npt.NDArray[np.int64], folds:
 
 
 def draw_hairline_crack(surface: GreyLevels, line: Line, rng: np.random.Generator) -> GreyLevels:
-    """Return the surface with a hairline crack along `line`, which is randomly rotated and mirrored.
+    """Return the surface, (size, size, 3), with a hairline crack of random width, depth and fading along `line`.
 
-    Args:
-        surface: (size, size, 3).
-        line: centre line of the crack, (size, size); may be empty.
-        rng: determines the orientation of the line, and the width, depth and fading of the crack.
+    The line, (size, size), which may be empty, is randomly rotated and mirrored.
     """
     from skimage import filters
 

@@ -108,9 +108,13 @@ class Mosaics:
         """Return the mosaic at `position`: RGB, uint8, (size_px, size_px, 3)."""
         rng = np.random.default_rng([self._seed, position])
         side, cracked, fold = int(self._sides[position]), bool(self.labels[position]), int(self.folds[position])
-        if self._sources.crack_lines:
+        if drawn := self._sources.crack_lines:
             surface = self._intact_surface(fold, side, rng)
-            return vary(self._with_crack(surface, self._sources.crack_lines, fold, rng) if cracked else surface, rng)
+            if cracked:
+                surface = draw_hairline_crack(
+                    surface, drawn.lines[rng.choice(np.flatnonzero(drawn.folds == fold))], rng
+                )
+            return vary(surface, rng)
         n_cracked = int(rng.choice([1, 2, side])) if cracked else 0
         is_cracked = rng.permutation(side * side) < n_cracked
         chosen = [rng.choice(self._choice[fold, bool(crack)]) for crack in is_cracked]
@@ -124,13 +128,6 @@ class Mosaics:
         cells = self._sources.cells[rng.choice(self._choice[fold, False], side * side)]
         return compose(cells, side, self._size_px, rng, with_seams=True)
 
-    def _with_crack(
-        self, surface: GreyLevels, crack_lines: CrackLines, fold: int, rng: np.random.Generator
-    ) -> GreyLevels:
-        return draw_hairline_crack(
-            surface, crack_lines.lines[rng.choice(np.flatnonzero(crack_lines.folds == fold))], rng
-        )
-
 
 def build_mosaics(
     train: LabelledImages,
@@ -142,16 +139,10 @@ def build_mosaics(
     *,
     draw_hairlines: bool = False,
 ) -> Mosaics:
-    """Return the mosaics that `params` describes, composed only of the chosen training images.
+    """Return the mosaics of `size_px` x `size_px` that `params` describes.
 
-    Args:
-        train: all training images.
-        chosen: positions of the images to use, (n,).
-        folds: folds of the chosen images, (n,).
-        params: the section of params.yaml.
-        size_px: width and height of a mosaic.
-        seed: determines what each mosaic is composed of.
-        draw_hairlines: whether to draw synthetic hairline cracks across intact cells.
+    They are composed only of the training images at the positions `chosen`, (n,), whose folds are `folds`, (n,). With
+    `draw_hairlines`, synthetic hairline cracks are drawn across intact cells.
     """
     rng = np.random.default_rng(seed)
     if len(chosen) > MAX_SOURCES:
@@ -168,19 +159,10 @@ def build_mosaics(
 def compose(
     cells: Pixels, side: int, size_px: int, rng: np.random.Generator, *, with_seams: bool = False
 ) -> GreyLevels:
-    """Compose side x side cells to one surface, each randomly rotated and mirrored.
+    """Compose cells, uint8, (side * side, height, width, 3), each randomly rotated and mirrored, to one surface.
 
-    Each cell is shifted to the median colour of the first, so that no seams show between intact cells.
-
-    Args:
-        cells: uint8, (side * side, height, width, 3).
-        side: number of cells in a row, and in a column.
-        size_px: width and height of the mosaic.
-        rng: determines the orientation of each cell.
-        with_seams: whether cells keep their own colours.
-
-    Returns:
-        (size_px, size_px, 3); values can lie outside 0..255.
+    Each cell is shifted to the median colour of the first, so that no seams show between intact cells; `with_seams`
+    they keep their own colours. Returns (size_px, size_px, 3); values can lie outside 0..255.
     """
     edges = np.linspace(0, size_px, side + 1).astype(int)
     mosaic = np.empty((size_px, size_px, 3), np.float32)
@@ -197,16 +179,10 @@ def compose(
 
 
 def extend_by_mirroring(cell: Pixels, side: int, size_px: int, rng: np.random.Generator) -> GreyLevels:
-    """Return a surface of a randomly oriented, shrunken cell, continued at its edges by its mirror images.
+    """Return a surface of a randomly oriented cell, continued at its edges by its mirror images.
 
-    Args:
-        cell: uint8, (height, width, 3).
-        side: number of cells in a row, and in a column.
-        size_px: width and height of the surface.
-        rng: determines the orientation of the cell.
-
-    Returns:
-        (size_px, size_px, 3).
+    The cell, uint8, (height, width, 3), is shrunken so that `side` of them fit beside each other. Returns
+    (size_px, size_px, 3).
     """
     cell_px = -(-size_px // side)
     turned = Image.fromarray(in_random_orientation(cell, rng))

@@ -89,26 +89,19 @@ def average_heads(fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingR
     """
     if len(fitted) == 1:
         return next(iter(fitted.values())).head
-    ensemble_weights = {name: _unnormalised_ensemble_weight(name, fitted, rows) for name in fitted}
-    total = sum(ensemble_weights.values()) or 1.0
-    shares = {name: weight / total for name, weight in ensemble_weights.items()}
-    kernel = sum(np.float32(shares[name]) * head.kernel for name, (head, _) in fitted.items())
-    bias = sum(shares[name] * head.bias for name, (head, _) in fitted.items())
-    return LinearHead(np.asarray(kernel), bias)
-
-
-def _unnormalised_ensemble_weight(
-    name: str, fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingRows]
-) -> float:
-    """Return the weight of a head, before all weights are divided by their sum."""
-    head, gini = fitted[name]
-    variances = []
-    for other in sorted(rows.keys() - {name}):
-        logits = head.logits(rows[other].features).astype(np.float64)
-        weights = equal_weights(rows[other].labels, rows[other].sources)
-        variances.append(np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
-    spread = float(np.sqrt(np.mean(variances)))
-    return max(gini, MIN_GINI) / spread if spread > 0 else 0.0  # a constant logit has no information
+    ensemble_weights = []
+    for name, (head, gini) in fitted.items():
+        variances = []
+        for other in sorted(rows.keys() - {name}):
+            logits = head.logits(rows[other].features).astype(np.float64)
+            weights = equal_weights(rows[other].labels, rows[other].sources)
+            variances.append(np.average((logits - np.average(logits, weights=weights)) ** 2, weights=weights))
+        spread = float(np.sqrt(np.mean(variances)))
+        ensemble_weights.append(max(gini, MIN_GINI) / spread if spread > 0 else 0.0)  # a constant has no information
+    total = sum(ensemble_weights) or 1.0
+    heads = [(weight / total, head) for weight, (head, _) in zip(ensemble_weights, fitted.values(), strict=True)]
+    kernel = sum(np.float32(share) * head.kernel for share, head in heads)
+    return LinearHead(np.asarray(kernel), sum(share * head.bias for share, head in heads))
 
 
 def fit_head(rows: TrainingRows, params: Probe, history: TrainingHistory, phase: str) -> FittedHead:

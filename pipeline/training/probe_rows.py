@@ -84,14 +84,12 @@ def images_by_head(
     all are merged.
     """
     names, sizes = np.unique(datasets, return_counts=True)
-    has_head = np.array([_has_enough_groups(labels[datasets == name], groups[datasets == name]) for name in names])
+    has_head = np.array(
+        [min(_n_groups(labels[datasets == name], groups[datasets == name]).values()) >= N_FOLDS for name in names]
+    )
     target = names[np.argmax(np.where(has_head, sizes, 0) if has_head.any() else sizes)]
     head_names = np.where(np.isin(datasets, names[has_head]), datasets, target)
     return {str(name): np.flatnonzero(head_names == name) for name in np.unique(head_names)}
-
-
-def _has_enough_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> bool:
-    return min(_n_groups(labels, groups).values()) >= N_FOLDS
 
 
 def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
@@ -111,7 +109,6 @@ def assign_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
                 " Add images, or use a candidate of kind finetune."
             )
     folds = np.empty(len(labels), np.int64)
-    splitter = StratifiedGroupKFold(N_FOLDS)
-    for fold, (_, held_out) in enumerate(splitter.split(np.empty(len(labels)), labels, groups)):
+    for fold, (_, held_out) in enumerate(StratifiedGroupKFold(N_FOLDS).split(labels, labels, groups)):
         folds[held_out] = fold
     return folds
