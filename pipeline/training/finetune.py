@@ -34,8 +34,8 @@ class _Views(Protocol):
 class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of views of one size, prepared while the network computes.
 
-    With a seed they are shuffled. An epoch draws its random numbers from the seed and its own number, so that it is the
-    same whether the training was resumed or not.
+    With `views_of_epoch` they are shuffled. An epoch draws its random numbers from the seed and its own number, so that
+    it is the same whether the training was resumed or not.
     """
 
     def __init__(
