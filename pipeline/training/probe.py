@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from pipeline.models.linear_head import LinearHead, Scale
@@ -59,9 +60,7 @@ def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
     So neither many mosaics dominate a few thousand images, nor a frequent label a rare one. Calibration on the
     validation side restores the true shares.
     """
-    _, cell = np.unique(np.char.add(sources, np.where(labels, "+", "-")), return_inverse=True)
-    share = 1 / np.bincount(cell)[cell]
-    return np.asarray(share / share.mean())
+    return np.asarray(compute_sample_weight("balanced", np.char.add(sources, np.where(labels, "+", "-"))))
 
 
 class FittedHead(NamedTuple):
