@@ -20,10 +20,10 @@ from pipeline.files import replacing_folder
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main, stage_parser
-from pipeline.training.embedder import embedder_of, has_shard, load_shard, save_shard, shards_of
+from pipeline.training.embedder import embedder_of
 from pipeline.training.features import Features, features_file, rows_file
+from pipeline.training.shards import Shards
 
-Shard = tuple[range, bool]  # positions of rows that are embedded together, whether they are of the train side
 Task = tuple[list[bytes], Sizes, bool]  # files of a shard, their sizes, whether they are of the train side
 
 
@@ -34,16 +34,6 @@ def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, side
     for rows in sides:
         digest.update(np.array(len(rows)).tobytes() + rows.tobytes())
     return checkpoints / digest.hexdigest()[:16]
-
-
-def shards_by_side(sides: Sides) -> list[Shard]:
-    """Return the positions of `sides.rows` in shards, each with images of one side only."""
-    n_train = len(sides.train)
-    train = [(positions, True) for positions in shards_of(n_train)]
-    return train + [
-        (range(n_train + positions.start, n_train + positions.stop), False)
-        for positions in shards_of(len(sides.validation))
-    ]
 
 
 def embed_files(backbone: Backbone, task: Task) -> Features:
@@ -68,33 +58,32 @@ def embed_dataset(
     Raises:
         UnavailableError: no scheduler answers at `dask_address`, or it has no worker.
     """
-    images, rows = PackedImages(dataset), sides.rows
-    shards = shards_by_side(sides)
-    missing = [(positions, for_training) for positions, for_training in shards if not has_shard(unfinished, positions)]
-
-    def task_of(positions: range, for_training: bool) -> Task:
-        chosen = rows[positions]
-        return [images.content(row) for row in chosen], images.sizes[chosen], for_training
-
-    tasks = ((positions, task_of(positions, for_training)) for positions, for_training in missing)
-    computed: Iterator[tuple[range, Features]]
+    images = PackedImages(dataset)
+    parts = [(Shards(unfinished / side, len(rows)), rows, side == "train") for side, rows in sides._asdict().items()]
+    n_missing = sum(len(shard) for shards, *_ in parts for shard in shards.missing())
+    tasks = (
+        ((shards, shard), ([images.content(row) for row in rows[shard]], images.sizes[rows[shard]], for_training))
+        for shards, rows, for_training in parts
+        for shard in shards.missing()
+    )
+    computed: Iterator[tuple[tuple[Shards, range], Features]]
     if dask_address is None:
-        computed = ((positions, embed_files(backbone, task)) for positions, task in tasks)
+        computed = ((place, embed_files(backbone, task)) for place, task in tasks)
     else:
         hint = "set embed.dask_address in params.yaml to null"
         computed = compute_on_cluster(dask_address, embed_files, backbone, tasks, local_hint=hint)
-    with tqdm(total=len(rows), desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
-        bar.update(len(rows) - sum(len(positions) for positions, _ in missing))
-        for positions, features in computed:
-            save_shard(unfinished, positions, features)
-            bar.update(len(positions))
-    first = load_shard(unfinished, shards[0][0])
-    shape = len(rows), first.shape[1]
+    n_rows = len(sides.rows)
+    with tqdm(total=n_rows, desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
+        bar.update(n_rows - n_missing)
+        for (shards, shard), features in computed:
+            shards.save(shard, features)
+            bar.update(len(shard))
+    arrays = [array for shards, *_ in parts for array in shards.arrays()]
+    shape = n_rows, arrays[0].shape[1]
     table = np.lib.format.open_memmap(features_file(out, dataset.name), "w+", np.float16, shape)
-    for positions, _ in shards:
-        table[positions.start : positions.stop] = load_shard(unfinished, positions)
+    np.concatenate(arrays, out=table)
     table.flush()
-    np.save(rows_file(out, dataset.name), rows)
+    np.save(rows_file(out, dataset.name), sides.rows)
 
 
 def run(

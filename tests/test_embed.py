@@ -17,7 +17,7 @@ from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
 from pipeline.inference import dask_cluster
 from pipeline.params import Backbone
-from pipeline.training import embedder
+from pipeline.training import embedder, shards
 from pipeline.training.features import read_features
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32)
 N_IMAGES = 50  # every fifth of them is on the test side
 N_TRAIN, N_VALIDATION = 30, 10
 N_EMBEDDED = N_TRAIN + N_VALIDATION
-SHARD_IMAGES = 4
+SHARD_ROWS = 4
 N_SHARDS = 8 + 3  # none has images of both sides
 
 # A process that embeds as the stage does, but in small shards.
@@ -34,9 +34,9 @@ import sys
 from pathlib import Path
 import pandas as pd
 from pipeline import embed
-from pipeline.training import embedder
+from pipeline.training import shards
 from pipeline.params import Backbone
-embedder.SHARD_IMAGES = {SHARD_IMAGES}
+shards.SHARD_ROWS = {SHARD_ROWS}
 datasets, checkpoints, out = map(Path, sys.argv[1:])
 backbone = Backbone.model_validate_json({BACKBONE.model_dump_json()!r})
 embed.run(backbone, pd.read_parquet(datasets / "manifest.parquet"), datasets, checkpoints, out)
@@ -64,7 +64,7 @@ def manifest(datasets):
 def undisturbed(datasets, manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
+        patch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
         embed.run(BACKBONE, manifest, datasets, folder / "unfinished", folder / "out")
     assert not (folder / "unfinished").exists()
     return np.load(folder / "out" / "walls.npy")
@@ -98,7 +98,7 @@ def test_only_the_train_side_is_computed_for_training(address, datasets, manifes
         return ((key, compute(shared, task)) for key, task in tasks)
 
     monkeypatch.setattr(embed, "compute_on_cluster", computed_at_once)
-    monkeypatch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
     monkeypatch.setattr(embedder.Embedder, "features", side)
     embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)
     walls = manifest[manifest["dataset"] == "walls"]
@@ -113,7 +113,7 @@ def marks_of(images):
 
 
 def test_finished_shards_of_a_failed_run_are_not_computed_again(datasets, manifest, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
     real, seen = embedder.Embedder.features, []
 
     def fail_at_the_third(self, images, *, for_training):
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_features_of_an_undisturbed_one(d
     command = [sys.executable, "-c", EMBED, str(datasets), str(tmp_path / "unfinished"), str(tmp_path / "out")]
     process = subprocess.Popen(command, cwd=ROOT)
     deadline_s = time.monotonic() + 120
-    while not list(tmp_path.glob("unfinished/*/*.npy")):
+    while not list(tmp_path.glob("unfinished/**/*.npy")):
         assert process.poll() is None
         assert time.monotonic() < deadline_s
         os.sched_yield()
@@ -175,7 +175,7 @@ def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(
 ):
     from distributed import LocalCluster
 
-    monkeypatch.setattr(embedder, "SHARD_IMAGES", SHARD_IMAGES)
+    monkeypatch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as started:
         address = started.scheduler_address
         embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)

@@ -11,13 +11,8 @@ from pipeline.params import Backbone
 from pipeline.training import embedder
 from pipeline.training.embedder import (
     Embedder,
-    compute_missing_shards,
-    has_shard,
-    load_shard,
     on_gpu,
     openvino_compute,
-    save_shard,
-    shards_of,
     tensorflow_compute,
 )
 
@@ -130,35 +125,3 @@ def test_an_unknown_feature_layer_is_refused_with_the_known_ones():
     )
     with pytest.raises(CracksError, match=message):
         build_embedder(backbone)
-
-
-def test_shards_cover_every_position_once(monkeypatch):
-    monkeypatch.setattr(embedder, "SHARD_IMAGES", 4)
-    assert [position for shard in shards_of(10) for position in shard] == list(range(10))
-    assert [len(shard) for shard in shards_of(10)] == [4, 4, 2]
-    assert shards_of(0) == []
-
-
-def test_a_saved_shard_can_be_loaded(tmp_path):
-    shard = range(4, 7)
-    assert not has_shard(tmp_path / "new", shard)
-    features = np.arange(6, dtype=np.float16).reshape(3, 2)
-    save_shard(tmp_path / "new", shard, features)
-    np.testing.assert_array_equal(load_shard(tmp_path / "new", shard), features)
-    assert has_shard(tmp_path / "new", shard)
-    assert not has_shard(tmp_path / "new", range(7))
-
-
-def test_a_saved_shard_is_not_computed_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedder, "SHARD_IMAGES", 4)
-    save_shard(tmp_path, range(4, 8), np.full((4, 1), 7, np.float16))
-    computed = []
-
-    def compute(shard):
-        computed.append(shard)
-        return np.array(shard, np.float16)[:, None]
-
-    assert compute_missing_shards(tmp_path, 10, compute, "computing") == shards_of(10)
-    assert computed == [range(4), range(8, 10)]
-    found = [load_shard(tmp_path, shard)[:, 0].tolist() for shard in shards_of(10)]
-    assert found == [[0, 1, 2, 3], [7, 7, 7, 7], [8, 9]]

@@ -1,7 +1,4 @@
-"""Run a frozen backbone over many images, with OpenVINO on a CPU or with TensorFlow on a GPU.
-
-Features are computed in shards; a finished shard is a file, so that a killed run can resume.
-"""
+"""Run a frozen backbone over many images, with OpenVINO on a CPU or with TensorFlow on a GPU."""
 
 import logging
 from collections.abc import Callable
@@ -12,21 +9,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import openvino
-from tqdm import tqdm
 
 from pipeline.data.images import Images, ImageSubset, Pixels, batches_by_size
-from pipeline.files import replacing
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, supported_precision
 from pipeline.models.network import as_tf_function, build_embedder, to_openvino
 from pipeline.models.tf import keras, tf
 from pipeline.params import Backbone, Precision
 from pipeline.training.features import Features
+from pipeline.training.shards import Shards
 
 log = logging.getLogger(__name__)
 
 Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
 
-SHARD_IMAGES = 1024  # a few seconds of work: a killed run loses little, and the overhead of a shard is small
 BATCH_IMAGES = 8  # the original images of a larger one do not fit the CPU's cache
 
 
@@ -114,43 +109,6 @@ def embed_in_shards(
     def features(shard: range) -> Features:
         return embedder_of(backbone).features(ImageSubset(images, shard), for_training=for_training)
 
-    shards = compute_missing_shards(unfinished, len(images.sizes), features, f"embedding {what}")
-    return np.concatenate([load_shard(unfinished, shard) for shard in shards])
-
-
-def shards_of(n_images: int) -> list[range]:
-    """Split the positions 0..n_images-1 into shards."""
-    return [range(start, min(n_images, start + SHARD_IMAGES)) for start in range(0, n_images, SHARD_IMAGES)]
-
-
-def has_shard(folder: Path, shard: range) -> bool:
-    """Return whether `folder` has the shard."""
-    return shard_path(folder, shard).exists()
-
-
-def load_shard(folder: Path, shard: range) -> Features:
-    """Load a shard from `folder`."""
-    features: Features = np.load(shard_path(folder, shard))
-    return features
-
-
-def save_shard(folder: Path, shard: range, features: Features) -> None:
-    """Write a finished shard to `folder` atomically."""
-    with replacing(shard_path(folder, shard)) as partial, partial.open("wb") as file:
-        np.save(file, features)
-
-
-def shard_path(folder: Path, shard: range) -> Path:
-    """Return the path of a shard."""
-    return folder / f"{shard.start:09}.npy"
-
-
-def compute_missing_shards(
-    folder: Path, n_rows: int, compute: Callable[[range], Features], progress: str
-) -> list[range]:
-    """Compute and save each shard that `folder` lacks; return all shards of 0..n_rows-1."""
-    shards = shards_of(n_rows)
-    for shard in tqdm(shards, desc=progress, unit=" shards", disable=None):
-        if not has_shard(folder, shard):
-            save_shard(folder, shard, compute(shard))
-    return shards
+    shards = Shards(unfinished, len(images.sizes))
+    shards.compute_missing(features, f"embedding {what}")
+    return np.concatenate(shards.arrays())
