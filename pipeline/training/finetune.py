@@ -1,7 +1,7 @@
 """Fine-tuning: training the head of a pre-trained network, then its upper blocks too, on augmented images."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ from pipeline.errors import CracksError
 from pipeline.models.backbones import build_backbone
 from pipeline.models.metrics import Labels
 from pipeline.models.network import build_classifier, image_input, preprocessed
-from pipeline.models.tf import keras
+from pipeline.models.tf import keras, tf
 from pipeline.params import Backbone, Finetune, Phase
 from pipeline.training.activation_cache import cache_activations, cache_features
 from pipeline.training.augmentation import AugmentedViews
@@ -31,8 +31,8 @@ class _Views(Protocol):
     def pixels(self, position: int) -> npt.NDArray[Any]: ...
 
 
-class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
-    """Batches of views of one size, prepared while the network computes.
+class _Batches:
+    """Batches of views of one size.
 
     With `views_of_epoch` they are shuffled. An epoch draws its random numbers from the seed and its own number, so that
     it is the same whether the training was resumed or not.
@@ -41,7 +41,6 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def __init__(
         self, views: _Views, labels: Labels, params: Finetune, views_of_epoch: ViewsOfEpoch | None = None
     ) -> None:
-        super().__init__(workers=2, max_queue_size=8)
         self._views, self._labels, self._params, self._views_of_epoch = views, labels, params, views_of_epoch
         self.start_epoch(0)
 
@@ -57,13 +56,22 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
         if self._views_of_epoch:
             rng.shuffle(self._batches)
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    def batch(self, index: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+        """Return the examples, (n, …), and their labels, 0 or 1, (n, 1), of a batch of the epoch."""
         positions = self._batches[index]
         inputs = np.stack([self._views.pixels(int(position)) for position in positions])
         return inputs, self._labels[positions % len(self._labels)].astype(np.float32)[:, None]
+
+    def dataset(self, input_shape: Sequence[int | None]) -> "tf.data.Dataset":
+        """Return the batches of the epoch that was started last, prepared while the network computes."""
+        dtypes = [array.dtype for array in self.batch(0)]
+
+        def load(index: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
+            inputs, labels = tf.numpy_function(self.batch, [index], dtypes)
+            return tf.ensure_shape(inputs, input_shape), tf.ensure_shape(labels, (None, 1))
+
+        n_batches = len(self._batches)  # the same in each epoch, as all views of an image have its size
+        return tf.data.Dataset.range(n_batches).map(load, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 class _PhaseData(NamedTuple):
@@ -184,8 +192,8 @@ def _fit_phase(data: _PhaseData, name: str, phase: Phase, params: Finetune, hist
         model.load_weights(weights.format(epoch=len(losses)))
     if not _has_stopped(losses, phase):
         model.fit(
-            data.train,
-            validation_data=data.validation,
+            data.train.dataset(model.input_shape),
+            validation_data=data.validation.dataset(model.input_shape),
             initial_epoch=len(losses),
             epochs=phase.max_epochs,
             shuffle=False,  # the batches are already shuffled, with the seed of the epoch
