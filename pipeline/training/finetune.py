@@ -176,7 +176,7 @@ def _fit_phase(data: _PhaseData, name: str, phase: Phase, params: Finetune, hist
     """Train a phase; the final weights are those of the best epoch with patience, else of the last.
 
     An epoch is finished once its row is in `history`, which is written after its weights. A killed phase is resumed
-    from the weights of its last row (docs/decisions/0012-resuming-fine-tuning.md).
+    from the weights of its last row (docs/decisions/0013-resuming-fine-tuning.md).
     """
     model = data.model
     optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[phase.optimizer]
