@@ -1,58 +1,52 @@
-"""Clean up Prefect runs: record the process of each run, so that runs of killed processes do not stay Running."""
+"""Clean up Prefect runs: label each run with its process, so that runs of killed processes do not stay Running."""
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
-from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed
 
 from flows.stages import LogLine
-from pipeline.files import write_json
-from pipeline.process_identity import ProcessIdentity, is_gone, this_process
+from pipeline.process_identity import is_gone, this_process
 
 MOST_RUNS = 200  # the server's limit per request; more than any schedule has due
+EXECUTED = FlowRunFilter(
+    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
+)
 
 
 def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Store the identity of the process that executes a run; a hook for `on_running`."""
-    write_json(_folder() / f"{flow_run.id}.json", this_process())
+    """Label a run with the process that executes it; a hook for `on_running`.
+
+    The server keeps the label, because a file on this machine would not say which server the run belongs to.
+    """
+    mine = this_process()
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(
+            flow_run.id, {"pid": mine["pid"], "started_s": mine["started_s"], "host": mine["host"]}
+        )
 
 
 def end_orphans(log_line: LogLine) -> None:
     """Set runs to Crashed whose process on this machine has ended; Prefect would leave them Running."""
     with get_client(sync_client=True) as client:
-        for path, holder in _left_behind():
-            run_id = UUID(path.stem)
-            try:
-                run = client.read_flow_run(run_id)
-            except ObjectNotFound:
-                run = None
-            if run is not None and run.state is not None and not run.state.is_final():
-                state: State[None] = Crashed(message=f"Its process {holder['pid']} was killed, or the machine was.")
-                client.set_flow_run_state(run_id, state, force=True)
-                log_line(f"Run {run.name} of {run_id} was left Running by process {holder['pid']}: now Crashed.")
-            path.unlink(missing_ok=True)
-
-
-def _left_behind() -> Iterator[tuple[Path, ProcessIdentity]]:
-    for path in sorted(_folder().glob("*.json")):
-        holder: ProcessIdentity = json.loads(path.read_text(encoding="utf-8"))
-        if is_gone(holder):
-            yield path, holder
-
-
-def _folder() -> Path:
-    return get_current_settings().home / "holders"
+        for run in client.read_flow_runs(flow_run_filter=EXECUTED, limit=MOST_RUNS):
+            pid, started_s, host = (run.labels.get(name) for name in ("pid", "started_s", "host"))
+            if pid and is_gone({"pid": int(pid), "started_s": float(started_s or 0), "host": str(host)}):
+                state: State[None] = Crashed(message=f"Its process {pid} was killed, or the machine was.")
+                client.set_flow_run_state(run.id, state, force=True)
+                log_line(f"Run {run.name} of {run.id} was left Running by process {pid}: now Crashed.")
 
 
 def cancel_missed(log_line: LogLine) -> None:

@@ -33,6 +33,7 @@ FOREIGN = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_REGISTRY_URI",
     "PREFECT_API_URL",
+    "PREFECT_HOME",  # set by an import of `flows`: all tests would share it
     "DVC_ROOT",
     "DVC_EXP_BASELINE_REV",
     "DVC_EXP_NAME",

@@ -137,13 +137,14 @@ def test_after_kill_9_the_next_run_sets_the_orphan_to_crashed_and_finishes_the_w
     assert psutil.pid_exists(pid)
     (project.root / "pid").unlink()
 
-    again = project.start(*FLOW, PREFECT_API_URL=server.api)
+    # With another home: only the server knows of the killed run.
+    again = project.start(*FLOW, PREFECT_API_URL=server.api, PREFECT_HOME=str(tmp_path / "home"))
     assert stage_pid(project) != pid
     assert not psutil.pid_exists(pid)
     (project.root / "go").touch()
     assert again.wait(120) == 0, project.log.read_text()
     states = {run["id"]: run["state_name"] for run in server.runs()}
-    assert states.pop(killed["id"]) == "Crashed"
+    assert states.pop(killed["id"]) == "Crashed", project.log.read_text()
     assert list(states.values()) == ["Completed"]
     assert (project.root / "last").read_text() == "a\na\n"
     assert "Running stage" not in project.repro()
