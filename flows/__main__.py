@@ -57,8 +57,8 @@ def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule |
     """Return every flow with its schedule; None: only on demand."""
     return [
         (training, None),
-        (retraining, Cron(params.retrain.cron)),
-        (monitoring, Cron(params.monitor.cron)),
+        (retraining, Cron(params.retrain.cron, timezone=params.flow.timezone)),
+        (monitoring, Cron(params.monitor.cron, timezone=params.flow.timezone)),
         (promotion, None),
         (rollback, None),
     ]

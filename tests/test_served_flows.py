@@ -43,8 +43,8 @@ def every_flow():
 def test_every_flow_is_served_and_those_that_nobody_starts_have_a_schedule():
     schedules = {flow.name: schedule for flow, schedule in flows_and_schedules(PARAMS)}
     assert set(schedules) == set(every_flow())
-    crons = {name: schedule.cron for name, schedule in schedules.items() if schedule is not None}
-    assert crons == {"retraining": PARAMS.retrain.cron, "monitoring": PARAMS.monitor.cron}
+    crons = {name: (schedule.cron, schedule.timezone) for name, schedule in schedules.items() if schedule is not None}
+    assert crons == {"retraining": (PARAMS.retrain.cron, "UTC"), "monitoring": (PARAMS.monitor.cron, "UTC")}
     assert {deployment.name for deployment in deployments(PARAMS)} == set(schedules)
 
 

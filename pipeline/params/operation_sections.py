@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.params.section import Measure, Name, Section, Share
+from pipeline.params.section import Cron, Measure, Name, Section, Share, Timezone
 
 
 class Register(Section):
@@ -21,7 +21,7 @@ class Monitor(Section):
     log_max_mb: float = Field(gt=0, description="of the prediction log; its oldest files are deleted")
     n_reference_images: int = Field(ge=100, description="of each data set trained on, to compare production with")
     statistics: tuple[Measure | Literal["embedding"], ...] = Field(min_length=1, description="to compare")
-    cron: str = Field(description="when to test for drift, such as 0 6 * * *")
+    cron: Cron = Field(description="when to test for drift, such as 0 6 * * *")
     window_photos: int = Field(ge=2, description="minimum for an alarm")
     windows_per_month: float = Field(gt=0, description="maximum number of windows")
     false_alarms_per_month: float = Field(gt=0, description="over all windows and all statistics")
@@ -74,8 +74,9 @@ class Promote(Section):
 
 
 class Flow(Section):
-    """How the flows run DVC's stages."""
+    """When the flows run, and how they run DVC's stages."""
 
+    timezone: Timezone = Field(default="UTC", description="of monitor.cron and retrain.cron, such as Europe/Berlin")
     max_parallel_stages: int = Field(ge=1, description="stages that run at the same time")
     stage_timeout_minutes: float = Field(gt=0, description="a stage that runs longer is stopped")
     max_retries: int = Field(
@@ -108,7 +109,7 @@ class Retrain(Section):
     """When new labelled batches are taken and trained on, and which data set they join."""
 
     dataset: Name | None = Field(description="its source is a folder of archives; null: no batches are taken")
-    cron: str = Field(description="when to look for new batches, such as 0 3 * * *")
+    cron: Cron = Field(description="when to look for new batches, such as 0 3 * * *")
     settle_minutes: float = Field(
         ge=0, description="an archive without a completion marker is complete if unchanged for so long"
     )

@@ -1,13 +1,35 @@
 """Base class of the sections of params.yaml, and types of values."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from croniter import croniter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+
+def _check_cron(value: str) -> str:
+    try:
+        croniter(value, datetime.now(UTC)).get_next()  # fails too where no date can match, such as 31 February
+    except ValueError as error:
+        raise ValueError(f"no cron expression such as 0 3 * * * (minute, hour, day, month, weekday): {error}") from None
+    return value
+
+
+def _check_timezone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, OSError):  # the name of no file there, of none at all, or of a folder
+        raise ValueError("no time zone of the IANA database, such as UTC or Europe/Berlin") from None
+    return value
+
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 Label = Literal["crack", "intact"]
 Precision = Literal["f32", "bf16"]
 Measure = Literal["brightness", "contrast", "sharpness", "dark_share", "bright_share"]
+Cron = Annotated[str, AfterValidator(_check_cron)]
+Timezone = Annotated[str, AfterValidator(_check_timezone)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
