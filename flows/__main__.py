@@ -13,20 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
-from prefect import Flow
-from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import PrefectException
 from prefect.runner import Runner
-from prefect.schedules import Cron, Schedule
 from prefect.settings import get_current_settings
-from prefect.types.entrypoint import EntrypointType
 
 from flows import flow_runs, processes, stages
-from flows.monitoring import monitoring
-from flows.promotion import promotion, rollback
-from flows.retraining import retraining
+from flows.deployments import deployments
 from flows.services import answers
-from flows.training import training
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.monitoring.heartbeat import INTERVAL_S, end_heartbeat, renew_heartbeat
 from pipeline.monitoring.heartbeat_watch import watch_heartbeat
@@ -51,25 +44,6 @@ class FlowServer(Runner):
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it logs a traceback for each socket
         processes.end_children(END_S)
         sys.exit(0)
-
-
-def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule | None]]:
-    """Return every flow with its schedule; None: only on demand."""
-    return [
-        (training, None),
-        (retraining, Cron(params.retrain.cron, timezone=params.flow.timezone)),
-        (monitoring, Cron(params.monitor.cron, timezone=params.flow.timezone)),
-        (promotion, None),
-        (rollback, None),
-    ]
-
-
-def deployments(params: Params) -> list[RunnerDeployment]:
-    """Return a deployment for each flow, with the name of the flow."""
-    return [
-        RunnerDeployment.from_flow(flow, flow.name, schedule=schedule, entrypoint_type=EntrypointType.MODULE_PATH)
-        for flow, schedule in flows_and_schedules(params)
-    ]
 
 
 def clean_up() -> bool:

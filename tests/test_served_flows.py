@@ -16,7 +16,7 @@ from webhook import webhook
 import flows
 import flows.__main__ as served
 from flows import flow_runs
-from flows.__main__ import deployments, flows_and_schedules
+from flows.deployments import deployments, flows_and_schedules
 from pipeline.params import load_params
 
 # What is served, with less patience, so that a test needs less too.
@@ -25,9 +25,10 @@ from datetime import timedelta
 from prefect.schedules import Schedule
 from pipeline.monitoring import heartbeat_watch
 import flows.__main__ as served
+from flows import deployments, training
 served.INTERVAL_S, served.POLL_S = 1, 0.5
 heartbeat_watch.INTERVAL_S, heartbeat_watch.LATE_S = 1, 15
-served.flows_and_schedules = lambda params: [(served.training, Schedule(interval=timedelta(seconds=5)))]
+deployments.flows_and_schedules = lambda params: [(training.training, Schedule(interval=timedelta(seconds=5)))]
 served.main()
 """
 HASTY_PREFECT = {"PREFECT_CLIENT_MAX_RETRIES": "0", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}

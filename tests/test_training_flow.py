@@ -20,7 +20,8 @@ SERVE_EVERY_4_S = """
 from datetime import timedelta
 from prefect.schedules import Schedule
 import flows.__main__ as served
-served.flows_and_schedules = lambda params: [(served.training, Schedule(interval=timedelta(seconds=4)))]
+from flows import deployments, training
+deployments.flows_and_schedules = lambda params: [(training.training, Schedule(interval=timedelta(seconds=4)))]
 served.main()
 """
 
