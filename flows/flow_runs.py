@@ -1,5 +1,6 @@
 """Clean up Prefect runs: label each run with its process, so that runs of killed processes do not stay Running."""
 
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -17,8 +18,10 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow
 from prefect.states import Cancelled, Crashed
 
+from flows import stages
 from flows.stages import LogLine
 from pipeline.process_identity import is_gone, this_process
+from pipeline.stage import run_main
 
 MOST_RUNS = 200  # the server's limit per request; more than any schedule has due
 EXECUTED = FlowRunFilter(
@@ -47,6 +50,24 @@ def end_orphans(log_line: LogLine) -> None:
                 state: State[None] = Crashed(message=f"Its process {pid} was killed, or the machine was.")
                 client.set_flow_run_state(run.id, state, force=True)
                 log_line(f"Run {run.name} of {run.id} was left Running by process {pid}: now Crashed.")
+
+
+def clean_up(log_line: LogLine) -> None:
+    """End runs and stages of killed flows, cancel missed runs, repair DVC's files; call this when a flow starts."""
+    end_orphans(log_line)
+    cancel_missed(log_line)
+    stages.end_orphans(log_line)
+    stages.clear_locks(log_line)
+
+
+def run_once(flow: Flow[..., State[Any]], **parameters: object) -> None:
+    """Run a flow on the server of PREFECT_API_URL, or on an embedded one; exit with 1 if it does not complete."""
+
+    def main() -> None:
+        if not flow(**parameters, return_state=True).is_completed():
+            sys.exit(1)
+
+    run_main(main)
 
 
 def cancel_missed(log_line: LogLine) -> None:

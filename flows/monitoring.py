@@ -1,19 +1,18 @@
 """The monitoring flow: compares photos in production with the images the model was trained on."""
 
-import sys
 from datetime import UTC, datetime
 
 from prefect import State, flow
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from flows import flow_runs
+from flows.task_retries import failed
 from pipeline.errors import CracksError
 from pipeline.monitoring import drift_check as watch
 from pipeline.monitoring.drift_page import as_markdown
 from pipeline.params import load_params
 from pipeline.project import project_root
-from pipeline.stage import run_main
 
 
 @flow(name="monitoring", on_running=[flow_runs.record_process])
@@ -22,8 +21,8 @@ def monitoring() -> State:
     root = project_root()
     try:
         finding = watch.run(load_params(root / "params.yaml"), root, datetime.now(UTC))
-    except CracksError as error:  # a state, not an exception: Prefect would log a traceback
-        return Failed(message=str(error))
+    except CracksError as error:
+        return failed(error)
     create_markdown_artifact(as_markdown(finding.lines, finding.comparison), key="drift", description=finding.verdict)
     if (image := watch.windows_plot_uri(root)) is not None:
         create_image_artifact(
@@ -32,12 +31,5 @@ def monitoring() -> State:
     return Completed(message=" ".join(finding.lines), name=finding.verdict.capitalize())
 
 
-def main() -> None:
-    """Run the flow once, on the server of PREFECT_API_URL or on an embedded one."""
-    state = monitoring(return_state=True)
-    if not state.is_completed():
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    run_main(main)
+    flow_runs.run_once(monitoring)

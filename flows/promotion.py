@@ -6,18 +6,17 @@ reserved for errors, such as a missing version or an unavailable registry.
 
 import argparse
 import getpass
-import sys
 
 from prefect import State, flow, get_run_logger
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from flows import flow_runs
+from flows.task_retries import failed
 from pipeline.errors import CracksError, RefusedError
 from pipeline.params import load_params
 from pipeline.project import project_root
 from pipeline.registry import promote
 from pipeline.registry.promote import Decided
-from pipeline.stage import run_main
 
 NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending approval", "rolled back": "Rolled back"}
 
@@ -30,8 +29,8 @@ def promotion(version: str | None = None, by: str | None = None, *, allow_dirty:
         decided = promote.run(params, version, dry_run=False, allow_dirty=allow_dirty, by=by or getpass.getuser())
     except RefusedError as error:
         return Completed(message=str(error), name="Refused")
-    except CracksError as error:  # a state, not an exception: Prefect would log a traceback
-        return Failed(message=str(error))
+    except CracksError as error:
+        return failed(error)
     return _ended(decided)
 
 
@@ -42,7 +41,7 @@ def rollback(reason: str, to: str | None = None, by: str | None = None) -> State
     try:
         return _ended(promote.rollback(params, to, reason, by or getpass.getuser()))
     except CracksError as error:
-        return Failed(message=str(error))
+        return failed(error)
 
 
 def _ended(decided: Decided) -> State:
@@ -54,15 +53,7 @@ def _ended(decided: Decided) -> State:
     return Completed(message=message, name=NAMES[record.outcome])
 
 
-def main() -> None:
-    """Run the promotion flow once, on the server of PREFECT_API_URL or on an embedded one."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Promote the challenger if it passes the gate.")
     parser.add_argument("--allow-dirty", action="store_true", help="accept code that differs from its commit")
-    args = parser.parse_args()
-    state = promotion(allow_dirty=args.allow_dirty, return_state=True)
-    if not state.is_completed():
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    run_main(main)
+    flow_runs.run_once(promotion, allow_dirty=parser.parse_args().allow_dirty)

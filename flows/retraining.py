@@ -1,22 +1,23 @@
 """The retraining flow: takes new labelled batches, trains on them, applies the gate, and sends a message."""
 
-import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import Flow, State, flow, get_run_logger
+from prefect import Flow, State, flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
-from flows import flow_runs, stages
+from flows import flow_runs
+from flows.task_retries import failed, retries
 from flows.training import training
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inbox import retraining as steps
 from pipeline.inbox.batches import Refused, describe, read_record, take_all, untrained
 from pipeline.params import Params, load_params
 from pipeline.project import project_root
-from pipeline.stage import run_main
 
 NOTHING_TO_DO = "Nothing to do"
 TITLE = "Concrete cracks: "
@@ -40,18 +41,32 @@ def clear_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 )
 def retraining() -> State:
     """Train on new batches in the inbox, if there are any."""
-    log = get_run_logger()
     root = project_root()
     params = load_params(root / "params.yaml")
     try:
         with steps.exclusive_lock(root):
-            for clean_up in (flow_runs.end_orphans, stages.end_orphans, stages.clear_locks):
-                clean_up(log.warning)
+            flow_runs.clean_up(get_run_logger().warning)
             return _retrain(root, params)
     except RefusedError as error:
         return Completed(name=NOTHING_TO_DO, message=str(error))
     except CracksError as error:
-        return Failed(message=str(error))
+        return failed(error)
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE)
+def step(name: str, work: Callable[[], str | None]) -> State:
+    """Do the work of a step; what it returns is the message of the state."""
+    try:
+        return Completed(message=work())
+    except CracksError as error:
+        return failed(error)
+
+
+def _do(name: str, params: Params, work: Callable[[], str | None]) -> str:
+    state = step.with_options(**retries(params.flow))(name, work, return_state=True)
+    if not state.is_completed():
+        raise CracksError(str(state.message))
+    return str(state.message)
 
 
 def _retrain(root: Path, params: Params) -> State:
@@ -65,13 +80,13 @@ def _retrain(root: Path, params: Params) -> State:
     if not new:
         _notify_if_old(root, params)
         return Completed(name=NOTHING_TO_DO, message="No new batch is in the inbox.")
-    steps.with_retries(lambda: steps.store_batches(root, params), params.flow)
+    _do("store-batches", params, lambda: steps.store_batches(root, params))
     state = training(return_state=True)
     if not state.is_completed():
         raise CracksError(str(state.message))
-    steps.with_retries(lambda: steps.push_results(root), params.flow)
+    _do("push-results", params, lambda: steps.push_results(root))
     version = steps.registered_version(root)
-    decision = steps.with_retries(lambda: steps.promote(params, version), params.flow)
+    decision = _do("promote", params, lambda: steps.promote(params, version))
     lines = steps.summary_message(root, new, version, decision)
     steps.notify_once(root, "training", f"{TITLE}{decision.split(':')[0]}", lines)
     steps.record_training(root, version)
@@ -89,12 +104,5 @@ def _notify_if_old(root: Path, params: Params) -> None:
         get_run_logger().warning(str(error))
 
 
-def main() -> None:
-    """Run the flow once, on the server of PREFECT_API_URL or on an embedded one."""
-    state = retraining(return_state=True)
-    if not state.is_completed():
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    run_main(main)
+    flow_runs.run_once(retraining)

@@ -94,25 +94,11 @@ class StageRunner:
     def reproduce(self, stage: str, log_line: LogLine) -> bool:
         """Bring one stage up to date; return whether it had to run.
 
-        If a service is unavailable or DVC is busy, the stage is tried again after a pause that doubles each time.
-
         Raises:
-            UnavailableError: the service was still unavailable at the last attempt.
+            UnavailableError: a service is unavailable, or DVC is busy.
             RefusedError: a rule of the project refused it.
             CracksError: the stage failed in another way or timed out; the message includes its own.
         """
-        for n_retries in range(self._settings.max_retries):
-            try:
-                return self._attempt(stage, log_line)
-            except UnavailableError as error:
-                pause_s = self._settings.retry_pause_s * 2**n_retries
-                if self.is_ended:
-                    raise
-                log_line(f"{error}\nTrying {stage} again in {pause_s:g} s.")
-                self._ended.wait(pause_s)
-        return self._attempt(stage, log_line)
-
-    def _attempt(self, stage: str, log_line: LogLine) -> bool:
         lines: collections.deque[str] = collections.deque(maxlen=LINES_KEPT)
 
         def take(line: str) -> None:

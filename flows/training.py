@@ -2,7 +2,6 @@
 
 import functools
 import queue
-import sys
 from collections.abc import Callable, Mapping
 from graphlib import TopologicalSorter
 
@@ -12,10 +11,10 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 
 from flows import artifacts, flow_runs, stages
+from flows.task_retries import failed, retries
 from pipeline.errors import CracksError
 from pipeline.params import Params, load_params
 from pipeline.project import REPORTS, project_root
-from pipeline.stage import run_main
 
 Futures = dict[str, PrefectFuture[State]]
 
@@ -25,8 +24,8 @@ def run_stage(stage: str, has_to_run: bool, runner: stages.StageRunner) -> State
     """Bring one stage up to date; a stage that did not have to run ends as Cached."""
     try:
         has_run = has_to_run and runner.reproduce(stage, get_run_logger().info)
-    except CracksError as error:  # a state, not an exception: Prefect would log a traceback
-        return Cancelled(message="ended with its flow") if runner.is_ended else Failed(message=str(error))
+    except CracksError as error:
+        return Cancelled(message="ended with its flow") if runner.is_ended else failed(error)
     return Completed(message="ran") if has_run else Completed(message="nothing changed", name="Cached")
 
 
@@ -67,18 +66,15 @@ def _announce(finished: queue.Queue[str], stage: str, _: PrefectFuture[State]) -
 @flow(name="training", on_running=[flow_runs.record_process])
 def training() -> State:
     """Train and register a model from the data in params.yaml; stages that need a failed stage are not started."""
-    log = get_run_logger()
-    flow_runs.end_orphans(log.warning)
-    stages.end_orphans(log.warning)
-    stages.clear_locks(log.warning)
+    flow_runs.clean_up(get_run_logger().warning)
     try:
         params, reports = load_params(project_root() / "params.yaml"), project_root() / REPORTS
         outcome = reproduce_all(params)
         artifacts.publish_contracts(params, reports)
         if outcome.is_completed():
             artifacts.publish_results(params, reports)
-    except CracksError as error:  # a state, as above
-        return Failed(message=str(error))
+    except CracksError as error:
+        return failed(error)
     return outcome
 
 
@@ -90,10 +86,11 @@ def reproduce_all(params: Params) -> State:
     """
     graph = stages.read_graph()
     runner = stages.StageRunner(params.flow)
+    stage_task = run_stage.with_options(**retries(params.flow))
 
     def submit(stage: str, upstream: Futures) -> PrefectFuture[State]:
         unchanged = not graph[stage].has_changed and all(future.state.name == "Cached" for future in upstream.values())
-        return run_stage.submit(stage, not unchanged, runner, return_state=False, wait_for=list(upstream.values()))
+        return stage_task.submit(stage, not unchanged, runner, return_state=False, wait_for=list(upstream.values()))
 
     try:
         needs = {name: stage.needs for name, stage in graph.items()}
@@ -112,12 +109,5 @@ def _outcome(states: Mapping[str, State], not_started: list[str]) -> State:
     return Failed(message="\n".join(failures))
 
 
-def main() -> None:
-    """Run the flow once, on the server of PREFECT_API_URL or on an embedded one."""
-    state = training(return_state=True)
-    if not state.is_completed():
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    run_main(main)
+    flow_runs.run_once(training)

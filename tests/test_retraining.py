@@ -280,14 +280,14 @@ def test_a_retraining_whose_services_go_away_fails_in_words_and_later_runs_end_a
         with contextlib.ExitStack() as tracking:
             env["MLFLOW_TRACKING_URI"] = tracking.enter_context(tracking_server(project, mlflow_port))
             printed = retrain_until(project, "train@", tracking.close, env)
-        assert [f"Trying register again in {pause_s} s" in printed for pause_s in (1, 2, 4)] == [True, True, False]
+        assert [f"will start {pause_s}.0 second" in printed for pause_s in (1, 2, 4)] == [True, True, False]
         assert outcome_of(project)["record"] == [("0001-north.zip", N_IMAGES, None)]
         assert project.model_versions() == [("1", "challenger")]
 
         with tracking_server(project, mlflow_port):
             printed = retrain_until(project, "register", store.stop, env)
             assert "Running stage 'train@" not in printed
-            assert [f"Trying again in {pause_s} s" in printed for pause_s in (1, 2, 4)] == [True, True, False]
+            assert [f"will start {pause_s}.0 second" in printed for pause_s in (1, 2, 4)] == [True, True, False]
             assert project.model_versions() == [("1", ""), ("2", "challenger")]
             assert outcome_of(project)["record"] == [("0001-north.zip", N_IMAGES, None)]
 

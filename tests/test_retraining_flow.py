@@ -33,8 +33,14 @@ STAGES = {
 }
 FLOW = """
 import sys
+from pipeline.errors import UnavailableError
 from pipeline.inbox import retraining as steps
-steps.promote = lambda params, version: f"version {version} is promoted"
+outage = [UnavailableError("The registry does not answer.")]
+def promote(params, version):
+    if outage:
+        raise outage.pop()
+    return f"version {version} is promoted"
+steps.promote = promote
 steps.overdue = lambda params, now: None
 from flows.retraining import retraining
 state = retraining(return_state=True)

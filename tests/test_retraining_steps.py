@@ -29,17 +29,15 @@ from pipeline.inbox.retraining import (
     record_training,
     store_batches,
     summary_message,
-    with_retries,
 )
 from pipeline.monitoring import labelling
 from pipeline.monitoring.monitored_model import MonitoredModel
 from pipeline.monitoring.prediction_log import PredictionLog
-from pipeline.params import Flow, Params
+from pipeline.params import Params
 from pipeline.project import LOG_FOLDER
 from pipeline.registry import tracking
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = Flow(max_parallel_stages=1, stage_timeout_minutes=1, max_retries=2, retry_pause_s=5)
 BATCH = Taken("b.zip", "0001-b.zip", "site", "0" * 64, 1200, "2030-01-01T00:00:00+00:00", "test")
 
 
@@ -83,34 +81,6 @@ def test_a_child_process_does_not_keep_the_lock_of_its_parent(tmp_path):
     finally:
         child.kill()
         child.wait()
-
-
-def failing(times, error):
-    """A function that raises the error so many times, then returns 7."""
-    left = iter([error] * times)
-
-    def act():
-        for problem in left:
-            raise problem
-        return 7
-
-    return act
-
-
-def test_a_service_that_comes_back_is_tried_again_after_pauses_that_double():
-    pauses = []
-    assert with_retries(failing(2, UnavailableError("away")), SETTINGS, pauses.append) == 7
-    assert pauses == [5, 10]
-
-
-def test_a_service_that_stays_away_is_an_error_and_what_trying_cannot_mend_fails_at_once():
-    pauses = []
-    with pytest.raises(UnavailableError):
-        with_retries(failing(3, UnavailableError("away")), SETTINGS, pauses.append)
-    assert pauses == [5, 10]
-    with pytest.raises(CracksError):
-        with_retries(failing(1, CracksError("wrong")), SETTINGS, pauses.append)
-    assert pauses == [5, 10]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 FLOW = (sys.executable, "-m", "flows.training")
 # Goes on until the test puts a file there; then it is done at once, in a later run too.
 WAITS = "echo $$ > pid; while [ ! -e go ]; do sleep 0.1; done; cat a > left"
+FAILS_TWICE = "echo x >> tries; [ $(wc -l < tries) -gt 2 ] && cat a > left || exit 4"
 SERVE_EVERY_4_S = """
 from datetime import timedelta
 from prefect.schedules import Schedule
@@ -75,10 +76,15 @@ def stage_pid(project: Project) -> int:
     return int(pid.read_text())
 
 
-def test_each_stage_is_a_task_and_the_results_are_artifacts(server, tmp_path):
-    project = toy_project(tmp_path / "project", diamond())
+def test_each_stage_is_a_task_tried_again_while_a_service_is_away_and_the_results_are_artifacts(server, tmp_path):
+    project = toy_project(tmp_path / "project", diamond(left=FAILS_TWICE))
     first = project.run(*FLOW, PREFECT_API_URL=server.api)
     assert first.returncode == 0, first.stderr
+    assert (project.root / "tries").read_text() == "x\n" * 3
+    assert [f"Retry {n}/3 will start {pause_s} second" in first.stderr for n, pause_s in ((1, 0.01), (2, 0.02))] == [
+        True,
+        True,
+    ]
     [run] = server.runs()
     assert (run["state_name"], set(server.tasks(run).values())) == ("Completed", {"Completed"})
     assert set(server.tasks(run)) == {"first", "left", "right", "last"}
@@ -98,14 +104,21 @@ def test_each_stage_is_a_task_and_the_results_are_artifacts(server, tmp_path):
 
 
 def test_a_failed_stage_stops_what_needs_it_and_nothing_else(server, tmp_path):
-    stages = diamond(left="echo 'error: the contract is broken' >&2; exit 3")
-    project = toy_project(tmp_path / "project", stages)
+    stages = diamond(left="echo x >> red; echo 'error: the contract is broken' >&2; exit 3")
+    stages["away"] = {"cmd": "echo x >> tries; echo 'error: no answer' >&2; exit 4", "outs": ["away"]}
+    project = toy_project(tmp_path / "project", stages, max_retries=1)
     finished = project.run(*FLOW, PREFECT_API_URL=server.api)
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
     [run] = server.runs()
-    assert server.tasks(run) == {"first": "Completed", "left": "Failed", "right": "Completed"}
-    assert run["state"]["message"] == "Stage left failed. the contract is broken\nNot started: last."
+    assert server.tasks(run) == {"first": "Completed", "left": "Failed", "right": "Completed", "away": "Unavailable"}
+    assert set(run["state"]["message"].splitlines()) == {
+        "Stage left failed. the contract is broken",
+        "Stage away failed. no answer",
+        "Not started: last.",
+    }
+    assert (project.root / "tries").read_text() == "x\n" * 2
+    assert (project.root / "red").read_text() == "x\n"
 
 
 def test_a_mistake_in_params_fails_the_run_with_its_message(server, tmp_path):

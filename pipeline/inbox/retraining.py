@@ -4,26 +4,22 @@ import fcntl
 import json
 import logging
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.files import write_json
 from pipeline.inbox.batches import RECORD, Taken, mark_trained
 from pipeline.monitoring.notify import notify
-from pipeline.params import Flow, Params
+from pipeline.params import Params
 from pipeline.project import INBOX, REPORTS, TO_LABEL
 from pipeline.registry import tracking
 from pipeline.registry.run_summary import format_score
 from pipeline.registry.versions import find_version
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 NOTIFIED_FILE = INBOX / ".told.json"
 DVC_HELP_LINE = "Having any troubles?"  # last line of DVC's error messages
@@ -46,22 +42,6 @@ def exclusive_lock(root: Path) -> Iterator[None]:
         except BlockingIOError:
             raise RefusedError("A retraining or `cracks batches` is running. Wait until it has ended.") from None
         yield
-
-
-def with_retries(action: Callable[[], Result], settings: Flow, sleep: Callable[[float], object] = time.sleep) -> Result:
-    """Call `action`; if a service is unavailable, try again after a pause that doubles each time.
-
-    Raises:
-        UnavailableError: the service was still unavailable at the last attempt.
-    """
-    for n_retries in range(settings.max_retries):
-        try:
-            return action()
-        except UnavailableError as error:
-            pause_s = settings.retry_pause_s * 2**n_retries
-            log.warning("%s\nTrying again in %g s.", error, pause_s)
-            sleep(pause_s)
-    return action()
 
 
 def store_batches(root: Path, params: Params) -> None:
