@@ -10,9 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.exceptions import PrefectException
 from prefect.runner import Runner
 from prefect.settings import get_current_settings
@@ -33,6 +36,7 @@ GAVE_UP = (
     "Service exceeded error threshold."  # message of Prefect's loop when it ends because its server is unavailable
 )
 POLL_S = 5
+POLLED_WITHIN = timedelta(seconds=60)  # several polls of the runner
 END_S = 30  # for flows to end their stages and report that to the server
 
 
@@ -58,15 +62,25 @@ def clean_up() -> bool:
     return True
 
 
+def is_polled(since: datetime) -> bool:
+    """Return whether the server has all deployments of this process and was asked for their runs since then."""
+    names = [deployment.name for deployment in deployments(load_params(project_root() / "params.yaml"))]
+    with get_client(sync_client=True) as client:
+        found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
+    return len(found) == len(names) and all(each.last_polled and each.last_polled >= since for each in found)
+
+
 def keep_heartbeat(stop: threading.Event) -> None:
-    """Clean up until `stop` is set; renew the heartbeat whenever the Prefect server answers."""
+    """Clean up until `stop` is set; renew the heartbeat whenever the Prefect server is polled for runs to start."""
+    started, is_serving = datetime.now(UTC), False
     while not stop.is_set():
         try:
-            if clean_up():
+            if clean_up() and is_polled(max(started, datetime.now(UTC) - POLLED_WITHIN)):
                 renew_heartbeat()
+                is_serving = True
         except Exception:  # such as a full disk: the schedules continue, and so must this thread
             log.exception("The heartbeat could not be renewed")
-        stop.wait(INTERVAL_S)
+        stop.wait(INTERVAL_S if is_serving else 1)
 
 
 @contextmanager

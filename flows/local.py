@@ -1,7 +1,7 @@
 """Run Prefect, MLflow, the schedules and the API on this machine: `python -m flows.local up`, `down` and `status`.
 
 A server that the environment names (PREFECT_API_URL, MLFLOW_TRACKING_URI) is used instead of starting one. Each service
-has a log under .prefect/logs/. `down` ends the processes that `up` recorded, and no others.
+has a log under .prefect/logs/. `down` ends the processes that `up` recorded, and no others (docs/decisions/0012).
 """
 
 import argparse
@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 
 from flows import processes
-from flows.services import PREFECT, Started, answers, services_started, write_started
+from flows.services import PREFECT, Started, answers, last_runs, next_runs, services_started, write_started
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
 from pipeline.process_identity import identity_of, is_alive
@@ -34,8 +33,10 @@ HOST = "127.0.0.1"
 START_S = 180  # a new database of Prefect or MLflow on a busy machine
 END_S = 60  # for a flow to end its stages
 POLL_S = 0.5
-LOG_LINES, LAST_RUNS = 15, 5
+LOG_LINES = 15
 PREFECT_VARIABLE, MLFLOW_VARIABLE = "PREFECT_API_URL", "MLFLOW_TRACKING_URI"
+PREFECT_SERVER = {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+MLFLOW_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 1.4 GB of memory
 
 
 @dataclass(frozen=True)
@@ -54,51 +55,42 @@ def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path |
     found: list[Service] = []
     prefect_api, mlflow_address = os.environ.get(PREFECT_VARIABLE), os.environ.get(MLFLOW_VARIABLE)
     if not prefect_api:
-        found.append(_prefect(prefect_port))
+        command = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
+        found.append(_server(PREFECT, prefect_port, "/api/health", command, PREFECT_SERVER))
         prefect_api = f"{found[-1].address}/api"
     if not mlflow_address:
-        found.append(_mlflow(mlflow_port))
+        # Artifacts are written directly to disk, so that they can be read while the server is down.
+        artifacts = (project_root() / "mlflow" / "artifacts").as_uri()
+        command = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
+        command += ["--backend-store-uri", tracking_uri(), "--default-artifact-root", artifacts]
+        command += ["--no-serve-artifacts", "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+        found.append(_server("mlflow", mlflow_port, "/health", command, MLFLOW_SERVER))
         mlflow_address = str(found[-1].address)
     variables = {PREFECT_VARIABLE: prefect_api, MLFLOW_VARIABLE: mlflow_address}
-    return [*found, _flows(variables), _api(api_port, starter, variables)]
+    found.append(_flows(prefect_api, variables))
+    command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--host", HOST, "--port", str(api_port)]
+    command += ["--starter", str(starter)] if starter else []
+    return [*found, _server("api", api_port, "/healthz", command, variables)]
 
 
-def _prefect(port: int) -> Service:
+def _server(name: str, port: int, health: str, command: list[str], variables: dict[str, str]) -> Service:
     address = f"http://{HOST}:{port}"
-    command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    # The page requests its data from this address; its default is port 4200.
-    variables = {
-        "PREFECT_SERVER_UI_API_URL": f"{address}/api",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    }
-    return Service(PREFECT, command, address, lambda _: answers(f"{address}/api/health"), variables)
+    if name == PREFECT:  # its page requests its data from this address; the default is port 4200
+        variables = variables | {"PREFECT_SERVER_UI_API_URL": f"{address}/api"}
+    return Service(name, command, address, lambda _: answers(f"{address}{health}"), variables)
 
 
-def _mlflow(port: int) -> Service:
-    address = f"http://{HOST}:{port}"
-    # Artifacts are written directly to disk, so that they can be read while the server is down.
-    artifacts = (project_root() / "mlflow" / "artifacts").as_uri()
-    command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--backend-store-uri", tracking_uri()]
-    command += ["--default-artifact-root", artifacts, "--no-serve-artifacts", "--workers", "1"]
-    command += ["--uvicorn-opts", "--log-level warning"]
-    variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 1.4 GB of memory
-    return Service("mlflow", command, address, lambda _: answers(f"{address}/health"), variables)
-
-
-def _flows(variables: dict[str, str]) -> Service:
-    def beats(started_s: float) -> bool:
+def _flows(prefect_api: str, variables: dict[str, str]) -> Service:
+    def is_serving(started_s: float) -> bool:
         age_s = heartbeat_age_s()
-        return age_s is not None and age_s < min(LATE_S, time.time() - started_s)
+        if age_s is None or age_s >= min(LATE_S, time.time() - started_s):
+            return False
+        try:
+            return None not in next_runs(prefect_api)
+        except httpx.HTTPError:
+            return False
 
-    return Service("flows", [sys.executable, "-m", "flows"], None, beats, variables)
-
-
-def _api(port: int, starter: Path | None, variables: dict[str, str]) -> Service:
-    address = f"http://{HOST}:{port}"
-    command = [sys.executable, "-m", "serving", "--params", "params.yaml", "--host", HOST, "--port", str(port)]
-    if starter is not None:
-        command += ["--starter", str(starter)]
-    return Service("api", command, address, lambda _: answers(f"{address}/healthz"), variables)
+    return Service("flows", [sys.executable, "-m", "flows"], None, is_serving, variables)
 
 
 def up(wanted: list[Service]) -> None:
@@ -118,6 +110,8 @@ def up(wanted: list[Service]) -> None:
             write_started(started | {service.name: holder})
         _wait_until_healthy(service, holder)
         log.info("%-8s %s", service.name, holder["address"] or "serves the schedules")
+        if service.address is None:
+            _log_schedules(service.variables[PREFECT_VARIABLE])
 
 
 def down() -> None:
@@ -132,7 +126,7 @@ def down() -> None:
 
 
 def status() -> None:
-    """Log which services run, the age of the heartbeat, and the outcome of the last runs."""
+    """Log which services run, the age of the heartbeat, the schedules, and the outcome of the last runs."""
     started = services_started()
     for name, holder in started.items():
         state = "runs" if is_alive(holder) else "is dead"
@@ -146,22 +140,18 @@ def status() -> None:
         late = " That is late: see .prefect/logs/flows.log, then `make up`." if age_s > LATE_S else ""
         log.info("The last heartbeat of the schedules was %.0f s ago.%s", age_s, late)
     address = os.environ.get(PREFECT_VARIABLE)  # set by the package if the server was started here
-    for line in _last_runs(address) if address else ():
-        log.info(line)
+    if address:
+        try:
+            _log_schedules(address)
+            for run in last_runs(address):
+                log.info("%s", run)
+        except httpx.HTTPError as error:
+            log.info("The Prefect server %s does not answer: %s", address, error)
 
 
-def _last_runs(address: str) -> list[str]:
-    """Return a line for each of the last runs."""
-    wanted = {"sort": "START_TIME_DESC", "limit": LAST_RUNS, "flow_runs": {"start_time": {"is_null_": False}}}
-    try:
-        found = httpx.post(f"{address}/flow_runs/filter", json=wanted, timeout=10).raise_for_status().json()
-    except httpx.HTTPError as error:
-        return [f"The Prefect server {address} does not answer: {error}"]
-    return [f"{run['start_time'][:16]}  {run['state_name']:<10} {run['name']}  {_reason(run)}" for run in found]
-
-
-def _reason(run: dict[str, Any]) -> str:
-    return ((run["state"] or {}).get("message") or "").partition("\n")[0]
+def _log_schedules(address: str) -> None:
+    for line in next_runs(address):
+        log.info("         %s", line or "a schedule without a next run: see the log of the Prefect server")
 
 
 def _check_port(service: Service) -> None:
@@ -223,7 +213,7 @@ def main() -> None:
         "--starter", type=Path, help="folder of a served model that the API uses until one is registered"
     )
     commands.add_parser("down", help="end what `up` started")
-    commands.add_parser("status", help="show the running services and the last runs")
+    commands.add_parser("status", help="show the running services, the schedules and the last runs")
     args = parser.parse_args()
     if args.command == "up":
         up(services(args.prefect_port, args.mlflow_port, args.api_port, args.starter))

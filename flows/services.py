@@ -1,7 +1,13 @@
-"""Services that flows need: the record of those that `make up` started on this machine, and health checks."""
+"""Services that flows need: the record of those that `make up` started here, and what a Prefect server says.
+
+The server is asked by HTTP, because an import of Prefect takes a second.
+"""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 
@@ -10,6 +16,7 @@ from pipeline.process_identity import ProcessIdentity, is_alive
 from pipeline.project import project_root
 
 PREFECT = "prefect"
+LAST_RUNS = 5
 
 
 class Started(ProcessIdentity):
@@ -44,6 +51,47 @@ def answers(address: str) -> bool:
         return httpx.get(address, timeout=20).is_success
     except httpx.HTTPError:
         return False
+
+
+def next_runs(api: str) -> list[str | None]:
+    """Return a line for each active schedule of these flows, with its zone and next run; None if it has no next run.
+
+    Raises:
+        httpx.HTTPError: the Prefect server `api` does not answer.
+    """
+    lines: list[str | None] = []
+    for deployment in _ask(api, "deployments", sort="NAME_ASC", deployments={"paused": {"eq_": False}}):
+        is_ours = (deployment["entrypoint"] or "").startswith("flows.")
+        for schedule in [each["schedule"] for each in deployment["schedules"] if each["active"] and is_ours]:
+            to_come = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"after_": _now()}}
+            mine = {"id": {"any_": [deployment["id"]]}}
+            sort = "EXPECTED_START_TIME_ASC"
+            runs = _ask(api, "flow_runs", flow_runs=to_come, deployments=mine, sort=sort, limit=1)
+            zone = ZoneInfo(schedule["timezone"] or "UTC")
+            times = [datetime.fromisoformat(run["expected_start_time"]).astimezone(zone) for run in runs]
+            rule = schedule.get("cron") or "without cron"
+            lines += [f"{deployment['name']}: {rule} in {zone}, next {at:%Y-%m-%d %H:%M %Z}" for at in times] or [None]
+    return lines
+
+
+def last_runs(api: str) -> list[str]:
+    """Return a line for each of the last runs. Raises httpx.HTTPError if the Prefect server does not answer."""
+    started = {"start_time": {"is_null_": False}}
+    runs = _ask(api, "flow_runs", flow_runs=started, sort="START_TIME_DESC", limit=LAST_RUNS)
+    return [f"{run['start_time'][:16]}  {run['state_name']:<10} {run['name']}  {_reason(run)}" for run in runs]
+
+
+def _reason(run: dict[str, Any]) -> str:
+    return ((run["state"] or {}).get("message") or "").partition("\n")[0]
+
+
+def _ask(api: str, what: str, **condition: object) -> list[dict[str, Any]]:
+    answer = httpx.post(f"{api}/{what}/filter", json=condition, timeout=20).raise_for_status()
+    return list(answer.json())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def _record() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -45,9 +46,11 @@ def test_what_was_started_is_shown_and_ended_with_the_stage_that_runs(project):
     prefect_port, mlflow_port, api_port = free_ports(3)
     ports = ("--prefect-port", prefect_port, "--mlflow-port", mlflow_port, "--api-port", api_port)
     write_tiny_model(project.root / "starter")
+    project.edit_params(lambda params: params["flow"].update(timezone="Asia/Tokyo"))
     ports += ("--starter", "starter")
     started = project.run(*LOCAL, "up", *ports)
     assert started.returncode == 0, started.stderr
+    assert re.search(r"retraining: 0 3 \* \* \* in Asia/Tokyo, next \d{4}-\d\d-\d\d 03:00 JST\n", started.stderr)
     wait_until(lambda: httpx.get(f"http://127.0.0.1:{api_port}/readyz").is_success)
     assert "starter" in httpx.get(f"http://127.0.0.1:{api_port}/v1/model").json()["description"]
     record = json.loads((project.root / ".prefect" / "local.json").read_text())
@@ -68,6 +71,7 @@ def test_what_was_started_is_shown_and_ended_with_the_stage_that_runs(project):
     assert "prefect  runs" in shown
     assert "Running" in shown
     assert "heartbeat" in shown
+    assert "retraining: 0 3 * * * in Asia/Tokyo" in shown
 
     ended = project.run(*LOCAL, "down")
     assert ended.returncode == 0, ended.stderr
@@ -97,6 +101,16 @@ def test_the_api_sends_an_alert_when_the_schedules_are_killed_and_a_message_when
         assert project.run(*LOCAL, "down").returncode == 0
     assert not (project.root / ".prefect" / "heartbeat.json").exists()  # of dead schedules that were to end
     assert len(messages) == 2
+
+
+def test_schedules_that_cannot_be_served_are_not_said_to_be_and_the_message_is_shown(project):
+    project.edit_params(lambda params: params["retrain"].update(cron="61 3 * * *"))
+    elsewhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    started = project.run(*LOCAL, "up", **elsewhere)
+    assert started.returncode == 4
+    assert "flows ended" in started.stderr
+    assert "retrain.cron: " in started.stderr
+    assert "serves the schedules" not in started.stderr
 
 
 def test_a_port_that_is_taken_is_said_with_how_to_choose_another(project):
