@@ -3,14 +3,13 @@
 from datetime import UTC, datetime
 
 from prefect import State, flow
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.states import Completed
 
 from flows import flow_runs
 from flows.task_retries import failed
 from pipeline.errors import CracksError
 from pipeline.monitoring import drift_check as watch
-from pipeline.monitoring.drift_page import as_markdown
 from pipeline.params import load_params
 from pipeline.project import project_root
 
@@ -23,7 +22,8 @@ def monitoring() -> State:
         finding = watch.run(load_params(root / "params.yaml"), root, datetime.now(UTC))
     except CracksError as error:
         return failed(error)
-    create_markdown_artifact(as_markdown(finding.lines, finding.comparison), key="drift", description=finding.verdict)
+    if finding.comparison is not None:
+        create_table_artifact(finding.comparison.table(), key="drift", description="\n\n".join(finding.lines))
     if (image := watch.windows_plot_uri(root)) is not None:
         create_image_artifact(
             image, key="drift-windows", description="the largest score of each window, divided by its limit"

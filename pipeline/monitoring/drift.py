@@ -11,6 +11,7 @@ statistics share one limit, that of the largest of them, which bounds the rate o
 import math
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +35,8 @@ class DriftComparison:
     """Result of comparing a window with the reference.
 
     Attributes:
-        n_photos: number of photos in the window.
-        n_tiles_per_photo: number of tiles used from each photo of the reference, at most.
+        n_photos: photos in the window.
+        n_tiles_per_photo: tiles used from each photo of the reference, at most.
         p_value: share of random choices that differ from the rest at least as much as the window, 0..1.
         alpha: significance level; the window has drifted if p_value <= alpha.
         limit: limit of the scores.
@@ -60,6 +61,11 @@ class DriftComparison:
         """Statistics whose score is above the limit, largest first; empty if the window has not drifted."""
         above = self.scores[self.scores["score"] > self.limit] if self.has_drifted else self.scores.iloc[:0]
         return above.sort_values("score", ascending=False)["statistic"].tolist()
+
+    def table(self) -> dict[str, list[Any]]:
+        """Return the columns of `scores` and the limit, rounded for people."""
+        rounded = self.scores.assign(limit=self.limit).round(3)
+        return {str(name): column.tolist() for name, column in rounded.items()}
 
 
 def alpha_of(monitor: Monitor) -> float:
@@ -96,24 +102,15 @@ def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> 
     choices = random_choices(len(photos), n_photos, alpha_of(monitor), rng)
     statistics = statistics_of(photos, list(monitor.statistics), choices)
     scores, largest, limit = scores_and_limit(np.stack(list(statistics.values())), alpha_of(monitor))
-    means = {
-        name: (photo_statistics(sampled)[name].mean(), photo_statistics(window)[name].mean())
-        for name in IMAGE_STATISTICS
-    }
+    means = {"reference": photo_statistics(sampled).mean(), "window": photo_statistics(window).mean()}
+    table = pd.DataFrame({"score": scores}, index=list(statistics)).assign(**means)  # NaN for joint statistics
     return DriftComparison(
         n_photos=n_photos,
         n_tiles_per_photo=n_tiles,
         p_value=float((largest >= largest[0]).mean()),
         alpha=alpha_of(monitor),
         limit=limit,
-        scores=pd.DataFrame(
-            {
-                "statistic": list(statistics),
-                "reference": [means.get(name, (np.nan, np.nan))[0] for name in statistics],
-                "window": [means.get(name, (np.nan, np.nan))[1] for name in statistics],
-                "score": scores,
-            }
-        ),
+        scores=table.rename_axis("statistic").reset_index(),
     )
 
 

@@ -100,16 +100,3 @@ def render_drift(
         lines=lines,
         is_drawn=is_drawn,
     )
-
-
-def as_markdown(lines: Sequence[str], comparison: DriftComparison | None) -> str:
-    """Return the verdict in words and the scores as a table, in Markdown."""
-    text = "\n\n".join(lines)
-    if comparison is None:
-        return text
-    rows = [
-        f"| {row.statistic} | {row.reference:.3g} | {row.window:.3g} | {row.score:.1f} | {comparison.limit:.1f} |"
-        for row in comparison.scores.itertuples()
-    ]
-    header = ["| statistic | trained on | window | score | limit |", "| --- | --: | --: | --: | --: |"]
-    return "\n".join([text, "", *header, *rows]).replace(" nan ", " ")
