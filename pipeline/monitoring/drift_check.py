@@ -7,7 +7,6 @@ in data/monitoring/ and shown in reports/drift.html.
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -44,108 +43,53 @@ class Finding:
     comparison: DriftComparison | None = None
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Return {"told": whether an alert about the present drift was sent, "windows": records, oldest first}."""
-    if not path.exists():
-        return {"told": False, "windows": []}
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
 def windows_plot_uri(root: Path) -> str | None:
     """Return a plot of all windows as a data URI; None if there is no window yet."""
-    windows = read_state(root / MONITORING_STATE)["windows"]
+    windows = _read_state(root)["windows"]
     return windows_image(windows) if windows else None
 
 
-def most_similar_dataset(
-    rows: pd.DataFrame, reference: pd.DataFrame, monitor: Monitor
-) -> tuple[str, DriftComparison] | None:
-    """Compare a window with each data set trained on; return the most similar one and the comparison with it.
+def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor) -> Finding:
+    """Compare the rows of one window with each data set the model was trained on.
 
-    A window has drifted if it differs from all of them, so the rate of false alarms holds for windows from any of them.
-    Return None if the window or a data set has too few photos for an alarm.
+    The verdict is about the most similar one. A window has drifted if it differs from all of them, so the rate of false
+    alarms holds for windows from any of them.
     """
     n_photos = rows["photo"].nunique()
-    known = {str(name): tiles for name, tiles in reference.groupby("dataset")}
-    if not all(can_alarm(tiles["photo"].nunique(), n_photos, monitor) for tiles in known.values()):
-        return None
-    compared = [(name, compare(tiles, rows, monitor)) for name, tiles in known.items()]
-    return max(compared, key=lambda pair: pair[1].p_value)
-
-
-def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor) -> Finding:
-    """Compare the rows of one window with the images the model was trained on."""
-    n_photos = rows["photo"].nunique()
-    found = most_similar_dataset(rows, monitored.reference, monitor)
-    if found is None:
-        n_known = monitored.reference.groupby("dataset")["photo"].nunique().min()
-        return Finding(
-            "too few photos",
-            [
-                f"{n_photos} photos since the last window: too few for an alarm. At least {monitor.window_photos} are "
-                f"needed, and more if the model was trained on few ({n_known})."
-            ],
+    known = {str(name): tiles for name, tiles in monitored.reference.groupby("dataset")}
+    n_known = [tiles["photo"].nunique() for tiles in known.values()]
+    if not all(can_alarm(n, n_photos, monitor) for n in n_known):
+        line = (
+            f"{n_photos} photos since the last window: too few for an alarm. At least {monitor.window_photos} are "
+            f"needed, and more if the model was trained on few ({min(n_known)})."
         )
-    name, comparison = found
+        return Finding("too few photos", [line])
+    compared = [(name, compare(tiles, rows, monitor)) for name, tiles in known.items()]
+    name, comparison = max(compared, key=lambda pair: pair[1].p_value)
     chance = f"p-value {100 * comparison.p_value:.2f} %, the limit is {100 * comparison.alpha:.2f} %"
-    if comparison.has_drifted:
-        lines = [
-            f"{n_photos} photos differ from those version {monitored.version} was trained on; {name} is most similar. "
-            f"Changed: {', '.join(comparison.drifted_statistics)} ({chance}).",
-            "Without labels for such images, retraining would give the same model.",
-        ]
-        return Finding("drift", lines, name, comparison)
-    return Finding("no drift", [f"{n_photos} photos are similar to those of {name} ({chance})."], name, comparison)
-
-
-def next_window(
-    windows: Sequence[dict[str, Any]], version: str, monitor: Monitor
-) -> tuple[datetime | None, datetime | None]:
-    """Return when the next window of this version starts and the earliest time it may close; None: no limit."""
-    ends = [datetime.fromisoformat(window["end"]) for window in windows]
-    mine = [end for end, window in zip(ends, windows, strict=True) if window["version"] == version]
-    return (mine[-1] if mine else None), (ends[-1] + MONTH / monitor.windows_per_month if ends else None)
-
-
-def record(finding: Finding, version: str, now: datetime) -> dict[str, Any]:
-    """Return the record of a window for the state file."""
-    comparison = finding.comparison
-    assert comparison is not None  # noqa: S101 - only windows that were compared are recorded
-    scores = comparison.scores.set_index("statistic")["score"]
-    return {
-        "end": now.isoformat(),
-        "version": version,
-        "verdict": finding.verdict,
-        "n_photos": comparison.n_photos,
-        "p_value": comparison.p_value,
-        "scores": {name: round(float(score), 3) for name, score in scores.items()},
-        "limit": round(comparison.limit, 3),
-    }
-
-
-def notify_drift(finding: Finding, rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor, root: Path) -> bool:
-    """Export the images most worth labelling and send an alert; return whether it was delivered."""
-    to_label = export_most_worth_labelling(rows, monitored, monitor.n_to_label, root / TO_LABEL)
-    lines = [*finding.lines, to_label, f"Report: {root / PAGE}"]
-    return notify("Drift: photos in production differ from those the model was trained on", lines)
+    if not comparison.has_drifted:
+        return Finding("no drift", [f"{n_photos} photos are similar to those of {name} ({chance})."], name, comparison)
+    lines = [
+        f"{n_photos} photos differ from those version {monitored.version} was trained on; {name} is most similar. "
+        f"Changed: {', '.join(comparison.drifted_statistics)} ({chance}).",
+        "Without labels for such images, retraining would give the same model.",
+    ]
+    return Finding("drift", lines, name, comparison)
 
 
 def run(params: Params, root: Path, now: datetime) -> Finding:
-    """Check the photos since the last window, store the result, and send an alert once if they have drifted.
-
-    Args:
-        params: parameters; `monitor` sets the limits.
-        root: folder of the project.
-        now: end of the window, with a time zone.
+    """Check the photos from the last window until `now`, store the result, and send an alert once if they have drifted.
 
     Raises:
         CracksError: no model is registered, or its reference is missing.
         UnavailableError: the tracking server does not answer.
     """
-    monitor, state = params.monitor, read_state(root / MONITORING_STATE)
+    monitor, state = params.monitor, _read_state(root)
     monitored = monitored_model(params.register_as.name)
-    since, closes = next_window(state["windows"], monitored.version, monitor)
-    if closes is not None and now < closes:
+    ends = [(datetime.fromisoformat(window["end"]), window["version"]) for window in state["windows"]]
+    since = max((end for end, version in ends if version == monitored.version), default=None)
+    closes = ends[-1][0] + MONTH / monitor.windows_per_month if ends else now
+    if now < closes:
         return Finding(
             "too early", [f"The last window closed on {since or closes:%d %B}, the next one on {closes:%d %B}."]
         )
@@ -154,13 +98,38 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
     log.info("%s: %s", finding.verdict, " ".join(finding.lines))
     if finding.comparison is None:
         return finding
-    windows = [*state["windows"], record(finding, monitored.version, now)][-MAX_WINDOWS_KEPT:]
+    window = _record(finding.verdict, finding.comparison, monitored.version, now)
+    windows = [*state["windows"], window][-MAX_WINDOWS_KEPT:]
     compared_with = monitored.reference[monitored.reference["dataset"] == finding.dataset]
     page = render_drift(finding.comparison, compared_with, rows, windows, finding.lines, is_drawn=params.is_demo)
     write_text(root / PAGE, page)
     # Sent before it is recorded: a crash in between sends the alert twice, not never.
-    notified = finding.verdict == "drift" and (
-        bool(state["told"]) or notify_drift(finding, rows, monitored, monitor, root)
-    )
-    write_json(root / MONITORING_STATE, {"told": notified, "windows": windows})
+    told = finding.verdict == "drift" and (bool(state["told"]) or _notify(finding, rows, monitored, monitor, root))
+    write_json(root / MONITORING_STATE, {"told": told, "windows": windows})
     return finding
+
+
+def _read_state(root: Path) -> dict[str, Any]:
+    """Return {"told": whether an alert about the present drift was sent, "windows": records, oldest first}."""
+    path = root / MONITORING_STATE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {"told": False, "windows": []}
+
+
+def _record(verdict: Verdict, comparison: DriftComparison, version: str, now: datetime) -> dict[str, Any]:
+    scores = zip(comparison.scores["statistic"], comparison.scores["score"], strict=True)
+    return {
+        "end": now.isoformat(),
+        "version": version,
+        "verdict": verdict,
+        "n_photos": comparison.n_photos,
+        "p_value": comparison.p_value,
+        "scores": {name: round(float(score), 3) for name, score in scores},
+        "limit": round(comparison.limit, 3),
+    }
+
+
+def _notify(finding: Finding, rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor, root: Path) -> bool:
+    """Export the images most worth labelling and send an alert; return whether it was delivered."""
+    to_label = export_most_worth_labelling(rows, monitored, monitor.n_to_label, root / TO_LABEL)
+    lines = [*finding.lines, to_label, f"Report: {root / PAGE}"]
+    return notify("Drift: photos in production differ from those the model was trained on", lines)
