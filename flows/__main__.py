@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.exceptions import PrefectException
@@ -32,9 +33,7 @@ from pipeline.stage import run_main
 
 log = logging.getLogger(__name__)
 
-GAVE_UP = (
-    "Service exceeded error threshold."  # message of Prefect's loop when it ends because its server is unavailable
-)
+GAVE_UP = "Service exceeded error threshold."  # Prefect's message when its loop ends without a server
 POLL_S = 5
 POLLED_WITHIN = timedelta(seconds=60)  # several polls of the runner
 END_S = 30  # for flows to end their stages and report that to the server
@@ -46,7 +45,8 @@ class FlowServer(Runner):
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
         """End the running flows with their stages, then this process; Prefect would kill them at once."""
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it logs a traceback for each socket
-        processes.end_children(END_S)
+        for child in psutil.Process().children():
+            processes.end_tree(child, END_S)
         sys.exit(0)
 
 

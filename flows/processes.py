@@ -21,10 +21,8 @@ def with_variable(name: str) -> Iterator[tuple[psutil.Process, str]]:
 
 def end_group(group: int) -> None:
     """Kill every process of a group; do nothing if the group has ended."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def end_tree(process: psutil.Process, timeout_s: float) -> None:
@@ -35,9 +33,3 @@ def end_tree(process: psutil.Process, timeout_s: float) -> None:
     for member in psutil.wait_procs(family, timeout=timeout_s)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-
-
-def end_children(timeout_s: float) -> None:
-    """Terminate each child of this process; after the timeout, kill what is left."""
-    for child in psutil.Process().children():
-        end_tree(child, timeout_s)

@@ -17,7 +17,8 @@ from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inbox import retraining as steps
 from pipeline.inbox.batches import Refused, describe, read_record, take_all, untrained
 from pipeline.params import Params, load_params
-from pipeline.project import project_root
+from pipeline.project import REPORTS, project_root
+from pipeline.registry.run_summary import read_report
 
 NOTHING_TO_DO = "Nothing to do"
 TITLE = "Concrete cracks: "
@@ -85,7 +86,7 @@ def _retrain(root: Path, params: Params) -> State:
     if not state.is_completed():
         raise CracksError(str(state.message))
     _do("push-results", params, lambda: steps.push_results(root))
-    version = steps.registered_version(root)
+    version = str(read_report(root / REPORTS, "registered.json")["version"])
     decision = _do("promote", params, lambda: steps.promote(params, version))
     lines = steps.summary_message(root, new, version, decision)
     steps.notify_once(root, "training", f"{TITLE}{decision.split(':')[0]}", lines)

@@ -77,17 +77,12 @@ class StageRunner:
         self._settings = settings
         self._groups: set[int] = set()
         self._guard = threading.Lock()
-        self._ended = threading.Event()
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether `end` was called; stages that fail afterwards were stopped."""
-        return self._ended.is_set()
+        self.is_ended = False  # by `end`; stages that fail afterwards were stopped
 
     def end(self) -> None:
         """End every running stage with all its processes, and start no more."""
         with self._guard:
-            self._ended.set()
+            self.is_ended = True
             for group in self._groups:
                 processes.end_group(group)
 
@@ -101,14 +96,15 @@ class StageRunner:
         """
         lines: collections.deque[str] = collections.deque(maxlen=LINES_KEPT)
 
-        def take(line: str) -> None:
-            lines.append(line)
-            log_line(line)
+        def read(output: Iterable[str]) -> None:
+            for line in filter(None, map(str.rstrip, output)):
+                lines.append(line)
+                log_line(line)
 
         limit_minutes = self._settings.stage_timeout_minutes
         timed_out = False
         with self._start(stage) as process:
-            reader = threading.Thread(target=_read, args=(process.stdout or (), take))
+            reader = threading.Thread(target=read, args=(process.stdout or (),))
             reader.start()
             try:
                 process.wait(limit_minutes * 60)
@@ -147,12 +143,6 @@ class StageRunner:
             )
             self._groups.add(process.pid)
             return process
-
-
-def _read(output: Iterable[str], take: LogLine) -> None:
-    for line in output:
-        if line.strip():
-            take(line.rstrip())
 
 
 def _failure(stage: str, lines: list[str]) -> CracksError:

@@ -84,15 +84,12 @@ def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
     inbox = root / INBOX
     if not inbox.is_dir():
         return []
-    changed_at_s = {
-        path: max(path.stat().st_mtime, path.stat().st_ctime)
-        for path in inbox.iterdir()
-        if is_archive(path.name) and not is_junk(path.name) and path.is_file() and not path.is_symlink()
-    }
+    settled_s = (now - settle).timestamp()
     complete = [
         path
-        for path, at_s in changed_at_s.items()
-        if _marker(path).exists() or now.timestamp() - at_s >= settle.total_seconds()
+        for path in inbox.iterdir()
+        if is_archive(path.name) and not is_junk(path.name) and path.is_file() and not path.is_symlink()
+        if _marker(path).exists() or max(path.stat().st_mtime, path.stat().st_ctime) <= settled_s
     ]
     return sorted(complete, key=lambda path: (path.stat().st_mtime, path.name))
 
@@ -103,27 +100,25 @@ def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Take
     Raises:
         CracksError: params name no data set, or its folder does not match the record.
     """
-    _folder(root, params)
+    folder = _folder(root, params)
     complete_interrupted(root, params)
     outcomes = []
     for archive in waiting(root, timedelta(minutes=params.retrain.settle_minutes), now):
-        outcome = take(root, params, archive, now=now, by=by)
+        outcome = _take(root, params, folder, archive, now=now, by=by)
         log.info("%s", describe(outcome))
         outcomes.append(outcome)
     return outcomes
 
 
-def take(root: Path, params: Params, archive: Path, *, now: datetime, by: str) -> Taken | Refused:
-    """Check a complete archive of the inbox against the contract, and take or refuse it."""
+def _take(root: Path, params: Params, folder: Path, archive: Path, *, now: datetime, by: str) -> Taken | Refused:
     from pipeline.inbox.inspection import inspect
 
-    folder, record, sha256 = _folder(root, params), read_record(root), sha256_of(archive)
+    record, sha256 = read_record(root), sha256_of(archive)
     file = next_file_name(folder, record, archive.name)
-    duplicate = next((batch for batch in record if batch.sha256 == sha256 and not batch.removed_at), None)
-    if duplicate:
-        return _set_aside(
-            root, archive, sha256, f"the same file was taken before, as {duplicate.file} on {duplicate.taken_at}"
-        )
+    for known in record:
+        if known.sha256 == sha256 and not known.removed_at:
+            reason = f"the same file was taken before, as {known.file} on {known.taken_at}"
+            return _set_aside(root, archive, sha256, reason)
     name = str(params.retrain.dataset)
     scratch = root / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
@@ -142,15 +137,7 @@ def take(root: Path, params: Params, archive: Path, *, now: datetime, by: str) -
 
 
 def remove(root: Path, params: Params, name: str, *, reason: str, now: datetime, by: str) -> Taken:
-    """Remove a batch from the data set for the next training, and record the reason.
-
-    Args:
-        root: folder of the project.
-        params: parameters with `retrain.dataset`.
-        name: original name of the archive, or its file name in the data set.
-        reason: free text for the record.
-        now: time of the removal.
-        by: user who removes it.
+    """Remove a batch, by the name of its archive or of its file in the data set, and record who and why.
 
     Raises:
         CracksError: there is no such batch, or several have that name.

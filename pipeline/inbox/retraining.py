@@ -98,11 +98,6 @@ def commit(root: Path, paths: Sequence[Path], message: str) -> None:
             return
 
 
-def registered_version(root: Path) -> str:
-    """Return the version that the last training registered."""
-    return str(json.loads((root / REPORTS / "registered.json").read_text(encoding="utf-8"))["version"])
-
-
 def promote(params: Params, version: str) -> str:
     """Apply the gate to a version; return the outcome in words.
 
@@ -168,12 +163,7 @@ def images_to_label(root: Path, params: Params) -> str:
 def notify_once(root: Path, about: str, title: str, lines: list[str], details: Callable[[], list[str]] = list) -> None:
     """Send a message unless it equals the last one about this topic; an undelivered message is sent again.
 
-    Args:
-        root: folder of the project.
-        about: topic of the message.
-        title: title of the message.
-        lines: lines of the message.
-        details: returns more lines; called only if the message is sent, and ignored when messages are compared.
+    `details` returns more lines. It is called only if the message is sent, and messages are compared without them.
     """
     notified = _notified(root)
     if notified.get(about) != [title, *lines] and notify(title, [*lines, *details()]):
