@@ -62,12 +62,7 @@ def clean_up(log_line: LogLine) -> None:
 
 def run_once(flow: Flow[..., State[Any]], **parameters: object) -> None:
     """Run a flow on the server of PREFECT_API_URL, or on an embedded one; exit with 1 if it does not complete."""
-
-    def main() -> None:
-        if not flow(**parameters, return_state=True).is_completed():
-            sys.exit(1)
-
-    run_main(main)
+    run_main(lambda: sys.exit(not flow(**parameters, return_state=True).is_completed()))
 
 
 def cancel_missed(log_line: LogLine) -> None:

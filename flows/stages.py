@@ -77,6 +77,7 @@ class StageRunner:
         self._settings = settings
         self._groups: set[int] = set()
         self._guard = threading.Lock()
+        self._slots = threading.BoundedSemaphore(settings.max_parallel_stages)
         self.is_ended = False  # by `end`; stages that fail afterwards were stopped
 
     def end(self) -> None:
@@ -87,7 +88,7 @@ class StageRunner:
                 processes.end_group(group)
 
     def reproduce(self, stage: str, log_line: LogLine) -> bool:
-        """Bring one stage up to date; return whether it had to run.
+        """Bring one stage up to date, once a slot is free; return whether it had to run.
 
         Raises:
             UnavailableError: a service is unavailable, or DVC is busy.
@@ -103,7 +104,7 @@ class StageRunner:
 
         limit_minutes = self._settings.stage_timeout_minutes
         timed_out = False
-        with self._start(stage) as process:
+        with self._slots, self._start(stage) as process:
             reader = threading.Thread(target=read, args=(process.stdout or (),))
             reader.start()
             try:

@@ -1,13 +1,11 @@
 """The training flow: every DVC stage as a Prefect task; independent stages run in parallel."""
 
-import functools
-import queue
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from graphlib import TopologicalSorter
 
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed
 
 from flows import artifacts, flow_runs, stages
@@ -16,51 +14,15 @@ from pipeline.errors import CracksError
 from pipeline.params import Params, load_params
 from pipeline.project import REPORTS, project_root
 
-Futures = dict[str, PrefectFuture[State]]
-
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
-def run_stage(stage: str, has_to_run: bool, runner: stages.StageRunner) -> State:
-    """Bring one stage up to date; a stage that did not have to run ends as Cached."""
+def run_stage(stage: str, has_changed: bool, needed_have_run: list[bool], runner: stages.StageRunner) -> State[bool]:
+    """Bring one stage up to date; return whether it has run. One that did not have to run ends as Cached."""
     try:
-        has_run = has_to_run and runner.reproduce(stage, get_run_logger().info)
+        has_run = (has_changed or any(needed_have_run)) and runner.reproduce(stage, get_run_logger().info)
     except CracksError as error:
         return Cancelled(message="ended with its flow") if runner.is_ended else failed(error)
-    return Completed(message="ran") if has_run else Completed(message="nothing changed", name="Cached")
-
-
-def run_ready(
-    needs: Mapping[str, frozenset[str]], submit: Callable[[str, Futures], PrefectFuture[State]], max_parallel: int
-) -> dict[str, State]:
-    """Submit each stage once all stages that it needs are completed, at most `max_parallel` at a time.
-
-    Returns:
-        The state of each stage that was started. Stages that need a failed stage are not started; the others are.
-    """
-    order = TopologicalSorter(needs)
-    order.prepare()
-    finished: queue.Queue[str] = queue.Queue()
-    ready: list[str] = []
-    futures: Futures = {}
-    states: dict[str, State] = {}
-    while order.is_active():
-        ready += sorted(order.get_ready())
-        while ready and len(futures) - len(states) < max_parallel:
-            stage = ready.pop(0)
-            futures[stage] = submit(stage, {name: futures[name] for name in needs[stage]})
-            futures[stage].add_done_callback(functools.partial(_announce, finished, stage))
-        if len(futures) == len(states):
-            break  # the remaining stages need one that failed
-        stage = finished.get()
-        futures[stage].wait()  # sets the final state; the callback is called before that
-        states[stage] = futures[stage].state
-        if states[stage].is_completed():
-            order.done(stage)
-    return states
-
-
-def _announce(finished: queue.Queue[str], stage: str, _: PrefectFuture[State]) -> None:
-    finished.put(stage)
+    return Completed(message="ran", data=True) if has_run else Completed(message="unchanged", name="Cached", data=False)
 
 
 @flow(name="training", on_running=[flow_runs.record_process])
@@ -79,32 +41,30 @@ def training() -> State:
 
 
 def reproduce_all(params: Params) -> State:
-    """Bring every stage up to date, each as a task; call this inside a flow.
+    """Bring every stage up to date, each as a task that waits for those it needs; call this inside a flow.
 
     Raises:
         CracksError: DVC cannot read the stages.
     """
     graph = stages.read_graph()
     runner = stages.StageRunner(params.flow)
-    stage_task = run_stage.with_options(**retries(params.flow))
-
-    def submit(stage: str, upstream: Futures) -> PrefectFuture[State]:
-        unchanged = not graph[stage].has_changed and all(future.state.name == "Cached" for future in upstream.values())
-        return stage_task.submit(stage, not unchanged, runner, return_state=False, wait_for=list(upstream.values()))
-
+    futures: dict[str, PrefectFuture[State[bool]]] = {}
     try:
-        needs = {name: stage.needs for name, stage in graph.items()}
-        states = run_ready(needs, submit, params.flow.max_parallel_stages)
+        for name in TopologicalSorter({name: stage.needs for name, stage in graph.items()}).static_order():
+            needed = [futures[other] for other in graph[name].needs]
+            stage = run_stage.with_options(name=name, **retries(params.flow))
+            futures[name] = stage.submit(name, graph[name].has_changed, needed, runner, return_state=False)
+        wait(list(futures.values()))
     finally:
         runner.end()
-    return _outcome(states, sorted(graph.keys() - states.keys()))
+    return _outcome({name: future.state for name, future in futures.items()})
 
 
-def _outcome(states: Mapping[str, State], not_started: list[str]) -> State:
-    failures = [str(state.message) for state in states.values() if not state.is_completed()]
+def _outcome(states: Mapping[str, State]) -> State:
+    failures = [str(state.message) for state in states.values() if state.is_final() and not state.is_completed()]
     if not failures:
         return Completed(message="every stage is up to date")
-    if not_started:
+    if not_started := sorted(name for name, state in states.items() if not state.is_final()):
         failures.append(f"Not started: {', '.join(not_started)}.")
     return Failed(message="\n".join(failures))
 

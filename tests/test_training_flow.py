@@ -111,7 +111,10 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(server, tmp_path):
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
     [run] = server.runs()
-    assert server.tasks(run) == {"first": "Completed", "left": "Failed", "right": "Completed", "away": "Unavailable"}
+    tasks = server.tasks(run)
+    [hindered] = [tasks.pop(name) for name in list(tasks) if name.startswith("last-")]  # unnamed, for it never started
+    assert hindered == "NotReady"
+    assert tasks == {"first": "Completed", "left": "Failed", "right": "Completed", "away": "Unavailable"}
     assert set(run["state"]["message"].splitlines()) == {
         "Stage left failed. the contract is broken",
         "Stage away failed. no answer",
@@ -119,6 +122,32 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(server, tmp_path):
     }
     assert (project.root / "tries").read_text() == "x\n" * 2
     assert (project.root / "red").read_text() == "x\n"
+
+
+def test_a_stage_starts_when_all_that_it_needs_is_done_and_no_more_than_two_run_at_once(server, tmp_path):
+    meet = {name: f"while ! grep -q '+ {other}' events; do sleep 0.1; done; sleep 2;" for name, other in ("ab", "ba")}
+    needs = {"a": "", "b": "", "c": "", "d": "a", "e": "a b", "f": "c d", "g": "e f", "red": "a", "behind": "b red"}
+    stages = {
+        name: {
+            "cmd": f"echo + {name} >> events; {meet.get(name, '')} echo - {name} >> events; echo x > {name}; "
+            f"test {name} != red",
+            "deps": needed.split() or ["params.yaml"],
+            "outs": [name],
+        }
+        for name, needed in needs.items()
+    }
+    project = toy_project(tmp_path / "project", stages, max_parallel_stages=2)
+    assert project.run(*FLOW, PREFECT_API_URL=server.api).returncode == 1
+    running, done, most = set(), set(), 0
+    for sign, name in map(str.split, (project.root / "events").read_text().splitlines()):
+        if sign == "-":
+            running.remove(name)
+            done.add(name)
+        else:
+            assert set(stages[name]["deps"]) - {"params.yaml"} <= done, name
+            running.add(name)
+            most = max(most, len(running))
+    assert (most, done) == (2, set(needs) - {"behind"})
 
 
 def test_a_mistake_in_params_fails_the_run_with_its_message(server, tmp_path):
