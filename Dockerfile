@@ -57,7 +57,7 @@ RUN useradd --no-create-home --uid 10001 cracks \
 
 FROM runtime AS worker
 COPY --from=build-worker /app /app
-COPY .dvcignore dvc.yaml params.yaml ./
+COPY .dvcignore dvc.yaml params.yaml prefect.yaml ./
 COPY examples examples
 COPY .dvc .dvc
 COPY data data

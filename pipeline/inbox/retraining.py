@@ -16,7 +16,7 @@ from pipeline.monitoring.notify import notify
 from pipeline.params import Params
 from pipeline.project import INBOX, REPORTS, TO_LABEL
 from pipeline.registry import tracking
-from pipeline.registry.run_summary import format_score
+from pipeline.registry.run_summary import format_score, read_report
 from pipeline.registry.versions import find_version
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def overdue(params: Params, now: datetime) -> str | None:
 
 def summary_message(root: Path, batches: Sequence[Taken], version: str, decision: str) -> list[str]:
     """Return the lines of a message: new batches, model, test scores, decision of the gate, report."""
-    metrics = json.loads((root / REPORTS / "scores.json").read_text(encoding="utf-8"))
+    metrics = read_report(root / REPORTS, "scores.json")
     test = metrics["test"]
     names = ", ".join(f"{batch.file} ({batch.n_images:,} images)" for batch in batches)
     drawn = ", drawn images that say nothing about real concrete" if metrics["demo"] else ""

@@ -27,11 +27,7 @@ IMAGE_COLOURS = {
 
 
 def windows_plot(windows: Sequence[dict[str, Any]]) -> Markup:
-    """Plot the largest score of each window, divided by its limit, over time.
-
-    Args:
-        windows: records with end (ISO 8601), scores by statistic, limit and verdict.
-    """
+    """Plot the largest score of each window, divided by its limit, over time."""
     ends = np.array([date2num(datetime.fromisoformat(window["end"])) for window in windows])
     shares = np.array([max(window["scores"].values()) / window["limit"] for window in windows])
     drifted = np.array([window["verdict"] == "drift" for window in windows])
@@ -82,13 +78,8 @@ def render_drift(
 ) -> str:
     """Return the HTML report of the last window.
 
-    Args:
-        comparison: result of comparing window and reference.
-        reference: one row per tile: photo, image statistics, embedding.
-        window: tiles of the window, with the same columns.
-        windows: records of all windows, oldest first, including this one.
-        lines: the verdict in words.
-        is_drawn: whether the model was trained on drawn images.
+    `reference` and `window` have a row per tile: photo, image statistics, embedding. `windows` are the records of all
+    windows, oldest first, including this one; `lines` are the verdict in words.
     """
     before, now = photo_statistics(reference), photo_statistics(window)
     return template("monitoring/drift.html.j2").render(

@@ -25,11 +25,7 @@ def most_worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, thr
     distance to the nearest training image (as in core sets, Sener and Savarese 2018). The larger rank is the worth of
     an image. Tiles of one photo are similar, so the best tile of every photo comes before the second tile of any.
 
-    Args:
-        log: rows of the prediction log of one model.
-        reference: the reference of that model.
-        n: maximum number of images to return.
-        threshold: decision threshold of the model, 0..1.
+    `log` has the rows of the prediction log of one model; `reference` and decision `threshold` (0..1) are that model's.
 
     Returns:
         Columns path, photo, time, probability, distance (of embeddings), worth (0..1) and reason, in

@@ -24,13 +24,7 @@ class _MeasuredImages:
 
 
 def observe(classifier: Classifier, images: Images, *, progress: str) -> pd.DataFrame:
-    """Return one row per image: probability, brightness, contrast, sharpness, dark_share, bright_share, embedding.
-
-    Args:
-        classifier: the model.
-        images: the images to score.
-        progress: label of the progress bar.
-    """
+    """Return one row per image: probability, brightness, contrast, sharpness, dark_share, bright_share, embedding."""
     n = len(images.sizes)
     probabilities, embeddings = np.empty(n, np.float32), np.empty((n, N_DIMENSIONS), np.float32)
     measured = _MeasuredImages(images)
