@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import psutil
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.exceptions import PrefectException
 from prefect.runner import Runner
 from prefect.settings import get_current_settings
@@ -64,10 +63,10 @@ def clean_up() -> bool:
 
 def is_polled(since: datetime) -> bool:
     """Return whether the server has all deployments of this process and was asked for their runs since then."""
-    names = [deployment.name for deployment in deployments(load_params(project_root() / "params.yaml"))]
+    wanted = {deployment.name for deployment in deployments(load_params(project_root() / "params.yaml"))}
     with get_client(sync_client=True) as client:
-        found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
-    return len(found) == len(names) and all(each.last_polled and each.last_polled >= since for each in found)
+        found = flow_runs.our_deployments(client)
+    return wanted <= {each.name for each in found if each.last_polled and each.last_polled >= since}
 
 
 def keep_heartbeat(stop: threading.Event) -> None:

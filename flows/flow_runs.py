@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow
 from prefect.states import Cancelled, Crashed
@@ -65,11 +66,16 @@ def run_once(flow: Flow[..., State[Any]], **parameters: object) -> None:
     run_main(lambda: sys.exit(not flow(**parameters, return_state=True).is_completed()))
 
 
+def our_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """Return the deployments of these flows; a server may have those of others too."""
+    return [found for found in client.read_deployments() if (found.entrypoint or "").startswith("flows.")]
+
+
 def cancel_missed(log_line: LogLine) -> None:
     """Cancel missed scheduled runs that a later run of the same deployment replaces."""
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
-        for deployment in client.read_deployments():
+        for deployment in our_deployments(client):
             only_it = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
             found = client.read_flow_runs(
                 deployment_filter=only_it, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=MOST_RUNS

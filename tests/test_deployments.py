@@ -6,9 +6,11 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ROOT, Project
+from prefect.client.orchestration import SyncPrefectClient
 from toy_project import diamond, toy_project
 
 from flows.deployments import flows_and_schedules
+from flows.flow_runs import our_deployments
 from pipeline.params import load_params
 
 pytestmark = pytest.mark.slow
@@ -41,6 +43,12 @@ def test_a_worker_runs_what_prefect_deploy_made_of_prefect_yaml_on_the_schedules
         served = flows_and_schedules(load_params(project.root / "params.yaml"))
         assert made == {flow.name: [(each.cron, each.timezone)] if each else [] for flow, each in served}
         assert made["retraining"] == [("30 2 * * 1", "Europe/Berlin")]
+
+        flow_id = httpx.post(f"{prefect_api}/flows/", json={"name": "another"}).json()["id"]
+        another = {"name": "another", "flow_id": flow_id, "entrypoint": "another.py:flow"}
+        httpx.post(f"{prefect_api}/deployments/", json=another).raise_for_status()
+        with SyncPrefectClient(prefect_api) as client:
+            assert {found.name for found in our_deployments(client)} == set(made)
 
         prefect(project, prefect_api, "deployment", "run", "training/training")
         printed = prefect(project, prefect_api, "worker", "start", "--pool", "here", "--run-once")
