@@ -27,11 +27,17 @@ def prefect(project: Project, api: str, *arguments: str) -> str:
     return finished.stdout + finished.stderr
 
 
+def delete_deployments(api: str) -> None:
+    for found in ask(api, "deployments/filter"):
+        httpx.delete(f"{api}/deployments/{found['id']}", timeout=30).raise_for_status()
+
+
 def test_a_worker_runs_what_prefect_deploy_made_of_prefect_yaml_on_the_schedules_of_params(prefect_api, tmp_path):
     project = toy_project(tmp_path / "project", diamond())
     shutil.copy(ROOT / "prefect.yaml", project.root)
     project.edit_params(lambda params: params["retrain"].update(cron="30 2 * * 1"))
     project.edit_params(lambda params: params["flow"].update(timezone="Europe/Berlin"))
+    delete_deployments(prefect_api)  # of other tests; one that is deployed again keeps a schedule that it had
     prefect(project, prefect_api, "work-pool", "create", "here", "--type", "process")
     try:
         prefect(project, prefect_api, "deploy", "--all")
@@ -58,5 +64,4 @@ def test_a_worker_runs_what_prefect_deploy_made_of_prefect_yaml_on_the_schedules
         assert (project.root / "last").read_text() == "a\na\n"
     finally:
         prefect(project, prefect_api, "work-pool", "delete", "here")
-        for found in ask(prefect_api, "deployments/filter"):
-            httpx.delete(f"{prefect_api}/deployments/{found['id']}", timeout=30)
+        delete_deployments(prefect_api)
