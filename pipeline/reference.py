@@ -9,6 +9,7 @@ of which images belong together, this keeps the limits wide.
 import json
 import math
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
@@ -16,8 +17,8 @@ from pipeline.data.images import LabelledImages
 from pipeline.files import replacing
 from pipeline.models.classifier import Classifier
 from pipeline.monitoring.observation import observe
-from pipeline.params import Params, load_params
-from pipeline.stage import run_main, stage_parser
+from pipeline.params import Params
+from pipeline.stage import run_main, stage_main
 
 SEED = 0
 
@@ -47,7 +48,15 @@ def _sample_evenly(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
     return shuffled[shuffled["photo"].isin(photos)].groupby("photo").head(n_each)
 
 
-def run(params: Params, manifest: Path, datasets: Path, models: Path, scores: Path, out: Path) -> None:
+def run(
+    params: Params,
+    *,
+    manifest: Annotated[Path, "Parquet file of split"],
+    datasets: Annotated[Path, "folder with a folder per data set"],
+    models: Annotated[Path, "folder with a folder per candidate"],
+    scores: Annotated[Path, "scores.json of evaluate"],
+    out: Annotated[Path, "Parquet file to write"],
+) -> None:
     """Write the reference of the best model."""
     best = json.loads(scores.read_text(encoding="utf-8"))["candidate"]
     rows = choose_images(pd.read_parquet(manifest), params.split.train_on, params.monitor.n_reference_images)
@@ -57,18 +66,7 @@ def run(params: Params, manifest: Path, datasets: Path, models: Path, scores: Pa
         table.to_parquet(partial, index=False)
 
 
-def main() -> None:
-    """Run the stage from its command line."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
-    parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--models", type=Path, required=True, help="folder with a folder per candidate")
-    parser.add_argument("--scores", type=Path, required=True, help="scores.json of evaluate")
-    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
-    args = parser.parse_args()
-    params = load_params(args.params)
-    run(params, args.manifest, args.datasets, args.models, args.scores, args.out)
-
+main = stage_main(run)
 
 if __name__ == "__main__":
     run_main(main)
