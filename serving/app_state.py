@@ -11,7 +11,7 @@ from pipeline.params import Serve
 from serving.batching import Batcher
 from serving.current_model import LoadedModel, ModelHolder
 from serving.kept_images import FOLDER, KeptImages
-from serving.limits import RETRY_AFTER_S, PixelBudget
+from serving.limits import RETRY_SOON, PixelBudget
 from serving.problems import Problem
 from serving.prometheus_metrics import Metrics
 from serving.recording import Recorder
@@ -54,7 +54,7 @@ class AppState:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "There is no model yet. Register one with `make run`, or wait until the registry answers.",
-                retry_after_s=RETRY_AFTER_S,
+                headers=RETRY_SOON,
             )
         return self.holder.current
 

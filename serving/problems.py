@@ -1,6 +1,7 @@
 """Errors of the API as problem details (RFC 9457, `application/problem+json`), without paths of the machine."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -29,12 +30,11 @@ class Problem(HTTPException):
     """A request that cannot be answered; may be raised in routes, what they call, and middleware."""
 
     def __init__(
-        self, status: HTTPStatus, detail: str, *, errors: list[str] | None = None, retry_after_s: int | None = None
+        self, status: HTTPStatus, detail: str, *, errors: Sequence[str] = (), headers: Mapping[str, str] | None = None
     ) -> None:
-        """Set the status, one or two sentences, a line for each invalid part, and the value of Retry-After."""
-        headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-        super().__init__(int(status), detail, headers)
-        self.errors = errors or []
+        """Set the status, one or two sentences, a line for each invalid part, and the headers of the answer."""
+        super().__init__(status, detail, headers)
+        self.errors = list(errors)
 
 
 def response(error: HTTPException) -> JSONResponse:

@@ -69,7 +69,7 @@ async def review(
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE, "The labels cannot be stored now. Keep the page open and try again later."
         ) from None
-    n_crack = sum(tile.row.label == "crack" for tile in labelled)
+    n_crack = sum(tile.row["label"] == "crack" for tile in labelled)
     answer = ReviewsAnswer(batch=name, n_crack=n_crack, n_intact=len(labelled) - n_crack)
     return Response(answer.model_dump_json(), HTTPStatus.CREATED, media_type="application/json")
 
