@@ -14,7 +14,6 @@ from fastapi import APIRouter, File, Query, Request, UploadFile
 from PIL import Image
 
 from pipeline.crack_maps.crack_map import CrackMap
-from pipeline.crack_maps.map_notes import warnings_of
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
 from pipeline.evaluation.occlusion import occlusion_map
@@ -107,7 +106,7 @@ async def crack_map(
         model_version=loaded.version.number,
         cracked_share=crack_map.share_of_area("crack"),
         tiles=[Tile.model_validate(row) for row in crack_map.tiles.to_dict(orient="records")],
-        notes=warnings_of(crack_map),
+        notes=crack_map.notes(),
         preview=picture,
     )
 

@@ -6,6 +6,7 @@ limited in files and bytes, a batch in images and pixels.
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -201,27 +202,16 @@ def run(
     unfinished = unfinished_folder(found, paths, out)
     parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}
     missing = [part for part in parts if not part.exists()]
+    tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
     tables: Iterator[tuple[Path, pd.DataFrame]]
     with_statistics = on_scored is not None
     if dask_address is None:
         model = found.load()
-        tables = (
-            (part, score(model, [read(path) for path in parts[part]], with_statistics=with_statistics))
-            for part in missing
-        )
+        tables = ((part, score(model, contents, with_statistics=with_statistics)) for part, contents in tasks)
     else:
-        tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
-        tables = compute_on_cluster(
-            dask_address,
-            bound(score_on_worker, with_statistics=with_statistics),
-            ModelFiles.read(found),
-            tasks,
-            local_hint="leave --dask out",
-        )
-    with (
-        _buffered(on_scored) as add,
-        tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar,
-    ):
+        compute = bound(score_on_worker, with_statistics=with_statistics)
+        tables = compute_on_cluster(dask_address, compute, ModelFiles.read(found), tasks, local_hint="leave --dask out")
+    with _buffered(on_scored) as add, tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar:
         bar.update(len(paths) - sum(len(parts[part]) for part in missing))
         for part, table in tables:
             table = table.assign(path=[str(path) for path in parts[part]])
@@ -229,12 +219,11 @@ def run(
                 table[COLUMNS].to_csv(partial, index=False)
             add(table)
             bar.update(len(table))
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     with replacing(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         for number, part in enumerate(parts):
             table = pd.read_csv(part, keep_default_na=False, encoding_errors="surrogateescape")
-            for label, n in table["label"].value_counts().items():
-                counts[str(label)] = counts.get(str(label), 0) + int(n)
+            counts.update(table["label"])
             table.to_csv(file, index=False, header=number == 0)
     shutil.rmtree(unfinished)
-    return counts
+    return dict(counts)

@@ -39,24 +39,30 @@ Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16
 class CrackMap:
     """Scores of the tiles of a photo.
 
-    Attributes:
-        tiles: a row per tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
-            intact or review), in_distribution (whether the tile is similar to the validation images; None if the model
-            has no OOD detector).
-        width_px: of the upright photo.
-        height_px: of the upright photo.
-        overlap: of neighbouring tiles, as a share of a tile.
-        scale: a sentence on how the photo was resized, or why it was not.
-        surface: the test surface most similar to the photo, with the cracks that the model missed there; None if the
-            model has no OOD detector.
+    `tiles` has a row per tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
+    intact or review) and in_distribution (whether the tile is similar to the validation images; None if the model has
+    no OOD detector).
     """
 
     tiles: pd.DataFrame
-    width_px: int
+    width_px: int  # of the upright photo, as height_px
     height_px: int
-    overlap: float
-    scale: str
-    surface: Surface | None
+    overlap: float  # of neighbouring tiles, as a share of a tile
+    scale: str  # a sentence on how the photo was resized, or why it was not
+    surface: Surface | None  # the test surface most similar to the photo; None if the model has no OOD detector
+
+    def notes(self) -> list[str]:
+        """Return the caveats to show with the map, a sentence each."""
+        missed = "It is not recorded how many cracks this model misses."
+        if self.surface is not None:
+            missed = (
+                f"On the test images most similar to this photo ({self.surface.name}), the model missed "
+                f"{self.surface.n_missed} of {self.surface.n_cracks} cracks."
+            )
+        notes = [missed, "An unmarked area may still have cracks.", self.scale]
+        if self.tiles["in_distribution"].isna().any():
+            notes.append("The model has no out-of-distribution detector.")
+        return notes
 
     def share_of_area(self, label: str) -> float:
         """Return the share of the photo's area that lies under a tile of this label, 0..1."""
@@ -101,20 +107,13 @@ class CrackMapper:
         factor, scale = self._scale(mm_per_px, height, width)
         resized = pixels if factor == 1 else _resized(pixels, factor)
         tops, lefts, size = grid(resized.shape[:2], self._params.tile_px, self._params.overlap)
-        places = [(row, col, top, left) for row, top in enumerate(tops) for col, left in enumerate(lefts)]
-        probabilities, images = self._scored(resized, [place[2:] for place in places], size, on_tiles)
+        places = [(top, left) for top in tops for left in lefts]
+        probabilities, images = self._scored(resized, places, size, on_tiles)
         shown_px = min(round(size / factor), height, width)
         ys, xs = _stretched(tops, height - shown_px), _stretched(lefts, width - shown_px)
         tiles = pd.DataFrame(
-            {
-                "row": [row for row, *_ in places],
-                "col": [col for _, col, *_ in places],
-                "x": [xs[col] for _, col, *_ in places],
-                "y": [ys[row] for row, *_ in places],
-                "size": shown_px,
-                "probability": probabilities,
-            }
-        )
+            [(row, col, x, y) for row, y in enumerate(ys) for col, x in enumerate(xs)], columns=["row", "col", "x", "y"]
+        ).assign(size=shown_px, probability=probabilities)
         in_distribution = None if self._detector is None else self._detector.is_in_distribution(images)
         surface = None if self._detector is None else self._detector.nearest_surface(images)
         verdicts = [self._model.decision.verdict(float(probability)) for probability in probabilities]
@@ -126,10 +125,8 @@ class CrackMapper:
         """Return the factor by which a photo is resized before it is cut, and a sentence about it."""
         trained_at = self._params.model_mm_per_px
         if trained_at is None:
-            return (
-                1,
-                "The ground resolution of the images that the model was trained on is unknown: nothing is resized.",
-            )
+            unknown = "The ground resolution of the images that the model was trained on is unknown"
+            return 1, f"{unknown}: nothing is resized."
         if mm_per_px is None:
             return 1, "The ground resolution of the photo is unknown: it is not resized."
         factor = mm_per_px / trained_at
