@@ -16,12 +16,12 @@ from pipeline.data.images import LabelledImages
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.leakage import leakage_effect
 from pipeline.evaluation.model_architecture import blocks
-from pipeline.evaluation.scoring import scorer
 from pipeline.evaluation.slices import slice_table, with_measures
 from pipeline.evaluation.worst_mistakes import with_occlusion_maps, worst_mistakes
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.models.classifier import Classifier
 from pipeline.models.metrics import scores
+from pipeline.models.network import as_tf_function
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main
 
@@ -99,7 +99,10 @@ def run(
     summary = summarise(params, best, json.loads(split.read_text()), predicted, threshold)
     summary["decision"] = classifier.decision.as_dict()
     summary["leakage"] = leakage_effect(rows[rows["dataset"].isin(params.split.train_on)], features / backbone)
-    worst = with_occlusion_maps(worst_mistakes(predicted, threshold), datasets, scorer(classifier.model))
+    compute = as_tf_function(classifier.model)
+    worst = with_occlusion_maps(
+        worst_mistakes(predicted, threshold), datasets, lambda batch: compute(batch)["probability"].numpy()
+    )
     for path, table in ((predictions, predicted), (mistakes, worst)):
         with replacing(path) as partial:
             table.to_parquet(partial, index=False)

@@ -53,56 +53,46 @@ class ScoredSet:
 
 def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
     """Return plots of a candidate's loss and accuracy, by epoch, or for a probe by L2 penalty."""
-    if "l2_penalty" in history:
-        return _penalty_plots(name, history)
-    epochs = history["step"] + 1
-    tuning = epochs[history["phase"] == "tuning"]
-    marker = "." if len(history) <= MAX_MARKED_EPOCHS else ""
+    draw_curves = _draw_by_penalty if "l2_penalty" in history else _draw_by_epoch
 
     def draw(axes: Axes, quantity: str) -> None:
-        axes.plot(epochs, history[f"val_{quantity}"], marker=marker)
-        axes.plot(epochs, history[quantity], marker=marker)
-        if len(tuning):
-            axes.axvline(tuning.min() - 0.5, color=COLOURS["muted"], linewidth=1)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set(xlabel="epoch", ylabel=quantity)
+        draw_curves(axes, history, quantity)
+        axes.set_ylabel(quantity)
         if quantity == "loss":  # the first epoch's can be a hundred times the last's
-            _log_scale(axes)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
 
     return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
 
 
-def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
-    def draw(axes: Axes, quantity: str) -> None:
-        heads = history.groupby("phase")
-        for dataset, head in heads:
-            axes.set_prop_cycle(None)  # the same colours for every head
-            [held_out] = axes.plot(head["l2_penalty"], head[f"val_{quantity}"], marker=".")
-            axes.plot(head["l2_penalty"], head[quantity], marker=".")
-            if len(heads) > 1:
-                place = (head["l2_penalty"].iloc[0], head[f"val_{quantity}"].iloc[0])
-                axes.annotate(
-                    shown(str(dataset), MAX_LABEL_CHARACTERS),
-                    place,
-                    (0, 6),
-                    textcoords="offset points",
-                    color=held_out.get_color(),
-                )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.invert_xaxis()  # from underfitting to overfitting, like epochs
-        axes.set(xlabel="L2 penalty", ylabel=quantity)
-        if quantity == "loss":
-            _log_scale(axes)
-
-    return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
+def _draw_by_epoch(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
+    epochs = history["step"] + 1
+    marker = "." if len(history) <= MAX_MARKED_EPOCHS else ""
+    axes.plot(epochs, history[f"val_{quantity}"], marker=marker)
+    axes.plot(epochs, history[quantity], marker=marker)
+    tuning = epochs[history["phase"] == "tuning"]
+    if len(tuning):
+        axes.axvline(tuning.min() - 0.5, color=COLOURS["muted"], linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
 
 
-def _log_scale(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+def _draw_by_penalty(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
+    heads = history.groupby("phase")
+    for dataset, head in heads:
+        axes.set_prop_cycle(None)  # the same colours for every head
+        [held_out] = axes.plot(head["l2_penalty"], head[f"val_{quantity}"], marker=".")
+        axes.plot(head["l2_penalty"], head[quantity], marker=".")
+        if len(heads) > 1:
+            name, colour = shown(str(dataset), MAX_LABEL_CHARACTERS), held_out.get_color()
+            place = (head["l2_penalty"].iloc[0], head[f"val_{quantity}"].iloc[0])
+            axes.annotate(name, place, (0, 6), textcoords="offset points", color=colour)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.invert_xaxis()  # from underfitting to overfitting, like epochs
+    axes.set_xlabel("L2 penalty")
 
 
 def roc_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:

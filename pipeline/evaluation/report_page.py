@@ -19,36 +19,20 @@ from pipeline.evaluation.plots import (
 )
 from pipeline.page import DASHES, template
 
-PLOTTED_KINDS = (
-    "all",
-    "surface",
-    "brightness",
-    "sharpness",
-    "size",
-)  # kinds of slices; there can be hundreds of photos
+PLOTTED_KINDS = ("all", "surface", "brightness", "sharpness", "size")  # of slices; there can be hundreds of photos
 N_WORST_PHOTOS = 10
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Content of the report besides scores, histories and predictions.
+    """Content of the report besides scores, histories and predictions."""
 
-    Attributes:
-        slices: table from `slice_table`.
-        mistakes: the worst mistakes in each set ("Test", "External: NAME"), in any order.
-        samples: random predictions for each data set.
-        architecture: diagram of the chosen model, as inline SVG.
-        datasets: facts about each data set, those trained on first.
-        weights: pre-trained weights that training started from, and their licences.
-
-    """
-
-    slices: pd.DataFrame
-    mistakes: Mapping[str, Sequence[Picture]]
-    samples: Mapping[str, Sequence[Picture]]
-    architecture: Markup
-    datasets: Sequence[DatasetFacts]
-    weights: str
+    slices: pd.DataFrame  # table from `slice_table`
+    mistakes: Mapping[str, Sequence[Picture]]  # the worst in each set ("Test", "External: NAME"), in any order
+    samples: Mapping[str, Sequence[Picture]]  # random predictions for each data set
+    architecture: Markup  # diagram of the chosen model, as inline SVG
+    datasets: Sequence[DatasetFacts]  # those trained on first
+    weights: str  # pre-trained weights that training started from, and their licences
 
 
 def render(
@@ -156,13 +140,11 @@ def _by_kind(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
 
 
 def _by_correctness(pictures: Sequence[Picture], threshold: float) -> dict[str, list[Picture]]:
-    def is_right(picture: Picture) -> bool:
-        return (picture.probability >= threshold) == (picture.label == "crack")
-
-    return {
-        "right": [picture for picture in pictures if is_right(picture)],
-        "wrong": [picture for picture in pictures if not is_right(picture)],
-    }
+    parts: dict[str, list[Picture]] = {"right": [], "wrong": []}
+    for picture in pictures:
+        is_right = (picture.probability >= threshold) == (picture.label == "crack")
+        parts["right" if is_right else "wrong"].append(picture)
+    return parts
 
 
 def _shown_slices(slices: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.data.images import LabelledImages
-from pipeline.evaluation.occlusion import occlusion_map
-from pipeline.evaluation.scoring import Scorer
+from pipeline.evaluation.occlusion import Scorer, occlusion_map
 
 N_PER_KIND = 6  # missed cracks and false alarms each, on the test side and on each external test set
 
