@@ -24,12 +24,9 @@ SEED = 0
 
 
 def choose_images(manifest: pd.DataFrame, train_on: tuple[str, ...], n_images: int) -> pd.DataFrame:
-    """Return rows of the train side, about n_images of each data set; `photo` is never missing.
+    """Return rows of the train side, about n_images of each data set trained on; `photo` is never missing.
 
-    Args:
-        manifest: of `split`.
-        train_on: names of the data sets trained on.
-        n_images: of each; fewer if it has fewer, and a few more because the number per photo is rounded up.
+    They are fewer if a data set has fewer, and a few more because the number per photo is rounded up.
     """
     chosen = [
         _sample_evenly(rows, n_images)

@@ -51,12 +51,8 @@ def read(path: Path) -> Content:
 def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
     """Return a row for each file: probability (NaN if it cannot be read), label and error ("" if it can).
 
-    Each thread decodes a batch and then scores it, so that no core waits.
-
-    Args:
-        model: the model that scores.
-        contents: bytes of each file, or why it cannot be read.
-        with_statistics: add the columns of the prediction log: image statistics and embedding.
+    Each thread decodes a batch and then scores it, so that no core waits. `with_statistics` adds the columns of the
+    prediction log: image statistics and embedding.
     """
     observed: dict[int, dict[str, object]] = {}
     sizes, errors = _sizes_and_errors(contents)
@@ -117,14 +113,10 @@ def score_on_worker(files: ModelFiles, contents: Sequence[Content], *, with_stat
 
 
 def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
-    """Return the rows of the prediction log for the readable images of a scored table.
+    """Return the rows of the prediction log for the readable images of a table of `score` with statistics and paths.
 
-    Args:
-        table: result of `score` with statistics, and the path of each image.
-        model_version: version that scored the images.
-        photo_pattern: regular expression whose first group names the photo of a tile; without one, and where it does
-            not match, each image is a photo of its own.
-        time: of scoring, with a time zone.
+    The first group of `photo_pattern`, a regular expression, names the photo of a tile; without one, and where it does
+    not match, each image is a photo of its own. `time` has a time zone.
     """
     readable = table[table["error"] == ""]
     paths = [str(Path(path).absolute()) for path in readable["path"]]
@@ -186,18 +178,11 @@ def run(
     dask_address: str | None = None,
     on_scored: Callable[[pd.DataFrame], None] | None = None,
 ) -> dict[str, int]:
-    """Score images into a CSV file with a row per image, in the order of `paths`: path, probability, label, error.
+    """Score images into the CSV file `out`, in the order of `paths`; return the number of images with each label.
 
-    Args:
-        found: the model.
-        paths: of the images.
-        out: the CSV file.
-        dask_address: of a cluster to score on.
-        on_scored: called with the scored rows and their statistics, 1,000 images or more at a time. If the process is
-            killed, the last ones are not passed on.
-
-    Returns:
-        The number of images with each label; unreadable ones count under "".
+    A row has path, probability, label and error; unreadable images have the label "". `on_scored` is called with the
+    scored rows and their statistics, 1,000 images or more at a time; if the process is killed, the last ones are not
+    passed on.
     """
     unfinished = unfinished_folder(found, paths, out)
     parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}

@@ -20,13 +20,7 @@ Colours = npt.NDArray[np.uint8]  # (..., 4), RGBA
 
 
 def overlay_picture(pixels: Pixels, crack_map: CrackMap, caption: str) -> Image.Image:
-    """Return the photo with overlay, marks and legend.
-
-    Args:
-        pixels: of the upright photo, uint8, (height, width, 3).
-        crack_map: of this photo.
-        caption: last line of the legend.
-    """
+    """Return the upright photo, uint8 (height, width, 3), with overlay, marks and a legend that ends with `caption`."""
     height, width, _ = pixels.shape
     legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), caption)
     picture = Image.new("RGB", (width, height + legend.height), PAPER)

@@ -164,12 +164,9 @@ def wilson_interval(n_found: "pd.Series[int]", n: "pd.Series[int]") -> tuple["pd
 
 
 def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
-    """Return a plot of the balanced F1 of slices with their intervals, one row per slice.
+    """Return a plot of the balanced F1 of slices with their intervals, one row per slice of `slice_table`.
 
-    Args:
-        name: name of the set, for the name of the plot.
-        rows: rows of `slice_table`: kind, slice, n, balanced_f1, balanced_f1_low and balanced_f1_high; scores may be
-            missing.
+    Slices without a score are left out; `name`, that of the set, makes the name of the plot.
     """
     rows = rows[rows["balanced_f1"].notna()].reset_index(drop=True)
     names = [

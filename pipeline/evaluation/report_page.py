@@ -47,8 +47,7 @@ def render(
 
     Args:
         metrics: content of scores.json.
-        candidates: validation scores of each candidate: selection_loss, n, accuracy, f1, auroc, balanced_accuracy, ece,
-            threshold.
+        candidates: validation scores of each candidate, as `train` writes them.
         histories: for each candidate, one row per epoch: step (from 0, over both phases), phase (head or tuning), loss,
             val_loss, accuracy, val_accuracy; for a probe, one row per head and `l2_penalty`, with the head as phase.
         predictions: one row per image: dataset, split (test or external), label (crack or intact), probability (0..1).
