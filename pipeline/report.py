@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline.evaluation.architecture_diagram import architecture_diagram
 from pipeline.evaluation.examples import pictures_of, random_predictions
 from pipeline.evaluation.model_card import dataset_facts, weights_of
-from pipeline.evaluation.plot_tables import plot_tables
+from pipeline.evaluation.plots import plot_tables
 from pipeline.evaluation.report_page import ReportInputs, named_sets, render, scored_sets_of
 from pipeline.files import replacing_folder, write_text
 from pipeline.params import Params

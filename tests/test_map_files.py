@@ -218,7 +218,7 @@ def test_the_page_shows_the_most_cracked_photos_of_many(tmp_path, found, photos,
 def test_the_note_names_the_nearest_surface():
     surface = Surface(name="sdnet Decks", n_cracks=40, n_missed=26)
     tiles = pd.DataFrame({"in_distribution": [True]})
-    crack_map = CrackMap(tiles, 40, 40, 0, "Not resized.", surface)
+    crack_map = CrackMap(tiles, 40, 40, "Not resized.", surface)
     assert crack_map.notes() == [
         "On the test images most similar to this photo (sdnet Decks), the model missed 26 of 40 cracks.",
         "An unmarked area may still have cracks.",

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from pipeline.crack_maps.tiles import Starts, grid
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, Outputs
@@ -32,6 +31,7 @@ MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
 
 OnTiles = Callable[[Pixels, Outputs], object]
+Starts = npt.NDArray[np.int64]  # of tiles along a side, in pixels
 Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16 x 16 px
 
 
@@ -47,7 +47,6 @@ class CrackMap:
     tiles: pd.DataFrame
     width_px: int  # of the upright photo, as height_px
     height_px: int
-    overlap: float  # of neighbouring tiles, as a share of a tile
     scale: str  # a sentence on how the photo was resized, or why it was not
     surface: Surface | None  # the test surface most similar to the photo; None if the model has no OOD detector
 
@@ -119,7 +118,7 @@ class CrackMapper:
         verdicts = [self._model.decision.verdict(float(probability)) for probability in probabilities]
         tiles["label"] = verdicts if in_distribution is None else np.where(in_distribution, verdicts, "review")
         tiles["in_distribution"] = in_distribution
-        return CrackMap(tiles, width, height, self._params.overlap, scale, surface)
+        return CrackMap(tiles, width, height, scale, surface)
 
     def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
         """Return the factor by which a photo is resized before it is cut, and a sentence about it."""
@@ -158,6 +157,27 @@ class CrackMapper:
             # not in the pool: matrix products start their own threads, which would compete for the cores
             images.append(detector_projection(np.concatenate([batch["features"] for batch in batches])))
         return np.concatenate(probabilities), np.concatenate(images)
+
+
+def starts(length_px: int, size_px: int, step_px: int) -> Starts:
+    """Return the starts of tiles along a side: every `step_px`; the last tile is moved inwards to end at the edge.
+
+    The side is as long as a tile or longer; the step is as long as a tile or shorter.
+    """
+    last = length_px - size_px
+    return np.append(np.arange(0, last, step_px, dtype=np.int64), last)
+
+
+def grid(shape_px: tuple[int, ...], size_px: int, overlap: float) -> tuple[Starts, Starts, int]:
+    """Return the starts of the rows and of the columns of tiles, and the side of a tile, in pixels.
+
+    In a photo (height, width) that is narrower than a tile, tiles are as narrow as the photo. `overlap` is the share
+    of a tile that the next one in its row or column overlaps, 0..0.9.
+    """
+    size = min(size_px, *shape_px)
+    step = max(1, round(size * (1 - overlap)))
+    height_px, width_px = shape_px
+    return starts(height_px, size, step), starts(width_px, size, step), size
 
 
 def _cells(start: int, size: int, side: int) -> slice:

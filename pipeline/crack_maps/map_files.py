@@ -7,7 +7,7 @@ settings. So a run resumes after a kill.
 import hashlib
 import io
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,12 +67,11 @@ class PhotoFiles:
 
 def names_of(paths: Sequence[Path]) -> dict[Path, str]:
     """Return a name for the files of each photo: its own name, with a hash of its path if two photos share one."""
-    stems = pd.Series([path.stem.casefold() for path in paths])
-    is_shared = stems.duplicated(keep=False)
+    n_photos = Counter(path.stem.casefold() for path in paths)
     names = {}
-    for path, shared in zip(paths, is_shared, strict=True):
+    for path in paths:
         stem = path.stem
-        if shared or len(stem.encode(errors="surrogateescape")) > MAX_NAME_BYTES:
+        if n_photos[stem.casefold()] > 1 or len(stem.encode(errors="surrogateescape")) > MAX_NAME_BYTES:
             digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:8]
             stem = f"{stem.encode(errors='surrogateescape')[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
         names[path] = stem
@@ -93,7 +92,7 @@ def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[s
         "model": job.model,
         "model_hash": job.identity,
         "tile_px": job.params.tile_px,
-        "overlap": crack_map.overlap,
+        "overlap": job.params.overlap,
         "share_cracked": round(crack_map.share_of_area("crack"), 4),
         "share_review": round(crack_map.share_of_area("review"), 4),
         "max_probability": round(float(tiles["probability"].max()), 4),
@@ -173,10 +172,9 @@ def summary_of(out: Path, names: dict[Path, str], errors: dict[Path, str]) -> pd
     """Return a row per photo, the most cracked one first, those that could not be mapped last."""
     rows = []
     for path, name in names.items():
-        report = None if path in errors else finished_report(out, name)
-        row = {column: (report or {}).get(column) for column in SUMMARY_COLUMNS}
-        place = (report or {}).get("place") or {}
-        rows.append({**row, **place, "photo": str(path), "name": name, "error": errors.get(path, "")})
+        report = {} if path in errors else finished_report(out, name) or {}
+        place = report.get("place") or {}
+        rows.append({**report, **place, "photo": str(path), "name": name, "error": errors.get(path, "")})
     table = pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
     order = ["share_cracked", "share_review", "max_probability"]
     return table.sort_values(order, ascending=False, na_position="last", kind="stable", ignore_index=True)

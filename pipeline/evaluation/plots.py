@@ -1,6 +1,6 @@
-"""Plots of the report, as inline SVG in the colours of the page."""
+"""Plots of the report, as inline SVG in the colours of the page; and the tables that `dvc plots` draws."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -18,6 +18,7 @@ from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
 from pipeline.page import COLOURS, DASHES, shown, svg
 
 MAX_MARKED_EPOCHS = 40  # with more, the markers hide the line
+MAX_CURVE_POINTS = 500  # of a table; more are not visible in a plot
 MAX_LABEL_CHARACTERS = 20  # of a name in a plot; a longer one leaves no room for the axes
 
 _DIAGONAL: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": ":", "linewidth": 1}
@@ -188,3 +189,31 @@ def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
         axes.set(xlabel="balanced F1")
 
     return svg(f"slices {name}", draw, (4.6, 0.9 + 0.24 * len(rows)))
+
+
+def plot_tables(test: ScoredSet, threshold: float, histories: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return the tables by name.
+
+    Four describe the test set: roc (fpr, tpr), precision_recall (recall, precision), reliability (see
+    `reliability_table`) and confusion (actual, predicted; one row per image). training has one row per epoch or
+    penalty: candidate, step, loss, val_loss.
+    """
+    fpr, tpr, _ = roc_curve(test.labels, test.probabilities)
+    precision, recall, _ = precision_recall_curve(test.labels, test.probabilities)
+    training = pd.concat([history.assign(candidate=name) for name, history in histories.items()])
+    return {
+        "roc": _downsample(pd.DataFrame({"fpr": fpr, "tpr": tpr})),
+        "precision_recall": _downsample(pd.DataFrame({"recall": recall, "precision": precision})),
+        "reliability": reliability_table(test),
+        "confusion": pd.DataFrame(
+            {
+                "actual": np.where(test.labels, "crack", "intact"),
+                "predicted": np.where(test.probabilities >= threshold, "crack", "intact"),
+            }
+        ),
+        "training": training[["candidate", "step", "loss", "val_loss"]],
+    }
+
+
+def _downsample(curve: pd.DataFrame) -> pd.DataFrame:
+    return curve.iloc[np.unique(np.linspace(0, len(curve) - 1, MAX_CURVE_POINTS).round().astype(int))]
