@@ -68,9 +68,7 @@ async def _predict_one(state: AppState, loaded: LoadedModel, upload: Upload, exp
 
 
 def _explain(loaded: LoadedModel, pixels: Pixels) -> OcclusionOverlay:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_EXPLAINED_PX, MAX_EXPLAINED_PX))
-    small: Pixels = np.asarray(picture)
+    small: Pixels = np.asarray(_shrunk(pixels, MAX_EXPLAINED_PX))
     overlay = occlusion_map(lambda batch: loaded.model.outputs(batch)["probability"], small)
     return OcclusionOverlay(
         logits=overlay.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, overlay)), "PNG")
@@ -98,7 +96,7 @@ async def crack_map(
     [upload] = await read_uploads([file], 1, state.settings.max_photo_megapixels)
     async with state.decoder.decoded(upload) as pixels:
         crack_map = await in_thread(bound(_mapped, state, loaded, upload.name, pixels, mm_per_px))
-        picture = await in_thread(lambda _: _preview(pixels)) if preview else None
+        shown = await in_thread(lambda _: _data_url(_shrunk(pixels, MAX_PREVIEW_PX), "JPEG")) if preview else None
     return MapAnswer(
         file=upload.name,
         width=crack_map.width_px,
@@ -107,7 +105,7 @@ async def crack_map(
         cracked_share=crack_map.share_of_area("crack"),
         tiles=[Tile.model_validate(row) for row in crack_map.tiles.to_dict(orient="records")],
         notes=crack_map.notes(),
-        preview=picture,
+        preview=shown,
     )
 
 
@@ -138,7 +136,7 @@ def _mapped(
     return crack_map
 
 
-def _preview(pixels: Pixels) -> str:
+def _shrunk(pixels: Pixels, max_side_px: int) -> Image.Image:
     picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_PREVIEW_PX, MAX_PREVIEW_PX))
-    return _data_url(picture, "JPEG")
+    picture.thumbnail((max_side_px, max_side_px))
+    return picture
