@@ -2,8 +2,9 @@
 
 import threading
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from pipeline.monitoring import heartbeat_watch
 from pipeline.monitoring.prediction_log import PredictionLog
@@ -59,7 +60,9 @@ class AppState:
         return self.holder.current
 
 
-def state_of(request: Request) -> AppState:
-    """Return the state of the app that received a request."""
+async def _state_of(request: Request) -> AppState:
     state: AppState = request.app.state.state
     return state
+
+
+State = Annotated[AppState, Depends(_state_of)]  # argument of a route

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, File, Query, Request, UploadFile
+from fastapi import APIRouter, File, Query, UploadFile
 from PIL import Image
 
 from pipeline.crack_maps.crack_map import CrackMap
@@ -20,7 +20,7 @@ from pipeline.evaluation.occlusion import occlusion_map
 from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 from pipeline.inference.openvino_cpu import Outputs
 from serving.answers import MapAnswer, OcclusionOverlay, PredictAnswer, Prediction, Tile
-from serving.app_state import AppState, state_of
+from serving.app_state import AppState, State
 from serving.current_model import LoadedModel
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
@@ -34,12 +34,11 @@ router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
 
 @router.post("/predict", response_model_exclude_none=True)
 async def predict(
-    request: Request,
+    state: State,
     files: Files,
     explain: Annotated[bool, Query(description="add an occlusion overlay to each prediction")] = False,
 ) -> PredictAnswer:
     """Return the probability of a crack for each image. For whole photos use `/v1/map`."""
-    state = state_of(request)
     loaded = state.loaded_model()
     uploads = await read_uploads(files, state.settings.max_files, state.settings.max_image_megapixels)
     predictions = await asyncio.gather(*(_predict_one(state, loaded, upload, explain) for upload in uploads))
@@ -83,7 +82,7 @@ def _data_url(picture: Image.Image, file_format: Literal["JPEG", "PNG"]) -> str:
 
 @router.post("/map")
 async def crack_map(
-    request: Request,
+    state: State,
     file: Annotated[UploadFile, File(description="a whole photo")],
     preview: Annotated[bool, Query(description="add the photo as a JPEG, if its format cannot be displayed")] = False,
     mm_per_px: Annotated[
@@ -91,7 +90,6 @@ async def crack_map(
     ] = None,
 ) -> MapAnswer:
     """Return the probability of a crack for each tile of a photo."""
-    state = state_of(request)
     loaded = state.loaded_model()
     [upload] = await read_uploads([file], 1, state.settings.max_photo_megapixels)
     async with state.decoder.decoded(upload) as pixels:
