@@ -9,6 +9,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ from pipeline.data.images import INVENTORY_FILE, EncodedImages, PackedImages, Si
 from pipeline.data.training_images import Sides, training_rows
 from pipeline.files import replacing_folder
 from pipeline.inference.dask_cluster import compute_on_cluster
-from pipeline.params import Backbone, load_params, named
-from pipeline.stage import run_main, stage_parser
+from pipeline.params import Backbone, Params, named
+from pipeline.stage import run_main, stage_main
 from pipeline.training.embedder import embedder_of
 from pipeline.training.features import Features, features_file, rows_file
 from pipeline.training.shards import Shards
@@ -102,19 +103,19 @@ def run(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def main() -> None:
-    """Run the stage from its command line."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--backbone", required=True, help="its name in params.yaml")
-    parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of `split`")
-    parser.add_argument("--checkpoints", type=Path, required=True, help="folder for unfinished work")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    args = parser.parse_args()
-    params = load_params(args.params)
-    backbone = named(params.backbones, args.backbone, "backbone")
-    manifest = pd.read_parquet(args.manifest)
-    run(backbone, manifest, args.datasets, args.checkpoints, args.out, params.embed.dask_address)
+@stage_main
+def main(
+    params: Params,
+    *,
+    backbone: Annotated[str, "its name in params.yaml"],
+    datasets: Annotated[Path, "folder with a folder per data set"],
+    manifest: Annotated[Path, "Parquet file of `split`"],
+    checkpoints: Annotated[Path, "folder for unfinished work"],
+    out: Annotated[Path, "folder to write"],
+) -> None:
+    """Write the features of the images in the manifest."""
+    settings = named(params.backbones, backbone, "backbone")
+    run(settings, pd.read_parquet(manifest), datasets, checkpoints, out, params.embed.dask_address)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ with occlusion maps) and --architecture (the layers of the network).
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 
@@ -16,14 +16,14 @@ from pipeline.data.images import LabelledImages
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.leakage import leakage_effect
 from pipeline.evaluation.model_architecture import describe_layers
-from pipeline.evaluation.scoring import scorer
 from pipeline.evaluation.slices import slice_table, with_measures
 from pipeline.evaluation.worst_mistakes import with_occlusion_maps, worst_mistakes
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.models.classifier import Classifier
 from pipeline.models.metrics import scores
-from pipeline.params import Params, load_params
-from pipeline.stage import run_main, stage_parser
+from pipeline.models.network import as_tf_function
+from pipeline.params import Params
+from pipeline.stage import run_main, stage_main
 
 log = logging.getLogger(__name__)
 
@@ -75,80 +75,46 @@ def write_metrics(summary: dict[str, Any], metrics_path: Path, external_folder: 
 def run(
     params: Params,
     *,
-    datasets: Path,
-    manifest_path: Path,
-    split_path: Path,
-    features: Path,
-    models: Path,
-    candidates_folder: Path,
-    scores_path: Path,
-    metrics_path: Path,
-    external: Path,
-    slices_path: Path,
-    predictions_path: Path,
-    mistakes_path: Path,
-    architecture_path: Path,
+    datasets: Annotated[Path, "folder with a folder per data set"],
+    manifest: Annotated[Path, "Parquet file of split"],
+    split: Annotated[Path, "summary of split"],
+    features: Annotated[Path, "folder with a folder per backbone"],
+    models: Annotated[Path, "folder with a folder per candidate"],
+    candidates: Annotated[Path, "folder of the candidates' validation scores"],
+    scores: Annotated[Path, "JSON file to write"],
+    metrics: Annotated[Path, "JSON file to write"],
+    external_metrics: Annotated[Path, "folder to write, with a file per external test set"],
+    slices: Annotated[Path, "CSV file to write"],
+    predictions: Annotated[Path, "Parquet file to write"],
+    mistakes: Annotated[Path, "Parquet file to write"],
+    architecture: Annotated[Path, "JSON file to write"],
 ) -> None:
     """Score the best candidate and write the results."""
-    candidates = {name: json.loads((candidates_folder / f"{name}.json").read_text()) for name in params.candidates}
-    best = best_candidate(candidates)
+    best = best_candidate({name: json.loads((candidates / f"{name}.json").read_text()) for name in params.candidates})
     classifier = Classifier.load(models / best)
-    manifest = pd.read_parquet(manifest_path)
-    images = LabelledImages(manifest[manifest["split"].isin(("test", "external"))], datasets)
-    predictions = images.rows.assign(probability=classifier.probabilities(images, progress="scoring"))
+    rows = pd.read_parquet(manifest)
+    images = LabelledImages(rows[rows["split"].isin(("test", "external"))], datasets)
+    predicted = images.rows.assign(probability=classifier.probabilities(images, progress="scoring"))
     threshold, backbone = classifier.decision.threshold, params.candidates[best].backbone
-    summary = summarise(params, best, json.loads(split_path.read_text()), predictions, threshold)
+    summary = summarise(params, best, json.loads(split.read_text()), predicted, threshold)
     summary["decision"] = classifier.decision.as_dict()
-    summary["leakage"] = leakage_effect(manifest[manifest["dataset"].isin(params.split.train_on)], features / backbone)
-    slices = slice_table(with_measures(predictions, datasets), threshold)
-    mistakes = with_occlusion_maps(worst_mistakes(predictions, threshold), datasets, scorer(classifier.model))
-    for path, table in ((predictions_path, predictions), (mistakes_path, mistakes)):
+    summary["leakage"] = leakage_effect(rows[rows["dataset"].isin(params.split.train_on)], features / backbone)
+    compute = as_tf_function(classifier.model)
+    worst = with_occlusion_maps(
+        worst_mistakes(predicted, threshold), datasets, lambda batch: compute(batch)["probability"].numpy()
+    )
+    for path, table in ((predictions, predicted), (mistakes, worst)):
         with replacing(path) as partial:
             table.to_parquet(partial, index=False)
-    with replacing(slices_path) as partial:
-        slices.to_csv(partial, index=False)
-    write_json(architecture_path, describe_layers(classifier.model))
-    write_json(scores_path, summary)
-    write_metrics(summary, metrics_path, external)
+    with replacing(slices) as partial:
+        slice_table(with_measures(predicted, datasets), threshold).to_csv(partial, index=False)
+    write_json(architecture, describe_layers(classifier.model))
+    write_json(scores, summary)
+    write_metrics(summary, metrics, external_metrics)
     log.info("%s, chosen on validation: F1 %.4f on %d test images", best, summary["test"]["f1"], summary["test"]["n"])
 
 
-def main() -> None:
-    """Run the stage from its command line."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
-    parser.add_argument("--split", type=Path, required=True, help="summary of split")
-    parser.add_argument("--features", type=Path, required=True, help="folder with a folder per backbone")
-    parser.add_argument("--models", type=Path, required=True, help="folder with a folder per candidate")
-    parser.add_argument("--candidates", type=Path, required=True, help="folder of the candidates' validation scores")
-    parser.add_argument("--scores", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
-    parser.add_argument(
-        "--external-metrics", type=Path, required=True, help="folder to write, with a file per external test set"
-    )
-    parser.add_argument("--slices", type=Path, required=True, help="CSV file to write")
-    parser.add_argument("--predictions", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--mistakes", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--architecture", type=Path, required=True, help="JSON file to write")
-    args = parser.parse_args()
-    run(
-        load_params(args.params),
-        datasets=args.datasets,
-        manifest_path=args.manifest,
-        split_path=args.split,
-        features=args.features,
-        models=args.models,
-        candidates_folder=args.candidates,
-        scores_path=args.scores,
-        metrics_path=args.metrics,
-        external=args.external_metrics,
-        slices_path=args.slices,
-        predictions_path=args.predictions,
-        mistakes_path=args.mistakes,
-        architecture_path=args.architecture,
-    )
-
+main = stage_main(run)
 
 if __name__ == "__main__":
     run_main(main)

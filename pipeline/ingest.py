@@ -5,20 +5,22 @@ quarantine.csv (batch, path, reason, is_image: the file is readable but not used
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from pipeline.data.dataset_reader import pack_dataset
-from pipeline.params import load_params, named
-from pipeline.stage import run_main, stage_parser
+from pipeline.params import Params, named
+from pipeline.stage import run_main, stage_main
 
 
-def main() -> None:
-    """Run the stage from its command line."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--dataset", required=True, help="its name in params.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    args = parser.parse_args()
-    params = load_params(args.params)
-    pack_dataset(named(params.datasets, args.dataset, "data set"), params.ingest, args.out)
+@stage_main
+def main(
+    params: Params,
+    *,
+    dataset: Annotated[str, "its name in params.yaml"],
+    out: Annotated[Path, "folder to write"],
+) -> None:
+    """Write the packed images, the inventory and the quarantine of a data set."""
+    pack_dataset(named(params.datasets, dataset, "data set"), params.ingest, out)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ of which images belong together, this keeps the limits wide.
 import json
 import math
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
@@ -16,19 +17,16 @@ from pipeline.data.images import LabelledImages
 from pipeline.files import replacing
 from pipeline.models.classifier import Classifier
 from pipeline.monitoring.observation import observe
-from pipeline.params import Params, load_params
-from pipeline.stage import run_main, stage_parser
+from pipeline.params import Params
+from pipeline.stage import run_main, stage_main
 
 SEED = 0
 
 
 def choose_images(manifest: pd.DataFrame, train_on: tuple[str, ...], n_images: int) -> pd.DataFrame:
-    """Return rows of the train side, about n_images of each data set; `photo` is never missing.
+    """Return rows of the train side, about n_images of each data set trained on; `photo` is never missing.
 
-    Args:
-        manifest: of `split`.
-        train_on: names of the data sets trained on.
-        n_images: of each; fewer if it has fewer, and a few more because the number per photo is rounded up.
+    They are fewer if a data set has fewer, and a few more because the number per photo is rounded up.
     """
     chosen = [
         _sample_evenly(rows, n_images)
@@ -47,7 +45,15 @@ def _sample_evenly(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
     return shuffled[shuffled["photo"].isin(photos)].groupby("photo").head(n_each)
 
 
-def run(params: Params, manifest: Path, datasets: Path, models: Path, scores: Path, out: Path) -> None:
+def run(
+    params: Params,
+    *,
+    manifest: Annotated[Path, "Parquet file of split"],
+    datasets: Annotated[Path, "folder with a folder per data set"],
+    models: Annotated[Path, "folder with a folder per candidate"],
+    scores: Annotated[Path, "scores.json of evaluate"],
+    out: Annotated[Path, "Parquet file to write"],
+) -> None:
     """Write the reference of the best model."""
     best = json.loads(scores.read_text(encoding="utf-8"))["candidate"]
     rows = choose_images(pd.read_parquet(manifest), params.split.train_on, params.monitor.n_reference_images)
@@ -57,18 +63,7 @@ def run(params: Params, manifest: Path, datasets: Path, models: Path, scores: Pa
         table.to_parquet(partial, index=False)
 
 
-def main() -> None:
-    """Run the stage from its command line."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
-    parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--models", type=Path, required=True, help="folder with a folder per candidate")
-    parser.add_argument("--scores", type=Path, required=True, help="scores.json of evaluate")
-    parser.add_argument("--out", type=Path, required=True, help="Parquet file to write")
-    args = parser.parse_args()
-    params = load_params(args.params)
-    run(params, args.manifest, args.datasets, args.models, args.scores, args.out)
-
+main = stage_main(run)
 
 if __name__ == "__main__":
     run_main(main)

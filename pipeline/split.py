@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -26,8 +27,8 @@ from pipeline.data.near_duplicates import find_copies
 from pipeline.data.split_contract import check_sides, split_rules, summarise, with_checks
 from pipeline.errors import RefusedError
 from pipeline.files import replacing, write_json, write_text
-from pipeline.params import Params, load_params
-from pipeline.stage import run_main, stage_parser
+from pipeline.params import Params
+from pipeline.stage import run_main, stage_main
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +55,13 @@ def check_validated(validated: Path, names: list[str]) -> None:
 def run(
     params: Params,
     *,
-    datasets: Path,
-    validated: Path,
-    manifest_path: Path,
-    summary_path: Path,
-    context: Path,
-    report: Path,
-    page: Path,
+    datasets: Annotated[Path, "folder with a folder per data set"],
+    validated: Annotated[Path, "folder of the results of validate"],
+    manifest: Annotated[Path, "Parquet file to write"],
+    summary: Annotated[Path, "JSON file to write"],
+    context: Annotated[Path, "folder of the Data Context of Great Expectations"],
+    report: Annotated[Path, "JSON file to write"],
+    page: Annotated[Path, "HTML file to write"],
 ) -> None:
     """Write the manifest, its summary and its validation result; refuse a split that leaks."""
     names, train_on = list(params.datasets), params.split.train_on
@@ -68,20 +69,21 @@ def run(
     images = read_inventories(datasets, names)
     images = images.loc[arrival_order(images, train_on).sort_values(kind="stable").index].reset_index(drop=True)
     pairs = find_copies(images, params.split.copies)
-    manifest = build_manifest(images, pairs, params.split)
-    check_sides(manifest[manifest["dataset"].isin(train_on)])  # external test sets may hold out a single photo
-    checked = with_checks(manifest, pairs, train_on)
+    rows = build_manifest(images, pairs, params.split)
+    check_sides(rows[rows["dataset"].isin(train_on)])  # external test sets may hold out a single photo
+    checked = with_checks(rows, pairs, train_on)
     checked["path"] = checked["dataset"] + "/" + checked["path"]  # two data sets may have equal paths
     rules = check(checked, split_rules(), "split", context)
-    summary = summarise(checked, train_on)
-    counts = {f"{side} images": f"{n:,}" for side, n in manifest["split"].value_counts().items()}
-    headline = counts | {name.removeprefix("n_"): f"{n:,}" for name, n in summary.items()}
+    numbers = summarise(checked, train_on)
+    sides = rows["split"].value_counts()
+    headline = {f"{side} images": f"{n:,}" for side, n in sides.items()}
+    headline |= {name.removeprefix("n_"): f"{n:,}" for name, n in numbers.items()}
     write_text(page, render_page(params, rules, headline, images, checked, datasets))
     enforce("split", rules, headline, report=report, page=page)
-    with replacing(manifest_path) as partial:
-        manifest.to_parquet(partial, index=False)
-    write_json(summary_path, summary)
-    log.info("%s", ", ".join(f"{side}: {n}" for side, n in manifest["split"].value_counts().items()))
+    with replacing(manifest) as partial:
+        rows.to_parquet(partial, index=False)
+    write_json(summary, numbers)
+    log.info("%s", ", ".join(f"{side}: {n}" for side, n in sides.items()))
 
 
 def render_page(
@@ -106,28 +108,7 @@ def render_page(
     )
 
 
-def main() -> None:
-    """Run the stage from its command line."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--validated", type=Path, required=True, help="folder of the results of validate")
-    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--context", type=Path, required=True, help="folder of the Data Context of Great Expectations")
-    parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
-    args = parser.parse_args()
-    run(
-        load_params(args.params),
-        datasets=args.datasets,
-        validated=args.validated,
-        manifest_path=args.manifest,
-        summary_path=args.summary,
-        context=args.context,
-        report=args.report,
-        page=args.page,
-    )
-
+main = stage_main(run)
 
 if __name__ == "__main__":
     run_main(main)

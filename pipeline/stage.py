@@ -1,11 +1,13 @@
 """Command line of a stage: argument parser, logging, and errors as exit codes."""
 
 import argparse
+import inspect
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 from pipeline.errors import CracksError
 
@@ -14,10 +16,32 @@ EXTRAS = {"boto3": "server", "distributed": "cluster", "psycopg2": "server"}
 
 
 def stage_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with `--params`; a stage adds its paths, each required, so that dvc.yaml lists them all."""
+    """Return a parser with `--params`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, required=True, help="params.yaml")
     return parser
+
+
+def stage_main(run: Callable[..., None]) -> Callable[[], None]:
+    """Return the `main` of a stage, which reads the arguments of `run` from the command line.
+
+    `--params` is the file of the argument `params`. Each other argument is a required flag, so that dvc.yaml lists all
+    paths; it is annotated with its type and its help: `scores: Annotated[Path, "JSON file to write"]`.
+    """
+
+    def main() -> None:
+        """Run the stage from its command line."""
+        from pipeline.params import load_params
+
+        parser = stage_parser(inspect.getdoc(inspect.getmodule(run)))
+        for name, hint in get_type_hints(run, include_extras=True).items():
+            if get_origin(hint) is Annotated:
+                kind, meaning = get_args(hint)
+                parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True, help=meaning)
+        arguments = vars(parser.parse_args())
+        run(load_params(arguments.pop("params")), **arguments)
+
+    return main
 
 
 def run_main(main: Callable[[], None]) -> None:

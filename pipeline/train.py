@@ -7,7 +7,7 @@ row per epoch. Each epoch is also logged to MLflow at once, if a tracking server
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,9 @@ from pipeline.models.metrics import Probabilities, log_loss, scores
 from pipeline.models.model_files import MODEL_FILE
 from pipeline.models.network import logits_and_features
 from pipeline.models.tf import keras
-from pipeline.params import Params, Probe, load_params
+from pipeline.params import Params, Probe
 from pipeline.registry.tracking import live_run
-from pipeline.stage import run_main, stage_parser
+from pipeline.stage import run_main, stage_main
 from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
 from pipeline.training.features import Features, features_of
 from pipeline.training.finetune import fit_finetune
@@ -79,23 +79,23 @@ def validation_scores(
 
 def run(
     params: Params,
-    name: str,
+    candidate: Annotated[str, "its name in params.yaml"],
     *,
-    datasets: Path,
-    manifest_path: Path,
-    features: Path,
-    checkpoints: Path,
-    out: Path,
-    scores_path: Path,
-    history_path: Path,
+    datasets: Annotated[Path, "folder with a folder per data set"],
+    manifest: Annotated[Path, "Parquet file of split"],
+    features: Annotated[Path, "folder of the backbone's features"],
+    checkpoints: Annotated[Path, "folder for unfinished work"],
+    out: Annotated[Path, "folder to write"],
+    scores: Annotated[Path, "JSON file to write"],
+    history: Annotated[Path, "CSV file to write"],
 ) -> None:
-    """Train candidate `name` and write its model, validation scores and history."""
-    unfinished = checkpoint_folder(checkpoints, manifest_path, params, name)
-    manifest = pd.read_parquet(manifest_path)
-    train, validation = (images_of_side(manifest, split, datasets) for split in TRAINING_SIDES)
-    with live_run(params, manifest_path, name) as report_epoch:
-        history = TrainingHistory(unfinished / "history.jsonl", report_epoch)
-        classifier, logits, validation_features = fit(params, name, train, validation, features, history)
+    """Train a candidate and write its model, validation scores and history."""
+    unfinished = checkpoint_folder(checkpoints, manifest, params, candidate)
+    rows = pd.read_parquet(manifest)
+    train, validation = (images_of_side(rows, split, datasets) for split in TRAINING_SIDES)
+    with live_run(params, manifest, candidate) as report_epoch:
+        epochs = TrainingHistory(unfinished / "history.jsonl", report_epoch)
+        classifier, logits, validation_features = fit(params, candidate, train, validation, features, epochs)
     calibration = fit_calibration(
         validation.labels, logits, validation_features, validation.rows["dataset"].to_numpy(str)
     )
@@ -105,37 +105,14 @@ def run(
         calibrated(classifier, calibration).save(folder / MODEL_FILE)
         write_json(folder / DECISION_FILE, decision.as_dict())
     result = validation_scores(validation, probabilities, decision.threshold, params)
-    write_json(scores_path, result)
-    with replacing(history_path) as partial:
-        pd.DataFrame(history.rows).to_csv(partial, index=False)
+    write_json(scores, result)
+    with replacing(history) as partial:
+        pd.DataFrame(epochs.rows).to_csv(partial, index=False)
     shutil.rmtree(unfinished, ignore_errors=True)
-    log.info("%s: F1 %.4f, AUROC %.4f on %d validation images", name, result["f1"], result["auroc"], result["n"])
+    log.info("%s: F1 %.4f, AUROC %.4f on %d validation images", candidate, result["f1"], result["auroc"], result["n"])
 
 
-def main() -> None:
-    """Run the stage from its command line."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--candidate", required=True, help="its name in params.yaml")
-    parser.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
-    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file of split")
-    parser.add_argument("--features", type=Path, required=True, help="folder of the backbone's features")
-    parser.add_argument("--checkpoints", type=Path, required=True, help="folder for unfinished work")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--scores", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--history", type=Path, required=True, help="CSV file to write")
-    args = parser.parse_args()
-    run(
-        load_params(args.params),
-        args.candidate,
-        datasets=args.datasets,
-        manifest_path=args.manifest,
-        features=args.features,
-        checkpoints=args.checkpoints,
-        out=args.out,
-        scores_path=args.scores,
-        history_path=args.history,
-    )
-
+main = stage_main(run)
 
 if __name__ == "__main__":
     run_main(main)

@@ -5,17 +5,27 @@ contract is passed. Otherwise ends with exit code 3. The Data Context in the fol
 """
 
 from pathlib import Path
+from typing import Annotated
 
 from pipeline.data.audit import audit
 from pipeline.data.contract import enforce
 from pipeline.data.images import PackedImages, read_quarantine
 from pipeline.files import write_json, write_text
-from pipeline.params import Params, load_params, named
-from pipeline.stage import run_main, stage_parser
+from pipeline.params import Params, named
+from pipeline.stage import run_main, stage_main
 
 
-def run(params: Params, name: str, dataset: Path, *, context: Path, report: Path, page: Path, result: Path) -> None:
-    """Validate the ingested data set in the folder `dataset`; write report and page and, if it passed, the result.
+def run(
+    params: Params,
+    name: Annotated[str, "the data set's name in params.yaml"],
+    dataset: Annotated[Path, "folder that ingest wrote"],
+    *,
+    context: Annotated[Path, "folder of the Data Context of Great Expectations"],
+    report: Annotated[Path, "JSON file to write"],
+    page: Annotated[Path, "HTML file to write"],
+    result: Annotated[Path, "JSON file to write if the contract is passed"],
+) -> None:
+    """Validate the data set; write report and page and, if it passed, the result.
 
     Raises:
         RefusedError: a rule is broken; the message lists each with what was observed.
@@ -29,20 +39,7 @@ def run(params: Params, name: str, dataset: Path, *, context: Path, report: Path
     write_json(result, {"dataset": name, "success": True})
 
 
-def main() -> None:
-    """Run the stage from its command line."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--name", required=True, help="the data set's name in params.yaml")
-    parser.add_argument("--dataset", type=Path, required=True, help="folder that ingest wrote")
-    parser.add_argument("--context", type=Path, required=True, help="folder of the Data Context of Great Expectations")
-    parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
-    parser.add_argument("--result", type=Path, required=True, help="JSON file to write if the contract is passed")
-    args = parser.parse_args()
-    params = load_params(args.params)
-    places = {"context": args.context, "report": args.report, "page": args.page, "result": args.result}
-    run(params, args.name, args.dataset, **places)
-
+main = stage_main(run)
 
 if __name__ == "__main__":
     run_main(main)

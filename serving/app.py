@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 
@@ -14,7 +14,7 @@ from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
 from serving import problems, review_routes, scoring_routes
 from serving.answers import ModelAnswer, model_answer
-from serving.app_state import AppState, state_of
+from serving.app_state import AppState, State
 from serving.current_model import ModelHolder
 from serving.limits import RequestLimits, SecurityHeaders
 from serving.problems import V1_PROBLEMS, documented
@@ -61,9 +61,8 @@ def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionL
 
 
 @router.get("/v1/model", responses=V1_PROBLEMS)
-async def model(request: Request) -> ModelAnswer:
+async def model(state: State) -> ModelAnswer:
     """Return the current model, its threshold and review band, and the limits of a request."""
-    state = state_of(request)
     return model_answer(state.loaded_model(), state.holder.refused, state.settings)
 
 
@@ -74,15 +73,15 @@ async def healthz() -> str:
 
 
 @router.get("/readyz", response_class=PlainTextResponse, responses=documented(HTTPStatus.SERVICE_UNAVAILABLE))
-async def readyz(request: Request) -> str:
+async def readyz(state: State) -> str:
     """Return the current model; 503 if there is none."""
-    return f"serving {state_of(request).loaded_model().version}\n"
+    return f"serving {state.loaded_model().version}\n"
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(request: Request) -> Response:
+async def metrics(state: State) -> Response:
     """Return the metrics in Prometheus' text format."""
-    return Response(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/", include_in_schema=False)

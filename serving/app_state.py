@@ -2,8 +2,9 @@
 
 import threading
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from pipeline.monitoring import heartbeat_watch
 from pipeline.monitoring.prediction_log import PredictionLog
@@ -11,7 +12,7 @@ from pipeline.params import Serve
 from serving.batching import Batcher
 from serving.current_model import LoadedModel, ModelHolder
 from serving.kept_images import FOLDER, KeptImages
-from serving.limits import RETRY_AFTER_S, PixelBudget
+from serving.limits import RETRY_SOON, PixelBudget
 from serving.problems import Problem
 from serving.prometheus_metrics import Metrics
 from serving.recording import Recorder
@@ -54,12 +55,14 @@ class AppState:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "There is no model yet. Register one with `make run`, or wait until the registry answers.",
-                retry_after_s=RETRY_AFTER_S,
+                headers=RETRY_SOON,
             )
         return self.holder.current
 
 
-def state_of(request: Request) -> AppState:
-    """Return the state of the app that received a request."""
+async def _state_of(request: Request) -> AppState:
     state: AppState = request.app.state.state
     return state
+
+
+State = Annotated[AppState, Depends(_state_of)]  # argument of a route

@@ -41,13 +41,7 @@ class Batcher:
     """Scores images in batches; belongs to one event loop."""
 
     def __init__(self, wait_ms: float, max_images: int, on_batch: Callable[[int], object]) -> None:
-        """Set up a thread pool.
-
-        Args:
-            wait_ms: how long an image waits for others.
-            max_images: largest batch.
-            on_batch: called with the size of each batch.
-        """
+        """Set how long an image waits for others, the largest batch, and what to call with the size of each batch."""
         self._wait_s = wait_ms / 1000
         self._max_images = max_images
         self._on_batch = on_batch

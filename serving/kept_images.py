@@ -27,14 +27,7 @@ class KeptImages:
         self._n_bytes_new = float("inf")  # the first image triggers a scan of the files of earlier runs
 
     def keep(self, content: bytes) -> Path:
-        """Write an image atomically; return its path.
-
-        Args:
-            content: bytes of an image that can be decoded.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write the bytes of an image that can be decoded; return its path. Raises OSError if it cannot be written."""
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             suffix = f".{str(image.format).lower()}"
         path = self._folder / f"{hashlib.sha256(content).hexdigest()}{suffix}"

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ Result = TypeVar("Result")
 
 LIMITED_PREFIX = "/v1/"
 MAX_FULL_BODIES = 8  # bodies of the largest size that all running requests together may send; above that: 429
-RETRY_AFTER_S = 1
+RETRY_SOON = {"Retry-After": "1"}  # s
 SECURITY_HEADERS = {
     # The page needs its own files, images that the browser makes from the user's photos, and the API.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -85,7 +84,11 @@ class RequestLimits:
     def _check(self, headers: Headers) -> None:
         given = headers.get("authorization", "").encode()
         if self._authorization is not None and not secrets.compare_digest(given, self._authorization):
-            raise _missing_key()
+            raise Problem(
+                HTTPStatus.UNAUTHORIZED,
+                "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_body_mb * 1_000_000:
             raise self._too_large()
@@ -122,7 +125,7 @@ class RequestLimits:
             late = Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"The answer took more than {self._max_seconds:g} s. Send less at once, or try again later.",
-                retry_after_s=RETRY_AFTER_S,
+                headers=RETRY_SOON,
             )
             await problems.response(late)(scope, receive, send)
         finally:
@@ -139,16 +142,8 @@ def _busy() -> Problem:
     return Problem(
         HTTPStatus.TOO_MANY_REQUESTS,
         "The server has as many requests as it can handle. Send this one again later.",
-        retry_after_s=RETRY_AFTER_S,
+        headers=RETRY_SOON,
     )
-
-
-def _missing_key() -> Problem:
-    problem = Problem(
-        HTTPStatus.UNAUTHORIZED, "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`."
-    )
-    problem.headers = {"WWW-Authenticate": "Bearer"}
-    return problem
 
 
 class PixelBudget:
@@ -156,42 +151,22 @@ class PixelBudget:
 
     def __init__(self, n_pixels: int) -> None:
         self._n_free = n_pixels
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._first_in_line = asyncio.Lock()  # which is fair
+        self._released = asyncio.Event()
 
     @asynccontextmanager
     async def reserve(self, n_pixels: int) -> AsyncIterator[None]:
         """Reserve `n_pixels`, at most the total budget, inside the block."""
-        await self._acquire(n_pixels)
+        async with self._first_in_line:
+            while n_pixels > self._n_free:
+                self._released.clear()
+                await self._released.wait()
+            self._n_free -= n_pixels
         try:
             yield
         finally:
-            self._release(n_pixels)
-
-    async def _acquire(self, n_pixels: int) -> None:
-        if not self._waiting and n_pixels <= self._n_free:
-            self._n_free -= n_pixels
-            return
-        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((n_pixels, ready))
-        try:
-            await ready
-        except asyncio.CancelledError:
-            if ready.done() and not ready.cancelled():
-                self._release(n_pixels)  # the reservation was granted just before the cancellation
-            raise
-
-    def _release(self, n_pixels: int) -> None:
-        self._n_free += n_pixels
-        while self._waiting:
-            wanted, ready = self._waiting[0]
-            if ready.cancelled():
-                self._waiting.popleft()
-            elif wanted <= self._n_free:
-                self._waiting.popleft()
-                self._n_free -= wanted
-                ready.set_result(None)
-            else:
-                return
+            self._n_free += n_pixels
+            self._released.set()
 
 
 class WorkCancelledError(Exception):

@@ -1,6 +1,7 @@
 """Errors of the API as problem details (RFC 9457, `application/problem+json`), without paths of the machine."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -29,12 +30,11 @@ class Problem(HTTPException):
     """A request that cannot be answered; may be raised in routes, what they call, and middleware."""
 
     def __init__(
-        self, status: HTTPStatus, detail: str, *, errors: list[str] | None = None, retry_after_s: int | None = None
+        self, status: HTTPStatus, detail: str, *, errors: Sequence[str] = (), headers: Mapping[str, str] | None = None
     ) -> None:
-        """Set the status, one or two sentences, a line for each invalid part, and the value of Retry-After."""
-        headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-        super().__init__(int(status), detail, headers)
-        self.errors = errors or []
+        """Set the status, one or two sentences, a line for each invalid part, and the headers of the answer."""
+        super().__init__(status, detail, headers)
+        self.errors = list(errors)
 
 
 def response(error: HTTPException) -> JSONResponse:
@@ -50,29 +50,27 @@ def response(error: HTTPException) -> JSONResponse:
     )
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class
-    if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
-        error.detail = f"There is no route for this {request.method} request. /openapi.json lists the routes."
-    return response(error)
-
-
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class
-    lines = [f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}" for found in error.errors()]
-    return response(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "The request does not match /openapi.json.", errors=lines))
-
-
-async def _defect(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return response(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the cause is in the log of the server."))
-
-
 def install(app: FastAPI) -> None:
     """Make `app` answer every error with problem details."""
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _defect)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+            error.detail = f"There is no route for this {request.method} request. /openapi.json lists the routes."
+        return response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        lines = [f"{'.'.join(str(part) for part in found['loc'])}: {found['msg']}" for found in error.errors()]
+        detail = "The request does not match /openapi.json."
+        return response(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=lines))
+
+    @app.exception_handler(Exception)
+    async def defect(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        detail = "Internal error; the cause is in the log of the server."
+        return response(Problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail))
+
     describe = app.openapi
 
     def describe_with_problems() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -30,27 +31,16 @@ MAX_ROWS = 1000  # of a file
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """An image that was scored.
+    """An image that was scored."""
 
-    Attributes:
-        time: of the request.
-        model_version: version that scored the image.
-        source: route of the request.
-        photo: name of the file that was sent.
-        pixels: RGB, uint8, (height, width, 3).
-        content: bytes of the file; None for a tile of a photo.
-        probability: of a crack, 0..1.
-        features: (n_features,).
-    """
-
-    time: datetime
+    time: datetime  # of the request
     model_version: str
-    source: Literal["predict", "map"]
-    photo: str
-    pixels: Pixels
-    content: bytes | None
-    probability: float
-    features: npt.NDArray[np.float32]
+    source: Literal["predict", "map"]  # route of the request
+    photo: str  # name of the file that was sent
+    pixels: Pixels  # RGB, uint8, (height, width, 3)
+    content: bytes | None  # of the file; None for a tile of a photo
+    probability: float  # of a crack, 0..1
+    features: npt.NDArray[np.float32]  # (n_features,)
 
     @property
     def n_bytes(self) -> int:
@@ -62,13 +52,7 @@ class Recorder:
     """Writes the prediction log in a thread."""
 
     def __init__(self, target: PredictionLog, images: KeptImages | None, on_drop: Callable[[], object]) -> None:
-        """Set up a queue.
-
-        Args:
-            target: the prediction log.
-            images: stores the images; None to store none.
-            on_drop: called for each row or image that is dropped.
-        """
+        """Set the log, the store of images (None: store none), and what to call for each row or image dropped."""
         self._target = target
         self._images = images
         self._on_drop = on_drop
@@ -105,18 +89,16 @@ class Recorder:
         is_open = True
         flush_at_s = time.monotonic() + FLUSH_S
         while is_open:
-            try:
+            with suppress(queue.Empty):
                 image = self._queue.get(timeout=max(0.0, flush_at_s - time.monotonic()))
-            except queue.Empty:
-                pass
-            else:
                 is_open = image is not None
                 if image is not None:
                     rows.append(self._row(image))
-            if rows and (not is_open or len(rows) >= MAX_ROWS or time.monotonic() >= flush_at_s):
+            is_due = time.monotonic() >= flush_at_s
+            if rows and (not is_open or len(rows) >= MAX_ROWS or is_due):
                 self._write(rows)
                 rows = []
-            if time.monotonic() >= flush_at_s:
+            if is_due:
                 flush_at_s = time.monotonic() + FLUSH_S
 
     def _row(self, image: ScoredImage) -> dict[str, Any]:

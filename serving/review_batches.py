@@ -10,7 +10,7 @@ import io
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pipeline.data.images import Pixels, encode_png
-from pipeline.data.reviews import REVIEWS_FILE
+from pipeline.data.reviews import COLUMNS, REVIEWS_FILE
 from pipeline.files import replacing, write_text
 from pipeline.inbox.batches import COMPLETION_SUFFIX
 from pipeline.params import Label
@@ -63,23 +63,10 @@ class ReviewsAnswer(BaseModel):
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of reviews.csv."""
-
-    path: str
-    label: Label
-    reviewer: str
-    time: str
-    sha256: str
-    photo: str
-    model_version: str
-
-
-@dataclass(frozen=True)
 class LabelledTile:
     """A tile as PNG bytes, and its row of reviews.csv."""
 
-    row: Row
+    row: dict[str, str]
     content: bytes
 
 
@@ -98,25 +85,25 @@ def cut_tile(photo: str, pixels: Pixels, tile: ReviewedTile, reviews: Reviews, n
     content = encode_png(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size])
     sha256 = hashlib.sha256(content).hexdigest()
     stem = re.sub(r"[^\w.-]", "_", PurePosixPath(photo).stem)[:80]
-    row = Row(
-        path=f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}.png",
-        label=tile.label,
-        reviewer=reviews.reviewer,
-        time=now.isoformat(timespec="seconds"),
-        sha256=sha256,
-        photo=photo,
-        model_version=reviews.model_version,
-    )
+    row = {
+        "path": f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}.png",
+        "label": tile.label,
+        "reviewer": reviews.reviewer,
+        "time": now.isoformat(timespec="seconds"),
+        "sha256": sha256,
+        "photo": photo,
+        "model_version": reviews.model_version,
+    }
     return LabelledTile(row, content)
 
 
 def write_archive(tiles: Sequence[LabelledTile]) -> bytes:
     """Return the archive of a batch; a tile that was labelled alike twice is written once."""
-    by_path = {tile.row.path: tile for tile in tiles}
+    by_path = {tile.row["path"]: tile for tile in tiles}
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(tile.row) for tile in by_path.values())
+    writer.writerows(tile.row for tile in by_path.values())
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # stored: PNG is compressed already
         archive.writestr(zipfile.ZipInfo(REVIEWS_FILE, ZIP_TIME), table.getvalue())

@@ -9,10 +9,10 @@ from functools import partial as bound
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Response
 from pydantic import Json
 
-from serving.app_state import state_of
+from serving.app_state import State
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
 from serving.review_batches import (
@@ -41,12 +41,11 @@ router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
     responses={200: {"description": "The batch, if there is no inbox", "content": {ZIP: {"schema": BINARY}}}},
 )
 async def review(
-    request: Request,
+    state: State,
     files: Files,
     reviews: Annotated[Json[Reviews], Form(description="JSON: a label for each reviewed tile")],
 ) -> Response:
     """Make a batch to train on from a reviewer's labels, in the inbox or, if none is configured, in the answer."""
-    state = state_of(request)
     uploads = await read_uploads(files, state.settings.max_files, state.settings.max_photo_megapixels)
     now = datetime.now(UTC)
     labelled: list[LabelledTile] = []
@@ -69,7 +68,7 @@ async def review(
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE, "The labels cannot be stored now. Keep the page open and try again later."
         ) from None
-    n_crack = sum(tile.row.label == "crack" for tile in labelled)
+    n_crack = sum(tile.row["label"] == "crack" for tile in labelled)
     answer = ReviewsAnswer(batch=name, n_crack=n_crack, n_intact=len(labelled) - n_crack)
     return Response(answer.model_dump_json(), HTTPStatus.CREATED, media_type="application/json")
 

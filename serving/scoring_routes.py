@@ -10,18 +10,17 @@ from http import HTTPStatus
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, File, Query, Request, UploadFile
+from fastapi import APIRouter, File, Query, UploadFile
 from PIL import Image
 
 from pipeline.crack_maps.crack_map import CrackMap
-from pipeline.crack_maps.map_notes import warnings_of
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
 from pipeline.evaluation.occlusion import occlusion_map
 from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 from pipeline.inference.openvino_cpu import Outputs
 from serving.answers import MapAnswer, OcclusionOverlay, PredictAnswer, Prediction, Tile
-from serving.app_state import AppState, state_of
+from serving.app_state import AppState, State
 from serving.current_model import LoadedModel
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
@@ -35,12 +34,11 @@ router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
 
 @router.post("/predict", response_model_exclude_none=True)
 async def predict(
-    request: Request,
+    state: State,
     files: Files,
     explain: Annotated[bool, Query(description="add an occlusion overlay to each prediction")] = False,
 ) -> PredictAnswer:
     """Return the probability of a crack for each image. For whole photos use `/v1/map`."""
-    state = state_of(request)
     loaded = state.loaded_model()
     uploads = await read_uploads(files, state.settings.max_files, state.settings.max_image_megapixels)
     predictions = await asyncio.gather(*(_predict_one(state, loaded, upload, explain) for upload in uploads))
@@ -69,9 +67,7 @@ async def _predict_one(state: AppState, loaded: LoadedModel, upload: Upload, exp
 
 
 def _explain(loaded: LoadedModel, pixels: Pixels) -> OcclusionOverlay:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_EXPLAINED_PX, MAX_EXPLAINED_PX))
-    small: Pixels = np.asarray(picture)
+    small: Pixels = np.asarray(_shrunk(pixels, MAX_EXPLAINED_PX))
     overlay = occlusion_map(lambda batch: loaded.model.outputs(batch)["probability"], small)
     return OcclusionOverlay(
         logits=overlay.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, overlay)), "PNG")
@@ -86,7 +82,7 @@ def _data_url(picture: Image.Image, file_format: Literal["JPEG", "PNG"]) -> str:
 
 @router.post("/map")
 async def crack_map(
-    request: Request,
+    state: State,
     file: Annotated[UploadFile, File(description="a whole photo")],
     preview: Annotated[bool, Query(description="add the photo as a JPEG, if its format cannot be displayed")] = False,
     mm_per_px: Annotated[
@@ -94,12 +90,11 @@ async def crack_map(
     ] = None,
 ) -> MapAnswer:
     """Return the probability of a crack for each tile of a photo."""
-    state = state_of(request)
     loaded = state.loaded_model()
     [upload] = await read_uploads([file], 1, state.settings.max_photo_megapixels)
     async with state.decoder.decoded(upload) as pixels:
         crack_map = await in_thread(bound(_mapped, state, loaded, upload.name, pixels, mm_per_px))
-        picture = await in_thread(lambda _: _preview(pixels)) if preview else None
+        shown = await in_thread(lambda _: _data_url(_shrunk(pixels, MAX_PREVIEW_PX), "JPEG")) if preview else None
     return MapAnswer(
         file=upload.name,
         width=crack_map.width_px,
@@ -107,8 +102,8 @@ async def crack_map(
         model_version=loaded.version.number,
         cracked_share=crack_map.share_of_area("crack"),
         tiles=[Tile.model_validate(row) for row in crack_map.tiles.to_dict(orient="records")],
-        notes=warnings_of(crack_map),
-        preview=picture,
+        notes=crack_map.notes(),
+        preview=shown,
     )
 
 
@@ -139,7 +134,7 @@ def _mapped(
     return crack_map
 
 
-def _preview(pixels: Pixels) -> str:
+def _shrunk(pixels: Pixels, max_side_px: int) -> Image.Image:
     picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_PREVIEW_PX, MAX_PREVIEW_PX))
-    return _data_url(picture, "JPEG")
+    picture.thumbnail((max_side_px, max_side_px))
+    return picture

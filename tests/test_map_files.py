@@ -8,8 +8,9 @@ from page_reader import Page
 from PIL import ExifTags, Image
 
 from pipeline.crack_maps import map_files
+from pipeline.crack_maps.crack_map import CrackMap
 from pipeline.crack_maps.map_files import names_of, run
-from pipeline.crack_maps.map_notes import warnings_of
+from pipeline.inference.out_of_distribution import Surface
 from pipeline.params import Map
 from pipeline.registry.model_lookup import found_model
 
@@ -214,13 +215,11 @@ def test_the_page_shows_the_most_cracked_photos_of_many(tmp_path, found, photos,
     assert [image["alt"].rpartition("/")[2] for image in page.all("img")] == ["b.jpg", "c.jpg"]
 
 
-def test_the_note_names_the_nearest_surface(found):
-    from types import SimpleNamespace
-
-    surface = SimpleNamespace(name="sdnet Decks", n_cracks=40, n_missed=26)
+def test_the_note_names_the_nearest_surface():
+    surface = Surface(name="sdnet Decks", n_cracks=40, n_missed=26)
     tiles = pd.DataFrame({"in_distribution": [True]})
-    crack_map = SimpleNamespace(surface=surface, tiles=tiles, scale="Not resized.")
-    assert warnings_of(crack_map) == [
+    crack_map = CrackMap(tiles, 40, 40, "Not resized.", surface)
+    assert crack_map.notes() == [
         "On the test images most similar to this photo (sdnet Decks), the model missed 26 of 40 cracks.",
         "An unmarked area may still have cracks.",
         "Not resized.",

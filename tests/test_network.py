@@ -7,6 +7,7 @@ from pipeline.models.calibration import Calibration, Platt
 from pipeline.models.export import calibrated
 from pipeline.models.network import (
     BATCH_IMAGES,
+    as_tf_function,
     build_classifier,
     build_embedder,
     image_input,
@@ -153,3 +154,15 @@ def test_logits_and_features_are_in_the_order_of_the_images_for_mixed_sizes(unca
     np.testing.assert_allclose(logits, [outputs["logit"][0, 0] for outputs in alone], atol=1e-6)
     np.testing.assert_allclose(features, [outputs["features"][0] for outputs in alone], atol=1e-3)
     assert features.dtype == np.float16
+
+
+def test_a_compiled_graph_gives_the_same_probabilities_for_any_size():
+    network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
+    head = keras.layers.Dense(1, name="head")
+    classifier = build_classifier(network, 32, [head])
+    head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
+    model = calibrated(classifier, Calibration((Platt(1.0, 0.0),)))
+    compute = as_tf_function(model)
+    for size in (8, 20):
+        batch = noise(3, size, size)
+        np.testing.assert_allclose(compute(batch)["probability"], model(batch)["probability"], atol=1e-6)

@@ -65,8 +65,8 @@ def split_places(sound, tmp_path):
     return {
         "datasets": sound / "datasets",
         "validated": sound / "validated",
-        "manifest_path": tmp_path / "manifest.parquet",
-        "summary_path": tmp_path / "split.json",
+        "manifest": tmp_path / "manifest.parquet",
+        "summary": tmp_path / "split.json",
         "context": tmp_path / "gx",
         "report": tmp_path / "contract.json",
         "page": tmp_path / "contract.html",
@@ -87,7 +87,7 @@ def encoded(pixels):
 
 def test_sound_data_pass(sound, split_places):
     split.run(PARAMS, **split_places)
-    manifest = pd.read_parquet(split_places["manifest_path"]).set_index("path")
+    manifest = pd.read_parquet(split_places["manifest"]).set_index("path")
     for label in ("crack", "intact"):
         assert manifest.loc[[f"{label}/0001.jpg", f"{label}/copy.jpg"], "group"].nunique() == 1
 
@@ -118,7 +118,7 @@ def test_a_copy_on_another_side_of_the_split_stops_the_run(split_places, monkeyp
     lines = f"  broken: {rule}\n    walls/{label}/0001.jpg\n    walls/{label}/copy.jpg\nCorrect the data"
     with pytest.raises(RefusedError, match="^" + re.escape(f"split breaks its contract:\n{lines}")):
         split.run(PARAMS, **split_places)
-    assert not split_places["manifest_path"].exists()
+    assert not split_places["manifest"].exists()
 
 
 def test_a_tenth_of_broken_files_stops_the_run(files, validated, tmp_path):

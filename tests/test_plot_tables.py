@@ -2,8 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation.plot_tables import MAX_CURVE_POINTS, plot_tables
-from pipeline.evaluation.plots import ScoredSet
+from pipeline.evaluation.plots import MAX_CURVE_POINTS, ScoredSet, plot_tables
 
 HISTORY = pd.DataFrame({"step": [0, 1], "phase": "head", "loss": [0.5, 0.25], "val_loss": [0.75, 0.5]})
 

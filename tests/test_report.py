@@ -96,16 +96,16 @@ def reported(tmp_path_factory, encode):
     run(
         PARAMS,
         datasets=folder / "datasets",
-        manifest_path=folder / "manifest.parquet",
-        candidates_folder=folder / "candidates",
-        histories_folder=folder / "histories",
-        scores_path=folder / "scores.json",
-        slices_path=folder / "slices.csv",
-        predictions_path=folder / "predictions.parquet",
-        mistakes_path=folder / "mistakes.parquet",
-        architecture_path=folder / "architecture.json",
+        manifest=folder / "manifest.parquet",
+        candidates=folder / "candidates",
+        histories=folder / "histories",
+        scores=folder / "scores.json",
+        slices=folder / "slices.csv",
+        predictions=folder / "predictions.parquet",
+        mistakes=folder / "mistakes.parquet",
+        architecture=folder / "architecture.json",
         plots=folder / "plots",
-        page_path=folder / "report.html",
+        page=folder / "report.html",
     )
     return folder
 

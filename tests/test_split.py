@@ -38,8 +38,8 @@ def places(ingested, tmp_path):
     return {
         "datasets": tmp_path / "datasets",
         "validated": tmp_path / "validated",
-        "manifest_path": tmp_path / "out" / "manifest.parquet",
-        "summary_path": tmp_path / "out" / "split.json",
+        "manifest": tmp_path / "out" / "manifest.parquet",
+        "summary": tmp_path / "out" / "split.json",
         "context": tmp_path / "gx",
         "report": tmp_path / "out" / "contract.json",
         "page": tmp_path / "out" / "contract.html",
@@ -62,13 +62,13 @@ def test_a_split_that_passes_writes_manifest_summary_report_and_page(places, par
     caplog.set_level("INFO", "pipeline")
     split.run(params, **places)
     assert len(list((places["context"] / RESULTS).glob("split/*/*/*.json"))) == 1
-    manifest = pd.read_parquet(places["manifest_path"])
+    manifest = pd.read_parquet(places["manifest"])
     assert manifest["dataset"].value_counts().to_dict() == {"walls": 48, "bridges": 16}
     assert (manifest["split"] == "external").equals(manifest["dataset"] == "bridges")
     walls = manifest[manifest["dataset"] == "walls"]
     assert set(walls["split"]) == set(SIDES)
     assert (walls["group"].value_counts() == 2).sum() == 8
-    summary = json.loads(places["summary_path"].read_text())
+    summary = json.loads(places["summary"].read_text())
     assert summary == {"n_images": 48, "n_groups": 40, "n_copies": 8, "n_excluded": 0, "leaks": 0}
     report = json.loads(places["report"].read_text())
     assert (report["dataset"], report["success"], len(report["rules"])) == ("split", True, 5)
@@ -92,8 +92,8 @@ def test_a_split_that_leaks_is_refused_with_rule_and_paths_and_no_manifest(place
         split.run(params, **places)
     assert caught.value.exit_code == 3
     assert str(places["page"]) in str(caught.value)
-    assert not places["manifest_path"].exists()
-    assert not places["summary_path"].exists()
+    assert not places["manifest"].exists()
+    assert not places["summary"].exists()
     report = json.loads(places["report"].read_text())
     (broken,) = [rule for rule in report["rules"] if not rule["success"]]
     assert all(path in str(caught.value) for path in broken["paths"])
@@ -114,15 +114,14 @@ def test_a_copy_in_an_external_test_set_is_refused(places, params, tmp_path):
         RefusedError, match=r"no external image has a copy(.|\n)*crack/shared\.jpg(.|\n)*crack/0003\.jpg"
     ):
         split.run(params, **places)
-    assert not places["manifest_path"].exists()
+    assert not places["manifest"].exists()
 
 
 def test_the_command_line_exits_with_3_where_a_contract_is_missing(places, tmp_path, monkeypatch, capsys):
     params = yaml.safe_load(params_for(["bridges", "walls"], train_on=["walls"]).model_dump_json(by_alias=True))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (places["validated"] / "bridges.json").unlink()
-    flags = {"manifest_path": "manifest", "summary_path": "summary"}
-    arguments = [part for name, path in places.items() for part in (f"--{flags.get(name, name)}", str(path))]
+    arguments = [part for name, path in places.items() for part in (f"--{name}", str(path))]
     monkeypatch.setattr(sys, "argv", ["split", "--params", str(tmp_path / "params.yaml"), *arguments])
     with pytest.raises(SystemExit, match=r"^3$"):
         run_main(split.main)
@@ -137,18 +136,18 @@ def test_a_data_set_without_a_passed_contract_is_refused_and_nothing_is_written(
         path.write_text(result)
     with pytest.raises(RefusedError, match=r"Data set bridges has not passed its contract\. Run `dvc repro"):
         split.run(params, **places)
-    assert not places["manifest_path"].parent.exists()
+    assert not places["manifest"].parent.exists()
 
 
 def test_a_split_without_a_test_side_is_an_error_and_nothing_is_written(places):
     params = params_for(["walls"], fractions={"train": 0.5, "validation": 0.5, "test": 0})
     with pytest.raises(CracksError, match="The test side has no images"):
         split.run(params, **places)
-    assert not places["manifest_path"].parent.exists()
+    assert not places["manifest"].parent.exists()
 
 
 def test_a_folder_that_is_not_in_params_is_ignored(places):
     (places["datasets"] / "stale").mkdir()
     (places["datasets"] / "stale" / INVENTORY_FILE).write_text("not read")
     split.run(params_for(["walls"]), **places)
-    assert set(pd.read_parquet(places["manifest_path"])["dataset"]) == {"walls"}
+    assert set(pd.read_parquet(places["manifest"])["dataset"]) == {"walls"}

@@ -6,12 +6,16 @@ import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inference.dask_cluster import compute_on_cluster
-from pipeline.stage import EXTRAS, run_main, stage_parser
+from pipeline.params import Params
+from pipeline.stage import EXTRAS, run_main, stage_main, stage_parser
+
+PARAMS_FILE = Path(__file__).parent.parent / "params.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +114,23 @@ def test_a_stage_requires_the_path_of_its_params(capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         stage_parser("Does something.").parse_args([])
     assert "the following arguments are required: --params" in capsys.readouterr().err
+
+
+def test_the_flags_of_a_stage_are_the_arguments_of_its_function_and_each_is_required(monkeypatch, capsys):
+    calls = []
+
+    def run(params: Params, name: Annotated[str, "its name"], *, model_folder: Annotated[Path, "folder to read"]):
+        calls.append((type(params), name, model_folder))
+
+    arguments = ["stage", "--params", str(PARAMS_FILE), "--name", "walls", "--model-folder", "models"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    stage_main(run)()
+    assert calls == [(Params, "walls", Path("models"))]
+    monkeypatch.setattr(sys, "argv", arguments[:-2])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        stage_main(run)()
+    assert "the following arguments are required: --model-folder" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["stage", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        stage_main(run)()
+    assert "folder to read" in capsys.readouterr().out

@@ -30,12 +30,12 @@ def trained(two_datasets, tmp_path_factory):
             params,
             "probe",
             datasets=two_datasets.datasets,
-            manifest_path=two_datasets.manifest,
+            manifest=two_datasets.manifest,
             features=folder / "features",
             checkpoints=folder / "checkpoints",
             out=folder / "model",
-            scores_path=folder / "scores.json",
-            history_path=folder / "history.csv",
+            scores=folder / "scores.json",
+            history=folder / "history.csv",
         )
     validation = images_of_side(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
     return SimpleNamespace(

@@ -7,7 +7,18 @@ functions, so that `cracks --help` and a mistake in the arguments take no time.
 import argparse
 from typing import TYPE_CHECKING, TypeAlias
 
-if TYPE_CHECKING:  # argparse has no public name for this type, and it cannot be subscripted at run time
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+    # argparse has no public name for this type, and it cannot be subscripted at run time
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Commands = argparse._SubParsersAction
+
+
+def project_params() -> "Params":
+    """Return params.yaml of the project."""
+    from pipeline.params import load_params
+    from pipeline.project import project_root
+
+    return load_params(project_root() / "params.yaml")

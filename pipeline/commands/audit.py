@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipeline.commands import Commands
+from pipeline.commands import Commands, project_params
 
 
 def add(commands: Commands) -> None:
@@ -34,10 +34,9 @@ def _audit(args: argparse.Namespace) -> None:
     from pipeline.data.dataset_reader import pack_dataset
     from pipeline.data.images import PackedImages, read_quarantine
     from pipeline.files import write_text
-    from pipeline.params import Dataset, load_params
-    from pipeline.project import project_root
+    from pipeline.params import Dataset
 
-    params = load_params(project_root() / "params.yaml")
+    params = project_params()
     dataset = Dataset(source=args.source, photo_pattern=args.photo_pattern)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "dataset"

@@ -1,10 +1,12 @@
 """`cracks batches`: list, take and remove labelled batches."""
 
 import argparse
+import getpass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands import Commands
+from pipeline.commands import Commands, project_params
 
 if TYPE_CHECKING:
     from pipeline.inbox.batches import Taken
@@ -55,17 +57,12 @@ def _archives(folder: Path) -> list[Path]:
 
 
 def _take(args: argparse.Namespace) -> None:
-    import getpass
-    from datetime import UTC, datetime
-
     from pipeline.errors import RefusedError
     from pipeline.inbox.batches import Refused, describe, take_all
     from pipeline.inbox.retraining import exclusive_lock
-    from pipeline.params import load_params
     from pipeline.project import project_root
 
-    root = project_root()
-    params = load_params(root / "params.yaml")
+    root, params = project_root(), project_params()
     with exclusive_lock(root):
         outcomes = take_all(root, params, now=datetime.now(UTC), by=getpass.getuser())
     refused = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
@@ -76,16 +73,11 @@ def _take(args: argparse.Namespace) -> None:
 
 
 def _remove(args: argparse.Namespace) -> None:
-    import getpass
-    from datetime import UTC, datetime
-
     from pipeline.inbox.batches import remove
     from pipeline.inbox.retraining import exclusive_lock
-    from pipeline.params import load_params
     from pipeline.project import project_root
 
-    root = project_root()
-    params = load_params(root / "params.yaml")
+    root, params = project_root(), project_params()
     with exclusive_lock(root):
         batch = remove(root, params, args.name, reason=args.reason, now=datetime.now(UTC), by=getpass.getuser())
     print(f"{batch.file} is removed from {batch.dataset}; `make run` or the next retraining trains without it.")

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from pipeline.commands import Commands
+from pipeline.commands import Commands, project_params
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,12 @@ def add(commands: Commands) -> None:
 def _map(args: argparse.Namespace) -> None:
     from pipeline.data.sources import find_images
     from pipeline.errors import CracksError
-    from pipeline.params import load_params
-    from pipeline.project import project_root
 
     if args.mm_per_px is not None and args.mm_per_px <= 0:
         raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0.")
     out = args.out.resolve()
     paths = [path for path in find_images(args.paths) if not path.resolve().is_relative_to(out)]  # do not map maps
-    params = load_params(project_root() / "params.yaml")
+    params = project_params()
     from pipeline.crack_maps.map_files import run  # last, because it takes seconds
     from pipeline.registry.model_lookup import found_model
 

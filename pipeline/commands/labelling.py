@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from pipeline.commands import Commands
+from pipeline.commands import Commands, project_params
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,8 @@ def add(commands: Commands) -> None:
 def _worth_labelling(args: argparse.Namespace) -> None:
     from pipeline.errors import CracksError
     from pipeline.monitoring.labelling import export_from_log
-    from pipeline.params import load_params
     from pipeline.project import project_root
 
     if args.out.exists():
         raise CracksError(f"{args.out} exists already. Give a new folder, so that nothing is overwritten.")
-    root = project_root()
-    log.info("%s", export_from_log(load_params(root / "params.yaml"), root, args.out))
+    log.info("%s", export_from_log(project_params(), project_root(), args.out))

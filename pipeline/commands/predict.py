@@ -2,10 +2,11 @@
 
 import argparse
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands import Commands
+from pipeline.commands import Commands, project_params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,18 +36,15 @@ def add(commands: Commands) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from datetime import UTC, datetime
-
     from pipeline.data.path_metadata import check_photo_pattern
     from pipeline.data.sources import find_images
     from pipeline.errors import CracksError
     from pipeline.monitoring.prediction_log import PredictionLog
-    from pipeline.params import load_params
     from pipeline.project import LOG_FOLDER, project_root
 
     paths = find_images(args.paths)
     check_photo_pattern(args.photo_pattern)
-    params = load_params(project_root() / "params.yaml")
+    params = project_params()
     from pipeline.crack_maps.batch_prediction import log_rows, run  # last, because it takes seconds
     from pipeline.registry.model_lookup import found_model
 

@@ -4,10 +4,9 @@ import argparse
 import getpass
 from typing import TYPE_CHECKING
 
-from pipeline.commands import Commands
+from pipeline.commands import Commands, project_params
 
 if TYPE_CHECKING:
-    from pipeline.params import Params
     from pipeline.registry.promote import Decided
     from pipeline.registry.promotion_records import Record
 
@@ -50,20 +49,20 @@ def _promote(args: argparse.Namespace) -> None:
     from pipeline.registry import promote
 
     by = args.by or getpass.getuser()
-    decided = promote.run(_params(), args.version, dry_run=args.dry_run, allow_dirty=args.allow_dirty, by=by)
+    decided = promote.run(project_params(), args.version, dry_run=args.dry_run, allow_dirty=args.allow_dirty, by=by)
     _finish(decided, "Dry run: no alias was moved and nothing was recorded." if args.dry_run else "")
 
 
 def _approve(args: argparse.Namespace) -> None:
     from pipeline.registry import promote
 
-    _finish(promote.approve(_params(), args.version, allow_dirty=args.allow_dirty, by=args.by))
+    _finish(promote.approve(project_params(), args.version, allow_dirty=args.allow_dirty, by=args.by))
 
 
 def _rollback(args: argparse.Namespace) -> None:
     from pipeline.registry import promote
 
-    _finish(promote.rollback(_params(), args.to, args.reason, args.by or getpass.getuser()))
+    _finish(promote.rollback(project_params(), args.to, args.reason, args.by or getpass.getuser()))
 
 
 def _history(args: argparse.Namespace) -> None:
@@ -71,7 +70,7 @@ def _history(args: argparse.Namespace) -> None:
 
     from pipeline.registry.history import opened
 
-    with opened(_params().register_as.name) as history:
+    with opened(project_params().register_as.name) as history:
         records, production = history.records(), history.production()
         if args.json:
             print(json.dumps([record.as_dict() | history.details(record) for record in records], indent=2))
@@ -83,13 +82,6 @@ def _history(args: argparse.Namespace) -> None:
         print(f"The alias production is at {production or 'no version'}; it was not moved by a recorded decision.")
     elif not records:
         print("There is no decision yet. Run `cracks promote`.")
-
-
-def _params() -> "Params":
-    from pipeline.params import load_params
-    from pipeline.project import project_root
-
-    return load_params(project_root() / "params.yaml")
 
 
 def _finish(decided: "Decided", more: str = "") -> None:

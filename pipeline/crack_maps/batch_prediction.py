@@ -6,6 +6,7 @@ limited in files and bytes, a batch in images and pixels.
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,12 +51,8 @@ def read(path: Path) -> Content:
 def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
     """Return a row for each file: probability (NaN if it cannot be read), label and error ("" if it can).
 
-    Each thread decodes a batch and then scores it, so that no core waits.
-
-    Args:
-        model: the model that scores.
-        contents: bytes of each file, or why it cannot be read.
-        with_statistics: add the columns of the prediction log: image statistics and embedding.
+    Each thread decodes a batch and then scores it, so that no core waits. `with_statistics` adds the columns of the
+    prediction log: image statistics and embedding.
     """
     observed: dict[int, dict[str, object]] = {}
     sizes, errors = _sizes_and_errors(contents)
@@ -116,14 +113,10 @@ def score_on_worker(files: ModelFiles, contents: Sequence[Content], *, with_stat
 
 
 def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
-    """Return the rows of the prediction log for the readable images of a scored table.
+    """Return the rows of the prediction log for the readable images of a table of `score` with statistics and paths.
 
-    Args:
-        table: result of `score` with statistics, and the path of each image.
-        model_version: version that scored the images.
-        photo_pattern: regular expression whose first group names the photo of a tile; without one, and where it does
-            not match, each image is a photo of its own.
-        time: of scoring, with a time zone.
+    The first group of `photo_pattern`, a regular expression, names the photo of a tile; without one, and where it does
+    not match, each image is a photo of its own. `time` has a time zone.
     """
     readable = table[table["error"] == ""]
     paths = [str(Path(path).absolute()) for path in readable["path"]]
@@ -185,43 +178,25 @@ def run(
     dask_address: str | None = None,
     on_scored: Callable[[pd.DataFrame], None] | None = None,
 ) -> dict[str, int]:
-    """Score images into a CSV file with a row per image, in the order of `paths`: path, probability, label, error.
+    """Score images into the CSV file `out`, in the order of `paths`; return the number of images with each label.
 
-    Args:
-        found: the model.
-        paths: of the images.
-        out: the CSV file.
-        dask_address: of a cluster to score on.
-        on_scored: called with the scored rows and their statistics, 1,000 images or more at a time. If the process is
-            killed, the last ones are not passed on.
-
-    Returns:
-        The number of images with each label; unreadable ones count under "".
+    A row has path, probability, label and error; unreadable images have the label "". `on_scored` is called with the
+    scored rows and their statistics, 1,000 images or more at a time; if the process is killed, the last ones are not
+    passed on.
     """
     unfinished = unfinished_folder(found, paths, out)
     parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}
     missing = [part for part in parts if not part.exists()]
+    tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
     tables: Iterator[tuple[Path, pd.DataFrame]]
     with_statistics = on_scored is not None
     if dask_address is None:
         model = found.load()
-        tables = (
-            (part, score(model, [read(path) for path in parts[part]], with_statistics=with_statistics))
-            for part in missing
-        )
+        tables = ((part, score(model, contents, with_statistics=with_statistics)) for part, contents in tasks)
     else:
-        tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
-        tables = compute_on_cluster(
-            dask_address,
-            bound(score_on_worker, with_statistics=with_statistics),
-            ModelFiles.read(found),
-            tasks,
-            local_hint="leave --dask out",
-        )
-    with (
-        _buffered(on_scored) as add,
-        tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar,
-    ):
+        compute = bound(score_on_worker, with_statistics=with_statistics)
+        tables = compute_on_cluster(dask_address, compute, ModelFiles.read(found), tasks, local_hint="leave --dask out")
+    with _buffered(on_scored) as add, tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar:
         bar.update(len(paths) - sum(len(parts[part]) for part in missing))
         for part, table in tables:
             table = table.assign(path=[str(path) for path in parts[part]])
@@ -229,12 +204,11 @@ def run(
                 table[COLUMNS].to_csv(partial, index=False)
             add(table)
             bar.update(len(table))
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     with replacing(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         for number, part in enumerate(parts):
             table = pd.read_csv(part, keep_default_na=False, encoding_errors="surrogateescape")
-            for label, n in table["label"].value_counts().items():
-                counts[str(label)] = counts.get(str(label), 0) + int(n)
+            counts.update(table["label"])
             table.to_csv(file, index=False, header=number == 0)
     shutil.rmtree(unfinished)
-    return counts
+    return dict(counts)

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from pipeline.crack_maps.tiles import Starts, grid
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, Outputs
@@ -32,6 +31,7 @@ MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
 
 OnTiles = Callable[[Pixels, Outputs], object]
+Starts = npt.NDArray[np.int64]  # of tiles along a side, in pixels
 Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16 x 16 px
 
 
@@ -39,24 +39,29 @@ Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16
 class CrackMap:
     """Scores of the tiles of a photo.
 
-    Attributes:
-        tiles: a row per tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
-            intact or review), in_distribution (whether the tile is similar to the validation images; None if the model
-            has no OOD detector).
-        width_px: of the upright photo.
-        height_px: of the upright photo.
-        overlap: of neighbouring tiles, as a share of a tile.
-        scale: a sentence on how the photo was resized, or why it was not.
-        surface: the test surface most similar to the photo, with the cracks that the model missed there; None if the
-            model has no OOD detector.
+    `tiles` has a row per tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
+    intact or review) and in_distribution (whether the tile is similar to the validation images; None if the model has
+    no OOD detector).
     """
 
     tiles: pd.DataFrame
-    width_px: int
+    width_px: int  # of the upright photo, as height_px
     height_px: int
-    overlap: float
-    scale: str
-    surface: Surface | None
+    scale: str  # a sentence on how the photo was resized, or why it was not
+    surface: Surface | None  # the test surface most similar to the photo; None if the model has no OOD detector
+
+    def notes(self) -> list[str]:
+        """Return the caveats to show with the map, a sentence each."""
+        missed = "It is not recorded how many cracks this model misses."
+        if self.surface is not None:
+            missed = (
+                f"On the test images most similar to this photo ({self.surface.name}), the model missed "
+                f"{self.surface.n_missed} of {self.surface.n_cracks} cracks."
+            )
+        notes = [missed, "An unmarked area may still have cracks.", self.scale]
+        if self.tiles["in_distribution"].isna().any():
+            notes.append("The model has no out-of-distribution detector.")
+        return notes
 
     def share_of_area(self, label: str) -> float:
         """Return the share of the photo's area that lies under a tile of this label, 0..1."""
@@ -101,35 +106,26 @@ class CrackMapper:
         factor, scale = self._scale(mm_per_px, height, width)
         resized = pixels if factor == 1 else _resized(pixels, factor)
         tops, lefts, size = grid(resized.shape[:2], self._params.tile_px, self._params.overlap)
-        places = [(row, col, top, left) for row, top in enumerate(tops) for col, left in enumerate(lefts)]
-        probabilities, images = self._scored(resized, [place[2:] for place in places], size, on_tiles)
+        places = [(top, left) for top in tops for left in lefts]
+        probabilities, images = self._scored(resized, places, size, on_tiles)
         shown_px = min(round(size / factor), height, width)
         ys, xs = _stretched(tops, height - shown_px), _stretched(lefts, width - shown_px)
         tiles = pd.DataFrame(
-            {
-                "row": [row for row, *_ in places],
-                "col": [col for _, col, *_ in places],
-                "x": [xs[col] for _, col, *_ in places],
-                "y": [ys[row] for row, *_ in places],
-                "size": shown_px,
-                "probability": probabilities,
-            }
-        )
+            [(row, col, x, y) for row, y in enumerate(ys) for col, x in enumerate(xs)], columns=["row", "col", "x", "y"]
+        ).assign(size=shown_px, probability=probabilities)
         in_distribution = None if self._detector is None else self._detector.is_in_distribution(images)
         surface = None if self._detector is None else self._detector.nearest_surface(images)
         verdicts = [self._model.decision.verdict(float(probability)) for probability in probabilities]
         tiles["label"] = verdicts if in_distribution is None else np.where(in_distribution, verdicts, "review")
         tiles["in_distribution"] = in_distribution
-        return CrackMap(tiles, width, height, self._params.overlap, scale, surface)
+        return CrackMap(tiles, width, height, scale, surface)
 
     def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
         """Return the factor by which a photo is resized before it is cut, and a sentence about it."""
         trained_at = self._params.model_mm_per_px
         if trained_at is None:
-            return (
-                1,
-                "The ground resolution of the images that the model was trained on is unknown: nothing is resized.",
-            )
+            unknown = "The ground resolution of the images that the model was trained on is unknown"
+            return 1, f"{unknown}: nothing is resized."
         if mm_per_px is None:
             return 1, "The ground resolution of the photo is unknown: it is not resized."
         factor = mm_per_px / trained_at
@@ -161,6 +157,27 @@ class CrackMapper:
             # not in the pool: matrix products start their own threads, which would compete for the cores
             images.append(detector_projection(np.concatenate([batch["features"] for batch in batches])))
         return np.concatenate(probabilities), np.concatenate(images)
+
+
+def starts(length_px: int, size_px: int, step_px: int) -> Starts:
+    """Return the starts of tiles along a side: every `step_px`; the last tile is moved inwards to end at the edge.
+
+    The side is as long as a tile or longer; the step is as long as a tile or shorter.
+    """
+    last = length_px - size_px
+    return np.append(np.arange(0, last, step_px, dtype=np.int64), last)
+
+
+def grid(shape_px: tuple[int, ...], size_px: int, overlap: float) -> tuple[Starts, Starts, int]:
+    """Return the starts of the rows and of the columns of tiles, and the side of a tile, in pixels.
+
+    In a photo (height, width) that is narrower than a tile, tiles are as narrow as the photo. `overlap` is the share
+    of a tile that the next one in its row or column overlaps, 0..0.9.
+    """
+    size = min(size_px, *shape_px)
+    step = max(1, round(size * (1 - overlap)))
+    height_px, width_px = shape_px
+    return starts(height_px, size, step), starts(width_px, size, step), size
 
 
 def _cells(start: int, size: int, side: int) -> slice:

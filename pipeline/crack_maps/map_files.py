@@ -7,7 +7,7 @@ settings. So a run resumes after a kill.
 import hashlib
 import io
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from pipeline.crack_maps.batch_prediction import Content, read
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper
-from pipeline.crack_maps.map_notes import warnings_of
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
 from pipeline.data.images import UnreadableImageError
@@ -43,21 +42,13 @@ SUMMARY_COLUMNS = [
 
 @dataclass(frozen=True)
 class Job:
-    """Settings that all photos of a run share. Its `repr` is part of `key`: renaming a field maps all photos again.
+    """Settings that all photos of a run share. Its `repr` is part of `key`: renaming a field maps all photos again."""
 
-    Attributes:
-        model: description of the model.
-        identity: a hash of everything that determines its answers.
-        params: how photos are cut.
-        mm_per_px: ground resolution of the photos, None if unknown.
-        strip_location: whether time and place are left out.
-    """
-
-    model: str
-    identity: str
-    params: Map
-    mm_per_px: float | None
-    strip_location: bool
+    model: str  # description
+    identity: str  # a hash of everything that determines the model's answers
+    params: Map  # how photos are cut
+    mm_per_px: float | None  # ground resolution of the photos, None if unknown
+    strip_location: bool  # whether time and place are left out
 
     def key(self, path: Path) -> str:
         """Return a hash of everything that determines the map of the photo at `path`."""
@@ -76,12 +67,11 @@ class PhotoFiles:
 
 def names_of(paths: Sequence[Path]) -> dict[Path, str]:
     """Return a name for the files of each photo: its own name, with a hash of its path if two photos share one."""
-    stems = pd.Series([path.stem.casefold() for path in paths])
-    is_shared = stems.duplicated(keep=False)
+    n_photos = Counter(path.stem.casefold() for path in paths)
     names = {}
-    for path, shared in zip(paths, is_shared, strict=True):
+    for path in paths:
         stem = path.stem
-        if shared or len(stem.encode(errors="surrogateescape")) > MAX_NAME_BYTES:
+        if n_photos[stem.casefold()] > 1 or len(stem.encode(errors="surrogateescape")) > MAX_NAME_BYTES:
             digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:8]
             stem = f"{stem.encode(errors='surrogateescape')[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
         names[path] = stem
@@ -102,7 +92,7 @@ def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[s
         "model": job.model,
         "model_hash": job.identity,
         "tile_px": job.params.tile_px,
-        "overlap": crack_map.overlap,
+        "overlap": job.params.overlap,
         "share_cracked": round(crack_map.share_of_area("crack"), 4),
         "share_review": round(crack_map.share_of_area("review"), 4),
         "max_probability": round(float(tiles["probability"].max()), 4),
@@ -112,27 +102,9 @@ def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[s
         "n_out_of_distribution": None
         if tiles["in_distribution"].isna().any()
         else int((~tiles["in_distribution"].astype(bool)).sum()),
-        "notes": warnings_of(crack_map),
+        "notes": crack_map.notes(),
         "review": review[["row", "col", "x", "y", "size", "probability"]].round(4).to_dict(orient="records"),
     }
-
-
-def files_of(mapper: CrackMapper, job: Job, path: Path, content: bytes) -> PhotoFiles:
-    """Return the files of a photo.
-
-    Raises:
-        UnreadableImageError: the photo cannot be decoded.
-        CracksError: the photo cannot be mapped.
-    """
-    photo = read_photo(content)
-    crack_map = mapper.map(photo.pixels, job.mm_per_px)
-    caption = " ".join(warnings_of(crack_map)[:2])
-    picture = io.BytesIO()
-    overlay_picture(photo.pixels, crack_map, caption).save(picture, "JPEG", quality=JPEG_QUALITY)
-    tiles = crack_map.tiles.assign(photo=str(path), probability=crack_map.tiles["probability"].round(4))
-    return PhotoFiles(
-        picture.getvalue(), tiles[TILE_COLUMNS].to_csv(index=False), report_of(path, photo, crack_map, job)
-    )
 
 
 def map_photo(mapper: CrackMapper, job: Job, path: Path, content: Content) -> PhotoFiles | str:
@@ -140,13 +112,17 @@ def map_photo(mapper: CrackMapper, job: Job, path: Path, content: Content) -> Ph
     if isinstance(content, str):
         return content
     try:
-        return files_of(mapper, job, path, content)
+        photo = read_photo(content)
+        crack_map = mapper.map(photo.pixels, job.mm_per_px)
     except (UnreadableImageError, CracksError) as error:
         return str(error)
-
-
-def _read_and_map(mapper: CrackMapper, job: Job, path: Path) -> PhotoFiles | str:
-    return map_photo(mapper, job, path, read(path))
+    picture = io.BytesIO()
+    caption = " ".join(crack_map.notes()[:2])
+    overlay_picture(photo.pixels, crack_map, caption).save(picture, "JPEG", quality=JPEG_QUALITY)
+    tiles = crack_map.tiles.assign(photo=str(path), probability=crack_map.tiles["probability"].round(4))
+    return PhotoFiles(
+        picture.getvalue(), tiles[TILE_COLUMNS].to_csv(index=False), report_of(path, photo, crack_map, job)
+    )
 
 
 def map_on_worker(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) -> PhotoFiles | str:
@@ -167,20 +143,12 @@ def _map_locally(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator
     with ThreadPoolExecutor(PHOTOS_AT_ONCE) as pool:
         running: deque[tuple[Path, Future[PhotoFiles | str]]] = deque()
         for path in paths:
-            running.append((path, pool.submit(_read_and_map, mapper, job, path)))
+            running.append((path, pool.submit(lambda path: map_photo(mapper, job, path, read(path)), path)))
             if len(running) > PHOTOS_AT_ONCE:
                 done, files = running.popleft()
                 yield done, files.result()
         for path, files in running:
             yield path, files.result()
-
-
-def _map_on_cluster(
-    address: str, found: FoundModel, job: Job, paths: Sequence[Path]
-) -> Iterator[tuple[Path, PhotoFiles | str]]:
-    shared = (ModelFiles.read(found), job)
-    tasks = ((path, (path, read(path))) for path in paths)
-    yield from compute_on_cluster(address, map_on_worker, shared, tasks, local_hint="leave --dask out")
 
 
 def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
@@ -204,10 +172,9 @@ def summary_of(out: Path, names: dict[Path, str], errors: dict[Path, str]) -> pd
     """Return a row per photo, the most cracked one first, those that could not be mapped last."""
     rows = []
     for path, name in names.items():
-        report = None if path in errors else finished_report(out, name)
-        row = {column: (report or {}).get(column) for column in SUMMARY_COLUMNS}
-        place = (report or {}).get("place") or {}
-        rows.append({**row, **place, "photo": str(path), "name": name, "error": errors.get(path, "")})
+        report = {} if path in errors else finished_report(out, name) or {}
+        place = report.get("place") or {}
+        rows.append({**report, **place, "photo": str(path), "name": name, "error": errors.get(path, "")})
     table = pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
     order = ["share_cracked", "share_review", "max_probability"]
     return table.sort_values(order, ascending=False, na_position="last", kind="stable", ignore_index=True)
@@ -238,11 +205,10 @@ def run(
         except OSError as error:
             errors[path] = error.strerror or str(error)
     missing = [path for path, key in keys.items() if finished_report(out, names[path], key) is None]
-    results = (
-        _map_locally(found, job, missing)
-        if dask_address is None
-        else _map_on_cluster(dask_address, found, job, missing)
-    )
+    results = _map_locally(found, job, missing)
+    if dask_address is not None:
+        shared, tasks = (ModelFiles.read(found), job), ((path, (path, read(path))) for path in missing)
+        results = compute_on_cluster(dask_address, map_on_worker, shared, tasks, local_hint="leave --dask out")
     with tqdm(total=len(paths), desc="mapping", unit=" photos", disable=None) as bar:
         bar.update(len(paths) - len(missing))
         for path, files in results:

@@ -19,13 +19,7 @@ THUMBNAIL_PX = 480
 
 
 def render_maps(out: Path, summary: pd.DataFrame, model: str) -> str:
-    """Return the page as HTML.
-
-    Args:
-        out: folder of the maps and the page.
-        summary: a row per photo, in the order of the page, with the columns of summary.csv.
-        model: description of the model.
-    """
+    """Return the page as HTML, for the maps in the folder `out` in the order of `summary`, the table of summary.csv."""
     mapped, failed = summary[summary["error"] == ""], summary[summary["error"] != ""]
     return template("crack_maps/map.html.j2").render(
         model=model,

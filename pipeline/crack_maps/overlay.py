@@ -20,13 +20,7 @@ Colours = npt.NDArray[np.uint8]  # (..., 4), RGBA
 
 
 def overlay_picture(pixels: Pixels, crack_map: CrackMap, caption: str) -> Image.Image:
-    """Return the photo with overlay, marks and legend.
-
-    Args:
-        pixels: of the upright photo, uint8, (height, width, 3).
-        crack_map: of this photo.
-        caption: last line of the legend.
-    """
+    """Return the upright photo, uint8 (height, width, 3), with overlay, marks and a legend that ends with `caption`."""
     height, width, _ = pixels.shape
     legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), caption)
     picture = Image.new("RGB", (width, height + legend.height), PAPER)
@@ -34,9 +28,8 @@ def overlay_picture(pixels: Pixels, crack_map: CrackMap, caption: str) -> Image.
     overlay = colours(crack_map.raster(crack_map.tiles["probability"].to_numpy()))
     # a multiple of the cell size; the last cells exceed the photo
     size = overlay.shape[1] * CELL_PX, overlay.shape[0] * CELL_PX
-    shade = Image.fromarray(overlay[..., :3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
-    opacity = Image.fromarray(overlay[..., 3]).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
-    picture.paste(shade, mask=opacity)
+    shade = Image.fromarray(overlay).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
+    picture.paste(shade, mask=shade)
     _draw_marks(ImageDraw.Draw(picture), crack_map)
     picture.paste(legend, (0, height))
     return picture
@@ -45,8 +38,7 @@ def overlay_picture(pixels: Pixels, crack_map: CrackMap, caption: str) -> Image.
 def colours(probabilities: npt.NDArray[np.float64]) -> Colours:
     """Return the colour of the overlay at each probability 0..1, uint8 RGBA, shape (..., 4)."""
     stops = np.array(RAMP)
-    channels = [np.interp(probabilities, stops[:, 0], stops[:, column]) for column in range(1, 5)]
-    opacity, *rgb = channels
+    opacity, *rgb = [np.interp(probabilities, stops[:, 0], stops[:, column]) for column in range(1, 5)]
     return np.stack([*rgb, 255 * opacity], axis=-1).round().astype(np.uint8)
 
 

@@ -17,24 +17,14 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Picture:
-    """An image and the model's prediction for it.
+    """An image and the model's prediction for it."""
 
-    Attributes:
-        path: path within its data set.
-        dataset: name of its data set.
-        label: true label, crack or intact.
-        probability: predicted probability of a crack, 0..1.
-        pixels: RGB, uint8, (height, width, 3), of any size.
-        overlay: the image with its occlusion map, or None.
-
-    """
-
-    path: str
+    path: str  # within its data set
     dataset: str
-    label: str
-    probability: float
-    pixels: Pixels
-    overlay: Pixels | None = None
+    label: str  # the true one, crack or intact
+    probability: float  # predicted, of a crack, 0..1
+    pixels: Pixels  # RGB, uint8, (height, width, 3), of any size
+    overlay: Pixels | None = None  # the image with its occlusion map
 
 
 def pictures_of(rows: pd.DataFrame, datasets: Path) -> Iterator[Picture]:

@@ -4,23 +4,22 @@ The method is that of Zeiler and Fergus, Visualizing and Understanding Convoluti
 probabilities, so it works with any model.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.images import Pixels
 
-if TYPE_CHECKING:  # scoring needs TensorFlow, this does not
-    from pipeline.evaluation.scoring import Batch, Scorer
-
+Batch = npt.NDArray[np.uint8]  # (n, height, width, 3), RGB
+Scorer = Callable[[Batch], npt.NDArray[np.float32]]  # to the probabilities of a crack, (n,)
 OcclusionMap = npt.NDArray[np.float64]  # (rows, columns), in logits
 
 N_CELLS_A_SIDE = 7
 LOGIT_LIMIT = 1e-6  # probabilities are clipped to this distance from 0 and 1, the resolution of float32
 
 
-def occlusion_map(score: "Scorer", pixels: Pixels) -> OcclusionMap:
+def occlusion_map(score: Scorer, pixels: Pixels) -> OcclusionMap:
     """Return how much each cell of a 7 by 7 grid contributes to a crack prediction, in logits, (7, 7).
 
     A value is the logit of the full image minus the logit with the cell hidden: positive if hiding the cell makes a
@@ -32,7 +31,7 @@ def occlusion_map(score: "Scorer", pixels: Pixels) -> OcclusionMap:
     return differences
 
 
-def _with_one_cell_hidden(pixels: Pixels) -> "Batch":
+def _with_one_cell_hidden(pixels: Pixels) -> Batch:
     """Return the image, then the image with each cell hidden, row by row: (1 + 49, height, width, 3)."""
     height, width, _ = pixels.shape
     tops, lefts = (np.linspace(0, length, N_CELLS_A_SIDE + 1).round().astype(int) for length in (height, width))

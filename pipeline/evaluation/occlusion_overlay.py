@@ -1,4 +1,4 @@
-"""The overlay of an occlusion map, which `pipeline.evaluation.occlusion` computes, over its image."""
+"""The overlay of an occlusion map over its image, apart from the map: no change of style computes maps again."""
 
 import numpy as np
 import numpy.typing as npt

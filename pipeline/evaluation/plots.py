@@ -1,6 +1,6 @@
-"""Plots of the report, as inline SVG in the colours of the page."""
+"""Plots of the report, as inline SVG in the colours of the page; and the tables that `dvc plots` draws."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -19,6 +19,7 @@ from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
 from pipeline.page import COLOURS, DASHES, shown, svg
 
 MAX_MARKED_EPOCHS = 40  # with more, the markers hide the line
+MAX_CURVE_POINTS = 500  # of a table; more are not visible in a plot
 MAX_LABEL_CHARACTERS = 20  # of a name in a plot; a longer one leaves no room for the axes
 
 _DIAGONAL: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": ":", "linewidth": 1}
@@ -54,56 +55,46 @@ class ScoredSet:
 
 def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
     """Return plots of a candidate's loss and accuracy, by epoch, or for a probe by L2 penalty."""
-    if "l2_penalty" in history:
-        return _penalty_plots(name, history)
-    epochs = history["step"] + 1
-    tuning = epochs[history["phase"] == "tuning"]
-    marker = "." if len(history) <= MAX_MARKED_EPOCHS else ""
+    draw_curves = _draw_by_penalty if "l2_penalty" in history else _draw_by_epoch
 
     def draw(axes: Axes, quantity: str) -> None:
-        axes.plot(epochs, history[f"val_{quantity}"], marker=marker)
-        axes.plot(epochs, history[quantity], marker=marker)
-        if len(tuning):
-            axes.axvline(tuning.min() - 0.5, color=COLOURS["muted"], linewidth=1)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set(xlabel="epoch", ylabel=quantity)
+        draw_curves(axes, history, quantity)
+        axes.set_ylabel(quantity)
         if quantity == "loss":  # the first epoch's can be a hundred times the last's
-            _log_scale(axes)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
 
     return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
 
 
-def _penalty_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
-    def draw(axes: Axes, quantity: str) -> None:
-        heads = history.groupby("phase")
-        for dataset, head in heads:
-            axes.set_prop_cycle(None)  # the same colours for every head
-            [held_out] = axes.plot(head["l2_penalty"], head[f"val_{quantity}"], marker=".")
-            axes.plot(head["l2_penalty"], head[quantity], marker=".")
-            if len(heads) > 1:
-                place = (head["l2_penalty"].iloc[0], head[f"val_{quantity}"].iloc[0])
-                axes.annotate(
-                    shown(str(dataset), MAX_LABEL_CHARACTERS),
-                    place,
-                    (0, 6),
-                    textcoords="offset points",
-                    color=held_out.get_color(),
-                )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.invert_xaxis()  # from underfitting to overfitting, like epochs
-        axes.set(xlabel="L2 penalty", ylabel=quantity)
-        if quantity == "loss":
-            _log_scale(axes)
-
-    return {quantity: svg(f"{name} {quantity}", partial(draw, quantity=quantity)) for quantity in ("loss", "accuracy")}
+def _draw_by_epoch(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
+    epochs = history["step"] + 1
+    marker = "." if len(history) <= MAX_MARKED_EPOCHS else ""
+    axes.plot(epochs, history[f"val_{quantity}"], marker=marker)
+    axes.plot(epochs, history[quantity], marker=marker)
+    tuning = epochs[history["phase"] == "tuning"]
+    if len(tuning):
+        axes.axvline(tuning.min() - 0.5, color=COLOURS["muted"], linewidth=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
 
 
-def _log_scale(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+def _draw_by_penalty(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
+    heads = history.groupby("phase")
+    for dataset, head in heads:
+        axes.set_prop_cycle(None)  # the same colours for every head
+        [held_out] = axes.plot(head["l2_penalty"], head[f"val_{quantity}"], marker=".")
+        axes.plot(head["l2_penalty"], head[quantity], marker=".")
+        if len(heads) > 1:
+            name, colour = shown(str(dataset), MAX_LABEL_CHARACTERS), held_out.get_color()
+            place = (head["l2_penalty"].iloc[0], head[f"val_{quantity}"].iloc[0])
+            axes.annotate(name, place, (0, 6), textcoords="offset points", color=colour)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.invert_xaxis()  # from underfitting to overfitting, like epochs
+    axes.set_xlabel("L2 penalty")
 
 
 def roc_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:
@@ -168,12 +159,9 @@ def reliability_table(scored: ScoredSet) -> pd.DataFrame:
 
 
 def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
-    """Return a plot of the balanced F1 of slices with their intervals, one row per slice.
+    """Return a plot of the balanced F1 of slices with their intervals, one row per slice of `slice_table`.
 
-    Args:
-        name: name of the set, for the name of the plot.
-        rows: rows of `slice_table`: kind, slice, n, balanced_f1, balanced_f1_low and balanced_f1_high; scores may be
-            missing.
+    Slices without a score are left out; `name`, that of the set, makes the name of the plot.
     """
     rows = rows[rows["balanced_f1"].notna()].reset_index(drop=True)
     names = [
@@ -195,3 +183,31 @@ def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
         axes.set(xlabel="balanced F1")
 
     return svg(f"slices {name}", draw, (4.6, 0.9 + 0.24 * len(rows)))
+
+
+def plot_tables(test: ScoredSet, threshold: float, histories: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return the tables by name.
+
+    Four describe the test set: roc (fpr, tpr), precision_recall (recall, precision), reliability (see
+    `reliability_table`) and confusion (actual, predicted; one row per image). training has one row per epoch or
+    penalty: candidate, step, loss, val_loss.
+    """
+    fpr, tpr, _ = roc_curve(test.labels, test.probabilities)
+    precision, recall, _ = precision_recall_curve(test.labels, test.probabilities)
+    training = pd.concat([history.assign(candidate=name) for name, history in histories.items()])
+    return {
+        "roc": _downsample(pd.DataFrame({"fpr": fpr, "tpr": tpr})),
+        "precision_recall": _downsample(pd.DataFrame({"recall": recall, "precision": precision})),
+        "reliability": reliability_table(test),
+        "confusion": pd.DataFrame(
+            {
+                "actual": np.where(test.labels, "crack", "intact"),
+                "predicted": np.where(test.probabilities >= threshold, "crack", "intact"),
+            }
+        ),
+        "training": training[["candidate", "step", "loss", "val_loss"]],
+    }
+
+
+def _downsample(curve: pd.DataFrame) -> pd.DataFrame:
+    return curve.iloc[np.unique(np.linspace(0, len(curve) - 1, MAX_CURVE_POINTS).round().astype(int))]

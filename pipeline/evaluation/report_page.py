@@ -21,36 +21,20 @@ from pipeline.page import DASHES, template
 if TYPE_CHECKING:  # finding the layers needs TensorFlow, showing them does not
     from pipeline.evaluation.model_architecture import Layer
 
-PLOTTED_KINDS = (
-    "all",
-    "surface",
-    "brightness",
-    "sharpness",
-    "size",
-)  # kinds of slices; there can be hundreds of photos
+PLOTTED_KINDS = ("all", "surface", "brightness", "sharpness", "size")  # of slices; there can be hundreds of photos
 N_WORST_PHOTOS = 10
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Content of the report besides scores, histories and predictions.
+    """Content of the report besides scores, histories and predictions."""
 
-    Attributes:
-        slices: table from `slice_table`.
-        mistakes: the worst mistakes in each set ("Test", "External: NAME"), in any order.
-        samples: random predictions for each data set.
-        architecture: layers of the chosen model.
-        datasets: facts about each data set, those trained on first.
-        weights: pre-trained weights that training started from, and their licences.
-
-    """
-
-    slices: pd.DataFrame
-    mistakes: Mapping[str, Sequence[Picture]]
-    samples: Mapping[str, Sequence[Picture]]
-    architecture: "Sequence[Layer]"
-    datasets: Sequence[DatasetFacts]
-    weights: str
+    slices: pd.DataFrame  # table from `slice_table`
+    mistakes: Mapping[str, Sequence[Picture]]  # the worst in each set ("Test", "External: NAME"), in any order
+    samples: Mapping[str, Sequence[Picture]]  # random predictions for each data set
+    architecture: "Sequence[Layer]"  # of the chosen model
+    datasets: Sequence[DatasetFacts]  # those trained on first
+    weights: str  # pre-trained weights that training started from, and their licences
 
 
 def render(
@@ -65,8 +49,7 @@ def render(
 
     Args:
         metrics: content of scores.json.
-        candidates: validation scores of each candidate: selection_loss, n, accuracy, f1, auroc, balanced_accuracy, ece,
-            threshold.
+        candidates: validation scores of each candidate, as `train` writes them.
         histories: for each candidate, one row per epoch: step (from 0, over both phases), phase (head or tuning), loss,
             val_loss, accuracy, val_accuracy; for a probe, one row per head and `l2_penalty`, with the head as phase.
         predictions: one row per image: dataset, split (test or external), label (crack or intact), probability (0..1).
@@ -158,13 +141,11 @@ def _by_kind(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
 
 
 def _by_correctness(pictures: Sequence[Picture], threshold: float) -> dict[str, list[Picture]]:
-    def is_right(picture: Picture) -> bool:
-        return (picture.probability >= threshold) == (picture.label == "crack")
-
-    return {
-        "right": [picture for picture in pictures if is_right(picture)],
-        "wrong": [picture for picture in pictures if not is_right(picture)],
-    }
+    parts: dict[str, list[Picture]] = {"right": [], "wrong": []}
+    for picture in pictures:
+        is_right = (picture.probability >= threshold) == (picture.label == "crack")
+        parts["right" if is_right else "wrong"].append(picture)
+    return parts
 
 
 def _shown_slices(slices: pd.DataFrame) -> dict[str, pd.DataFrame]:
