@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.crack_maps.batch_prediction import read
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.crack_maps.map_files import Job, PhotoFiles, map_photo, write_photo
 from pipeline.data.images import Pixels
 from pipeline.data.photos import read_photo
+from pipeline.data.sources import read_image_file
 from pipeline.inference.starter import load_starter
 from pipeline.models.classifier import Classifier
 from pipeline.params import Map
@@ -67,7 +67,7 @@ def main() -> None:
             job = Job(found.description, found.identity(), params, None, False)
 
             def map_and_write(mapper: CrackMapper = mapper, job: Job = job) -> None:
-                files = map_photo(mapper, job, args.photo, read(args.photo))
+                files = map_photo(mapper, job, args.photo, read_image_file(args.photo))
                 assert isinstance(files, PhotoFiles)  # noqa: S101 - the photo of a benchmark is readable
                 write_photo(Path(scratch), "photo", "", files)
 

@@ -10,6 +10,7 @@ prints the resident memory of the API over 10,000 requests instead.
 
 import argparse
 import asyncio
+import base64
 import io
 import json
 import os
@@ -85,12 +86,15 @@ def register_model(uri: str, images: list[bytes]) -> None:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     run = mlflow.MlflowClient().create_run("0")
-    with tempfile.TemporaryDirectory() as served:
+    with tempfile.TemporaryDirectory() as scratch:
+        served, keras_file = Path(scratch) / "served", Path(scratch) / "model.keras"
+        served.mkdir()
+        model.save(keras_file)
         pixels = [decode(content) for content in images]
-        write_checked_served(classifier, pixels[:4], Path(served))
-        seen = detector_projection(ServedModel.load(Path(served)).outputs(np.stack(pixels))["features"])
-        fit(seen, seen, 0.05, {}).save(Path(served) / DETECTOR_FILE)
-        mlflow.register_model(log_model(classifier, Path(served), run.info.run_id, NAME), NAME)
+        write_checked_served(classifier, pixels[:4], served)
+        seen = detector_projection(ServedModel.load(served).outputs(np.stack(pixels))["features"])
+        fit(seen, seen, 0.05, {}).save(served / DETECTOR_FILE)
+        mlflow.register_model(log_model(keras_file, served, run.info.run_id, NAME), NAME)
 
 
 def free_port() -> int:
@@ -136,7 +140,7 @@ def api_request(content: bytes) -> bytes:
 
 def mlflow_request(content: bytes) -> bytes:
     """Return a whole HTTP request for `mlflow models serve`."""
-    body = json.dumps({"inputs": decode(content)[None].tolist()}).encode()
+    body = json.dumps({"inputs": [base64.b64encode(content).decode()]}).encode()
     return _post("/invocations", "application/json", body)
 
 

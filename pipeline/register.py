@@ -37,8 +37,6 @@ def run(params: Params, results: Results, out: Path) -> None:
     client, experiment_id = tracking.connect()
     from mlflow.exceptions import MlflowException
 
-    from pipeline.models.classifier import Classifier
-
     scores = json.loads(results.scores.read_text())
     best = scores["candidate"]
     try:
@@ -46,7 +44,7 @@ def run(params: Params, results: Results, out: Path) -> None:
         run_ids = complete_candidates(client, experiment_id, parent_id, params, results)
         complete_parent(client, parent_id, params, results, scores)
         tags = version_tags(params, results, scores)
-        version = register(client, Classifier.load(results.models / best), results, run_ids[best], name, tags)
+        version = register(client, results.models / best, results, run_ids[best], name, tags)
         client.set_registered_model_alias(name, CHALLENGER, version.version)
     except (MlflowException, OSError) as error:
         raise UnavailableError(

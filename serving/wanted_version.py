@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UnavailableError
-from pipeline.models.model_files import EXTRA_FILES, MLMODEL_FILE
 from pipeline.registry.tracking import first_line, open_client, shown_uri, tracking_uri
 from pipeline.registry.versions import PRODUCTION, fetch, find_version
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-PARTS = (MLMODEL_FILE, EXTRA_FILES)  # of a registered model that serving needs; not the Keras model
 SQLITE = "sqlite:///"
 
 
@@ -76,8 +74,7 @@ class Registry:
         Raises:
             UnavailableError: the files are unavailable.
         """
-        for part in PARTS:
-            fetch(version.name, version.number, folder, part)
+        fetch(version.name, version.number, folder, only_served=True)
 
     def _newest(self, client: "MlflowClient") -> Version | None:
         found = client.search_model_versions(f"name = '{self._name}'")

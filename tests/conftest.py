@@ -218,7 +218,7 @@ def prefect_server(folder: Path, port: int) -> Iterator[str]:
         server = subprocess.Popen(command, env=env | settings, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
     address, deadline_s = f"http://127.0.0.1:{port}/api", time.monotonic() + 120
     try:
-        while not _answers(f"{address}/health"):
+        while not answers(f"{address}/health"):
             assert server.poll() is None, (folder / "server.log").read_text()
             assert time.monotonic() < deadline_s, "the server does not answer"
             time.sleep(0.2)
@@ -235,7 +235,7 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
     try:
         return httpx.get(address, timeout=5).is_success
     except httpx.HTTPError:

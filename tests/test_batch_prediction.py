@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from pipeline.crack_maps import batch_prediction
-from pipeline.crack_maps.batch_prediction import log_rows, parts_of, read, run, score, unfinished_folder
+from pipeline.crack_maps.batch_prediction import log_rows, parts_of, run, score, unfinished_folder
+from pipeline.data.sources import read_image_file
+from pipeline.inference import served
 from pipeline.inference.served import ServedModel
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.registry.model_lookup import found_model
@@ -50,7 +52,7 @@ def test_each_image_has_its_path_probability_and_label(tmp_path, found):
 def test_images_of_mixed_sizes_keep_their_order(tmp_path, model):
     sizes = [(8, 8), (9, 7), (8, 8), (300, 20)]
     paths = [save_grey(tmp_path / f"{n}.png", 60 * n, size) for n, size in enumerate(sizes)]
-    probabilities = score(model, [read(path) for path in paths])["probability"].tolist()
+    probabilities = score(model, [read_image_file(path) for path in paths])["probability"].tolist()
     assert probabilities == sorted(probabilities, reverse=True)
     assert len(set(probabilities)) == 4
 
@@ -76,14 +78,14 @@ def test_a_photo_on_its_side_is_scored_upright(tmp_path, model):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(path, exif=exif)
-    assert score(model, [read(path)])["label"].tolist() == ["crack"]
+    assert score(model, [read_image_file(path)])["label"].tolist() == ["crack"]
 
 
 def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path):
     path = tmp_path / "disk.jpg"
     with path.open("wb") as file:
         file.truncate(600_000_001)  # takes no room on the disk
-    assert read(path) == "larger than 600 MB"
+    assert read_image_file(path) == "larger than 600 MB"
 
 
 def test_a_part_is_bounded_in_files_and_in_bytes(tmp_path, monkeypatch):
@@ -100,7 +102,7 @@ def test_a_part_is_bounded_in_files_and_in_bytes(tmp_path, monkeypatch):
 
 
 def test_large_images_go_through_the_network_few_at_a_time(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(batch_prediction, "MAX_BATCH_PIXELS", 300)
+    monkeypatch.setattr(served, "MAX_BATCH_PIXELS", 300)
     sizes = [(8, 8)] * 10 + [(10, 11)] * 5 + [(40, 40)] * 2
     paths = [save_grey(tmp_path / f"{n}.png", 15 * n, size) for n, size in enumerate(sizes)]
     batches = []
@@ -112,7 +114,7 @@ def test_large_images_go_through_the_network_few_at_a_time(tmp_path, model, monk
             batches.append(batch.shape[:3])
             return model.outputs(batch)
 
-    table = score(Noting(), [read(path) for path in paths])
+    table = score(Noting(), [read_image_file(path) for path in paths])
     small, middle, large = (8, 8), (10, 11), (40, 40)
     expected = [(4, *small), (4, *small), (2, *small), (2, *middle), (2, *middle), (1, *middle), (1, *large)]
     assert sorted(batches) == sorted([*expected, (1, *large)])

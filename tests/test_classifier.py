@@ -41,13 +41,13 @@ def test_a_saved_classifier_is_loaded_with_its_graph_and_its_decision(tmp_path):
     np.testing.assert_array_equal(loaded.model(batch)["probability"], model(batch)["probability"])
 
 
-def test_a_classifier_is_loaded_from_the_layout_of_the_registry(tmp_path):
+@pytest.mark.parametrize("folders", [("artifacts", "artifacts/served"), ("data", "extra_files")], ids=["now", "before"])
+def test_a_classifier_is_loaded_from_the_layout_of_the_registry(tmp_path, folders):
     plain = save(tmp_path / "plain", graph())
     fetched = tmp_path / "fetched"
-    for folder, name in (("data", "model.keras"), ("extra_files", "decision.json")):
-        (fetched / folder).mkdir(parents=True)
+    for folder, name in zip(folders, ("model.keras", "decision.json"), strict=True):
+        (fetched / folder).mkdir(parents=True, exist_ok=True)
         (fetched / folder / name).write_bytes((plain / name).read_bytes())
-    (fetched / "MLmodel").write_text("")
     assert Classifier.load(fetched).content_hash() == Classifier.load(plain).content_hash()
 
 

@@ -1,15 +1,25 @@
 """The pipeline end to end, with the real DVC, MLflow and Prefect, on a few small drawn images."""
 
+import base64
+import io
+import json
+import os
 import re
 import shutil
+import signal
 import sqlite3
 import sys
+from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import SMALL_RECIPE, Project, wait_until
+from api_server import Server
+from conftest import SMALL_RECIPE, Project, answers, unused_port, wait_until
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +129,56 @@ def test_changing_a_limit_of_the_contract_and_a_citation_trains_and_scores_nothi
     index = project.root / "data" / "gx" / "uncommitted" / "data_docs" / "local_site" / "index.html"
     assert project.run("cracks", "data-docs").stdout.strip() == index.as_uri()
     assert index.exists()
+
+
+def golden_files(project: Project) -> list[bytes]:
+    """Return the golden images of the registered model as PNG files."""
+    (golden,) = project.root.glob("mlflow/artifacts/**/golden.npz")
+    files = []
+    with np.load(golden) as arrays:
+        for number in range(len(arrays["probabilities"])):
+            buffer = io.BytesIO()
+            Image.fromarray(arrays[f"image_{number}"]).save(buffer, "PNG")
+            files.append(buffer.getvalue())
+    return files
+
+
+def test_the_commands_of_mlflow_answer_as_the_api_does(project: Project, tmp_path: Path) -> None:
+    store = f"sqlite:///{project.root}/mlflow/mlflow.db"
+    alias = "import mlflow; mlflow.MlflowClient().set_registered_model_alias('cracks', 'production', '1')"
+    assert project.run(sys.executable, "-c", alias, MLFLOW_TRACKING_URI=store).returncode == 0
+    files = golden_files(project)
+    with Server(tmp_path / "api", registry=store) as api:
+        api.wait_until_ready()
+        with api.client() as client:
+            answer = client.post("/v1/predict", files=[("files", ("a.png", file)) for file in files])
+    expected = [(image["probability"], image["label"]) for image in answer.json()["predictions"]]
+    assert len(expected) == 8
+
+    def check(rows: list[dict[str, Any]]) -> None:
+        assert [row["label"] for row in rows] == [label for _, label in expected]
+        assert [row["probability"] for row in rows] == pytest.approx([value for value, _ in expected], abs=1e-6)
+        assert all("in_distribution" in row for row in rows)
+
+    request = {"inputs": [base64.b64encode(file).decode() for file in files]}
+    (tmp_path / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    model = ("-m", "models:/cracks@production", "--env-manager", "local")
+    predict = ("mlflow", "models", "predict", *model, "-i", str(tmp_path / "request.json"), "-o", str(tmp_path / "out"))
+    predicted = project.run(*predict, MLFLOW_TRACKING_URI=store)
+    assert predicted.returncode == 0, predicted.stderr
+    check(json.loads((tmp_path / "out").read_text(encoding="utf-8"))["predictions"])
+
+    url = f"http://127.0.0.1:{(port := unused_port())}"
+    serving = project.start("mlflow", "models", "serve", *model, "-p", str(port), MLFLOW_TRACKING_URI=store)
+    try:
+        wait_until(lambda: serving.poll() is not None or answers(f"{url}/ping"))
+        assert serving.poll() is None, project.log.read_text(encoding="utf-8")
+        check(httpx.post(f"{url}/invocations", json=request, timeout=60).json()["predictions"])
+        refused = httpx.post(f"{url}/invocations", json={"inputs": ["no image"]}, timeout=60)
+        assert (refused.status_code, "image 0: neither" in refused.text) == (400, True)
+    finally:
+        os.killpg(serving.pid, signal.SIGKILL)
+        serving.wait()
 
 
 def test_a_removed_candidate_and_a_removed_data_set_no_longer_count(project: Project) -> None:

@@ -19,33 +19,20 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.data.images import Sizes, UnreadableImageError, batches_by_size, decode, image_statistics, stored_size
+from pipeline.data.images import UnreadableImageError, decode, image_statistics, stored_size
 from pipeline.data.path_metadata import photo_of
+from pipeline.data.sources import Content, read_image_file
 from pipeline.files import replacing
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.inference.openvino_cpu import N_THREADS
-from pipeline.inference.served import BATCH_IMAGES, ServedModel
+from pipeline.inference.served import ServedModel, bounded_batches
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, embeddings_of
 from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
 
 PART_IMAGES = 64
 MAX_PART_BYTES = 10_000_000  # bounds what a kill loses, and what is sent to a worker at once
-MAX_BATCH_PIXELS = 8_000_000  # 100 MB as float32 input of the network
-MAX_FILE_MB = 600  # enough for the largest image that is decoded, 89 megapixels, at 16 bits a colour
 LOGGED_IMAGES = 1000  # per file of the prediction log, which slows down with many files
 COLUMNS = ["path", "probability", "label", "error"]
-
-Content = bytes | str  # of a file, or why it cannot be read
-
-
-def read(path: Path) -> Content:
-    """Return the bytes of a file, or why it cannot be read."""
-    try:
-        if path.stat().st_size > MAX_FILE_MB * 1_000_000:
-            return f"larger than {MAX_FILE_MB} MB"
-        return path.read_bytes()
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
@@ -74,7 +61,7 @@ def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: b
                     observed[position] = {**image_statistics(pixels), "embedding": embedding}
 
     readable = np.array(list(sizes), np.int64)
-    batches = _batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
+    batches = bounded_batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
     with ThreadPoolExecutor(N_THREADS) as pool:
         for _ in pool.map(fill, [readable[batch] for batch in batches]):
             pass  # raises the exception of a batch
@@ -83,14 +70,6 @@ def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: b
     if not with_statistics:
         return table
     return table.join(pd.DataFrame.from_dict(observed, orient="index", columns=[*IMAGE_STATISTICS, "embedding"]))
-
-
-def _batches(sizes: Sizes) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the positions of images of one size, limited in images and pixels."""
-    for batch in batches_by_size(sizes, BATCH_IMAGES):
-        n_pixels = int(sizes[batch[0]].prod())
-        n_images = max(1, MAX_BATCH_PIXELS // max(1, n_pixels))
-        yield from (batch[start : start + n_images] for start in range(0, len(batch), n_images))
 
 
 def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:
@@ -187,7 +166,7 @@ def run(
     unfinished = unfinished_folder(found, paths, out)
     parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}
     missing = [part for part in parts if not part.exists()]
-    tasks = ((part, [read(path) for path in parts[part]]) for part in missing)
+    tasks = ((part, [read_image_file(path) for path in parts[part]]) for part in missing)
     tables: Iterator[tuple[Path, pd.DataFrame]]
     with_statistics = on_scored is not None
     if dask_address is None:

@@ -18,12 +18,12 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.crack_maps.batch_prediction import Content, read
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
 from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
+from pipeline.data.sources import Content, read_image_file
 from pipeline.errors import CracksError
 from pipeline.files import replacing, write_json, write_text
 from pipeline.inference.dask_cluster import compute_on_cluster
@@ -143,7 +143,7 @@ def _map_locally(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator
     with ThreadPoolExecutor(PHOTOS_AT_ONCE) as pool:
         running: deque[tuple[Path, Future[PhotoFiles | str]]] = deque()
         for path in paths:
-            running.append((path, pool.submit(lambda path: map_photo(mapper, job, path, read(path)), path)))
+            running.append((path, pool.submit(lambda path: map_photo(mapper, job, path, read_image_file(path)), path)))
             if len(running) > PHOTOS_AT_ONCE:
                 done, files = running.popleft()
                 yield done, files.result()
@@ -207,7 +207,7 @@ def run(
     missing = [path for path, key in keys.items() if finished_report(out, names[path], key) is None]
     results = _map_locally(found, job, missing)
     if dask_address is not None:
-        shared, tasks = (ModelFiles.read(found), job), ((path, (path, read(path))) for path in missing)
+        shared, tasks = (ModelFiles.read(found), job), ((path, (path, read_image_file(path))) for path in missing)
         results = compute_on_cluster(dask_address, map_on_worker, shared, tasks, local_hint="leave --dask out")
     with tqdm(total=len(paths), desc="mapping", unit=" photos", disable=None) as bar:
         bar.update(len(paths) - len(missing))

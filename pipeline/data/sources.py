@@ -19,6 +19,9 @@ from pipeline.params import Limits
 
 # `find_images` takes only these from a folder, because a folder of photos may contain notes and sheets too.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+MAX_FILE_MB = 600  # enough for the largest image that is decoded, 89 megapixels, at 16 bits a colour
+
+Content = bytes | str  # of a file, or why it cannot be read
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,13 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     if not found:
         raise CracksError(f"No image found. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return found
+
+
+def read_image_file(path: Path) -> Content:
+    """Return the bytes of an image file, or why it cannot be read."""
+    try:
+        if path.stat().st_size > MAX_FILE_MB * MB:
+            return f"larger than {MAX_FILE_MB} MB"
+        return path.read_bytes()
+    except OSError as error:
+        return error.strerror or str(error)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.files import replacing
-from pipeline.models.model_files import extra_files
+from pipeline.models.model_files import served_folder
 from pipeline.models.projection import project
 
 DETECTOR_FILE = "known_concrete.npz"  # the name in version 0.1.0, under which registered models have it
@@ -112,7 +112,7 @@ def load_detector(folder: Path) -> OutOfDistributionDetector | None:
     Raises:
         OSError, ValueError or KeyError: its file is damaged.
     """
-    file = extra_files(folder) / DETECTOR_FILE
+    file = served_folder(folder) / DETECTOR_FILE
     return OutOfDistributionDetector.load(file) if file.exists() else None
 
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import openvino
 from tqdm import tqdm
 
-from pipeline.data.images import Images, Pixels, batches_by_size
+from pipeline.data.images import Images, Pixels, Sizes, batches_by_size
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, Outputs
 from pipeline.models.decision import DECISION_FILE, Decision, load_decision
-from pipeline.models.model_files import extra_files
+from pipeline.models.model_files import served_folder
 
 GRAPH_FILE = "openvino.xml"
 WEIGHTS_FILE = "openvino.bin"
@@ -26,6 +26,7 @@ SERVED_FILES = (DECISION_FILE, GRAPH_FILE, WEIGHTS_FILE, GOLDEN_FILE)
 IMAGE_SIZE_KEY = "image_size_px"  # in the metadata of the graph
 MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; Keras and OpenVINO differ by about 1e-5
 BATCH_IMAGES = 8  # larger ones are no faster on a CPU, because their activations do not fit its cache
+MAX_BATCH_PIXELS = 8_000_000  # 100 MB as float32 input of the network
 
 
 class ServedModel:
@@ -51,7 +52,7 @@ class ServedModel:
         Raises:
             CracksError: a file is missing or damaged.
         """
-        files = extra_files(folder)
+        files = served_folder(folder)
         missing = [name for name in SERVED_FILES if not (files / name).is_file()]
         if missing:
             raise CracksError(
@@ -95,6 +96,13 @@ class ServedModel:
         return float(np.abs(np.array(answers) - expected).max())
 
 
+def bounded_batches(sizes: Sizes) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the positions of images of one size, limited in images and pixels; `sizes` are (height, width), (n, 2)."""
+    for batch in batches_by_size(sizes, BATCH_IMAGES):
+        n_images = max(1, MAX_BATCH_PIXELS // max(1, int(sizes[batch[0]].prod())))
+        yield from (batch[start : start + n_images] for start in range(0, len(batch), n_images))
+
+
 def served_outputs(
     model: ServedModel, images: Images, *, progress: str
 ) -> Iterator[tuple[npt.NDArray[np.int64], Outputs]]:
@@ -115,6 +123,6 @@ def served_outputs(
         ThreadPoolExecutor(N_THREADS) as pool,
         tqdm(total=len(images.sizes), desc=progress, unit=" images", disable=None) as bar,
     ):
-        for positions, outputs in pool.map(compute, batches_by_size(images.sizes, BATCH_IMAGES)):
+        for positions, outputs in pool.map(compute, bounded_batches(images.sizes)):
             yield positions, outputs
             bar.update(len(positions))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pipeline.data.images import Images
 from pipeline.errors import CracksError
 from pipeline.models.decision import DECISION_FILE, Decision, load_decision
-from pipeline.models.model_files import MODEL_FILE, extra_files, keras_file
+from pipeline.models.model_files import MODEL_FILE, keras_file, served_folder
 from pipeline.models.network import run_in_batches
 from pipeline.models.tf import keras
 
@@ -31,7 +31,7 @@ class Classifier:
             CracksError: a file is missing or is not a model.
         """
         try:
-            decision = load_decision(extra_files(folder))
+            decision = load_decision(served_folder(folder))
             return cls(keras.models.load_model(keras_file(folder), compile=False, safe_mode=True), decision)
         except (OSError, ValueError, TypeError) as error:
             raise CracksError(

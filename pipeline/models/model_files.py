@@ -8,19 +8,16 @@ out-of-distribution detector (known_concrete.npz), the list of training images (
 from pathlib import Path
 
 MODEL_FILE = "model.keras"
-MLMODEL_FILE = "MLmodel"  # written by MLflow; marks a folder fetched from the registry
-EXTRA_FILES = "extra_files"  # MLflow's folder for files beside a model
+# Folders in the registry; the second in versions registered with MLflow's flavour for Keras, as all once were.
+SERVED, SERVED_BEFORE = "artifacts/served", "extra_files"
 
 
 def keras_file(folder: Path) -> Path:
     """Return the path of the Keras model in the folder of a model."""
-    return folder / "data" / MODEL_FILE if _is_registry_folder(folder) else folder / MODEL_FILE
+    registered = (folder / "artifacts" / MODEL_FILE, folder / "data" / MODEL_FILE)
+    return next((path for path in registered if path.exists()), folder / MODEL_FILE)
 
 
-def extra_files(folder: Path) -> Path:
+def served_folder(folder: Path) -> Path:
     """Return the folder, in the folder of a model, of the files beside the Keras model."""
-    return folder / EXTRA_FILES if _is_registry_folder(folder) else folder
-
-
-def _is_registry_folder(folder: Path) -> bool:
-    return (folder / MLMODEL_FILE).exists()
+    return next((folder / name for name in (SERVED, SERVED_BEFORE) if (folder / name).is_dir()), folder)

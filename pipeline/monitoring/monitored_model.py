@@ -8,7 +8,6 @@ import pandas as pd
 
 from pipeline.errors import CracksError
 from pipeline.models.decision import load_decision
-from pipeline.models.model_files import EXTRA_FILES
 from pipeline.registry import tracking
 from pipeline.registry.versions import fetch, find_version
 
@@ -37,7 +36,7 @@ def monitored_model(name: str) -> MonitoredModel:
         raise CracksError(f"No model of {name} is registered in {tracking.shown_uri()}. Run `make run` first.")
     version = str(found.version)
     with tempfile.TemporaryDirectory() as scratch:
-        files = fetch(name, version, Path(scratch), EXTRA_FILES)
+        files = fetch(name, version, Path(scratch), only_served=True)
         if not (files / REFERENCE_FILE).is_file():
             raise CracksError(
                 f"{name} version {version} was registered without {REFERENCE_FILE}, so it cannot be monitored. "

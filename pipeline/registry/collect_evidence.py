@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from pipeline.errors import CracksError
-from pipeline.models.model_files import EXTRA_FILES
 from pipeline.params import Decide
 from pipeline.registry import tracking
 from pipeline.registry.check_served import check_in_subprocess
@@ -111,7 +110,7 @@ def collect(
 def fetched(name: str, version: str, folder: Path) -> Path | Unknown:
     """Download the files needed to serve and score a version into `folder`; return their location."""
     try:
-        return fetch(name, version, folder, EXTRA_FILES)
+        return fetch(name, version, folder, only_served=True)
     except CracksError as error:
         return Unknown(str(error))
 

@@ -13,7 +13,7 @@ from pipeline.errors import CracksError
 from pipeline.inference.out_of_distribution import DETECTOR_FILE, OutOfDistributionDetector, load_detector
 from pipeline.inference.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, ServedModel
 from pipeline.models.decision import DECISION_FILE
-from pipeline.models.model_files import extra_files
+from pipeline.models.model_files import served_folder
 from pipeline.registry import tracking
 from pipeline.registry.versions import CHALLENGER, PRODUCTION, fetch, find_version
 
@@ -90,7 +90,7 @@ def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
     """
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         folder, description, version = locate(name, wanted, Path(scratch) / "fetched")
-        files = None if folder is None else extra_files(folder)
+        files = None if folder is None else served_folder(folder)
         if files is None or not all((files / file).exists() for file in SERVED_FILES):
             files = Path(scratch) / "converted"
             files.mkdir()
@@ -136,6 +136,6 @@ def _write_served_form(folder: Path | None, out: Path) -> None:
         write_served_starter([], out)
         return
     write_served(Classifier.load(folder), [], out)
-    known = extra_files(folder) / DETECTOR_FILE
+    known = served_folder(folder) / DETECTOR_FILE
     if known.exists():
         shutil.copyfile(known, out / DETECTOR_FILE)

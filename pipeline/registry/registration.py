@@ -1,8 +1,10 @@
-"""Register a model: write its extra files, log it to its run, and create a version."""
+"""Register a model: write its served files, log it to its run, and create a version."""
 
+import base64
 import logging
 import shutil
 import tempfile
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pipeline.data.images import LabelledImages, Pixels
+import pipeline
+from pipeline.data.images import LabelledImages, Pixels, encode_png
 from pipeline.data.training_images import TRAINING_IMAGES_FILE, training_images
 from pipeline.errors import RefusedError
 from pipeline.inference.ood_fitting import fit_detector
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
-from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
+from pipeline.inference.served import GOLDEN_FILE, MAX_GOLDEN_DIFFERENCE, ServedModel
+from pipeline.models.model_files import MODEL_FILE
 from pipeline.registry.mlflow_runs import Results
 
 if TYPE_CHECKING:
@@ -27,30 +31,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HASH_TAG = "cracks.model_hash"
-EXAMPLE_SIZE_PX = 32  # of the input example: MLflow stores it as JSON, and the graph takes any size
-PINNED = ("tensorflow-cpu", "keras", "numpy", "pillow")
+PINNED = ("numpy", "openvino", "pandas", "pillow", "pydantic", "pyyaml", "tqdm")  # what `crack_model` imports
 N_GOLDEN = 8  # validation images, half of them cracked
 GOLDEN_SIZE_PX = 256  # larger images are cropped to the centre
 
 
 def register(
-    client: "MlflowClient", classifier: "Classifier", results: Results, run_id: str, name: str, tags: dict[str, str]
+    client: "MlflowClient", folder: Path, results: Results, run_id: str, name: str, tags: dict[str, str]
 ) -> "ModelVersion":
-    """Return the registered version of this model under `name`; create it if it is new.
+    """Return the registered version, under `name`, of the model that `train` wrote to `folder`; create it if it is new.
 
     Raises:
         RefusedError: the served model and the Keras model predict differently.
     """
     import mlflow
 
+    from pipeline.models.classifier import Classifier
+
+    classifier = Classifier.load(folder)
     content_hash = classifier.content_hash()
     registered = version_with_hash(client, name, content_hash)
     if registered is not None:
         log.info("The same model is registered already, as version %s", registered.version)
         return registered
     with tempfile.TemporaryDirectory() as scratch:
-        write_extra_files(classifier, results, Path(scratch))
-        uri = log_model(classifier, Path(scratch), run_id, name)
+        served = Path(scratch) / "served"
+        served.mkdir()
+        write_served_files(classifier, results, served)
+        uri = log_model(folder / MODEL_FILE, served, run_id, name)
     # Version and tags are created in one call, so a crash cannot leave a version without its hash.
     return mlflow.register_model(uri, name, tags={HASH_TAG: content_hash, **tags})
 
@@ -61,7 +69,7 @@ def version_with_hash(client: "MlflowClient", name: str, content_hash: str) -> "
     return max(found, key=lambda version: int(version.version), default=None)
 
 
-def write_extra_files(classifier: "Classifier", results: Results, out: Path) -> None:
+def write_served_files(classifier: "Classifier", results: Results, out: Path) -> None:
     """Write the files that are registered with the Keras model into the empty folder `out`.
 
     Raises:
@@ -104,33 +112,29 @@ def write_checked_served(classifier: "Classifier", golden: list[Pixels], out: Pa
         )
 
 
-def log_model(classifier: "Classifier", beside: Path, run_id: str, name: str) -> str:
-    """Log a model with signature, example, pinned requirements and the files in `beside` to a run; return its URI."""
+def log_model(keras_file: Path, served: Path, run_id: str, name: str) -> str:
+    """Log a model to a run, with all that it needs to be loaded without this project; return its URI.
+
+    Args:
+        keras_file: the Keras model, kept for training on.
+        served: folder with the served model and what is registered beside it, without folders.
+        run_id: id of the run.
+        name: name of the model.
+    """
     import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
-    from pipeline.models.tf import keras
+    from pipeline.registry import crack_model  # MLflow runs this file when it loads the model
 
-    n_features = classifier.model.output["features"].shape[-1]
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
-        outputs=Schema(
-            [
-                TensorSpec(np.dtype(np.float32), (-1,), "probability"),
-                TensorSpec(np.dtype(np.float32), (-1, n_features), "features"),
-            ]
-        ),
-    )
-    example = np.full((1, EXAMPLE_SIZE_PX, EXAMPLE_SIZE_PX, 3), 128, np.uint8)
-    keras.config.disable_interactive_logging()  # MLflow runs the example: no progress bar for one image
-    with mlflow.start_run(run_id=run_id):
-        logged = mlflow.tensorflow.log_model(
-            classifier.model,
+    with np.load(served / GOLDEN_FILE) as arrays:
+        example = base64.b64encode(encode_png(arrays["image_0"])).decode()
+    # MLflow warns that it will not check what the model is given; `crack_model.Predictor` says why.
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
+        logged = mlflow.pyfunc.log_model(
             name=name,
-            signature=signature,
-            input_example=example,
+            python_model=crack_model.__file__,
+            artifacts={"served": str(served), "keras": str(keras_file)},
+            code_paths=[str(Path(pipeline.__file__).parent)],
+            input_example=[example],
             pip_requirements=[f"{package}=={version(package)}" for package in PINNED],
-            extra_files=[str(path) for path in sorted(beside.iterdir())],
         )
     return str(logged.model_uri)

@@ -71,7 +71,7 @@ def open_client() -> "MlflowClient":
         os.environ.setdefault(name, value)
     import mlflow
 
-    for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor", "mlflow.store.db.utils"):
+    for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor", "mlflow.store.db.utils", "mlflow.models"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)

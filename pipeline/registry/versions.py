@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UnavailableError
+from pipeline.models.model_files import SERVED, SERVED_BEFORE
 from pipeline.registry import tracking
 
 if TYPE_CHECKING:
@@ -64,18 +65,21 @@ def is_registered(out: Path) -> bool:
     return found is not None and found.run_id == written["run_id"]
 
 
-def fetch(name: str, version: str, folder: Path, part: str = "") -> Path:
-    """Download a version, or a `part` of its files, into `folder`; return the path.
+def fetch(name: str, version: str, folder: Path, *, only_served: bool = False) -> Path:
+    """Download a version, or only the served model and what is beside it, into `folder`; return the path of the files.
 
     Raises:
         UnavailableError: the store does not have the files, or does not answer.
     """
-    from mlflow.artifacts import download_artifacts
+    from mlflow.artifacts import download_artifacts, list_artifacts
     from mlflow.exceptions import MlflowException
 
     uri = tracking.tracking_uri()
-    source = f"models:/{name}/{version}" + (f"/{part}" if part else "")
+    source = f"models:/{name}/{version}"
     try:
+        if only_served:
+            folders = {found.path for found in list_artifacts(source, tracking_uri=uri)}
+            source += f"/{SERVED if 'artifacts' in folders else SERVED_BEFORE}"
         found = Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri))
         if found.is_dir() and not any(found.iterdir()):  # MLflow leaves an empty folder if the source is gone
             raise FileNotFoundError("its files are gone")
