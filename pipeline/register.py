@@ -13,7 +13,7 @@ from pipeline.errors import UnavailableError
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.project import in_experiment
-from pipeline.registry import tracking
+from pipeline.registry import runs, tracking
 from pipeline.registry.mlflow_runs import Results, complete_candidates, complete_parent, version_tags
 from pipeline.registry.registration import register
 from pipeline.registry.versions import CHALLENGER
@@ -40,7 +40,7 @@ def run(params: Params, results: Results, out: Path) -> None:
     scores = json.loads(results.scores.read_text())
     best = scores["candidate"]
     try:
-        parent_id = tracking.parent_run(client, experiment_id, params, results.manifest)
+        parent_id = runs.parent_run(client, experiment_id, params, results.manifest)
         run_ids = complete_candidates(client, experiment_id, parent_id, params, results)
         complete_parent(client, parent_id, params, results, scores)
         tags = version_tags(params, results, scores)

@@ -24,7 +24,7 @@ from pipeline.models.model_files import MODEL_FILE
 from pipeline.models.network import logits_and_features
 from pipeline.models.tf import keras
 from pipeline.params import Params, Probe
-from pipeline.registry.tracking import live_run
+from pipeline.registry.runs import live_run
 from pipeline.stage import run_main, stage_main
 from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
 from pipeline.training.features import Features, features_of

@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE
 from pipeline.data.training_images import TRAINING_IMAGES_FILE
 from pipeline.params import Params, load_params
-from pipeline.registry import tracking
+from pipeline.registry import runs, tracking
 
 ROOT = Path(__file__).parents[1]
 MODEL = "cracks"
@@ -28,8 +28,8 @@ TAGS = {
     "demo": "false",
     "contract": "passed",
     "dvc.data/walls.zip": "aaa",
-    tracking.COMMIT_TAG: "0" * 40,
-    tracking.DIRTY_TAG: "false",
+    runs.COMMIT_TAG: "0" * 40,
+    runs.DIRTY_TAG: "false",
 }
 RULES = {
     "approval": "automatic",
@@ -137,7 +137,7 @@ class Registry:
         if without:
             (folder / "extra_files" / without).unlink()
         experiment_id = tracking.experiment_id(self.client, tracking.EXPERIMENT)
-        run = self.client.create_run(experiment_id, tags={tracking.DIRTY_TAG: "false"})
+        run = self.client.create_run(experiment_id, tags={runs.DIRTY_TAG: "false"})
         self.client.log_artifacts(run.info.run_id, str(folder), "model")
         version = self.client.create_model_version(
             self.name, f"{run.info.artifact_uri}/model", run.info.run_id, tags=TAGS | tags

@@ -15,7 +15,7 @@ from pipeline.models.decision import Decision
 from pipeline.models.export import calibrated
 from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
-from pipeline.registry.tracking import flatten
+from pipeline.registry.runs import flatten
 from pipeline.training.features import features_file, rows_file
 
 SPLIT = {"n_images": 9, "n_groups": 8, "n_copies": 1, "n_excluded": 0, "leaks": 0}

@@ -16,7 +16,7 @@ from registry import RULES, make_registry, write_graph, write_params
 from pipeline import cli
 from pipeline.errors import CracksError, RefusedError
 from pipeline.params import load_params
-from pipeline.registry import promote, tracking
+from pipeline.registry import promote, runs, tracking
 from pipeline.registry.gate import SKIPPED
 from pipeline.registry.history import opened
 
@@ -171,7 +171,7 @@ def test_a_model_of_drawn_images_does_not_replace_one_of_real_concrete(models):
 
 
 def test_code_that_was_dirty_needs_a_person_to_allow_it_which_is_kept(models):
-    version = models.add(GOOD, **{tracking.DIRTY_TAG: "true"})
+    version = models.add(GOOD, **{runs.DIRTY_TAG: "true"})
     assert failing(decide(models, version)) == ["lineage"]
     decided = decide(models, version, allow_dirty=True)
     assert decided.outcome == "promoted"
@@ -180,7 +180,7 @@ def test_code_that_was_dirty_needs_a_person_to_allow_it_which_is_kept(models):
 
 
 def test_in_a_container_the_commit_comes_from_the_image(models):
-    version = models.add(GOOD, **{tracking.DIRTY_TAG: "unknown"})
+    version = models.add(GOOD, **{runs.DIRTY_TAG: "unknown"})
     assert decide(models, version).outcome == "promoted"
 
 
@@ -222,7 +222,7 @@ def test_a_decision_keeps_its_evidence(models):
         "sha256": hashlib.sha256("\n".join(images).encode()).hexdigest(), "n_images": 200, "datasets": ["test:walls"]
     }  # fmt: skip
     assert kept["limits"] == RULES
-    assert kept["code"] == tracking.code_version()
+    assert kept["code"] == runs.code_version()
     assert [rule["name"] for rule in kept["rules"]] == ["floors", "comparison", "parts", "operations", "lineage"]
     answers = pd.read_parquet(folder / "predictions.parquet").set_index("path")
     assert answers.loc["crack/90.png", f"probability_{version}"] == pytest.approx(0.5, abs=1e-4)  # level 130

@@ -25,7 +25,7 @@ from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
 from pipeline.params import load_params
 from pipeline.register import main, run
-from pipeline.registry import tracking
+from pipeline.registry import runs, tracking
 from pipeline.registry.mlflow_runs import Results, data_hashes
 from pipeline.registry.versions import is_registered
 from pipeline.stage import run_main
@@ -153,7 +153,7 @@ def first(tmp_path_factory, empty_store):
     results = write_results(root)
     with pytest.MonkeyPatch.context() as patch:
         enter(patch, root)
-        with tracking.live_run(PARAMS, results.manifest, PROBE) as report:
+        with runs.live_run(PARAMS, results.manifest, PROBE) as report:
             report(0, {"val_loss": 1.0})
         run(PARAMS, results, root / "registered.json")
     return SimpleNamespace(root=root, results=results)
@@ -192,8 +192,8 @@ def challenger(project):
 
 
 def children(project, name):
-    parent_id = tracking.parent_run(project.client, project.experiment_id, PARAMS, project.results.manifest)
-    return tracking.child_runs(project.client, project.experiment_id, parent_id, name)
+    parent_id = runs.parent_run(project.client, project.experiment_id, PARAMS, project.results.manifest)
+    return runs.child_runs(project.client, project.experiment_id, parent_id, name)
 
 
 def test_hashes_are_those_of_the_data_and_not_of_the_code(tmp_path):
@@ -261,7 +261,7 @@ def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
         "test_f1": "0.8000",
         "test_auroc": "none",
         "test_ece": "0.1000",
-        **tracking.code_version(),
+        **runs.code_version(),
         "dvc.data/demo.yaml": "aaa",
         "dvc.data/datasets/demo": "ccc.dir",
     }
@@ -316,7 +316,7 @@ def test_curves_that_were_not_sent_live_are_completed_from_files(project, name, 
 
 @pytest.mark.slow
 def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
-    parent_id = tracking.parent_run(project.client, project.experiment_id, PARAMS, project.results.manifest)
+    parent_id = runs.parent_run(project.client, project.experiment_id, PARAMS, project.results.manifest)
     parent = project.client.get_run(parent_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.params["split.fractions.train"] == "0.6"

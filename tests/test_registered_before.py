@@ -14,7 +14,7 @@ from registry import MODEL, TAGS, make_registry
 from pipeline.models.classifier import Classifier
 from pipeline.monitoring.monitored_model import monitored_model
 from pipeline.params import load_params
-from pipeline.registry import promote, tracking
+from pipeline.registry import promote, runs, tracking
 from pipeline.registry.history import opened
 from pipeline.registry.model_lookup import found_model
 from pipeline.registry.versions import fetch
@@ -33,7 +33,7 @@ def before(tmp_path, empty_store, monkeypatch):
     made = make_registry(tmp_path / "project", tmp_path, empty_store)
     with zipfile.ZipFile(Path(__file__).with_name("registered_before.zip")) as archive:
         archive.extractall(tmp_path / "model")
-    run_id = made.client.create_run("0", tags={tracking.DIRTY_TAG: "false"}).info.run_id
+    run_id = made.client.create_run("0", tags={runs.DIRTY_TAG: "false"}).info.run_id
     for _ in range(2):
         made.client.create_model_version(MODEL, (tmp_path / "model").as_uri(), run_id, tags=TAGS)
     made.client.set_registered_model_alias(MODEL, "production", "1")

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import UnavailableError
 from pipeline.params import load_params
-from pipeline.registry import tracking
+from pipeline.registry import runs, tracking
 
 GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
 PARAMS = load_params(Path(__file__).parent.parent / "params.yaml")
@@ -52,8 +52,8 @@ def unused_address():
 
 
 def children(store):
-    parent_id = tracking.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
-    return tracking.child_runs(store.client, store.experiment_id, parent_id, CANDIDATE)
+    parent_id = runs.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
+    return runs.child_runs(store.client, store.experiment_id, parent_id, CANDIDATE)
 
 
 def curve(store, run, name="val_loss"):
@@ -85,7 +85,7 @@ def test_a_server_that_is_away_is_named_with_what_to_do(project, monkeypatch, un
 
 def test_a_parent_is_the_same_for_the_same_params_and_split(store):
     def parent(params=PARAMS):
-        return tracking.parent_run(store.client, store.experiment_id, params, store.manifest)
+        return runs.parent_run(store.client, store.experiment_id, params, store.manifest)
 
     first = parent()
     assert parent() == first
@@ -97,7 +97,7 @@ def test_a_parent_is_the_same_for_the_same_params_and_split(store):
 
 
 def test_a_candidate_runs_under_its_parent_with_its_params(store):
-    with tracking.live_run(PARAMS, store.manifest, CANDIDATE):
+    with runs.live_run(PARAMS, store.manifest, CANDIDATE):
         (run,) = children(store)
         assert run.info.status == "RUNNING"
     (run,) = children(store)
@@ -107,7 +107,7 @@ def test_a_candidate_runs_under_its_parent_with_its_params(store):
 
 
 def test_epochs_are_sent_as_they_come_without_what_is_no_number(store):
-    with tracking.live_run(PARAMS, store.manifest, CANDIDATE) as report:
+    with runs.live_run(PARAMS, store.manifest, CANDIDATE) as report:
         report(0, {"loss": 2.0, "val_loss": 3.0})
         (run,) = children(store)
         assert curve(store, run) == [(0, 3.0)]
@@ -119,26 +119,26 @@ def test_epochs_are_sent_as_they_come_without_what_is_no_number(store):
 def test_a_training_that_fails_leaves_a_failed_run_and_its_own_error(store):
     with (
         pytest.raises(ZeroDivisionError, match="of the training"),
-        tracking.live_run(PARAMS, store.manifest, CANDIDATE),
+        runs.live_run(PARAMS, store.manifest, CANDIDATE),
     ):
         raise ZeroDivisionError("of the training")
     assert [run.info.status for run in children(store)] == ["FAILED"]
 
 
 def test_a_run_that_a_killed_process_left_running_is_set_killed(store):
-    parent_id = tracking.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
+    parent_id = runs.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
     for candidate in (CANDIDATE, "finetune-mobilenet"):
-        tracking.create_child(store.client, store.experiment_id, parent_id, PARAMS, candidate)
-    with tracking.live_run(PARAMS, store.manifest, CANDIDATE):
+        runs.create_child(store.client, store.experiment_id, parent_id, PARAMS, candidate)
+    with runs.live_run(PARAMS, store.manifest, CANDIDATE):
         assert sorted(run.info.status for run in children(store)) == ["KILLED", "RUNNING"]
-    (other,) = tracking.child_runs(store.client, store.experiment_id, parent_id, "finetune-mobilenet")
+    (other,) = runs.child_runs(store.client, store.experiment_id, parent_id, "finetune-mobilenet")
     assert other.info.status == "RUNNING"
 
 
 def test_more_values_than_a_request_may_have_are_sent_in_several(store):
-    parent_id = tracking.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
+    parent_id = runs.parent_run(store.client, store.experiment_id, PARAMS, store.manifest)
     rows = [{"step": step, "phase": "head", "epoch": step, "val_loss": float(step)} for step in range(1001)]
-    tracking.log_epochs(store.client, parent_id, rows)
+    runs.log_epochs(store.client, parent_id, rows)
     run = store.client.get_run(parent_id)
     assert curve(store, run) == [(step, step) for step in range(1001)]
     assert set(run.data.metrics) == {"val_loss"}
@@ -147,8 +147,8 @@ def test_more_values_than_a_request_may_have_are_sent_in_several(store):
 def test_training_goes_on_without_a_server(project, monkeypatch, unused_address, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address)
     with (
-        caplog.at_level(logging.WARNING, "pipeline.registry.tracking"),
-        tracking.live_run(PARAMS, project / "manifest.parquet", CANDIDATE) as report,
+        caplog.at_level(logging.WARNING, "pipeline.registry.runs"),
+        runs.live_run(PARAMS, project / "manifest.parquet", CANDIDATE) as report,
     ):
         report(0, {"loss": 1.0})
     (record,) = caplog.records
@@ -186,21 +186,21 @@ def server(project, empty_store, monkeypatch):
 def test_training_goes_on_when_the_server_dies_and_does_not_wait_for_it_at_every_epoch(
     server, project, monkeypatch, caplog
 ):
-    log_epochs, tried = tracking.log_epochs, []
-    monkeypatch.setattr(tracking, "log_epochs", lambda *given: (tried.append(given[2][0]["step"]), log_epochs(*given)))
-    with tracking.live_run(PARAMS, project / "manifest.parquet", CANDIDATE) as report:
+    log_epochs, tried = runs.log_epochs, []
+    monkeypatch.setattr(runs, "log_epochs", lambda *given: (tried.append(given[2][0]["step"]), log_epochs(*given)))
+    with runs.live_run(PARAMS, project / "manifest.parquet", CANDIDATE) as report:
         report(0, {"loss": 3.0})
         server.stop()
         report(1, {"loss": 2.0})
         report(2, {"loss": 1.0})
     assert tried == [0, 1]
-    warnings = [record.message for record in caplog.records if record.name == "pipeline.registry.tracking"]
+    warnings = [record.message for record in caplog.records if record.name == "pipeline.registry.runs"]
     assert len(warnings) == 2  # of the second epoch, and of the end of the run
     assert all(f"does not have all of {CANDIDATE} yet" in warning for warning in warnings)
 
 
 def test_live_curves_go_on_after_a_pause(store, monkeypatch):
-    log_epochs, failures = tracking.log_epochs, iter([True])
+    log_epochs, failures = runs.log_epochs, iter([True])
 
     def fail_once(*given):
         if next(failures, False):
@@ -209,9 +209,9 @@ def test_live_curves_go_on_after_a_pause(store, monkeypatch):
 
     from mlflow.exceptions import MlflowException
 
-    monkeypatch.setattr(tracking, "log_epochs", fail_once)
-    monkeypatch.setattr(tracking, "PAUSE_S", 0)
-    with tracking.live_run(PARAMS, store.manifest, CANDIDATE) as report:
+    monkeypatch.setattr(runs, "log_epochs", fail_once)
+    monkeypatch.setattr(runs, "PAUSE_S", 0)
+    with runs.live_run(PARAMS, store.manifest, CANDIDATE) as report:
         for step in range(3):
             report(step, {"val_loss": float(step)})
     assert curve(store, children(store)[0]) == [(1, 1.0), (2, 2.0)]
@@ -233,27 +233,27 @@ def test_the_commit_is_known_and_what_runs_write_does_not_make_it_dirty(reposito
     for name in ("params.yaml", "dvc.lock", "reports/registered.json"):
         (repository / name).write_text("changed")
     commit = subprocess.run([*GIT, "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    assert tracking.code_version() == {"mlflow.source.git.commit": commit.strip(), "cracks.dirty": "false"}
+    assert runs.code_version() == {"mlflow.source.git.commit": commit.strip(), "cracks.dirty": "false"}
 
 
 @pytest.mark.parametrize("name", ["code.py", "new.py"])
 def test_code_that_differs_from_the_commit_makes_it_dirty(repository, name):
     (repository / name).write_text("changed")
-    assert tracking.code_version()["cracks.dirty"] == "true"
+    assert runs.code_version()["cracks.dirty"] == "true"
 
 
 def test_without_git_the_commit_is_what_the_environment_says(project, monkeypatch):
-    assert tracking.code_version() == {"mlflow.source.git.commit": "unknown", "cracks.dirty": "unknown"}
+    assert runs.code_version() == {"mlflow.source.git.commit": "unknown", "cracks.dirty": "unknown"}
     monkeypatch.setenv("GIT_COMMIT", "abc123")
-    assert tracking.code_version()["mlflow.source.git.commit"] == "abc123"
+    assert runs.code_version()["mlflow.source.git.commit"] == "abc123"
     monkeypatch.setenv("PATH", "")
-    assert tracking.code_version()["mlflow.source.git.commit"] == "abc123"
+    assert runs.code_version()["mlflow.source.git.commit"] == "abc123"
 
 
 def test_more_params_than_a_request_takes_all_arrive(store):
     run_id = store.client.create_run(store.experiment_id).info.run_id
-    values = {f"p{n}": n for n in range(tracking.MAX_PARAMS_PER_REQUEST + 1)}
-    tracking.log_params(store.client, run_id, {"many": values, "one": None})
+    values = {f"p{n}": n for n in range(runs.MAX_PARAMS_PER_REQUEST + 1)}
+    runs.log_params(store.client, run_id, {"many": values, "one": None})
     logged = store.client.get_run(run_id).data.params
     assert logged == {f"many.{name}": str(value) for name, value in values.items()} | {"one": "None"}
 
@@ -265,7 +265,7 @@ def test_a_password_in_the_address_is_not_shown(project, monkeypatch, uri):
 
 
 def test_nested_values_are_named_by_their_path():
-    assert tracking.flatten({"a": 1, "b": {"c": None, "d": {"e": "f"}}}) == {"a": 1, "b.c": None, "b.d.e": "f"}
+    assert runs.flatten({"a": 1, "b": {"c": None, "d": {"e": "f"}}}) == {"a": 1, "b.c": None, "b.d.e": "f"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE
-from pipeline.registry.tracking import SECTIONS_OUTSIDE_REPRO
+from pipeline.registry.runs import SECTIONS_OUTSIDE_REPRO
 
 SHIPPED = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
 PARAMS = {

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline.errors import CracksError
 from pipeline.params import Decide
-from pipeline.registry import tracking
+from pipeline.registry import runs
 from pipeline.registry.check_served import check_in_subprocess
 from pipeline.registry.evidence import Comparison, Evidence, Lineage, Operations, Unknown
 from pipeline.registry.score_versions import Scored, TestSet, compare, own_scores, score_version, with_predictions
@@ -40,11 +40,11 @@ def lineage_of(
 ) -> Lineage:
     """Return the lineage of a version, read from its tags and those of the run that trained it."""
     tags, run_tags = version.tags, client.get_run(str(version.run_id)).data.tags
-    commit = tags.get(tracking.COMMIT_TAG, "unknown")
+    commit = tags.get(runs.COMMIT_TAG, "unknown")
     # a container image is built from a commit and holds no git repository to check for changes
     as_committed = None if commit == "unknown" else False
     states = {
-        {"true": True, "false": False}.get(known.get(tracking.DIRTY_TAG, "missing"), as_committed)
+        {"true": True, "false": False}.get(known.get(runs.DIRTY_TAG, "missing"), as_committed)
         for known in (tags, run_tags)
     }
     is_demo = {"true": True, "false": False}

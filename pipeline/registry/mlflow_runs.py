@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from pipeline.params import Params
-from pipeline.registry import tracking
+from pipeline.registry import runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,15 +58,15 @@ def complete_candidates(
     """Complete the run of each candidate: params, curves and validation scores; return candidate -> run id."""
     run_ids = {}
     for name in params.candidates:
-        runs = [
+        usable = [
             run
-            for run in tracking.child_runs(client, experiment_id, parent_id, name)
+            for run in runs.child_runs(client, experiment_id, parent_id, name)
             if run.info.status in ("RUNNING", "FINISHED")
         ]
-        run_id = runs[0].info.run_id if runs else tracking.create_child(client, experiment_id, parent_id, params, name)
+        run_id = usable[0].info.run_id if usable else runs.create_child(client, experiment_id, parent_id, params, name)
         rows = pd.read_csv(results.histories / f"{name}.csv").to_dict(orient="records")
         known = {metric.step for metric in client.get_metric_history(run_id, "val_loss")}
-        tracking.log_epochs(client, run_id, [row for row in rows if row["step"] not in known])  # type: ignore[misc]
+        runs.log_epochs(client, run_id, [row for row in rows if row["step"] not in known])  # type: ignore[misc]
         scores = json.loads((results.candidates / f"{name}.json").read_text())
         _log_scores(client, run_id, {"validation": scores})
         client.set_terminated(run_id, "FINISHED")
@@ -75,8 +75,8 @@ def complete_candidates(
 
 
 def _log_scores(client: "MlflowClient", run_id: str, scores: dict[str, Any]) -> None:
-    values = {name: value for name, value in tracking.flatten(scores).items() if value is not None}
-    tracking.log_epochs(client, run_id, [{"step": 0, **values}])
+    values = {name: value for name, value in runs.flatten(scores).items() if value is not None}
+    runs.log_epochs(client, run_id, [{"step": 0, **values}])
 
 
 def complete_parent(
@@ -87,8 +87,8 @@ def complete_parent(
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.pandas_dataset import from_pandas
 
-    left_out = {"candidates", *tracking.SECTIONS_OUTSIDE_REPRO}
-    tracking.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude=left_out))
+    left_out = {"candidates", *runs.SECTIONS_OUTSIDE_REPRO}
+    runs.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude=left_out))
     hashes = data_hashes(results.dvc_lock)
     for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():
         client.set_tag(parent_id, name, value)
@@ -115,7 +115,7 @@ def version_tags(params: Params, results: Results, scores: dict[str, Any]) -> di
         "demo": str(scores["demo"]).lower(),
         "contract": contract_state(results.validated, params),
         **{f"test_{score}": _rounded(scores["test"][score]) for score in ("f1", "auroc", "ece")},
-        **tracking.code_version(),
+        **runs.code_version(),
         **data_hashes(results.dvc_lock),
     }
 

@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.errors import CracksError, RefusedError
 from pipeline.params import Params
 from pipeline.project import DATASETS, MANIFEST, project_root
-from pipeline.registry import tracking
+from pipeline.registry import runs, tracking
 from pipeline.registry.collect_evidence import collect, fetched, lineage_of, operations_of
 from pipeline.registry.evidence import Comparison, Evidence
 from pipeline.registry.gate import Judgement, RuleResult, decide, operations
@@ -205,7 +205,7 @@ def details_of(record: Record, results: tuple[RuleResult, ...], params: Params) 
         "text": record.text,
         "rules": [asdict(result) for result in results],
         "limits": params.promote.model_dump(mode="json"),
-        "code": tracking.code_version(),
+        "code": runs.code_version(),
     }
 
 

@@ -1,48 +1,29 @@
-"""Log to MLflow: the tracking store, the parent run of a repro, and the live curves of a candidate.
+"""The tracking store of MLflow.
 
 Without MLFLOW_TRACKING_URI the store is SQLite in mlflow/ of the project, whatever the working directory is.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import logging
-import math
 import os
 import re
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UnavailableError
-from pipeline.params import Params
-from pipeline.project import REPORTS, project_root
+from pipeline.project import project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
-
-log = logging.getLogger(__name__)
 
 EXPERIMENT = "cracks"
-KEY_TAG = "cracks.key"
-CANDIDATE_TAG = "cracks.candidate"
-COMMIT_TAG = "mlflow.source.git.commit"
-DIRTY_TAG = "cracks.dirty"
 # Fail within seconds if the server is unavailable; MLflow's defaults take minutes.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # no progress bars for single files
 }
-# Files under git that a run writes; any other difference from the commit makes the tree dirty.
-WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", str(REPORTS))
-# sections of params.yaml that do not affect the results of a repro
-SECTIONS_OUTSIDE_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
-PAUSE_S = 60  # no live curves for so long after a failure: an attempt can block for seconds, an epoch can be shorter
-MAX_METRICS_PER_REQUEST, MAX_PARAMS_PER_REQUEST = 1000, 100  # MLflow refuses more
 
 
 def tracking_uri() -> str:
@@ -117,136 +98,6 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process has just created it
             raise
         return experiment_id(client, name)
-
-
-def code_version() -> dict[str, str]:
-    """Return tags with the git commit and whether the tree is dirty; without git, the commit is GIT_COMMIT."""
-    root = project_root()
-
-    def git(*arguments: str) -> str:
-        finished = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return finished.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in WRITTEN_BY_RUNS))
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        return {COMMIT_TAG: os.environ.get("GIT_COMMIT", "unknown"), DIRTY_TAG: "unknown"}
-    return {COMMIT_TAG: commit, DIRTY_TAG: str(bool(changed)).lower()}
-
-
-def repro_key(params: Params, manifest: Path) -> str:
-    """Return a hash of params and manifest, which identifies a repro."""
-    digest = hashlib.sha256(manifest.read_bytes())
-    digest.update(params.model_dump_json(exclude=SECTIONS_OUTSIDE_REPRO).encode())
-    return digest.hexdigest()[:16]
-
-
-def parent_run(client: "MlflowClient", experiment_id: str, params: Params, manifest: Path) -> str:
-    """Return the id of the parent run of this repro, which is created if needed."""
-    key = repro_key(params, manifest)
-    with store_lock():
-        found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        name = "+".join(params.split.train_on) + (" (demo)" if params.is_demo else "")
-        tags = {KEY_TAG: key, "cracks.demo": str(params.is_demo).lower(), **code_version()}
-        return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
-
-
-def child_runs(client: "MlflowClient", experiment_id: str, parent_id: str, candidate: str) -> list["Run"]:
-    """Return the runs of a candidate under a parent run, newest first."""
-    condition = f"tags.`mlflow.parentRunId` = '{parent_id}' and tags.`{CANDIDATE_TAG}` = '{candidate}'"
-    return list(client.search_runs([experiment_id], condition, order_by=["attributes.start_time DESC"]))
-
-
-def create_child(client: "MlflowClient", experiment_id: str, parent_id: str, params: Params, candidate: str) -> str:
-    """Create a run of a candidate with its params; return its id."""
-    tags = {"mlflow.parentRunId": parent_id, CANDIDATE_TAG: candidate, **code_version()}
-    run_id = str(client.create_run(experiment_id, run_name=candidate, tags=tags).info.run_id)
-    settings = params.candidates[candidate]
-    values = {**settings.model_dump(), "backbone": params.backbones[settings.backbone].model_dump()}
-    log_params(client, run_id, values)
-    return run_id
-
-
-def log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> None:
-    """Log the params of a run in as few requests as MLflow allows; a server with sign-in takes 0.1 s for each."""
-    from mlflow.entities import Param
-
-    params = [Param(name, str(value)) for name, value in flatten(values).items()]
-    for start in range(0, len(params), MAX_PARAMS_PER_REQUEST):
-        client.log_batch(run_id, params=params[start : start + MAX_PARAMS_PER_REQUEST])
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries; keys are joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-@contextlib.contextmanager
-def live_run(params: Params, manifest: Path, candidate: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Yield a function that logs an epoch to MLflow; if the store is unavailable, only live curves are lost."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    def warn_incomplete(error: Exception) -> None:
-        log.warning("MLflow does not have all of %s yet, `register` sends the rest: %s", candidate, first_line(error))
-
-    try:
-        client, experiment_id = connect()
-        parent_id = parent_run(client, experiment_id, params, manifest)
-        for run in child_runs(client, experiment_id, parent_id, candidate):
-            if run.info.status == "RUNNING":  # left by a process that was killed
-                client.set_terminated(run.info.run_id, "KILLED")
-        run_id = create_child(client, experiment_id, parent_id, params, candidate)
-    except (UnavailableError, MlflowException) as error:
-        warn_incomplete(error)
-        yield lambda step, values: None
-        return
-
-    paused_until_s = -math.inf  # on the monotonic clock
-
-    def report(step: int, values: dict[str, float]) -> None:
-        nonlocal paused_until_s
-        if time.monotonic() < paused_until_s:
-            return
-        try:
-            log_epochs(client, run_id, [{"step": step, **values}])
-        except MlflowException as error:
-            warn_incomplete(error)
-            paused_until_s = time.monotonic() + PAUSE_S
-
-    monitor = SystemMetricsMonitor(run_id)
-    monitor.start()
-    status = "FAILED"
-    try:
-        yield report
-        status = "FINISHED"
-    finally:
-        monitor.finish()
-        try:
-            client.set_terminated(run_id, status)
-        except MlflowException as error:
-            warn_incomplete(error)
-
-
-def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]]) -> None:
-    """Log rows of a training history, each with its `step`, in as few requests as MLflow allows."""
-    from mlflow.entities import Metric
-
-    now_ms = int(time.time() * 1000)
-    metrics = [
-        Metric(name, float(value), now_ms, int(row["step"]))
-        for row in rows
-        for name, value in row.items()
-        if name not in ("step", "epoch") and isinstance(value, int | float) and math.isfinite(value)
-    ]
-    for start in range(0, len(metrics), MAX_METRICS_PER_REQUEST):
-        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
 
 
 def first_line(error: Exception) -> str:
