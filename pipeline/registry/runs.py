@@ -30,8 +30,6 @@ DIRTY_TAG = "cracks.dirty"
 WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", str(REPORTS))
 # sections of params.yaml that do not affect the results of a repro
 SECTIONS_OUTSIDE_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
-PAUSE_S = 60  # no live curves for so long after a failure: an attempt can block for seconds, an epoch can be shorter
-MAX_METRICS_PER_REQUEST, MAX_PARAMS_PER_REQUEST = 1000, 100  # MLflow refuses more
 
 
 def code_version() -> dict[str, str]:
@@ -86,12 +84,10 @@ def create_child(client: "MlflowClient", experiment_id: str, parent_id: str, par
 
 
 def log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> None:
-    """Log the params of a run in as few requests as MLflow allows; a server with sign-in takes 0.1 s for each."""
+    """Log nested params of a run in as few requests as MLflow allows; a server with sign-in takes 0.1 s for each."""
     from mlflow.entities import Param
 
-    params = [Param(name, str(value)) for name, value in flatten(values).items()]
-    for start in range(0, len(params), MAX_PARAMS_PER_REQUEST):
-        client.log_batch(run_id, params=params[start : start + MAX_PARAMS_PER_REQUEST])
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in flatten(values).items()])
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,9 +100,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def live_run(params: Params, manifest: Path, candidate: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Yield a function that logs an epoch to MLflow; if the store is unavailable, only live curves are lost."""
+    """Yield a function that logs an epoch to MLflow, with system metrics beside; training never waits for the store.
+
+    MLflow sends the epochs from a thread. What it cannot send is missing in the live curves alone.
+    """
+    import mlflow
     from mlflow.exceptions import MlflowException
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     def warn_incomplete(error: Exception) -> None:
         log.warning("MLflow does not have all of %s yet, `register` sends the rest: %s", candidate, first_line(error))
@@ -118,39 +117,29 @@ def live_run(params: Params, manifest: Path, candidate: str) -> Iterator[Callabl
             if run.info.status == "RUNNING":  # left by a process that was killed
                 client.set_terminated(run.info.run_id, "KILLED")
         run_id = create_child(client, experiment_id, parent_id, params, candidate)
+        mlflow.start_run(run_id, log_system_metrics=True)
     except (UnavailableError, MlflowException) as error:
         warn_incomplete(error)
         yield lambda step, values: None
         return
 
-    paused_until_s = -math.inf  # on the monotonic clock
-
     def report(step: int, values: dict[str, float]) -> None:
-        nonlocal paused_until_s
-        if time.monotonic() < paused_until_s:
-            return
-        try:
-            log_epochs(client, run_id, [{"step": step, **values}])
-        except MlflowException as error:
-            warn_incomplete(error)
-            paused_until_s = time.monotonic() + PAUSE_S
+        log_epochs(client, run_id, [{"step": step, **values}], synchronous=False)
 
-    monitor = SystemMetricsMonitor(run_id)
-    monitor.start()
     status = "FAILED"
     try:
         yield report
         status = "FINISHED"
     finally:
-        monitor.finish()
         try:
-            client.set_terminated(run_id, status)
+            mlflow.flush_async_logging()
+            mlflow.end_run(status)
         except MlflowException as error:
             warn_incomplete(error)
 
 
-def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]]) -> None:
-    """Log rows of a training history, each with its `step`, in as few requests as MLflow allows."""
+def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]], *, synchronous: bool = True) -> None:
+    """Log the finite numbers of rows of a training history, each with its `step`, in as few requests as possible."""
     from mlflow.entities import Metric
 
     now_ms = int(time.time() * 1000)
@@ -160,5 +149,4 @@ def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]]) 
         for name, value in row.items()
         if name not in ("step", "epoch") and isinstance(value, int | float) and math.isfinite(value)
     ]
-    for start in range(0, len(metrics), MAX_METRICS_PER_REQUEST):
-        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
+    client.log_batch(run_id, metrics=metrics, synchronous=synchronous)

@@ -23,6 +23,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # no progress bars for single files
+    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "5",  # epochs that wait go in one request, which fails once
 }
 
 
