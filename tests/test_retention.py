@@ -8,7 +8,7 @@ import pytest
 from conftest import Project
 from toy_project import diamond, toy_project
 
-from pipeline.registry.retention import delete, refused_models
+from pipeline.registry.retention import delete, refused_versions
 
 pytestmark = pytest.mark.slow
 NOW = datetime.now(UTC)
@@ -32,8 +32,8 @@ def registry(tmp_path):
 
 
 def test_only_a_refused_version_without_an_alias_is_deleted_and_its_files_with_it(registry, tmp_path):
-    [found] = refused_models(registry, "cracks", NOW + timedelta(days=1))
-    assert found.version == "1"
+    [found] = refused_versions(registry, "cracks", NOW + timedelta(days=1))
+    assert found.version == 1
     delete(registry, found)
     assert not (tmp_path / "1" / "MLmodel").exists()
     assert {version.version for version in registry.search_model_versions("name = 'cracks'")} == {2, 3, 4}
@@ -41,7 +41,7 @@ def test_only_a_refused_version_without_an_alias_is_deleted_and_its_files_with_i
 
 
 def test_a_version_that_was_refused_lately_stays(registry):
-    assert refused_models(registry, "cracks", NOW - timedelta(days=1)) == []
+    assert refused_versions(registry, "cracks", NOW - timedelta(days=1)) == []
 
 
 def objects(project: Project) -> int:

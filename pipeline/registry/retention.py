@@ -1,58 +1,43 @@
 """Delete models that the gate refused long ago. Their runs, with all scores, stay in MLflow."""
 
 import logging
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pipeline.registry import tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 
-STATE_TAG, REFUSED = "state", "refused"  # version tag that the gate writes
+MODELS = "models:/"  # the source of a version that MLflow 3 logged
 
 
-@dataclass(frozen=True)
-class RefusedModel:
-    """A registered version that the gate refused."""
+def refused_versions(client: "MlflowClient", name: str, before: datetime) -> "list[ModelVersion]":
+    """Return the versions of a model that were refused and were created before a time; one with an alias is in use."""
+    return [
+        version
+        for version in client.search_model_versions(f"name = '{name}' and tags.`state` = 'refused'")
+        if version.creation_timestamp < 1000 * before.timestamp()
+        and not client.get_model_version(name, version.version).aliases
+    ]
 
-    name: str
-    version: str
-    created: datetime
-    source: str  # URI of its files
 
+def delete(client: "MlflowClient", version: "ModelVersion") -> None:
+    """Delete the files of a version, then the version, so that a run killed in between can be repeated.
 
-def refused_models(client: "MlflowClient", name: str, before: datetime) -> list[RefusedModel]:
-    """Return the refused versions created before a time; a version with an alias is in use and is not returned.
-
-    Args:
-        client: MLflow client.
-        name: name of the registered model.
-        before: time with a time zone.
+    Not by `mlflow gc`, which deletes every run that a person deleted, too (docs/decisions/0012-deleting-models.md).
     """
-    in_use = {str(version) for model in client.search_registered_models(f"name = '{name}'") for version in
-              model.aliases.values()}  # fmt: skip
-    found = [
-        RefusedModel(name, str(made.version), datetime.fromtimestamp(made.creation_timestamp / 1000, before.tzinfo),
-                     str(made.source))
-        for made in client.search_model_versions(f"name = '{name}' and tags.`{STATE_TAG}` = '{REFUSED}'")
-        if str(made.version) not in in_use
-    ]  # fmt: skip
-    return sorted((model for model in found if model.created < before), key=lambda model: int(model.version))
-
-
-def delete(client: "MlflowClient", model: RefusedModel) -> None:
-    """Delete the files of a version, then the version, so that a run killed in between can be repeated."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    location = model.source
-    if location.startswith("models:/"):
-        location = client.get_logged_model(location.removeprefix("models:/")).artifact_location
+    location = str(version.source)
+    if location.startswith(MODELS):
+        model_id = location.removeprefix(MODELS)
+        location = client.get_logged_model(model_id).artifact_location
     get_artifact_repository(location).delete_artifacts()
-    client.delete_model_version(model.name, model.version)
+    client.delete_model_version(version.name, version.version)
 
 
 def clean_registry(name: str, before: datetime, *, dry_run: bool) -> None:
@@ -62,7 +47,8 @@ def clean_registry(name: str, before: datetime, *, dry_run: bool) -> None:
         UnavailableError: the tracking server does not answer.
     """
     client, _ = tracking.connect()
-    for model in refused_models(client, name, before):
-        log.info("%s version %s, refused, made on %s", model.name, model.version, model.created.date())
+    for version in refused_versions(client, name, before):
+        made = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).date()
+        log.info("%s version %s, refused, made on %s", name, version.version, made)
         if not dry_run:
-            delete(client, model)
+            delete(client, version)
