@@ -26,6 +26,8 @@ import pytest
 import requests
 import yaml
 from conftest import ROOT, Project, copy_of, unused_port
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 
@@ -455,3 +457,54 @@ def test_a_service_lost_in_the_middle_of_promote_leaves_alias_and_history_in_agr
     assert again.returncode == 0 or "is in production already" in again.stderr
     assert ("1", "production") in shared.versions(name)
     assert [decision for decision in decisions(shared, project) if decision[0] == "promoted"] == [("promoted", "1")]
+
+
+def content_of_store(uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the runs and the versions in a store, without where their files lie."""
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    versions = [client.get_model_version(found.name, found.version) for found in client.search_model_versions()]
+    return (
+        {run.info.run_id: (run.info.start_time, run.info.status, run.data.to_dictionary()) for run in runs},
+        {
+            str(found.version): (sorted(found.aliases), found.tags, found.run_id, found.creation_timestamp)
+            for found in versions
+        },
+    )
+
+
+def test_a_store_moves_to_a_server_and_goes_on_there(shared: Shared, project: Project, tmp_path: Path) -> None:
+    project.edit_params(lambda params: params["promote"].update(LENIENT))
+    promoted = project.run("cracks", "promote", "1")
+    assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    shared.postgres.psql("create database moved owner cracks")
+    port = unused_port()
+    url = f"http://127.0.0.1:{port}"
+    env = shared.environment("mlflow") | {"MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port}"}
+    where = ("--backend-store-uri", "postgresql:///moved", "--artifacts-destination", "s3://moved")
+    code = "import boto3; boto3.client('s3').create_bucket(Bucket='moved')"
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    command = ["mlflow", "server", "--port", str(port), "--workers", "1", *where]
+    with (tmp_path / "moved.log").open("wb") as log:
+        server = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: status(f"{url}/health") == 200 or server.poll() is not None, "the new server answers")
+        copy = [sys.executable, ROOT / "pipeline/registry/move_store.py", project.root / "mlflow", *where]
+        subprocess.run(copy, env=env, cwd=tmp_path, check=True)
+        again = subprocess.run(copy, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (again.returncode, "the target has runs already" in again.stderr) == (2, True)
+        shutil.rmtree(project.root / "mlflow" / "artifacts")
+
+        assert content_of_store(url) == content_of_store(f"sqlite:///{project.root}/mlflow/mlflow.db")
+        history = project.run("cracks", "history", "--json", MLFLOW_TRACKING_URI=url)
+        assert [record["outcome"] for record in json.loads(history.stdout)] == ["promoted"]
+        client = MlflowClient(tracking_uri=url, registry_uri=url)
+        folder = download_artifacts("models:/cracks@production", None, str(tmp_path), url, url)
+        assert ServedModel.load(Path(folder)).golden_difference() < MAX_GOLDEN_DIFFERENCE
+        locations = {found.experiment_id: found.artifact_location for found in client.search_experiments()}
+        assert locations == {"0": "mlflow-artifacts:/0", "1": "mlflow-artifacts:/", "2": "mlflow-artifacts:/"}
+        assert client.create_experiment("next") not in locations
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
