@@ -7,6 +7,7 @@ and run_id (null in an experiment).
 
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 from pipeline.errors import UnavailableError
@@ -58,22 +59,10 @@ def run(params: Params, results: Results, out: Path) -> None:
 def main() -> None:
     """Run the stage from its command line."""
     parser = stage_parser(__doc__)
-    for flag, meaning in {
-        "--datasets": "folder with a folder per data set",
-        "--validated": "folder of the results of validate",
-        "--models": "folder with a folder per candidate",
-        "--candidates": "folder of the candidates' validation scores",
-        "--histories": "folder of the candidates' histories",
-        "--manifest": "Parquet file of split",
-        "--scores": "scores.json of evaluate",
-        "--predictions": "Parquet file of evaluate",
-        "--plots": "folder of the tables of report",
-        "--report": "HTML file of report",
-        "--reference": "Parquet file of reference",
-        "--dvc-lock": "dvc.lock, for the hashes of the data",
-        "--out": "JSON file to write",
-    }.items():
-        parser.add_argument(flag, type=Path, required=True, help=meaning)
+    for result in fields(Results):
+        flag = f"--{result.name.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, required=True, help=result.metadata["help"])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     paths = vars(parser.parse_args())
     params, out = load_params(paths.pop("params")), paths.pop("out")
     run(params, Results(**paths), out)

@@ -145,15 +145,10 @@ class History:
 
     def _stored(self) -> list[Record]:
         """Return the records as stored, newest first, including those of deleted runs."""
+        import mlflow
         from mlflow.entities import ViewType
 
-        found: list[Run] = []
-        token = None
-        while not found or token:
-            page = self.client.search_runs([self._experiment_id], run_view_type=ViewType.ALL, page_token=token)
-            if not page:
-                break
-            found, token = [*found, *page], page.token
+        found = mlflow.search_runs([self._experiment_id], run_view_type=ViewType.ALL, output_format="list")
         return sorted(map(_record_of, found), key=lambda record: record.order, reverse=True)
 
     def _create(self, record: Record) -> Record:

@@ -1,7 +1,7 @@
 """Log a `dvc repro` to MLflow: a child run for each candidate under one parent run."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """Files and folders that the stages before `register` wrote."""
+    """Files and folders that the stages before `register` wrote; each is a flag of `register`, with its help."""
 
-    datasets: Path
-    validated: Path
-    models: Path
-    candidates: Path
-    histories: Path
-    manifest: Path
-    scores: Path
-    predictions: Path
-    plots: Path
-    report: Path
-    reference: Path
-    dvc_lock: Path
+    datasets: Path = field(metadata={"help": "folder with a folder per data set"})
+    validated: Path = field(metadata={"help": "folder of the results of validate"})
+    models: Path = field(metadata={"help": "folder with a folder per candidate"})
+    candidates: Path = field(metadata={"help": "folder of the candidates' validation scores"})
+    histories: Path = field(metadata={"help": "folder of the candidates' histories"})
+    manifest: Path = field(metadata={"help": "Parquet file of split"})
+    scores: Path = field(metadata={"help": "scores.json of evaluate"})
+    predictions: Path = field(metadata={"help": "Parquet file of evaluate"})
+    plots: Path = field(metadata={"help": "folder of the tables of report"})
+    report: Path = field(metadata={"help": "HTML file of report"})
+    reference: Path = field(metadata={"help": "Parquet file of reference"})
+    dvc_lock: Path = field(metadata={"help": "dvc.lock, for the hashes of the data"})
 
 
 def data_hashes(dvc_lock: Path) -> dict[str, str]:
