@@ -8,8 +8,7 @@ import argparse
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import timeit
 from pathlib import Path
 
 import numpy as np
@@ -29,25 +28,15 @@ def check(folder: Path, height_px: int, width_px: int) -> dict[str, float]:
     """Load the model in `folder` as serving does and return the figures of `Operations`."""
     model = ServedModel.load(folder)
     image = np.random.default_rng(0).integers(0, 256, (1, height_px, width_px, 3), np.uint8)
-    _times_s(lambda: model.outputs(image), N_WARM_UP)
+    timeit.repeat(lambda: model.outputs(image), number=1, repeat=N_WARM_UP)
     resident_mb = psutil.Process().memory_info().rss / 1e6
-    p95_s = np.percentile(_times_s(lambda: model.outputs(image), N_TIMES), 95)
+    p95_s = np.percentile(timeit.repeat(lambda: model.outputs(image), number=1, repeat=N_TIMES), 95)
     return {
         "golden_difference": model.golden_difference(),
         "p95_ms": 1000 * float(p95_s),
         "resident_mb": resident_mb,
         "size_mb": sum((folder / name).stat().st_size for name in SERVED_FILES) / 1e6,
     }
-
-
-def _times_s(call: Callable[[], object], n: int) -> list[float]:
-    """Return the wall-clock seconds that each of `n` calls takes."""
-    times = []
-    for _ in range(n):
-        started_s = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started_s)
-    return times
 
 
 def check_in_subprocess(folder: Path, height_px: int, width_px: int) -> Operations:

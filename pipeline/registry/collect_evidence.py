@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +19,6 @@ from pipeline.registry.versions import fetch
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-
-@dataclass(frozen=True)
-class Collected:
-    """The evidence, and the predictions of each model that it is based on."""
-
-    evidence: Evidence
-    predictions: pd.DataFrame
 
 
 def lineage_of(
@@ -79,8 +70,10 @@ def operations_of(folder: Path | Unknown, test_set: TestSet) -> Operations | Unk
 
 def collect(
     name: str, version: str, incumbents: Mapping[str, str], lineage: Lineage, test_set: TestSet, costs: Decide
-) -> Collected:
-    """Return the evidence about a version; what cannot be determined is `Unknown`, with the reason.
+) -> tuple[Evidence, pd.DataFrame]:
+    """Return the evidence about a version, and the predictions of each model that it is based on.
+
+    What cannot be determined is `Unknown`, with the reason.
 
     Args:
         name: name of the registered model.
@@ -104,7 +97,7 @@ def collect(
         operations=operations,
         lineage=lineage,
     )
-    return Collected(evidence, with_predictions(test_set, scored))
+    return evidence, with_predictions(test_set, scored)
 
 
 def fetched(name: str, version: str, folder: Path) -> Path | Unknown:

@@ -72,8 +72,8 @@ def run(
             was_rolled_back=number in rolled_back(moves),
         )
         incumbents = incumbents_of(number, production, best_of(moves))
-        collected = collect(history.model, number, incumbents, lineage, test_set, params.decide)
-        judgement = decide(collected.evidence, params.promote)
+        evidence, predictions = collect(history.model, number, incumbents, lineage, test_set, params.decide)
+        judgement = decide(evidence, params.promote)
         record = Record(
             action="promotion",
             outcome=outcome_of(judgement, needs_approval=params.promote.approval == "manual" and not approved),
@@ -81,7 +81,7 @@ def run(
             previous=production,
             by=by,
             text="; ".join(f"{result.name}: {result.text}" for result in judgement.failed),
-            best=best_after(number, incumbents, collected.evidence),
+            best=best_after(number, incumbents, evidence),
         )
         if not dry_run:
             details = details_of(record, judgement.results, params) | {
@@ -89,7 +89,7 @@ def run(
                 "allow_dirty": allow_dirty,
                 "approved": approved,
             }
-            record = save_decision(history, record, details, collected.predictions)
+            record = save_decision(history, record, details, predictions)
         return Decided(record, judgement.results)
 
 
