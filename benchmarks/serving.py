@@ -3,9 +3,9 @@
     python -m benchmarks.serving --metu metu-subset.zip
 
 Registers a probe-like classifier (EfficientNet-Lite0 at 128 px) in a temporary store. Then 1, 8 and 32 clients send
-requests of one image to each server, the next as soon as the last is answered: the JPEG file to the API, the pixels as
-JSON to MLflow. Prints requests per second, latencies, and the largest difference of the answers. With --memory it
-prints the resident memory of the API over 10,000 requests instead.
+requests of one image to each server, the next as soon as the last is answered: the JPEG file to the API, the same in
+base64 as JSON to MLflow. Prints requests per second, latencies, and the largest difference of the answers. With
+--memory it prints the resident memory of the API over 10,000 requests instead.
 """
 
 import argparse
@@ -194,12 +194,7 @@ def probabilities(port: int, requests: Sequence[bytes]) -> list[float]:
         return answers
 
     bodies = [json.load(io.BytesIO(body)) for body in asyncio.run(ask_all())]
-    return [
-        body["predictions"]["probability"][0]
-        if isinstance(body["predictions"], dict)
-        else body["predictions"][0]["probability"]
-        for body in bodies
-    ]
+    return [body["predictions"][0]["probability"] for body in bodies]
 
 
 def api_command(folder: Path, port: int) -> list[str]:

@@ -500,7 +500,8 @@ def test_a_store_moves_to_a_server_and_goes_on_there(shared: Shared, project: Pr
         history = project.run("cracks", "history", "--json", MLFLOW_TRACKING_URI=url)
         assert [record["outcome"] for record in json.loads(history.stdout)] == ["promoted"]
         client = MlflowClient(tracking_uri=url, registry_uri=url)
-        folder = download_artifacts("models:/cracks@production", None, str(tmp_path), url, url)
+        uris = {"tracking_uri": url, "registry_uri": url}
+        folder = download_artifacts("models:/cracks@production", dst_path=str(tmp_path), **uris)
         assert ServedModel.load(Path(folder)).golden_difference() < MAX_GOLDEN_DIFFERENCE
         locations = {found.experiment_id: found.artifact_location for found in client.search_experiments()}
         assert locations == {"0": "mlflow-artifacts:/0", "1": "mlflow-artifacts:/", "2": "mlflow-artifacts:/"}
