@@ -278,7 +278,7 @@ def test_the_model_carries_signature_example_and_pinned_requirements(fetched):
     assert (image.type, image.required) == (AnyType(), True)
     (example,) = model.load_input_example(str(fetched))
     assert decode(base64.b64decode(example)).shape == golden_images(fetched)[0].shape
-    packages = ("mlflow", "numpy", "openvino", "pandas", "pillow", "pydantic", "pyyaml", "tqdm")
+    packages = ("mlflow", "croniter", "numpy", "openvino", "pandas", "pillow", "pydantic", "pyyaml", "tqdm")
     assert set((fetched / "requirements.txt").read_text().split()) == {f"{name}=={version(name)}" for name in packages}
 
 

@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HASH_TAG = "cracks.model_hash"
-PINNED = ("numpy", "openvino", "pandas", "pillow", "pydantic", "pyyaml", "tqdm")  # what `crack_model` imports
+PINNED = (
+    "croniter",
+    "numpy",
+    "openvino",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "tqdm",
+)  # what `crack_model` imports
 N_GOLDEN = 8  # validation images, half of them cracked
 GOLDEN_SIZE_PX = 256  # larger images are cropped to the centre
 
