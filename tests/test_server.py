@@ -27,7 +27,6 @@ import requests
 import yaml
 from conftest import ROOT, Project, copy_of, unused_port
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
 
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 
@@ -500,9 +499,12 @@ def test_a_store_moves_to_a_server_and_goes_on_there(shared: Shared, project: Pr
         history = project.run("cracks", "history", "--json", MLFLOW_TRACKING_URI=url)
         assert [record["outcome"] for record in json.loads(history.stdout)] == ["promoted"]
         client = MlflowClient(tracking_uri=url, registry_uri=url)
-        uris = {"tracking_uri": url, "registry_uri": url}
-        folder = download_artifacts("models:/cracks@production", dst_path=str(tmp_path), **uris)
-        assert ServedModel.load(Path(folder)).golden_difference() < MAX_GOLDEN_DIFFERENCE
+        code = "import sys; from mlflow.artifacts import download_artifacts as d; d(sys.argv[1], dst_path=sys.argv[2])"
+        wanted = ("models:/cracks@production", str(tmp_path / "model"))
+        (tmp_path / "model").mkdir()
+        loaded = project.run(sys.executable, "-c", code, *wanted, MLFLOW_TRACKING_URI=url)
+        assert loaded.returncode == 0, loaded.stderr
+        assert ServedModel.load(tmp_path / "model").golden_difference() < MAX_GOLDEN_DIFFERENCE
         locations = {found.experiment_id: found.artifact_location for found in client.search_experiments()}
         assert locations == {"0": "mlflow-artifacts:/0", "1": "mlflow-artifacts:/", "2": "mlflow-artifacts:/"}
         assert client.create_experiment("next") not in locations
