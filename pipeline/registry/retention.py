@@ -28,7 +28,7 @@ def refused_versions(client: "MlflowClient", name: str, before: datetime) -> "li
 def delete(client: "MlflowClient", version: "ModelVersion") -> None:
     """Delete the files of a version, then the version, so that a run killed in between can be repeated.
 
-    Not by `mlflow gc`, which deletes every run that a person deleted, too (docs/decisions/0012-deleting-models.md).
+    Not by `mlflow gc`, which deletes every run that a person deleted, too (docs/decisions/0018-deleting-models.md).
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
