@@ -82,10 +82,10 @@ def running(project: Project, *command: str, **env: str) -> Iterator[subprocess.
 
 
 def runs_of_retraining(api: str) -> list[dict[str, Any]]:
-    """Return the runs of the schedule that have ended, oldest first."""
+    """Return the runs of the schedule that have ended, oldest first, without missed ones that a later run replaced."""
     wanted = {"flows": {"name": {"any_": ["retraining"]}}, "sort": "START_TIME_ASC"}
     found = httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=30).raise_for_status().json()
-    return [run for run in found if run["auto_scheduled"] and run["end_time"]]
+    return [run for run in found if run["auto_scheduled"] and run["end_time"] and run["state_type"] != "CANCELLED"]
 
 
 def outcome_of(project: Project) -> dict[str, Any]:
