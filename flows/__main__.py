@@ -24,8 +24,7 @@ from flows import flow_runs, processes, stages
 from flows.deployments import deployments
 from flows.services import answers
 from pipeline.errors import CracksError, UnavailableError
-from pipeline.monitoring.heartbeat import INTERVAL_S, end_heartbeat, renew_heartbeat
-from pipeline.monitoring.heartbeat_watch import watch_heartbeat
+from pipeline.monitoring.heartbeat import INTERVAL_S, end_heartbeat, renew_heartbeat, watch_heartbeat
 from pipeline.params import Params, load_params
 from pipeline.project import project_root
 from pipeline.stage import run_main

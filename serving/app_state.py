@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from pipeline.monitoring import heartbeat_watch
+from pipeline.monitoring.heartbeat import watch_heartbeat
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
 from serving.batching import Batcher
@@ -37,9 +37,7 @@ class AppState:
         """Start to follow the registry, to write the prediction log, and to watch the heartbeat of the schedules."""
         self.holder.start()
         self.recorder.start()
-        threading.Thread(
-            target=heartbeat_watch.watch_heartbeat, args=(self._stopping,), name="watch", daemon=True
-        ).start()
+        threading.Thread(target=watch_heartbeat, args=(self._stopping,), name="watch", daemon=True).start()
 
     def stop(self) -> None:
         """Stop all threads, after the last request; does not wait for a notification that is being sent."""

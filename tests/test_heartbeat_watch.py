@@ -16,16 +16,15 @@ from conftest import wait_until
 from tiny_model import write_tiny_model
 from webhook import webhook
 
-from pipeline.monitoring import heartbeat_watch
-from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_file, renew_heartbeat
-from pipeline.monitoring.heartbeat_watch import HeartbeatWatch
+from pipeline.monitoring import heartbeat
+from pipeline.monitoring.heartbeat import LATE_S, HeartbeatWatch, end_heartbeat, heartbeat_file, renew_heartbeat
 
 STOPPED, RUNNING = "Concrete cracks: the schedules have stopped", "Concrete cracks: the schedules are running again"
 LONG_AGO_S = 1_000_000_000.0  # 2001-09-09 01:46:40 UTC
 # The server, whose watch looks so often that a test need not wait for two minutes.
 HASTY = """
-from pipeline.monitoring import heartbeat_watch
-heartbeat_watch.INTERVAL_S, heartbeat_watch.LATE_S = 0.05, 0.5
+from pipeline.monitoring import heartbeat
+heartbeat.INTERVAL_S, heartbeat.LATE_S = 0.05, 0.5
 from pipeline.stage import run_main
 from serving.__main__ import main
 run_main(main)
@@ -48,7 +47,7 @@ def told(monkeypatch):
         told.lines.append(lines)
         return told.reached
 
-    monkeypatch.setattr(heartbeat_watch, "notify", notify)
+    monkeypatch.setattr(heartbeat, "notify", notify)
     return told
 
 
@@ -155,8 +154,8 @@ def test_only_one_of_several_simultaneous_watches_sends_the_alert(told, monkeypa
     watches = [HeartbeatWatch() for _ in range(8)]
     for watch in watches:
         watch.check(0)
-    notify = heartbeat_watch.notify
-    monkeypatch.setattr(heartbeat_watch, "notify", lambda *message: time.sleep(0.05) or notify(*message))
+    notify = heartbeat.notify
+    monkeypatch.setattr(heartbeat, "notify", lambda *message: time.sleep(0.05) or notify(*message))
     for expected in ([STOPPED], [STOPPED, RUNNING]):
         threads = [threading.Thread(target=watch.check, args=(200,)) for watch in watches]
         for thread in threads:
@@ -169,11 +168,11 @@ def test_only_one_of_several_simultaneous_watches_sends_the_alert(told, monkeypa
 
 def test_an_exception_does_not_end_the_watch(monkeypatch, caplog):
     """For example a damaged heartbeat file."""
-    monkeypatch.setattr(heartbeat_watch, "INTERVAL_S", 0)
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0)
     heartbeat_file().parent.mkdir()
     heartbeat_file().write_text("{")
     stopping = threading.Event()
-    thread = threading.Thread(target=heartbeat_watch.watch_heartbeat, args=(stopping,))
+    thread = threading.Thread(target=heartbeat.watch_heartbeat, args=(stopping,))
     thread.start()
     try:
         wait_until(lambda: caplog.text.count("cannot be checked") > 2)

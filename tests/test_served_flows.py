@@ -23,11 +23,11 @@ from pipeline.params import load_params
 HASTY = """
 from datetime import timedelta
 from prefect.schedules import Schedule
-from pipeline.monitoring import heartbeat_watch
+from pipeline.monitoring import heartbeat
 import flows.__main__ as served
 from flows import deployments, training
 served.INTERVAL_S, served.POLL_S = 1, 0.5
-heartbeat_watch.INTERVAL_S, heartbeat_watch.LATE_S = 1, 15
+heartbeat.INTERVAL_S, heartbeat.LATE_S = 1, 15
 deployments.flows_and_schedules = lambda params: [(training.training, Schedule(interval=timedelta(seconds=5)))]
 served.main()
 """
