@@ -15,9 +15,9 @@ from pipeline.data.group_split import (
     build_manifest,
     links_between,
 )
-from pipeline.data.split_contract import summarise, with_checks
 from pipeline.errors import CracksError
 from pipeline.params import Copies, Fractions, Split
+from pipeline.split import summarise, with_checks
 
 TRAIN_ON = ("walls", "decks")
 FRACTIONS = Fractions(train=0.5, validation=0.25, test=0.25)

@@ -5,8 +5,8 @@ from drawn_data import NO_PAIRS, pairs_of
 
 from pipeline.data.contract import check
 from pipeline.data.group_split import SIDES
-from pipeline.data.split_contract import check_sides, split_rules, summarise, with_checks
 from pipeline.errors import CracksError
+from pipeline.split import check_sides, split_rules, summarise, with_checks
 
 TRAIN_ON = ("walls", "decks")
 
