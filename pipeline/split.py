@@ -1,9 +1,7 @@
 """Split all images into train, validation and test so that no near-duplicates and no photo are on two sides.
 
-Near-duplicates and tiles of one photo form a group, which is assigned to one side; later batches never change an
-earlier assignment (group_split.py). Data sets that are not trained on are external test sets: all their images are
-tested on, except photos that params.yaml holds out for validation. Images of review batches go to train, or are
-excluded if their group is on another side. Images on whose label reviewers disagree are excluded.
+Data sets that are not trained on are external test sets, but for photos that params.yaml holds out for validation.
+Images of review batches go to train, or are excluded if their group is on another side or reviewers disagree.
 
 Writes --manifest, a row per image: path, dataset, row (in the data set's inventory), batch, label, slice, photo,
 sha256, group, split (train, validation, test, external or excluded); --summary; and the validation result of the split
@@ -40,11 +38,8 @@ MAX_SHARE_OF_A_GROUP = 0.5  # of a label or a slice; with a larger group, the si
 
 def read_inventories(datasets: Path, names: list[str]) -> pd.DataFrame:
     """Return the concatenated inventories of the named data sets, with columns dataset and row."""
-    parts = []
-    for name in names:
-        part = pd.read_parquet(datasets / name / INVENTORY_FILE)
-        parts.append(part.assign(dataset=name, row=np.arange(len(part))))
-    return pd.concat(parts, ignore_index=True)
+    parts = {name: pd.read_parquet(datasets / name / INVENTORY_FILE) for name in names}
+    return pd.concat(parts, names=["dataset", "row"]).reset_index()
 
 
 def check_validated(validated: Path, names: list[str]) -> None:
@@ -88,19 +83,14 @@ def split_rules() -> list["Expectation"]:
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
 
+    none_of = {
+        "is_leak": "no group, and no photo, is on two sides of the split",
+        "is_duplicate_across_sides": "no two images of the same bytes are on two sides",
+        "is_shared": "no external image has a copy in a data set trained on",
+        "is_conflict": "no image has a copy with the other label in another data set",
+    }
     return [
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_leak", value_set=[0], notes="no group, and no photo, is on two sides of the split"
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_duplicate_across_sides", value_set=[0], notes="no two images of the same bytes are on two sides"
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_shared", value_set=[0], notes="no external image has a copy in a data set trained on"
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_conflict", value_set=[0], notes="no image has a copy with the other label in another data set"
-        ),
+        *(gxe.ExpectColumnValuesToBeInSet(column=name, value_set=[0], notes=text) for name, text in none_of.items()),
         gxe.ExpectColumnValuesToNotBeInSet(
             column="split",
             value_set=[EXCLUDED],

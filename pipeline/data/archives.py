@@ -26,16 +26,7 @@ JUNK_NAMES = {"Thumbs.db", "desktop.ini"}
 JUNK_FOLDERS = {"__MACOSX"}
 # Raised by readers and decompressors on damaged data: OSError by gzip and bzip2, RuntimeError and ValueError by zipfile
 # and tarfile.
-DAMAGED = (
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+DAMAGED = (EOFError, OSError, RuntimeError, ValueError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 MB = 1_000_000
 # A smaller file is no decompression bomb, whatever its ratio: a bitmap of one colour shrinks a thousandfold.
@@ -118,12 +109,7 @@ def rejection_reason(path: str) -> str:
 def read_archive(archive: Path, usage: SourceUsage, inside: str = "") -> Iterator[Entry]:
     """Yield every file of an archive: sorted by path for a zip, in stored order for a tar or rar.
 
-    Files of archives inside a zip are yielded as if they were in the zip itself, one level deep.
-
-    Args:
-        archive: the file to read.
-        usage: what has been read of its source.
-        inside: its path in the zip that contains it, if any.
+    Files of archives `inside` a zip are yielded as if they were in the zip itself, one level deep.
 
     Raises:
         CracksError: it cannot be read, exceeds a limit, or is a .rar and no tool for it is installed.
@@ -165,8 +151,7 @@ def _read_zip(archive: Path, usage: SourceUsage, *, is_nested: bool) -> Iterator
             path = clean_path(entry.filename)
             if is_junk(path) or entry.is_dir():  # in this order, because is_dir fails on an empty name
                 continue
-            reason = _zip_rejection_reason(entry, path)
-            if reason:
+            if reason := _zip_rejection_reason(entry, path):
                 yield Entry(path, None, reason)
             elif is_archive(path) and not is_nested:
                 yield from _read_nested(opened, entry, path, usage)

@@ -35,24 +35,13 @@ def audit(
     dataset: Dataset,
     params: Params,
     images: PackedImages,
-    quarantine: pd.DataFrame,
+    quarantine: pd.DataFrame,  # of `ingest`
     *,
-    expectations: Callable[..., list["Expectation"]] = dataset_rules,
-    more_rules: Sequence[Rule] = (),
-    context: Path | None = None,
+    expectations: Callable[..., list["Expectation"]] = dataset_rules,  # `image_rules` for a batch
+    more_rules: Sequence[Rule] = (),  # results of other rules to show
+    context: Path | None = None,  # folder of the Data Context that keeps the results; None: they are not kept
 ) -> Audit:
-    """Return the audit of an ingested data set or batch.
-
-    Args:
-        name: title of the page.
-        dataset: its settings.
-        params: limits of the contract and of near-duplicates.
-        images: its images with the inventory.
-        quarantine: columns batch, path, reason, is_image (of `ingest`).
-        expectations: `dataset_rules`, or `image_rules` for a batch.
-        more_rules: results of other rules to show.
-        context: folder of the Data Context that keeps the results; None: they are not kept.
-    """
+    """Return the audit of an ingested data set or batch, with `name` as the title of the page."""
     inventory = images.inventory
     copies = copies_within(inventory, params.split.copies)
     wanted = expectations(params.contract, photos_are_named=dataset.photo_pattern is not None)

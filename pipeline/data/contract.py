@@ -25,22 +25,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of the contract and its result.
+    """A rule of the contract and its result."""
 
-    Attributes:
-        text: the rule in words, such as "every image has an id of its own".
-        severity: fail if breaking the rule fails the contract, else warn.
-        success: whether the rule is met.
-        observed: what was found, in words.
-        paths: at most ten images that break it.
-
-    """
-
-    text: str
-    severity: Literal["fail", "warn"]
+    text: str  # such as "every image has an id of its own"
+    severity: Literal["fail", "warn"]  # whether breaking it fails the contract
     success: bool
-    observed: str
-    paths: tuple[str, ...] = ()
+    observed: str  # what was found, in words
+    paths: tuple[str, ...] = ()  # at most ten images that break it
 
     @property
     def state(self) -> str:
@@ -53,12 +44,8 @@ class Rule:
 def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
     """Return the inventory with 0/1 columns is_crack, is_copy and is_conflict, and a row for each unreadable file.
 
-    Of files that cannot be read, only `path` is set.
-
-    Args:
-        inventory: of `ingest`.
-        quarantine: of `ingest`; readable images, whose label is missing or disputed, are left out.
-        copies: columns is_copy and is_conflict, rows as in the inventory.
+    Of files that cannot be read, only `path` is set; readable images in quarantine, whose label is missing or disputed,
+    are left out. `copies` has the columns is_copy and is_conflict, and rows as in the inventory.
     """
     images = inventory.assign(
         is_crack=(inventory["label"] == "crack").astype(int),
@@ -148,15 +135,11 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
 def check(
     table: pd.DataFrame, rules: list["Expectation"], name: str = "contract", context: Path | None = None
 ) -> list[Rule]:
-    """Validate `table`, which has a column path, and return the result of each rule.
+    """Validate `table`, which has a column path and those of the rules, and return the result of each rule.
 
-    Args:
-        table: with the columns of the rules.
-        rules: `dataset_rules`, `image_rules` or `split_rules`.
-        name: of the data set, or "split": the name of its suite and checkpoint.
-        context: folder of the Data Context that keeps the result; None: it is not kept.
+    `name` (of the data set, or "split") is that of the suite and checkpoint. The Data Context in the folder `context`
+    keeps the result; with None it is not kept.
     """
-    results = run_checkpoint(name, rules, table, context)
     return [
         Rule(
             text=str(one.expectation_config.notes),  # type: ignore[union-attr]
@@ -165,28 +148,19 @@ def check(
             observed=_observed(one.result),
             paths=tuple(str(row["path"]) for row in one.result.get("partial_unexpected_index_list") or ()),
         )
-        for one in results
+        for one in run_checkpoint(name, rules, table, context)
     ]
 
 
 def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, report: Path, page: Path) -> None:
-    """Write the report; raise RefusedError if a rule is broken.
-
-    Args:
-        name: of the data set, or "split".
-        rules: with their results.
-        headline: figures of the report, by name.
-        report: JSON file to write.
-        page: HTML page of the results, for the error message.
+    """Write the results and the `headline` figures as JSON to `report`; warn of broken rules of severity "warn".
 
     Raises:
-        RefusedError: a rule of severity "fail" is broken; the message lists each with what was observed.
+        RefusedError: a rule of severity "fail" is broken; the message lists each, and names the `page` with pictures.
     """
     broken = broken_rules(rules)
-    write_json(
-        report,
-        {"dataset": name, "success": not broken, "facts": headline, "rules": [asdict(rule) for rule in rules]},
-    )
+    results = [asdict(rule) for rule in rules]
+    write_json(report, {"dataset": name, "success": not broken, "facts": headline, "rules": results})
     for rule in rules:
         if rule.state == "warning":
             log.warning("%s: warning: %s. Observed: %s", name, rule.text, rule.observed)
@@ -208,8 +182,7 @@ def broken_rules(rules: Sequence[Rule]) -> str:
 
 
 def _observed(result: dict[str, Any]) -> str:
-    if result.get("observed_value") is not None:
-        value = result["observed_value"]
+    if (value := result.get("observed_value")) is not None:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
     if "partial_missing_list" in result:  # an expectation about a set of values
         missing, unexpected = result["partial_missing_list"], result["partial_unexpected_list"]

@@ -17,8 +17,6 @@ from pipeline.page import COLOURS, svg, template
 
 MAX_QUARANTINE_ROWS = 100
 MAX_SIZES = 10
-
-HISTOGRAM_SIZE_INCHES = (4.0, 2.6)
 N_BINS = 40
 LEAST_SHARPNESS = 1.0  # an image of one colour has 0, which a logarithmic axis cannot show
 
@@ -61,10 +59,7 @@ def captioned(row: Any, pixels: Pixels) -> CaptionedImage:
 def violations(rules: Sequence[Rule], rows: pd.DataFrame, images: Images) -> dict[str, list[CaptionedImage]]:
     """Return pictures of the images that break each rule, by its text.
 
-    Args:
-        rules: with their results.
-        rows: path, label and caption of each of `images`; without a file that cannot be read.
-        images: decoded where they break a rule.
+    `rows` has the path, label and caption of each of `images`, which are decoded where they break a rule.
     """
     positions = {path: position for position, path in enumerate(rows["path"])}
     return {
@@ -80,30 +75,20 @@ def violations(rules: Sequence[Rule], rows: pd.DataFrame, images: Images) -> dic
 
 def render_contract(
     *,
-    name: str,
+    name: str,  # of the data set
     is_drawn: bool,
-    facts: Mapping[str, str],
-    rules: Sequence[Rule],
-    violations: Mapping[str, Sequence[CaptionedImage]],
+    facts: Mapping[str, str],  # the headline figures
+    rules: Sequence[Rule],  # in any order, with different texts
+    violations: Mapping[str, Sequence[CaptionedImage]],  # images that break a rule, by its text
     inventory: pd.DataFrame,
-    copy_groups: Sequence[CopyGroup] = (),
-    n_copy_groups: int | None = None,
-    quarantine: pd.DataFrame | None = None,
+    copy_groups: Sequence[CopyGroup] = (),  # those to show
+    n_copy_groups: int | None = None,  # of all; None leaves copies out of the page
+    quarantine: pd.DataFrame | None = None,  # batch, path, reason; None leaves it out of the page
 ) -> str:
     """Return the page as self-contained HTML; equal inputs give equal pages.
 
-    Args:
-        name: of the data set.
-        is_drawn: whether its images are drawn instead of photographed.
-        facts: the headline figures, by name.
-        rules: in any order, with different texts.
-        violations: pictures of images that break a rule, by its text.
-        inventory: a row for each image: label (crack or intact), brightness and contrast (grey levels), sharpness,
-            width and height (pixels).
-        copy_groups: some groups of images that are copies of each other.
-        n_copy_groups: how many groups there are; None leaves copies out of the page.
-        quarantine: a row for each unused file: batch, path, reason; None leaves it out of the page.
-
+    `inventory` has a row for each image: label (crack or intact), brightness and contrast (grey levels), sharpness,
+    width and height (pixels).
     """
     ordered = sorted(rules, key=lambda rule: _STATES.index(rule.state))
     sizes = _sizes(inventory)
@@ -162,16 +147,12 @@ def _histogram(labels: "pd.Series[str]", values: "pd.Series[float]", quantity: s
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_locator(NullLocator())
 
-    return svg(quantity, draw, HISTOGRAM_SIZE_INCHES)
+    return svg(quantity, draw, (4.0, 2.6))
 
 
 def _sizes(inventory: pd.DataFrame) -> pd.DataFrame:
     """Return the number of images of each size by label, the most frequent size first."""
     is_crack = inventory["label"] == "crack"
-    counts = (
-        inventory[["width", "height"]]
-        .assign(crack=is_crack, intact=~is_crack, n=1)
-        .groupby(["width", "height"], as_index=False)
-        .sum()
-    )
+    counted = inventory[["width", "height"]].assign(crack=is_crack, intact=~is_crack, n=1)
+    counts = counted.groupby(["width", "height"], as_index=False).sum()
     return counts.sort_values("n", ascending=False, kind="stable")

@@ -1,7 +1,7 @@
-"""The project's Great Expectations Data Context: its suites, its checkpoints, and the results of all validations.
+"""The project's Great Expectations Data Context, an ordinary file Data Context that is created on demand.
 
-It is an ordinary file Data Context (`great_expectations.yml`), created on demand, with a pandas data source, a suite, a
-validation definition and a checkpoint for each data set and for the split, all of the same name.
+It has a pandas data source, a suite, a validation definition and a checkpoint for each data set and for the split, all
+of the same name, and the results of all validations.
 """
 
 import fcntl
@@ -91,12 +91,11 @@ def run_checkpoint(
 
     with open_context(folder) as context:
         asset = context.data_sources.add_or_update_pandas(name).add_dataframe_asset("files")
-        suite = gx.ExpectationSuite(name=name, expectations=expectations, notes=f"[With pictures]({_page(name)})")
-        definition = gx.ValidationDefinition(
-            name=name,
-            data=asset.add_batch_definition_whole_dataframe("all"),
-            suite=context.suites.add_or_update(suite),
-        )
+        # the page that the stage writes, as seen from the page of the suite in the Data Docs
+        page = Path("../../../../../..") / REPORTS / f"validation-{name}.html"
+        suite = gx.ExpectationSuite(name=name, expectations=expectations, notes=f"[With pictures]({page})")
+        batch = asset.add_batch_definition_whole_dataframe("all")
+        definition = gx.ValidationDefinition(name=name, data=batch, suite=context.suites.add_or_update(suite))
         checkpoint = gx.Checkpoint(
             name=name,
             validation_definitions=[context.validation_definitions.add_or_update(definition)],
@@ -111,21 +110,10 @@ def run_checkpoint(
     return result.results
 
 
-def _page(name: str) -> Path:
-    """Return the page that the stage writes, as seen from the page of the suite in the Data Docs."""
-    return Path("../../../../../..") / REPORTS / f"validation-{name}.html"
-
-
 def build_data_docs(folder: Path) -> str:
-    """Build the Data Docs of the context in `folder`; return the URL of their first page.
-
-    Raises:
-        CracksError: nothing has been validated yet.
-    """
+    """Build the Data Docs; return the URL of their first page. Raises CracksError if nothing has been validated yet."""
     if not (folder / RESULTS).is_dir():
-        raise CracksError(
-            f"There is no validation result in {folder} yet. Run `dvc repro validate` or `make run` first."
-        )
+        raise CracksError(f"There is no validation result in {folder} yet. Run `dvc repro validate` or `make run` first.")
     with open_context(folder) as context:
         (index,) = context.build_data_docs().values()
     return Path(index.removeprefix("file://")).as_uri()  # Great Expectations does not escape a space
