@@ -25,11 +25,7 @@ def run(
     page: Annotated[Path, "HTML file to write"],
     result: Annotated[Path, "JSON file to write if the contract is passed"],
 ) -> None:
-    """Validate the data set; write report and page and, if it passed, the result.
-
-    Raises:
-        RefusedError: a rule is broken; the message lists each with what was observed.
-    """
+    """Validate the data set; write report and page and, if it passed, the result. Raises RefusedError otherwise."""
     settings = named(params.datasets, name, "data set")
     result.unlink(missing_ok=True)  # of an earlier run, perhaps on other data
     quarantine = read_quarantine(dataset)

@@ -26,7 +26,16 @@ JUNK_NAMES = {"Thumbs.db", "desktop.ini"}
 JUNK_FOLDERS = {"__MACOSX"}
 # Raised by readers and decompressors on damaged data: OSError by gzip and bzip2, RuntimeError and ValueError by zipfile
 # and tarfile.
-DAMAGED = (EOFError, OSError, RuntimeError, ValueError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 MB = 1_000_000
 # A smaller file is no decompression bomb, whatever its ratio: a bitmap of one colour shrinks a thousandfold.

@@ -113,7 +113,9 @@ def run_checkpoint(
 def build_data_docs(folder: Path) -> str:
     """Build the Data Docs; return the URL of their first page. Raises CracksError if nothing has been validated yet."""
     if not (folder / RESULTS).is_dir():
-        raise CracksError(f"There is no validation result in {folder} yet. Run `dvc repro validate` or `make run` first.")
+        raise CracksError(
+            f"There is no validation result in {folder} yet. Run `dvc repro validate` or `make run` first."
+        )
     with open_context(folder) as context:
         (index,) = context.build_data_docs().values()
     return Path(index.removeprefix("file://")).as_uri()  # Great Expectations does not escape a space

@@ -25,7 +25,7 @@ from pipeline.data.images import (
     to_pixels,
 )
 from pipeline.data.path_metadata import DEFAULT_LABELS, check_photo_pattern, label_of, photo_of, slice_of
-from pipeline.data.reviews import REVIEWS_FILE, Verdict, apply_reviews, read_reviews
+from pipeline.data.reviews import PROVENANCE, REVIEWS_FILE, Verdict, apply_reviews, read_reviews
 from pipeline.data.sources import Batch, batches_of, read_batch
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
@@ -116,9 +116,7 @@ class _Inventory:
             "slice": slice_of(entry.path, self._labels),
             "photo": photo_of(entry.path, self._dataset.photo_pattern),
             "is_review": False,
-            "reviewer": None,
-            "reviewed_at": None,
-            "reviewed_in": None,
+            **dict.fromkeys(PROVENANCE),
             "offset": self._packed.tell(),
         }
         self._packed.write(entry.content)
@@ -138,8 +136,7 @@ class _Inventory:
             provenance = {"reviewer": review.reviewer, "reviewed_at": review.time.isoformat(), "reviewed_in": batch}
             labels = {"label": review.label, "first_label": review.label}
             self.images.append(row | labels | provenance | {"photo": review.photo or row["photo"], "is_review": True})
-        absent = verdicts.keys() - {row["sha256"] for row in added}
-        for sha256 in sorted(absent):
+        for sha256 in sorted(verdicts.keys() - {row["sha256"] for row in added}):
             self._quarantine(batch, verdicts[sha256].review.path, "reviewed, but the image is missing", is_image=True)
 
     def _quarantine(self, batch: str, path: str, reason: str, *, is_image: bool) -> None:

@@ -47,12 +47,8 @@ class Recipe(BaseModel):
     images_per_class: int = Field(ge=1, le=4999, description="distinct images of each class; names have four digits")
     mirrored_per_class: int = Field(ge=0, description="how many of these occur again, mirrored and saved a second time")
     jpeg_quality: int = Field(ge=1, le=95, description="on Pillow's scale; 1 is worst")
-    crack_width_px: tuple[WidthPx, WidthPx] = Field(
-        description="range of a crack's typical width, px, uniform on a logarithmic scale"
-    )
-    crack_darkness: tuple[Share, Share] = Field(
-        description="range of the share of light that a crack absorbs; 1 is black"
-    )
+    crack_width_px: tuple[WidthPx, WidthPx] = Field(description="range of a crack's typical width, px, log-uniform")
+    crack_darkness: tuple[Share, Share] = Field(description="range of the share of light a crack absorbs; 1 is black")
     look_alikes_crack: Share = Field(description="share of the cracked images that also have a look-alike")
     look_alikes_intact: Share = Field(description="share of the intact images that have a look-alike")
 
@@ -66,12 +62,7 @@ class Recipe(BaseModel):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read the recipe at `path`, a YAML file with exactly the keys of `Recipe`.
-
-    Raises:
-        CracksError: the file is missing, is not YAML, lacks a key, or has an unknown key or an impossible value.
-
-    """
+    """Read the recipe at `path`, a YAML file with exactly the keys of `Recipe`. Raises CracksError if it is not."""
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -61,9 +61,7 @@ def _weights() -> npt.NDArray[np.float32]:
 def fingerprint(grey: npt.NDArray[np.uint8]) -> Fingerprints:
     """Return the fingerprint of one image: int8, shape (32, 32), -127..127; all zeros for a plain image.
 
-    Args:
-        grey: its grey thumbnail, uint8, square, of at least 64 px (two for each half-wave).
-
+    `grey` is its grey thumbnail, uint8, square, of at least 64 px (two for each half-wave).
     """
     cosines = _cosines(len(grey))
     amplitudes = cosines @ grey.astype(np.float32) @ cosines.T  # grey levels, (32, 32)
@@ -90,15 +88,9 @@ def invariants(fingerprints: Fingerprints) -> npt.NDArray[np.float32]:
 def compare(
     fingerprints: Fingerprints, pairs: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return for each pair the symmetry with the highest correlation, and that correlation.
+    """Return for each pair of positions, (n_pairs, 2), the symmetry with the highest correlation, and that correlation.
 
-    Args:
-        fingerprints: int8, shape (n, 32, 32).
-        pairs: positions, int64, shape (n_pairs, 2).
-
-    Returns:
-        Positions in SYMMETRIES, int64, and correlations, float32, -1..1, 0 with a plain image; both shape (n_pairs,).
-
+    Symmetries are positions in SYMMETRIES; correlations are -1..1, 0 with a plain image. Both have shape (n_pairs,).
     """
     upright, transposed = _by_parity(fingerprints), _by_parity(fingerprints.transpose(0, 2, 1))
     correlations = np.empty((len(pairs), len(SYMMETRIES)), np.float32)

@@ -25,10 +25,8 @@ Pairs = npt.NDArray[np.int64]  # (n_pairs, 2), positions of images that belong t
 def build_manifest(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> pd.DataFrame:
     """Return the manifest: the images with their group and split.
 
-    Args:
-        images: the concatenated inventories with the column dataset, in order of arrival.
-        pairs: near-duplicates among them, columns first and second (positions).
-        params: data sets to train on, shares, seed and manual assignments of photos.
+    `images` are the concatenated inventories with the column dataset, in order of arrival; `pairs` are the
+    near-duplicates among them, columns first and second (positions).
     """
     external = ~images["dataset"].isin(params.train_on)
     photo = qualified_photos(images)
@@ -82,15 +80,13 @@ def fixed_sides(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
 def assign_sides(images: pd.DataFrame, links: Pairs, params: Split) -> pd.DataFrame:
     """Return the `group` of each image, named by the smallest sha256 of its first members, and its `side`.
 
-    Args:
-        images: oldest first, positions 0..n-1 as index; columns batch (int, ascending), sha256, stratum (the shares
-            hold within each), photo (DATASET/PHOTO, or None), fixed_side (or None).
-        links: pairs of positions that belong together.
-        params: shares, seed and manual assignments of photos.
+    `images` are oldest first, with positions 0..n-1 as index and the columns batch (int, ascending), sha256, stratum
+    (the shares hold within each), photo (DATASET/PHOTO, or None) and fixed_side (or None).
 
     Raises:
         CracksError: linked photos are assigned to different sides manually.
     """
+    images = images.assign(manual_side=images["photo"].astype(object).map(params.photo_sides))
     result = pd.DataFrame({"group": None, "side": None}, index=images.index, dtype=object)
     for _, new_images in images.groupby("batch"):
         n_old, n_so_far = new_images.index[0], new_images.index[-1] + 1
@@ -103,17 +99,11 @@ def assign_sides(images: pd.DataFrame, links: Pairs, params: Split) -> pd.DataFr
         existing = _existing_groups(result.loc[old.index], old)
         created = _create_groups(new_images[~new.isin(existing.index)], new, params)
         assigned = pd.concat([existing, created]).loc[new].set_axis(new.index)
-        side, required = (
-            assigned["side"],
-            new_images["fixed_side"].astype(object).fillna(_manual_sides(new_images, params)),
-        )
+        side = assigned["side"]
+        required = new_images["fixed_side"].astype(object).fillna(new_images["manual_side"])
         assigned["side"] = side.where((required == side) | (required.isna() & (side != "external")), EXCLUDED)
         result.loc[new.index] = assigned
     return result
-
-
-def _manual_sides(images: pd.DataFrame, params: Split) -> "pd.Series[str]":
-    return images["photo"].astype(object).map(params.photo_sides)
 
 
 def _existing_groups(assigned: pd.DataFrame, components: "pd.Series[int]") -> pd.DataFrame:
@@ -134,21 +124,20 @@ def _create_groups(images: pd.DataFrame, components: "pd.Series[int]", params: S
     for _, stratum in created.groupby("stratum"):
         created.loc[stratum.index, "side"] = _assign_stratum(stratum, params)
     # "external" has precedence over a manual assignment, which has precedence over the "train" of a review
-    manual = _manual_sides(images, params)
-    constrained = images[manual.notna() | images["fixed_side"].notna()]
+    constrained = images[images["manual_side"].notna() | images["fixed_side"].notna()]
     for component, members in constrained.groupby(components[images.index]):
-        fixed, by_hand = members["fixed_side"].dropna(), manual[members.index].dropna()
+        fixed, manual = members["fixed_side"].dropna(), members["manual_side"].dropna()
         is_external = (fixed == "external").any()
-        side = "external" if is_external else _common_side(members, by_hand if len(by_hand) else fixed)
+        side = "external" if is_external else _common_side(members, manual if len(manual) else fixed)
         created.loc[component, "side"] = side
     return created[["group", "side"]]
 
 
 def _assign_stratum(groups: pd.DataFrame, params: Split) -> list[str]:
-    """Return a side for each group by systematic sampling in the order of a hash, from a start that is a hash too.
+    """Return a side for each group by systematic sampling in the order of a hash.
 
-    Each side gets its share as nearly as the sizes of the groups allow. With the hashed start, this holds on average
-    also for batches of one group.
+    Each side gets its share as nearly as the sizes of the groups allow. As the start is a hash too, this holds on
+    average also for batches of one group.
     """
     hashes = np.array([_hash_fraction(f"{params.seed}:{name}") for name in groups["group"]])
     order = np.argsort(hashes)

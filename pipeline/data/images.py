@@ -19,8 +19,7 @@ Sizes = npt.NDArray[np.int64]  # (n, 2): height, width in pixels
 THUMBNAIL_SIZE_PX = 64
 # Other formats of Pillow start external programs (EPS), or are not used for photos.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-DARK_BELOW = 5  # grey levels
-BRIGHT_FROM = 251
+DARK_BELOW, BRIGHT_FROM = 5, 251  # grey levels; darker and brighter pixels hold no information
 IMAGES_FILE = "images.bin"
 INVENTORY_FILE = "inventory.parquet"
 QUARANTINE_FILE = "quarantine.csv"
@@ -71,11 +70,7 @@ def stored_size(content: bytes) -> tuple[int, int]:
 
 
 def to_pixels(image: Image.Image) -> Pixels:
-    """Return the image upright as RGB, uint8, shape (height, width, 3).
-
-    Raises:
-        UnreadableImageError: broken EXIF data, or pixels of unknown range (32 bits).
-    """
+    """Return the image upright as RGB, uint8, shape (height, width, 3). Raises UnreadableImageError."""
     with _unreadable_where_pillow_fails():
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("I", "F"):
@@ -106,10 +101,8 @@ def thumbnail(pixels: Pixels) -> Pixels:
 def image_statistics(pixels: Pixels) -> dict[str, float]:
     """Return the statistics of an image's grey levels 0..255.
 
-    Returns:
-        brightness (mean), contrast (standard deviation), sharpness (variance of the Laplacian, Pech-Pacheco et al.,
-        Diatom autofocusing in brightfield microscopy, 2000), dark_share and bright_share (of pixels that are nearly
-        black or white, which hold no information).
+    brightness (mean), contrast (standard deviation), sharpness (variance of the Laplacian, Pech-Pacheco et al., Diatom
+    autofocusing in brightfield microscopy, 2000), dark_share and bright_share (of nearly black and white pixels).
     """
     grey = Image.fromarray(pixels).convert("L")
     shares = np.array(grey.histogram()) / (grey.width * grey.height)  # (256,)
@@ -138,18 +131,15 @@ class Images(Protocol):
     @property
     def sizes(self) -> Sizes:
         """(height, width) of each image in pixels, shape (n, 2)."""
-        ...
 
     def pixels(self, position: int) -> Pixels:
         """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
-        ...
 
 
 class EncodedImages:
     """Image files in memory, which can be sent to another machine."""
 
     def __init__(self, contents: Sequence[bytes], sizes: Sizes) -> None:
-        """Set the bytes of the files and the (height, width) of each, shape (n, 2)."""
         self.sizes = sizes
         self._contents = contents
 
@@ -216,11 +206,6 @@ class ImageSubset:
 
 
 def batches_by_size(sizes: Sizes, batch_size: int) -> list[npt.NDArray[np.int64]]:
-    """Return positions 0..n-1 in batches of images of equal size, which can be stacked; each batch is ascending.
-
-    Args:
-        sizes: (height, width) of each image in pixels, shape (n, 2).
-        batch_size: maximum of images in a batch.
-    """
+    """Return positions 0..n-1 in batches of images of equal size, which can be stacked; each batch is ascending."""
     runs = [np.asarray(run) for run in pd.DataFrame(sizes).groupby([0, 1]).indices.values()]
     return [run[start : start + batch_size] for run in runs for start in range(0, len(run), batch_size)]

@@ -32,14 +32,8 @@ def find_copies(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
 def copy_pairs(fingerprints: Fingerprints, sha256: Sequence[str], limits: Copies) -> pd.DataFrame:
     """Return pairs of near-duplicates. They connect all members of a group, but not each with every other.
 
-    Args:
-        fingerprints: int8, shape (n, 32, 32).
-        sha256: of each image's bytes.
-        limits: minimum correlation of near-duplicates.
-
-    Returns:
-        Columns first and second (positions, int64, the smaller one first), kind (the transformation from the first
-        image to the second, of SYMMETRIES, or "identical") and correlation (float32, 0..1).
+    Columns are first and second (positions, int64, the smaller one first), kind (the transformation from the first
+    image to the second, of SYMMETRIES, or "identical") and correlation (float32, 0..1).
     """
     _, firsts, of = np.unique(np.asarray(sha256), return_index=True, return_inverse=True)
     repeated = np.flatnonzero(firsts[of] != np.arange(len(of)))
@@ -64,13 +58,7 @@ def _table(pairs: Positions, kinds: Sequence[str], correlations: npt.ArrayLike) 
 def _copies_among(
     fingerprints: Fingerprints, chosen: Positions, limits: Copies
 ) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
-    """Return the pairs of copies among nearest neighbours, and for each chosen image whether all neighbours are copies.
-
-    Args:
-        fingerprints: of all images, int8, shape (n, 32, 32).
-        chosen: positions, shape (n_chosen,).
-        limits: minimum correlation of near-duplicates.
-    """
+    """Return the pairs of copies among neighbours, and for each `chosen` position whether all neighbours are copies."""
     neighbours = _neighbours(invariants(fingerprints[chosen]))
     nearby = np.repeat(np.arange(len(chosen)), neighbours.shape[1])[neighbours.ravel() >= 0]
     pairs = np.sort(np.stack([chosen[nearby], chosen[neighbours[neighbours >= 0]]], axis=1), axis=1)

@@ -48,10 +48,6 @@ def check_photo_pattern(pattern: str | None) -> None:
 
 
 def qualified_photos(images: pd.DataFrame) -> "pd.Series[str]":
-    """Return the photo of each image as DATASET/PHOTO, missing if it is not known.
-
-    Args:
-        images: columns dataset and photo.
-    """
+    """Return the photo of each image, by the columns dataset and photo, as DATASET/PHOTO; missing if not known."""
     # a column without any photo has dtype object, which cannot be added to strings
     return images["dataset"].astype("str") + "/" + images["photo"].astype("str")

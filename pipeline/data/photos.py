@@ -12,17 +12,11 @@ from pipeline.data.images import FORMATS, Pixels, decode
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo, upright.
-
-    Attributes:
-        pixels: RGB, uint8, (height, width, 3).
-        time: when it was taken, as its camera wrote it (local time, ISO 8601), None if unknown.
-        place: (latitude, longitude) in degrees, None if unknown.
-    """
+    """A photo, upright, and when and where it was taken, None if unknown."""
 
     pixels: Pixels
-    time: str | None
-    place: tuple[float, float] | None
+    time: str | None  # local time, ISO 8601, as its camera wrote it
+    place: tuple[float, float] | None  # latitude, longitude, in degrees
 
 
 def read_photo(content: bytes) -> Photo:

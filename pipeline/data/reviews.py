@@ -43,16 +43,12 @@ class Verdict:
 
 
 def read_reviews(content: bytes, source: str) -> dict[str, Verdict]:
-    """Return the verdict on each image, by the sha256 of its bytes.
+    """Return the verdict of the reviews.csv `content` on each image, by the sha256 of its bytes.
 
     If a person reviewed an image twice, the later review counts. If two people disagree, the image is not used.
 
-    Args:
-        content: of reviews.csv.
-        source: of the batch, for error messages.
-
     Raises:
-        CracksError: the table is invalid; the message names the line.
+        CracksError: the table is invalid; the message names the batch (`source`) and the line.
     """
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
@@ -63,8 +59,7 @@ def read_reviews(content: bytes, source: str) -> dict[str, Verdict]:
         for row in rows:
             review = _review(row, f"{REVIEWS_FILE} of {source}, line {rows.line_num}")
             by_reviewer = latest.setdefault(review.sha256, {})
-            known = by_reviewer.get(review.reviewer)
-            if known is None or known.time <= review.time:
+            if by_reviewer.get(review.reviewer, review).time <= review.time:
                 by_reviewer[review.reviewer] = review
     except (UnicodeDecodeError, csv.Error) as error:
         raise CracksError(f"{REVIEWS_FILE} of {source} is no CSV table: {error}. Export it again.") from None
@@ -77,10 +72,7 @@ def apply_reviews(images: pd.DataFrame) -> pd.DataFrame:
     These keep their row, batch and `first_label`, so that no image changes its side of the split; the copy of the image
     in the review batch is dropped. If a person reviewed an image in several batches, the newest review counts. If two
     people disagree, nothing is corrected: the column `disputed` has the label of each, and `split` excludes the image.
-    Elsewhere `disputed` is missing.
-
-    Args:
-        images: oldest first, positions 0..n-1 as index; columns sha256, label, is_review and `PROVENANCE`.
+    Elsewhere `disputed` is missing. `images` are oldest first, with positions 0..n-1 as index.
     """
     disputed = images["sha256"].map(_disputes(images))
     newest = images[images["is_review"] & disputed.isna()].drop_duplicates("sha256", keep="last")
@@ -103,7 +95,6 @@ def _disputes(images: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _review(row: dict[str, str | None], where: str) -> Review:
-    """Return the review of a row. Raises CracksError if the row is invalid."""
     values = {name: (row[name] or "").strip() for name in COLUMNS}
     try:
         return Review.model_validate(values)
@@ -119,7 +110,5 @@ def _verdict(reviews: list[Review]) -> Verdict:
     newest = max(reviews, key=lambda review: (review.time, review.reviewer))
     if len({review.label for review in reviews}) == 1:
         return Verdict(newest)
-    labels = ", ".join(
-        f"{review.reviewer}: {review.label}" for review in sorted(reviews, key=lambda each: each.reviewer)
-    )
+    labels = ", ".join(sorted(f"{review.reviewer}: {review.label}" for review in reviews))
     return Verdict(newest, f"not used, its reviewers disagree ({labels})")

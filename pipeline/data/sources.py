@@ -33,13 +33,10 @@ class Batch:
 
 
 def batches_of(source: Path) -> list[Batch]:
-    """Return the batches of a source, oldest first.
+    """Return the batches of a source, oldest first. Raises CracksError if it does not exist.
 
     In a folder of archives, each archive is a batch, ordered by name; loose files form the first batch. Any other
     source is one batch.
-
-    Raises:
-        CracksError: the source does not exist.
     """
     if not source.exists():
         raise CracksError(
@@ -50,11 +47,7 @@ def batches_of(source: Path) -> list[Batch]:
 
 
 def read_batch(batch: Batch, limits: Limits) -> Iterator[Entry]:
-    """Yield every file of a batch; one that cannot be used has a reason instead of content.
-
-    Raises:
-        CracksError: an archive cannot be read, or exceeds a limit.
-    """
+    """Yield every file of a batch. Raises CracksError if an archive cannot be read, or the batch exceeds a limit."""
     usage = SourceUsage(batch.source, limits)
     return _read_folder(batch.source, usage) if batch.source.is_dir() else read_archive(batch.source, usage)
 
@@ -81,8 +74,7 @@ def _read_folder(folder: Path, usage: SourceUsage) -> Iterator[Entry]:
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """Return `paths` with each folder replaced by the image files below it, sorted.
 
-    Raises:
-        CracksError: a path does not exist, or there is no image at all.
+    Raises CracksError if a path does not exist, or there is no image at all.
     """
     found: list[Path] = []
     for path in paths:

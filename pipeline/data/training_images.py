@@ -52,13 +52,10 @@ def training_images(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def trained_groups(manifest: pd.DataFrame, trained_on: pd.DataFrame) -> frozenset[str]:
-    """Return the groups with an image, or another tile of a photo, that a model was trained or validated on.
+    """Return the groups of the current manifest with an image, or another tile of a photo, that a model has seen.
 
-    Args:
-        manifest: the current one, with columns dataset, photo, sha256 and group.
-        trained_on: `training_images` of the manifest that the model was trained on.
+    `trained_on` are the `training_images` of the manifest that the model was trained and validated on.
     """
-    is_seen = manifest["sha256"].isin(trained_on["sha256"]) | qualified_photos(manifest).isin(
-        trained_on["photo"].dropna()
-    )
+    photos = trained_on["photo"].dropna()
+    is_seen = manifest["sha256"].isin(trained_on["sha256"]) | qualified_photos(manifest).isin(photos)
     return frozenset(manifest.loc[is_seen, "group"])

@@ -5,9 +5,8 @@
     data/inbox/removed/       batches that were accepted and later found to be bad
     data/batches.json         the record: which batches were taken, when, by whom, and what became of them
 
-A batch belongs to the data set once its archive is in the data set's folder. The record is written before the archive
-is moved. If the process dies in between, `complete_interrupted` moves the archive: no batch is lost, none is half
-accepted, and none counts twice.
+The record is written before the archive is moved into the data set's folder. If the process dies in between,
+`complete_interrupted` moves it: no batch is lost, none is half accepted, and none counts twice.
 """
 
 import hashlib
@@ -77,10 +76,7 @@ def write_record(root: Path, record: Sequence[Taken]) -> None:
 
 
 def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
-    """Return the complete archives of the inbox, oldest first.
-
-    An archive is complete if it has a completion marker, or has not changed for the time `settle`.
-    """
+    """Return the archives of the inbox with a completion marker or unchanged for the time `settle`, oldest first."""
     inbox = root / INBOX
     if not inbox.is_dir():
         return []
@@ -100,7 +96,12 @@ def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Take
     Raises:
         CracksError: params name no data set, or its folder does not match the record.
     """
-    folder = _folder(root, params)
+    if params.retrain.dataset is None:
+        raise CracksError(
+            "No data set takes batches. Name one under retrain.dataset in params.yaml; its source is a folder of "
+            "archives."
+        )
+    folder = root / params.datasets[params.retrain.dataset].source
     complete_interrupted(root, params)
     outcomes = []
     for archive in waiting(root, timedelta(minutes=params.retrain.settle_minutes), now):
@@ -111,6 +112,7 @@ def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Take
 
 
 def _take(root: Path, params: Params, folder: Path, archive: Path, *, now: datetime, by: str) -> Taken | Refused:
+    from pipeline.data.contract import broken_rules
     from pipeline.inbox.inspection import inspect
 
     record, sha256 = read_record(root), sha256_of(archive)
@@ -121,16 +123,15 @@ def _take(root: Path, params: Params, folder: Path, archive: Path, *, now: datet
             return _set_aside(root, archive, sha256, reason)
     name = str(params.retrain.dataset)
     scratch = root / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
     try:
-        found = inspect(archive, name, params, known=root / DATASETS / name, scratch=scratch)
+        n_images, found = inspect(archive, name, params, known=root / DATASETS / name, scratch=scratch)
     except CracksError as error:
         return _set_aside(root, archive, sha256, str(error))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    if found.broken:
-        return _set_aside(root, archive, sha256, found.broken, found.page)
-    taken = Taken(archive.name, file, name, sha256, found.n_images, now.isoformat(timespec="seconds"), by)
+    if broken := broken_rules(found.rules):
+        return _set_aside(root, archive, sha256, f"it breaks the contract:\n{broken}", found.page)
+    taken = Taken(archive.name, file, name, sha256, n_images, now.isoformat(timespec="seconds"), by)
     write_record(root, [*record, taken])
     _place(archive, folder / file)
     return taken
@@ -155,11 +156,7 @@ def remove(root: Path, params: Params, name: str, *, reason: str, now: datetime,
 
 
 def complete_interrupted(root: Path, params: Params) -> None:
-    """Complete the moves that a process had begun when it died.
-
-    Raises:
-        CracksError: a batch of the record is neither in the folder of its data set nor in the inbox.
-    """
+    """Complete the moves that a process had begun when it died. Raises CracksError if a batch has no archive."""
     for batch in read_record(root):
         if batch.dataset in params.datasets:
             for partial in (root / params.datasets[batch.dataset].source).glob(".*.partial"):
@@ -213,15 +210,6 @@ def describe(outcome: Taken | Refused) -> str:
     if isinstance(outcome, Refused):
         return f"{outcome.name} was set aside in {outcome.archive.parent}: {outcome.reason}"
     return f"{outcome.name} was taken as {outcome.file} of {outcome.dataset}: {outcome.n_images:,} images"
-
-
-def _folder(root: Path, params: Params) -> Path:
-    if params.retrain.dataset is None:
-        raise CracksError(
-            "No data set takes batches. Name one under retrain.dataset in params.yaml; its source is a folder of "
-            "archives."
-        )
-    return root / params.datasets[params.retrain.dataset].source
 
 
 def _marker(archive: Path) -> Path:

@@ -1,38 +1,23 @@
 """Check a new batch against the contract, on its own and combined with its data set."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from pipeline.data.audit import audit, copies_within
-from pipeline.data.contract import Rule, broken_rules, check, dataset_rules, files_table, image_rules
+from pipeline.data.audit import Audit, audit, copies_within
+from pipeline.data.contract import Rule, check, dataset_rules, files_table, image_rules
 from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.images import INVENTORY_FILE, PackedImages, read_quarantine
 from pipeline.data.reviews import apply_reviews
 from pipeline.params import Params
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """Number of images, broken rules in words (empty if none), and the HTML page of a batch."""
+def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: Path) -> tuple[int, Audit]:
+    """Read a batch for the data set `name` into `scratch`; return its number of images, and its audit.
 
-    n_images: int
-    broken: str
-    page: str
-
-
-def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: Path) -> Inspection:
-    """Read a batch into `scratch` and check it against the contract.
-
-    On its own, the batch must meet the rules for single images; combined with its data set, all rules.
-
-    Args:
-        archive: archive of the batch.
-        name: name of its data set.
-        params: parameters with the limits.
-        known: folder with the ingested data set; if it is missing, only the batch itself is checked.
-        scratch: folder to write to.
+    On its own, the batch must meet the rules for single images; combined with the ingested data set in the folder
+    `known`, if there is one, all rules.
 
     Raises:
         CracksError: the archive cannot be read, or holds no image.
@@ -44,9 +29,7 @@ def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: P
     if (known / INVENTORY_FILE).exists():
         together = _combined_rules(name, params, images.inventory, quarantine, known)
     found = audit(archive.name, dataset, params, images, quarantine, expectations=image_rules, more_rules=together)
-    broken = broken_rules(found.rules)
-    words = f"it breaks the contract:\n{broken}" if broken else ""
-    return Inspection(len(images.inventory), words, found.page)
+    return len(images.inventory), found
 
 
 def _combined_rules(

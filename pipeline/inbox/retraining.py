@@ -29,11 +29,7 @@ GIT_IDENTITY = ("-c", "user.name=cracks retraining", "-c", "user.email=retrainin
 
 @contextmanager
 def exclusive_lock(root: Path) -> Iterator[None]:
-    """Hold the lock on the batches of a project; it is released when the process ends, however it ends.
-
-    Raises:
-        RefusedError: another process holds it.
-    """
+    """Hold the lock on the batches, until the process ends at the latest. Raises RefusedError if another holds it."""
     path = root / INBOX / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
@@ -54,15 +50,18 @@ def store_batches(root: Path, params: Params) -> None:
     pointer = Path(f"{folder}.dvc")
     if (root / pointer).exists() or has_remote(root):
         _dvc(root, "add", str(folder))
-        if has_remote(root):
-            _push(root, str(pointer))
+        push_results(root, str(pointer))
     commit(root, [RECORD, pointer], f"Take new batches into {params.retrain.dataset}")
 
 
-def push_results(root: Path) -> None:
-    """Push the outputs of the stages, if a remote is set. Raises UnavailableError if it does not answer."""
-    if has_remote(root):
-        _push(root)
+def push_results(root: Path, *targets: str) -> None:
+    """Push `targets`, or all outputs of the stages, if a remote is set. Raises UnavailableError if that fails."""
+    if not has_remote(root):
+        return
+    try:
+        _dvc(root, "push", *targets)
+    except CracksError as error:
+        raise UnavailableError(f"{error} Nothing is lost: repair it, and the next run continues from here.") from None
 
 
 def record_training(root: Path, version: str) -> None:
@@ -99,12 +98,7 @@ def commit(root: Path, paths: Sequence[Path], message: str) -> None:
 
 
 def promote(params: Params, version: str) -> str:
-    """Apply the gate to a version; return the outcome in words.
-
-    Raises:
-        CracksError: the gate cannot decide.
-        UnavailableError: the registry does not answer.
-    """
+    """Return the decision of the gate on a version in words. Raises CracksError if the gate cannot decide."""
     from pipeline.registry import promote as gate
 
     try:
@@ -116,11 +110,7 @@ def promote(params: Params, version: str) -> str:
 
 
 def overdue(params: Params, now: datetime) -> str | None:
-    """Return the version in production, else the challenger, if it is older than `retrain.max_age_days`; else None.
-
-    Raises:
-        UnavailableError: the registry does not answer.
-    """
+    """Return the version in production, else the challenger, if it is older than `retrain.max_age_days`; else None."""
     client, _ = tracking.connect()
     version = find_version(client, params.register_as.name)
     if version is None:
@@ -145,11 +135,7 @@ def summary_message(root: Path, batches: Sequence[Taken], version: str, decision
 
 
 def images_to_label(root: Path, params: Params) -> str:
-    """Export the images most worth labelling; return a message with their location, or why that failed.
-
-    Raises:
-        UnavailableError: the registry does not answer.
-    """
+    """Export the images most worth labelling; return a message with their location, or why that failed."""
     from pipeline.monitoring.labelling import export_from_log
 
     try:
@@ -180,13 +166,6 @@ def clear_notification(root: Path, about: str) -> None:
 def _notified(root: Path) -> dict[str, list[str]]:
     path = root / NOTIFIED_FILE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def _push(root: Path, *targets: str) -> None:
-    try:
-        _dvc(root, "push", *targets)
-    except CracksError as error:
-        raise UnavailableError(f"{error} Nothing is lost: repair it, and the next run continues from here.") from None
 
 
 def _dvc(root: Path, *arguments: str) -> None:

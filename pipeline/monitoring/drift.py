@@ -1,11 +1,9 @@
 """Drift detection: a permutation test over photos that compares a window with the images a model was trained on.
 
-Tiles of one photo are alike and therefore not independent, so the unit of the test is the photo. If the photos of the
-window come from the same distribution as those of the reference, any random choice of as many photos from both differs
-from the rest just as much. The window is therefore compared with random choices, which give the limit. This needs no
-formula and is exact for any number of photos (Phipson and Smyth, Permutation p-values should never be zero, 2010). All
-statistics share one limit, that of the largest of them, which bounds the rate of false alarms over all of them together
-(Westfall and Young, Resampling-Based Multiple Testing, 1993).
+The unit is the photo, because its tiles are not independent. Without drift, the window differs from the rest no more
+than a random choice of as many photos from both does, and that is exact for any number of photos (Phipson and Smyth,
+Permutation p-values should never be zero, 2010). All statistics share one limit, that of the largest of them, which
+bounds the rate of false alarms over all of them together (Westfall and Young, Resampling-Based Multiple Testing, 1993).
 """
 
 import math
@@ -34,21 +32,15 @@ GATHERED_ROWS = 100_000  # in memory at a time
 class DriftComparison:
     """Result of comparing a window with the reference.
 
-    Attributes:
-        n_photos: photos in the window.
-        n_tiles_per_photo: tiles used from each photo of the reference, at most.
-        p_value: share of random choices that differ from the rest at least as much as the window, 0..1.
-        alpha: significance level; the window has drifted if p_value <= alpha.
-        limit: limit of the scores.
-        scores: one row per statistic: `statistic`, `score` (standard deviations above the mean of the random choices),
-            `reference` and `window` (means over photos of a single image statistic; NaN for joint statistics).
+    `scores` has one row per statistic: `statistic`, `score` (standard deviations above the mean of the random choices),
+    `reference` and `window` (means over photos of a single image statistic; NaN for joint statistics).
     """
 
-    n_photos: int
-    n_tiles_per_photo: int
-    p_value: float
-    alpha: float
-    limit: float
+    n_photos: int  # in the window
+    n_tiles_per_photo: int  # used from each photo of the reference, at most
+    p_value: float  # share of random choices that differ from the rest at least as much as the window, 0..1
+    alpha: float  # significance level; the window has drifted if p_value <= alpha
+    limit: float  # of the scores
     scores: pd.DataFrame
 
     @property
@@ -82,10 +74,7 @@ def can_alarm(n_reference: int, n_window: int, monitor: Monitor) -> bool:
 def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> DriftComparison:
     """Compare a window of photos with the reference; equal input gives equal output.
 
-    Args:
-        reference: one row per tile: photo, the image statistics, embedding (an array of 32 numbers).
-        window: tiles of the window, with the same columns.
-        monitor: statistics to use and allowed false alarms.
+    Both have one row per tile: photo, the image statistics, embedding (an array of 32 numbers).
 
     Raises:
         ValueError: one of them has no photo.
@@ -149,12 +138,8 @@ def random_choices(n_photos: int, n_chosen: int, alpha: float, rng: np.random.Ge
 def statistics_of(photos: pd.DataFrame, names: list[str], choices: Choices) -> dict[str, Values]:
     """Return each statistic for each choice, (n_choices,): the distance of the chosen photos from the rest.
 
-    A single image statistic is compared by its mean, several together by `mean_product`.
-
-    Args:
-        photos: output of `photo_scores`.
-        names: image statistics, and "embedding", which is tested jointly with them.
-        choices: positions of the chosen photos, (n_choices, n_chosen).
+    A single image statistic is compared by its mean, several together by `mean_product`. `photos` is the output of
+    `photo_scores`; `names` are image statistics, and "embedding", which is tested jointly with them.
     """
     columns = [name for name in names if name in IMAGE_STATISTICS]
     values = photos[columns].to_numpy()  # (n_photos, n_statistics)
@@ -171,8 +156,7 @@ def normal_scores(values: pd.DataFrame) -> Values:
     """Return the normal score of each value by its rank in the column (Blom 1958), centred, (n, n_columns)."""
     shares = (values.rank() - 0.375) / (len(values) + 0.25)
     scores = norm.ppf(shares)
-    centred: Values = scores - scores.mean(axis=0)
-    return centred
+    return np.asarray(scores - scores.mean(axis=0), np.float64)
 
 
 def whitened(values: Values) -> Values:
@@ -210,15 +194,10 @@ def mean_product(values: Values, choices: Choices) -> Values:
 
 
 def scores_and_limit(statistics: Values, alpha: float) -> tuple[Values, Values, float]:
-    """Standardise the statistics and return the scores and their common limit.
+    """Standardise statistics, (n_statistics, n_choices), of which the first choice is the window.
 
-    Args:
-        statistics: (n_statistics, n_choices); the first choice is the window.
-        alpha: share of the choices that may reach the limit.
-
-    Returns:
-        The scores of the window (n_statistics,), the largest score of each choice (n_choices,), and the limit, which
-        the window's largest score exceeds where its p-value is not above alpha.
+    Return the scores of the window (n_statistics,), the largest score of each choice (n_choices,), and the limit of the
+    scores, which a share of at most `alpha` of the choices exceeds.
     """
     spread = statistics.std(axis=1, keepdims=True)
     scores = (statistics - statistics.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)

@@ -82,7 +82,6 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
 
     Raises:
         CracksError: no model is registered, or its reference is missing.
-        UnavailableError: the tracking server does not answer.
     """
     monitor, state = params.monitor, _read_state(root)
     monitored = monitored_model(params.register_as.name)

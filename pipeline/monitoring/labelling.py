@@ -14,7 +14,7 @@ from pipeline.monitoring.prediction_log import Embeddings, PredictionLog
 from pipeline.params import Params
 from pipeline.project import LOG_FOLDER
 
-COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"]
+COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"]  # distance of embeddings, worth 0..1
 UNSURE, FAR = "unsure", "far from training"
 
 
@@ -26,10 +26,7 @@ def most_worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, thr
     an image. Tiles of one photo are similar, so the best tile of every photo comes before the second tile of any.
 
     `log` has the rows of the prediction log of one model; `reference` and decision `threshold` (0..1) are that model's.
-
-    Returns:
-        Columns path, photo, time, probability, distance (of embeddings), worth (0..1) and reason, in
-        the order in which to label. A file that was scored twice occurs once.
+    The result has the columns `COLUMNS`, in the order in which to label. A file that was scored twice occurs once.
     """
     newest = log.sort_values("time")
     newest = newest[newest["path"].isna() | ~newest.duplicated(["photo", "path"], keep="last")]
@@ -81,7 +78,6 @@ def export_from_log(params: Params, root: Path, folder: Path) -> str:
 
     Raises:
         CracksError: the log has no rows of that model, no model is registered, or its reference is missing.
-        UnavailableError: the tracking server does not answer.
     """
     monitored = monitored_model(params.register_as.name)
     rows = PredictionLog(root / LOG_FOLDER).read(model_version=monitored.version)

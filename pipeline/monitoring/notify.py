@@ -13,11 +13,9 @@ ADDRESSES = "CRACKS_NOTIFY_URL"
 
 
 def notify(title: str, lines: list[str]) -> bool:
-    """Log a message and send it to every address.
+    """Log a message and send it to every address; return whether it was delivered to one, or no address is set.
 
-    Returns:
-        Whether the message was delivered to at least one address; if not, the caller should send it again. A failing
-        address raises no error. True if no address is set.
+    A failing address raises no error; if none was reached, the caller should send the message again.
     """
     body = "\n".join(lines)
     log.info("\n".join([title, *lines]))
@@ -33,9 +31,7 @@ def notify(title: str, lines: list[str]) -> bool:
             delivered = True
         else:
             log.error(
-                "Address %d of %s could not be notified: Apprise does not know it, or nothing answers there. Correct "
-                "it; the message is in the log above.",
-                position,
-                ADDRESSES,
+                f"Address {position} of {ADDRESSES} could not be notified: Apprise does not know it, or nothing "
+                "answers there. Correct it; the message is in the log above."
             )
     return delivered

@@ -37,7 +37,6 @@ SCHEMA = pa.schema(
         pa.field("embedding", pa.list_(pa.float32(), N_DIMENSIONS), nullable=False),
     ]
 )
-MAX_MB = 1000
 TIME_IN_NAME = "%Y%m%dT%H%M%S%fZ"
 
 
@@ -49,17 +48,13 @@ def embeddings_of(features: npt.NDArray[np.floating[Any]]) -> Embeddings:
 class PredictionLog:
     """The prediction log in one folder; the oldest files are deleted when it exceeds its size limit."""
 
-    def __init__(self, folder: Path, max_mb: float = MAX_MB) -> None:
+    def __init__(self, folder: Path, max_mb: float = 1000) -> None:
         """Use `folder`, which need not exist yet; its files may have `max_mb` megabytes in total."""
         self.folder = folder
         self.max_mb = max_mb
 
     def append(self, rows: pd.DataFrame) -> None:
-        """Write rows atomically to a new file; then delete the oldest files above the limit.
-
-        Args:
-            rows: with the columns of SCHEMA; `path` may be missing. `time` has a time zone, `embedding` holds
-                arrays of 32 numbers.
+        """Write rows with the columns of SCHEMA, `path` may be missing, to a new file; delete old ones above the limit.
 
         Raises:
             ValueError: a column is missing, or its values are of another type.
@@ -78,8 +73,7 @@ class PredictionLog:
     ) -> pd.DataFrame:
         """Return the rows with since <= time < until, of one model version if given, oldest first.
 
-        Raises:
-            CracksError: a file in the folder does not belong to the log.
+        Raises CracksError if a file in the folder does not belong to the log.
         """
         tables = [table for path in self._files() if _may_hold(path, since) and (table := _read(path)) is not None]
         rows: pd.DataFrame = (pa.concat_tables(tables) if tables else SCHEMA.empty_table()).to_pandas()
@@ -111,16 +105,11 @@ def to_table(rows: pd.DataFrame) -> pa.Table:
     missing = set(SCHEMA.names) - {"path"} - set(rows)
     if missing:
         raise ValueError(f"The prediction log needs the columns {', '.join(sorted(missing))}.")
-    embeddings = np.stack(list(rows["embedding"])).astype(np.float32)  # (n, 32)
-    if embeddings.shape[1:] != (N_DIMENSIONS,):
-        raise ValueError(f"An embedding has {N_DIMENSIONS} numbers, these are of shape {embeddings.shape[1:]}.")
-    n = len(rows)
-    columns = {name: rows[name].tolist() if name in rows else [None] * n for name in SCHEMA.names}
-    arrays = [
-        pa.array(columns[field.name], field.type, from_pandas=True) for field in SCHEMA if field.name != "embedding"
-    ]
-    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), N_DIMENSIONS))
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+    shape = np.stack(list(rows["embedding"])).shape[1:]
+    if shape != (N_DIMENSIONS,):
+        raise ValueError(f"An embedding has {N_DIMENSIONS} numbers, these are of shape {shape}.")
+    complete = rows.reindex(columns=SCHEMA.names)
+    return pa.Table.from_pandas(complete, SCHEMA, preserve_index=False).replace_schema_metadata()
 
 
 def _may_hold(path: Path, since: datetime | None) -> bool:

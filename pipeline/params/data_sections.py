@@ -12,12 +12,8 @@ class Dataset(Section):
     """Where the images of a data set are, and how labels and photos follow from their paths."""
 
     source: Path = Field(description="folder, .zip, .tar(.gz|.xz|.bz2), or a .yaml file that describes drawn images")
-    labels: dict[str, Label] | None = Field(
-        default=None, description="folder name -> label; null: names such as Positive and Negative"
-    )
-    photo_pattern: str | None = Field(
-        default=None, description="regular expression on the path; its first group names the photo of a tile"
-    )
+    labels: dict[str, Label] | None = Field(default=None, description="folder -> label; null: names such as Positive")
+    photo_pattern: str | None = Field(default=None, description="regex on the path; its first group names the photo")
     citation: str | None = Field(default=None, description="who published it, where; for the model card")
     licence: str | None = Field(default=None, description="of the images; for the model card")
 

@@ -80,7 +80,7 @@ class Flow(Section):
     max_parallel_stages: int = Field(ge=1, description="stages that run at the same time")
     stage_timeout_minutes: float = Field(gt=0, description="a stage that runs longer is stopped")
     max_retries: int = Field(
-        ge=0, description="of a stage whose service is unavailable or whose files are locked by another DVC process"
+        ge=0, description="if a service is unavailable or another DVC process has locked the files"
     )
     retry_pause_s: float = Field(gt=0, description="before the first retry; doubled each time")
 
@@ -88,12 +88,8 @@ class Flow(Section):
 class Retention(Section):
     """How long unused data is kept; `make gc` lists and deletes what is older."""
 
-    dvc_cache_days: int = Field(
-        ge=1, description="data of old commits; data of the workspace, branches and tags is kept"
-    )
-    refused_models_days: int = Field(
-        ge=1, description="files of models that the promotion gate refused; their scores are kept"
-    )
+    dvc_cache_days: int = Field(ge=1, description="data of old commits; workspace, branches and tags are kept")
+    refused_models_days: int = Field(ge=1, description="files of models that the gate refused; their scores are kept")
     flow_runs_days: int = Field(ge=1, description="finished runs in Prefect")
 
 
@@ -111,7 +107,7 @@ class Retrain(Section):
     dataset: Name | None = Field(description="its source is a folder of archives; null: no batches are taken")
     cron: Cron = Field(description="when to look for new batches, such as 0 3 * * *")
     settle_minutes: float = Field(
-        ge=0, description="an archive without a completion marker is complete if unchanged for so long"
+        ge=0, description="an archive without its marker is complete if unchanged for so long"
     )
     max_age_days: int = Field(ge=1, description="of the model; an older one is reported once")
 
@@ -119,12 +115,8 @@ class Retrain(Section):
 class Serve(Section):
     """How the API serves the model, and limits of one request and of all requests together."""
 
-    poll_s: float = Field(
-        gt=0, description="longest time for which a version may still answer after it has left production"
-    )
-    batch_wait_ms: float = Field(
-        ge=0, le=100, description="that an image waits for others to form a batch, while the model is busy"
-    )
+    poll_s: float = Field(gt=0, description="longest time a version may still answer after leaving production")
+    batch_wait_ms: float = Field(ge=0, le=100, description="that an image waits for others, while the model is busy")
     max_batch_images: int = Field(ge=1)
     max_body_mb: int = Field(ge=1, description="of a request")
     max_files: int = Field(ge=1, description="of a request")
@@ -134,9 +126,7 @@ class Serve(Section):
     max_seconds: float = Field(gt=0, description="for a request")
     max_requests: int = Field(ge=1, description="at once; further ones are refused and may be repeated later")
     inbox: Path | None = Field(description="folder for reviews, such as data/inbox; null: reviewers download them")
-    kept_images_mb: float | None = Field(
-        gt=0, description="of scored images, stored beside the prediction log; null: none is stored"
-    )
+    kept_images_mb: float | None = Field(gt=0, description="of scored images, beside the prediction log; null: none")
 
     @model_validator(mode="after")
     def _check_max_decoded(self) -> "Serve":

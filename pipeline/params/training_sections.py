@@ -44,9 +44,7 @@ class Probe(Section):
     l2_penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         min_length=1, description="L2 penalties per image; grouped cross-validation chooses one"
     )
-    orientations: tuple[Name, ...] = Field(
-        default=(), description="data sets whose training images are used in all eight orientations"
-    )
+    orientations: tuple[Name, ...] = Field(default=(), description="data sets trained on in all eight orientations")
     mosaics: MosaicSet | None = None
     hairline_mosaics: MosaicSet | None = Field(
         default=None,
@@ -96,9 +94,7 @@ Candidate = Annotated[Probe | Finetune, Field(discriminator="kind")]
 class Select(Section):
     """How candidates are compared on validation."""
 
-    external_weight: Share = Field(
-        description="of the validation photos of external test sets; the data sets trained on have the rest"
-    )
+    external_weight: Share = Field(description="of photos of external test sets; data sets trained on have the rest")
 
 
 class Decide(Section):
