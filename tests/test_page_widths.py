@@ -17,7 +17,7 @@ from pipeline.data.contract import Rule
 from pipeline.evaluation.report_page import render
 from pipeline.evaluation.slices import slice_table
 from pipeline.monitoring.drift import compare
-from pipeline.monitoring.drift_page import render_drift
+from pipeline.monitoring.drift_check import render_drift
 
 pytestmark = pytest.mark.slow
 WIDTHS_PX = (360, 768, 1280, 1920)

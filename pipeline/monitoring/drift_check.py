@@ -5,22 +5,28 @@ false alarms is based on. One alert is sent while drift lasts, with the images m
 in data/monitoring/ and shown in reports/drift.html.
 """
 
+import base64
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.dates import ConciseDateFormatter, date2num
 
 from pipeline.files import write_json, write_text
-from pipeline.monitoring.drift import DriftComparison, can_alarm, compare
-from pipeline.monitoring.drift_page import render_drift, windows_image
+from pipeline.monitoring.drift import DriftComparison, can_alarm, compare, photo_statistics
 from pipeline.monitoring.labelling import export_most_worth_labelling
 from pipeline.monitoring.monitored_model import MonitoredModel, monitored_model
 from pipeline.monitoring.notify import notify
-from pipeline.monitoring.prediction_log import PredictionLog
+from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, PredictionLog
+from pipeline.page import COLOURS, svg, template
 from pipeline.params import Monitor, Params
 from pipeline.project import LOG_FOLDER, MONITORING_STATE, REPORTS, TO_LABEL
 
@@ -31,6 +37,15 @@ Verdict = Literal["drift", "no drift", "too few photos", "too early"]
 MONTH = timedelta(days=30)
 MAX_WINDOWS_KEPT = 200
 PAGE = REPORTS / "drift.html"  # the report of the last window
+N_BINS = 24
+# Visible on both white and black.
+IMAGE_COLOURS = {
+    "text": "#808890",
+    "muted": "#808890",
+    "line": "#80889055",
+    "series-0": "#3b82c4",
+    "series-1": "#e0692f",
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +59,14 @@ class Finding:
 
 
 def windows_plot_uri(root: Path) -> str | None:
-    """Return a plot of all windows as a data URI; None if there is no window yet."""
+    """Return a plot of all windows as a data URI with fixed colours, for use outside a page; None without a window."""
     windows = _read_state(root)["windows"]
-    return windows_image(windows) if windows else None
+    if not windows:
+        return None
+    drawn = str(_windows_plot(windows))
+    for name, colour in IMAGE_COLOURS.items():
+        drawn = drawn.replace(f"var(--{name})", colour)
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}"
 
 
 def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor) -> Finding:
@@ -132,3 +152,62 @@ def _notify(finding: Finding, rows: pd.DataFrame, monitored: MonitoredModel, mon
     to_label = export_most_worth_labelling(rows, monitored, monitor.n_to_label, root / TO_LABEL)
     lines = [*finding.lines, to_label, f"Report: {root / PAGE}"]
     return notify("Drift: photos in production differ from those the model was trained on", lines)
+
+
+def _windows_plot(windows: Sequence[dict[str, Any]]) -> Markup:
+    """Plot the largest score of each window, divided by its limit, over time."""
+    ends = np.array([date2num(datetime.fromisoformat(window["end"])) for window in windows])
+    shares = np.array([max(window["scores"].values()) / window["limit"] for window in windows])
+    drifted = np.array([window["verdict"] == "drift" for window in windows])
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(1, color=COLOURS["muted"], linestyle=":", linewidth=1)
+        axes.plot(ends, shares, color=COLOURS["muted"], linestyle="-", linewidth=0.8)
+        for chosen, colour, marker in ((~drifted, "series-0", "o"), (drifted, "series-1", "D")):
+            axes.plot(ends[chosen], shares[chosen], color=COLOURS[colour], marker=marker, linestyle="")
+        axes.xaxis_date()
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
+        axes.set(ylabel="largest score / limit")
+        axes.set_ylim(min(0.0, float(shares.min())), max(1.2, 1.1 * float(shares.max())))
+
+    return svg("windows", draw, (4.8, 2.4))
+
+
+def _statistic_plot(name: str, reference: "pd.Series[float]", window: "pd.Series[float]") -> Markup:
+    """Plot a histogram of an image statistic over the photos trained on, with a line for each photo of the window."""
+
+    def draw(axes: Axes) -> None:
+        together = pd.concat([reference, window])
+        edges = np.linspace(together.min(), together.max() or 1.0, N_BINS + 1).tolist()
+        axes.hist(reference, edges, color=COLOURS["series-0"], alpha=0.55)
+        for value in window:
+            axes.axvline(value, color=COLOURS["series-1"], linewidth=1.2)
+        axes.set(xlabel=name, ylabel="photos trained on")
+
+    return svg(name, draw)
+
+
+def render_drift(
+    comparison: DriftComparison,
+    reference: pd.DataFrame,
+    window: pd.DataFrame,
+    windows: Sequence[dict[str, Any]],
+    lines: Sequence[str],
+    *,
+    is_drawn: bool,
+) -> str:
+    """Return the HTML report of the last window.
+
+    `reference` and `window` have a row per tile: photo, image statistics, embedding. `windows` are the records of all
+    windows, oldest first, including this one; `lines` are the verdict in words.
+    """
+    before, now = photo_statistics(reference), photo_statistics(window)
+    return template("monitoring/drift.html.j2").render(
+        comparison=comparison,
+        rows=comparison.scores.sort_values("score", ascending=False).to_dict("records"),
+        plots={name: _statistic_plot(name, before[name], now[name]) for name in IMAGE_STATISTICS},
+        windows_plot=_windows_plot(windows),
+        n_windows=len(windows),
+        lines=lines,
+        is_drawn=is_drawn,
+    )
