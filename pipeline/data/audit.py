@@ -70,19 +70,12 @@ def copies_within(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
     """
     pairs = find_copies(inventory, limits)
     groups = pd.Series(connected_groups(len(inventory), pairs[["first", "second"]].to_numpy()), index=inventory.index)
-    kinds = pairs.drop_duplicates("second").set_index("second")["kind"]
     is_copy = groups.to_numpy() != np.arange(len(inventory))
     n_labels = inventory["label"].groupby(groups).transform("nunique")
-    return pd.DataFrame(
-        {
-            "group": groups,
-            "is_copy": is_copy,
-            "is_conflict": n_labels > 1,
-            "kind": kinds.reindex(inventory.index).fillna(
-                pd.Series(np.where(is_copy, "by a later copy", "the first"), inventory.index)
-            ),
-        }
-    )
+    kinds = pairs.drop_duplicates("second").set_index("second")["kind"].reindex(inventory.index)
+    others = pd.Series(np.where(is_copy, "by a later copy", "the first"), inventory.index)
+    columns = {"group": groups, "is_copy": is_copy, "is_conflict": n_labels > 1, "kind": kinds.fillna(others)}
+    return pd.DataFrame(columns)
 
 
 def copy_groups(copies: pd.DataFrame, images: PackedImages) -> list[CopyGroup]:

@@ -1,6 +1,6 @@
 """The data contract: the rules for a data set as a Great Expectations suite, and their results.
 
-The library's own expectations compare the columns of the inventory with the limits of params.yaml. A broken rule of
+Expectations of the library compare the columns of the inventory with the limits of params.yaml. A broken rule of
 severity "warning" is reported and does not fail the contract.
 """
 

@@ -144,11 +144,7 @@ class _Inventory:
 
 
 def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write the bytes of every image to `packed`; return the inventory and the quarantine.
-
-    Raises:
-        CracksError: the source cannot be read, exceeds a limit, has unlabelled folders, or has no image.
-    """
+    """Write the bytes of every image to `packed`; return the inventory and the quarantine."""
     inventory = _Inventory(dataset, packed)
     max_pixels = limits.max_image_megapixels * 1_000_000
     with (
@@ -187,7 +183,8 @@ def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
     """Read the source of `dataset` and write images, inventory and quarantine into `out`, atomically.
 
     Raises:
-        CracksError: as `read_dataset`, or its `photo_pattern` is no regular expression with a group.
+        CracksError: the source cannot be read, exceeds a limit, has unlabelled folders, or has no image; or its
+            `photo_pattern` is no regular expression with a group.
     """
     check_photo_pattern(dataset.photo_pattern)
     with replacing_folder(out) as folder, (folder / IMAGES_FILE).open("wb") as packed:

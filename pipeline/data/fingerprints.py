@@ -1,11 +1,8 @@
 """Fingerprints of images, which detect near-duplicates in any of the eight symmetries of the square.
 
 A fingerprint consists of the low frequencies of the image's discrete cosine transform (DCT), as in perceptual hashing
-(pHash: Zauner 2010), scaled to equal strength, as in phase-only correlation (Kuglin and Hines 1975). Near-duplicates
-have correlated fingerprints. Other images of concrete do not, even if they look similar, because the frequencies of
-their grain have other signs. Mirroring an image flips the signs of the odd columns or rows of its DCT, and a quarter
-turn also transposes it; so two fingerprints suffice to compute the correlation in all eight symmetries.
-See docs/copies.md.
+(pHash: Zauner 2010), scaled to equal strength, as in phase-only correlation (Kuglin and Hines 1975). Mirroring an image
+flips the signs of the odd columns or rows of its DCT, and a quarter turn also transposes it. See docs/copies.md.
 """
 
 import functools

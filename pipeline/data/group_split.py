@@ -31,20 +31,14 @@ def build_manifest(images: pd.DataFrame, pairs: pd.DataFrame, params: Split) -> 
     external = ~images["dataset"].isin(params.train_on)
     photo = qualified_photos(images)
     held_out = photo.map(params.photo_sides).where(external).dropna()  # for validation
-    sides = assign_sides(
-        pd.DataFrame(
-            {
-                "batch": arrival_order(images, params.train_on),
-                "sha256": images["sha256"],
-                # by the first label: a review that corrects a label must not reassign other images
-                "stratum": images["dataset"] + "/" + images["slice"] + "/" + images["first_label"],
-                "photo": photo,
-                "fixed_side": fixed_sides(images, params.train_on),
-            }
-        ),
-        links_between(images, pairs),
-        params,
+    arrived = images[["sha256"]].assign(
+        batch=arrival_order(images, params.train_on),
+        # by the first label: a review that corrects a label must not reassign other images
+        stratum=images["dataset"] + "/" + images["slice"] + "/" + images["first_label"],
+        photo=photo,
+        fixed_side=fixed_sides(images, params.train_on),
     )
+    sides = assign_sides(arrived, links_between(images, pairs), params)
     manifest = images[MANIFEST_COLUMNS].assign(group=sides["group"], split=sides["side"])
     manifest.loc[held_out.index, "split"] = held_out
     manifest.loc[images["disputed"].notna(), "split"] = EXCLUDED  # only now, so that no other image moves

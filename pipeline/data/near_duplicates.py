@@ -1,8 +1,7 @@
 """Find near-duplicates: images that are identical, saved again, brightened, resized, mirrored or turned.
 
-Byte-identical images are found by their sha256, the others by their fingerprints: a nearest-neighbour index (faiss)
-returns candidates for each image, so that not all pairs are compared, and the correlation of two fingerprints decides.
-docs/copies.md has measurements.
+Byte-identical images are found by their sha256; of others, a nearest-neighbour index (faiss) returns candidates, and
+the correlation of two fingerprints decides. docs/copies.md has measurements.
 """
 
 from collections.abc import Sequence

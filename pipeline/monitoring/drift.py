@@ -173,8 +173,7 @@ def whitened(values: Values) -> Values:
     standard = (values[:, spread > 0] - values[:, spread > 0].mean(axis=0)) / spread[spread > 0]
     covariance, _ = ledoit_wolf(standard, assume_centered=True)
     variances, directions = np.linalg.eigh(covariance)
-    turned: Values = standard @ (directions / np.sqrt(variances))
-    return turned
+    return np.asarray(standard @ (directions / np.sqrt(variances)), np.float64)
 
 
 def mean_product(values: Values, choices: Choices) -> Values:
@@ -187,10 +186,7 @@ def mean_product(values: Values, choices: Choices) -> Values:
     sums = np.concatenate([values[part].sum(axis=1) for part in parts])  # (n_choices, n_columns)
     squares: Values = (values**2).sum(axis=1)[choices].sum(axis=1)
     n = choices.shape[1]
-    if n == 1:
-        return squares
-    products: Values = ((sums**2).sum(axis=1) - squares) / (n * (n - 1))
-    return products
+    return squares if n == 1 else ((sums**2).sum(axis=1) - squares) / (n * (n - 1))
 
 
 def scores_and_limit(statistics: Values, alpha: float) -> tuple[Values, Values, float]:

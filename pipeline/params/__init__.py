@@ -5,30 +5,3 @@ from pipeline.params.operation_sections import Flow, Map, Monitor, Promote, Serv
 from pipeline.params.params_file import Params, load_params, named
 from pipeline.params.section import Label, Precision, Section
 from pipeline.params.training_sections import Augmentation, Backbone, Decide, Finetune, MosaicSet, Phase, Probe
-
-__all__ = [
-    "Augmentation",
-    "Backbone",
-    "Contract",
-    "Copies",
-    "Dataset",
-    "Decide",
-    "Finetune",
-    "Flow",
-    "Fractions",
-    "Label",
-    "Limits",
-    "Map",
-    "Monitor",
-    "MosaicSet",
-    "Params",
-    "Phase",
-    "Precision",
-    "Probe",
-    "Promote",
-    "Section",
-    "Serve",
-    "Split",
-    "load_params",
-    "named",
-]
