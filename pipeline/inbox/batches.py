@@ -77,13 +77,10 @@ def write_record(root: Path, record: Sequence[Taken]) -> None:
 
 def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
     """Return the archives of the inbox with a completion marker or unchanged for the time `settle`, oldest first."""
-    inbox = root / INBOX
-    if not inbox.is_dir():
-        return []
     settled_s = (now - settle).timestamp()
     complete = [
         path
-        for path in inbox.iterdir()
+        for path in (root / INBOX).glob("*")
         if is_archive(path.name) and not is_junk(path.name) and path.is_file() and not path.is_symlink()
         if _marker(path).exists() or max(path.stat().st_mtime, path.stat().st_ctime) <= settled_s
     ]
@@ -186,7 +183,7 @@ def next_file_name(folder: Path, record: Sequence[Taken], name: str) -> str:
     Raises:
         CracksError: an archive in the folder sorts after it, so that it would not be the newest.
     """
-    there = [path.name for path in folder.iterdir() if is_archive(path.name)] if folder.is_dir() else []
+    there = [path.name for path in folder.glob("*") if is_archive(path.name)]
     known = [*there, *(batch.file for batch in record)]
     numbers = [int(match[0]) for file in known if (match := re.match(r"\d+", file))]
     new = f"{max(numbers, default=0) + 1:04}-{name}"

@@ -15,7 +15,6 @@ from pipeline.params import Params
 from pipeline.project import LOG_FOLDER
 
 COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"]  # distance of embeddings, worth 0..1
-UNSURE, FAR = "unsure", "far from training"
 
 
 def most_worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, threshold: float) -> pd.DataFrame:
@@ -35,11 +34,9 @@ def most_worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, thr
     distance = distances(np.stack(list(newest["embedding"])), np.stack(list(reference["embedding"])))
     is_unsure = (newest["probability"].astype(np.float64) - threshold).abs().rank(ascending=False, pct=True)
     is_far = pd.Series(distance, newest.index).rank(pct=True)
-    rated = newest.assign(
-        distance=distance,
-        worth=np.maximum(is_unsure, is_far),
-        reason=np.where(is_unsure >= is_far, UNSURE, FAR),
-    ).sort_values(["worth", "photo", "path"], ascending=[False, True, True])
+    reason = np.where(is_unsure >= is_far, "unsure", "far from training")
+    rated = newest.assign(distance=distance, worth=np.maximum(is_unsure, is_far), reason=reason)
+    rated = rated.sort_values(["worth", "photo", "path"], ascending=[False, True, True])
     rank_in_photo = rated.groupby("photo").cumcount()
     return rated.iloc[np.argsort(rank_in_photo.to_numpy(), kind="stable")][COLUMNS].head(n).reset_index(drop=True)
 
@@ -90,9 +87,8 @@ def export_from_log(params: Params, root: Path, folder: Path) -> str:
 
 
 def _copied(path: str | float | None, place: int, folder: Path) -> str:
-    source = Path(path) if isinstance(path, str) else None  # images scored through the API have no path
-    if source is None or not source.is_file():
+    if not isinstance(path, str) or not Path(path).is_file():  # images scored through the API have no path
         return ""
-    name = f"{place:04}-{source.name}"
-    shutil.copyfile(source, folder / name)
+    name = f"{place:04}-{Path(path).name}"
+    shutil.copyfile(path, folder / name)
     return name

@@ -46,10 +46,9 @@ def embeddings_of(features: npt.NDArray[np.floating[Any]]) -> Embeddings:
 
 
 class PredictionLog:
-    """The prediction log in one folder; the oldest files are deleted when it exceeds its size limit."""
+    """The prediction log in a folder, which need not exist; above `max_mb` megabytes its oldest files are deleted."""
 
     def __init__(self, folder: Path, max_mb: float = 1000) -> None:
-        """Use `folder`, which need not exist yet; its files may have `max_mb` megabytes in total."""
         self.folder = folder
         self.max_mb = max_mb
 
@@ -75,7 +74,9 @@ class PredictionLog:
 
         Raises CracksError if a file in the folder does not belong to the log.
         """
-        tables = [table for path in self._files() if _may_hold(path, since) and (table := _read(path)) is not None]
+        # a file is named by the time of its newest row
+        oldest = since.astimezone(UTC).strftime(TIME_IN_NAME) if since else ""
+        tables = [table for path in self._files() if path.name >= oldest and (table := _read(path)) is not None]
         rows: pd.DataFrame = (pa.concat_tables(tables) if tables else SCHEMA.empty_table()).to_pandas()
         wanted = pd.Series(data=True, index=rows.index)
         if since is not None:
@@ -108,13 +109,9 @@ def to_table(rows: pd.DataFrame) -> pa.Table:
     shape = np.stack(list(rows["embedding"])).shape[1:]
     if shape != (N_DIMENSIONS,):
         raise ValueError(f"An embedding has {N_DIMENSIONS} numbers, these are of shape {shape}.")
-    complete = rows.reindex(columns=SCHEMA.names)
+    # times as objects: of a column of times with a zone, Arrow takes `values`, which pandas deprecates
+    complete = rows.reindex(columns=SCHEMA.names).astype({"time": object})
     return pa.Table.from_pandas(complete, SCHEMA, preserve_index=False).replace_schema_metadata()
-
-
-def _may_hold(path: Path, since: datetime | None) -> bool:
-    """Return whether a file can have rows from `since` on; its name contains the time of its newest row."""
-    return since is None or path.name >= since.astimezone(UTC).strftime(TIME_IN_NAME)
 
 
 def _read(path: Path) -> pa.Table | None:
