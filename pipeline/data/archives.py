@@ -118,10 +118,8 @@ def rejection_reason(path: str) -> str:
 def read_archive(archive: Path, usage: SourceUsage, inside: str = "") -> Iterator[Entry]:
     """Yield every file of an archive: sorted by path for a zip, in stored order for a tar or rar.
 
-    Files of archives `inside` a zip are yielded as if they were in the zip itself, one level deep.
-
-    Raises:
-        CracksError: it cannot be read, exceeds a limit, or is a .rar and no tool for it is installed.
+    Files of archives `inside` a zip are yielded as if they were in the zip itself, one level deep. Raises CracksError
+    if the archive cannot be read, exceeds a limit, or is a .rar and no tool for it is installed.
     """
     shown = f"{inside} in {usage.source}" if inside else str(archive)
     try:

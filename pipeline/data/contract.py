@@ -155,8 +155,7 @@ def check(
 def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, report: Path, page: Path) -> None:
     """Write the results and the `headline` figures as JSON to `report`; warn of broken rules of severity "warn".
 
-    Raises:
-        RefusedError: a rule of severity "fail" is broken; the message lists each, and names the `page` with pictures.
+    Raises RefusedError if a rule of severity "fail" is broken; it lists each, and names the `page` with pictures.
     """
     broken = broken_rules(rules)
     results = [asdict(rule) for rule in rules]

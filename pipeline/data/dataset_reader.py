@@ -182,9 +182,8 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
 def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
     """Read the source of `dataset` and write images, inventory and quarantine into `out`, atomically.
 
-    Raises:
-        CracksError: the source cannot be read, exceeds a limit, has unlabelled folders, or has no image; or its
-            `photo_pattern` is no regular expression with a group.
+    Raises CracksError if the source cannot be read, exceeds a limit, has unlabelled folders or no image, or if its
+    `photo_pattern` is no regular expression with a group.
     """
     check_photo_pattern(dataset.photo_pattern)
     with replacing_folder(out) as folder, (folder / IMAGES_FILE).open("wb") as packed:

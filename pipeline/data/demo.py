@@ -1,8 +1,7 @@
 """Draw the demo data set: tiles of cracked and intact concrete, as a recipe describes them.
 
-A crack is dark and meandering, of uneven width, with branches. Look-alikes (dark but straight joints, meandering but
-light scratches, soft shadows) are in both classes, but more often on intact concrete. The numbers in the drawing
-functions were chosen by eye, in comparison with photos of real concrete.
+Look-alikes of cracks (joints, scratches, shadows) are in both classes, but more often on intact concrete. The numbers
+in the drawing functions were chosen by eye, in comparison with photos of real concrete.
 """
 
 import io
@@ -78,9 +77,8 @@ def read_recipe(path: Path) -> Recipe:
 def draw(recipe: Recipe) -> Iterator[tuple[str, bytes]]:
     """Yield the name, such as "crack/0001.jpg", and the bytes of each file, in a fixed order, cracked images first.
 
-    Each class has its distinct images; then mirrored copies of the first ones, alternately left-right and up-down; and
-    finally a broken file: a truncated JPEG (crack), a text file named .jpg (intact). An image depends on its class, its
-    number and the recipe, but not on the counts in the recipe.
+    Each class has its distinct images, mirrored copies of the first ones, and a broken file. An image depends on its
+    class, its number and the recipe, but not on the counts in the recipe.
     """
     flips = (ImageOps.mirror, ImageOps.flip)
     for label in LABELS:

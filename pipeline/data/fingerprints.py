@@ -43,11 +43,10 @@ def _cosines(size_px: int) -> npt.NDArray[np.float32]:
 
 @functools.cache
 def _weights() -> npt.NDArray[np.float32]:
-    """Return the weight of each frequency, float32, shape (32, 32), 0 where it is not used.
+    """Return the weight of each frequency, float32, shape (32, 32): the frequency, or 0 where it is not used.
 
-    Amplitudes in natural images are proportional to one over the frequency (Field 1987); the weight is the frequency,
-    which makes them even. The first row and column are not used, because vignettes and joints parallel to a side,
-    which many photos have in common, affect them.
+    That makes amplitudes in natural images, which are proportional to one over the frequency (Field 1987), even. The
+    first row and column are not used: vignettes and joints, which many photos have in common, affect them.
     """
     frequency = np.hypot.outer(np.arange(N_FREQUENCIES), np.arange(N_FREQUENCIES))
     used = (frequency >= LOWEST_FREQUENCY) & (frequency < N_FREQUENCIES)

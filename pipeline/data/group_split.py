@@ -62,8 +62,7 @@ def links_between(images: pd.DataFrame, pairs: pd.DataFrame) -> Pairs:
 def fixed_sides(images: pd.DataFrame, train_on: tuple[str, ...]) -> pd.Series:
     """Return "external" for images of external test sets, "train" for reviewed images, None for all others.
 
-    Reviewed images are those that a model was unsure of or that someone doubted. They are no representative sample, so
-    they cannot be tested on.
+    Reviewed images, which a model was unsure of or someone doubted, are no representative sample to test on.
     """
     sides = pd.Series(None, index=images.index, dtype=object)
     sides[images["is_review"].astype(bool)] = "train"
@@ -75,10 +74,8 @@ def assign_sides(images: pd.DataFrame, links: Pairs, params: Split) -> pd.DataFr
     """Return the `group` of each image, named by the smallest sha256 of its first members, and its `side`.
 
     `images` are oldest first, with positions 0..n-1 as index and the columns batch (int, ascending), sha256, stratum
-    (the shares hold within each), photo (DATASET/PHOTO, or None) and fixed_side (or None).
-
-    Raises:
-        CracksError: linked photos are assigned to different sides manually.
+    (the shares hold within each), photo (DATASET/PHOTO, or None) and fixed_side (or None). Raises CracksError if linked
+    photos are assigned to different sides manually.
     """
     images = images.assign(manual_side=images["photo"].astype(object).map(params.photo_sides))
     result = pd.DataFrame({"group": None, "side": None}, index=images.index, dtype=object)

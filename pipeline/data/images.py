@@ -46,9 +46,8 @@ def _unreadable_where_pillow_fails() -> Iterator[None]:
 def open_image(content: bytes, max_pixels: int | None = None) -> Image.Image:
     """Decode `content` completely, in any mode, as stored (not yet turned upright).
 
-    Raises:
-        UnreadableImageError: not an image, truncated, or, by its header, larger than `max_pixels` or Pillow's limit
-            for decompression bombs.
+    Raises UnreadableImageError if it is not an image, truncated, or, by its header, larger than `max_pixels` or
+    Pillow's limit for decompression bombs.
     """
     with _unreadable_where_pillow_fails():
         image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -149,10 +148,7 @@ class EncodedImages:
 
 
 class PackedImages:
-    """A data set as `ingest` writes it: one file of all images, and an inventory with a row for each.
-
-    Forty thousand separate files would be slow to hash, link and copy.
-    """
+    """A data set as `ingest` writes it: one file of all images, fast to hash and copy, and an inventory of them."""
 
     def __init__(self, folder: Path) -> None:
         self.inventory: pd.DataFrame = pd.read_parquet(folder / INVENTORY_FILE)

@@ -45,10 +45,8 @@ class Verdict:
 def read_reviews(content: bytes, source: str) -> dict[str, Verdict]:
     """Return the verdict of the reviews.csv `content` on each image, by the sha256 of its bytes.
 
-    If a person reviewed an image twice, the later review counts. If two people disagree, the image is not used.
-
-    Raises:
-        CracksError: the table is invalid; the message names the batch (`source`) and the line.
+    If a person reviewed an image twice, the later review counts. If two people disagree, the image is not used. Raises
+    CracksError, which names the batch (`source`) and the line, if the table is invalid.
     """
     try:
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)

@@ -29,7 +29,6 @@ from pipeline.project import DATASETS, INBOX
 log = logging.getLogger(__name__)
 
 RECORD = Path("data/batches.json")
-SCRATCH = Path("data/checkpoints/inbox")
 COMPLETION_SUFFIX = ".done"
 
 
@@ -90,8 +89,7 @@ def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
 def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Taken | Refused]:
     """Check every waiting batch and take it into the data set of `retrain.dataset`, or refuse it.
 
-    Raises:
-        CracksError: params name no data set, or its folder does not match the record.
+    Raises CracksError if params name no data set, or its folder does not match the record.
     """
     if params.retrain.dataset is None:
         raise CracksError(
@@ -119,7 +117,7 @@ def _take(root: Path, params: Params, folder: Path, archive: Path, *, now: datet
             reason = f"the same file was taken before, as {known.file} on {known.taken_at}"
             return _set_aside(root, archive, sha256, reason)
     name = str(params.retrain.dataset)
-    scratch = root / SCRATCH
+    scratch = root / "data/checkpoints/inbox"
     try:
         n_images, found = inspect(archive, name, params, known=root / DATASETS / name, scratch=scratch)
     except CracksError as error:
@@ -137,8 +135,7 @@ def _take(root: Path, params: Params, folder: Path, archive: Path, *, now: datet
 def remove(root: Path, params: Params, name: str, *, reason: str, now: datetime, by: str) -> Taken:
     """Remove a batch, by the name of its archive or of its file in the data set, and record who and why.
 
-    Raises:
-        CracksError: there is no such batch, or several have that name.
+    Raises CracksError if there is no such batch, or several have that name.
     """
     record = read_record(root)
     found = [batch for batch in record if name in (batch.file, batch.name) and not batch.removed_at]
@@ -178,11 +175,7 @@ def untrained(record: Sequence[Taken]) -> list[Taken]:
 
 
 def next_file_name(folder: Path, record: Sequence[Taken], name: str) -> str:
-    """Return a file name that sorts the next batch last in its data set: a number, then its own name.
-
-    Raises:
-        CracksError: an archive in the folder sorts after it, so that it would not be the newest.
-    """
+    """Return a file name that sorts the next batch last: a number, then its own. Raises CracksError if it would not."""
     there = [path.name for path in folder.glob("*") if is_archive(path.name)]
     known = [*there, *(batch.file for batch in record)]
     numbers = [int(match[0]) for file in known if (match := re.match(r"\d+", file))]

@@ -17,17 +17,13 @@ def inspect(archive: Path, name: str, params: Params, *, known: Path, scratch: P
     """Read a batch for the data set `name` into `scratch`; return its number of images, and its audit.
 
     On its own, the batch must meet the rules for single images; combined with the ingested data set in the folder
-    `known`, if there is one, all rules.
-
-    Raises:
-        CracksError: the archive cannot be read, or holds no image.
+    `known`, if there is one, all rules. Raises CracksError if the archive cannot be read, or holds no image.
     """
     dataset = params.datasets[name].model_copy(update={"source": archive})
     pack_dataset(dataset, params.ingest, scratch)
     images, quarantine = PackedImages(scratch), read_quarantine(scratch)
-    together: list[Rule] = []
-    if (known / INVENTORY_FILE).exists():
-        together = _combined_rules(name, params, images.inventory, quarantine, known)
+    is_ingested = (known / INVENTORY_FILE).exists()
+    together = _combined_rules(name, params, images.inventory, quarantine, known) if is_ingested else []
     found = audit(archive.name, dataset, params, images, quarantine, expectations=image_rules, more_rules=together)
     return len(images.inventory), found
 

@@ -41,11 +41,7 @@ def exclusive_lock(root: Path) -> Iterator[None]:
 
 
 def store_batches(root: Path, params: Params) -> None:
-    """Add the folder of batches to DVC, if it is tracked or a remote is set; push it and commit to git.
-
-    Raises:
-        UnavailableError: the remote does not answer.
-    """
+    """Add the folder of batches to DVC, if it is tracked or a remote is set; push and commit it (`push_results`)."""
     folder = params.datasets[str(params.retrain.dataset)].source
     pointer = Path(f"{folder}.dvc")
     if (root / pointer).exists() or has_remote(root):

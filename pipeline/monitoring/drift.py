@@ -74,10 +74,8 @@ def can_alarm(n_reference: int, n_window: int, monitor: Monitor) -> bool:
 def compare(reference: pd.DataFrame, window: pd.DataFrame, monitor: Monitor) -> DriftComparison:
     """Compare a window of photos with the reference; equal input gives equal output.
 
-    Both have one row per tile: photo, the image statistics, embedding (an array of 32 numbers).
-
-    Raises:
-        ValueError: one of them has no photo.
+    Both have one row per tile: photo, the image statistics, embedding (an array of 32 numbers). Raises ValueError if
+    one of them has no photo.
     """
     if reference.empty or window.empty:
         raise ValueError("There is no photo to compare.")

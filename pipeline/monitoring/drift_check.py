@@ -1,8 +1,7 @@
 """Monitor production: compare the photos since the last window with the images the monitored model was trained on.
 
 A window closes when it has enough photos, and no more often than `monitor.windows_per_month`, which the stated rate of
-false alarms is based on. One alert is sent while drift lasts, with the images most worth labelling. Results are stored
-in data/monitoring/ and shown in reports/drift.html.
+false alarms is based on. One alert is sent while drift lasts, with the images most worth labelling.
 """
 
 import base64
@@ -100,8 +99,7 @@ def check_window(rows: pd.DataFrame, monitored: MonitoredModel, monitor: Monitor
 def run(params: Params, root: Path, now: datetime) -> Finding:
     """Check the photos from the last window until `now`, store the result, and send an alert once if they have drifted.
 
-    Raises:
-        CracksError: no model is registered, or its reference is missing.
+    Raises CracksError if no model is registered, or its reference is missing.
     """
     monitor, state = params.monitor, _read_state(root)
     monitored = monitored_model(params.register_as.name)

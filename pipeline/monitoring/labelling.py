@@ -73,8 +73,7 @@ def export_most_worth_labelling(rows: pd.DataFrame, monitored: MonitoredModel, n
 def export_from_log(params: Params, root: Path, folder: Path) -> str:
     """Call `export_most_worth_labelling` on all rows of the prediction log that the monitored model scored.
 
-    Raises:
-        CracksError: the log has no rows of that model, no model is registered, or its reference is missing.
+    Raises CracksError if the log has no rows of that model, no model is registered, or its reference is missing.
     """
     monitored = monitored_model(params.register_as.name)
     rows = PredictionLog(root / LOG_FOLDER).read(model_version=monitored.version)

@@ -26,9 +26,8 @@ class MonitoredModel:
 def monitored_model(name: str) -> MonitoredModel:
     """Return the model in production, or the challenger if nothing was promoted yet.
 
-    Raises:
-        CracksError: there is no such model, or it was registered without its reference.
-        UnavailableError: the tracking server does not answer.
+    Raises CracksError if there is none, or it was registered without its reference; UnavailableError if the tracking
+    server does not answer.
     """
     client, _ = tracking.connect()
     found = find_version(client, name)

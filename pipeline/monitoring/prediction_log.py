@@ -2,8 +2,7 @@
 
 Columns: time (UTC), model_version, source ("predict", "api" ...), photo (the photo that the image is part of, or the
 image itself), path (of the image file, missing if there is none), probability, the image statistics and the embedding.
-Files are never changed: each `append` writes a new one with a unique name, so any number of processes may write at the
-same time without waiting.
+Each `append` writes a new file with a unique name, so any number of processes may write at the same time.
 """
 
 import secrets
@@ -55,8 +54,7 @@ class PredictionLog:
     def append(self, rows: pd.DataFrame) -> None:
         """Write rows with the columns of SCHEMA, `path` may be missing, to a new file; delete old ones above the limit.
 
-        Raises:
-            ValueError: a column is missing, or its values are of another type.
+        Raises ValueError if a column is missing, or its values are of another type.
         """
         if rows.empty:
             return

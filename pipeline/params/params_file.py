@@ -97,9 +97,7 @@ class Params(Section):
 def load_params(path: Path) -> Params:
     """Read and check params.yaml.
 
-    Raises:
-        CracksError: the file is missing, is not YAML, or has an unknown, renamed, missing or impossible parameter.
-
+    Raises CracksError if it is missing, is not YAML, or has an unknown, renamed, missing or impossible parameter.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
