@@ -23,9 +23,7 @@ from pipeline.params import Limits
 ARCHIVE_SUFFIXES = (".zip", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".txz")
 # Files that file managers create; never images of the user.
 JUNK_NAMES = {"Thumbs.db", "desktop.ini"}
-JUNK_FOLDERS = {"__MACOSX"}
-# Raised by readers and decompressors on damaged data: OSError by gzip and bzip2, RuntimeError and ValueError by zipfile
-# and tarfile.
+# Raised on damaged data: OSError by gzip and bzip2, RuntimeError and ValueError by zipfile and tarfile.
 DAMAGED = (
     EOFError,
     OSError,
@@ -99,7 +97,7 @@ def is_archive(name: str) -> bool:
 def is_junk(path: str) -> bool:
     """Return whether a file is hidden or one that file managers create."""
     parts = PurePosixPath(path).parts
-    return not parts or parts[-1] in JUNK_NAMES or parts[-1].startswith(".") or not JUNK_FOLDERS.isdisjoint(parts)
+    return not parts or parts[-1] in JUNK_NAMES or parts[-1].startswith(".") or "__MACOSX" in parts
 
 
 def clean_path(name: str) -> str:

@@ -113,8 +113,6 @@ def render_contract(
 
 def _histograms(inventory: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the plot of each quantity and its median by label; empty without images."""
-    if inventory.empty:
-        return []
     return [
         {
             "quantity": quantity,
@@ -122,6 +120,7 @@ def _histograms(inventory: pd.DataFrame) -> list[dict[str, Any]]:
             "medians": inventory.groupby("label")[quantity].median().to_dict(),
         }
         for quantity in _AXES
+        if not inventory.empty
     ]
 
 

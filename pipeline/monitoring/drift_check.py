@@ -107,9 +107,8 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
     since = max((end for end, version in ends if version == monitored.version), default=None)
     closes = ends[-1][0] + MONTH / monitor.windows_per_month if ends else now
     if now < closes:
-        return Finding(
-            "too early", [f"The last window closed on {since or closes:%d %B}, the next one on {closes:%d %B}."]
-        )
+        line = f"The last window closed on {since or closes:%d %B}, the next one on {closes:%d %B}."
+        return Finding("too early", [line])
     rows = PredictionLog(root / LOG_FOLDER, monitor.log_max_mb).read(since, now, monitored.version)
     finding = check_window(rows, monitored, monitor)
     log.info("%s: %s", finding.verdict, " ".join(finding.lines))

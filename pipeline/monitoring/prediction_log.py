@@ -27,12 +27,9 @@ IMAGE_STATISTICS = ("brightness", "contrast", "sharpness", "dark_share", "bright
 SCHEMA = pa.schema(
     [
         pa.field("time", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("model_version", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("photo", pa.string(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("model_version", "source", "photo")),
         pa.field("path", pa.string()),
-        pa.field("probability", pa.float32(), nullable=False),
-        *(pa.field(name, pa.float32(), nullable=False) for name in IMAGE_STATISTICS),
+        *(pa.field(name, pa.float32(), nullable=False) for name in ("probability", *IMAGE_STATISTICS)),
         pa.field("embedding", pa.list_(pa.float32(), N_DIMENSIONS), nullable=False),
     ]
 )
