@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline.evaluation.examples import pictures_of, random_predictions
 from pipeline.evaluation.model_card import dataset_facts, weights_of
 from pipeline.evaluation.plots import plot_tables
-from pipeline.evaluation.report_page import ReportInputs, named_sets, render, scored_sets_of
+from pipeline.evaluation.report_page import named_sets, render
 from pipeline.files import replacing_folder, write_text
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main
@@ -45,24 +45,20 @@ def run(
         candidates={name: json.loads((candidates / f"{name}.json").read_text()) for name in params.candidates},
         histories=curves,
         predictions=predicted,
-        inputs=ReportInputs(
-            slices=read_slices(slices),
-            mistakes={
-                name: list(pictures_of(worst[name], datasets)) if name in worst else []
-                for name in named_sets(predicted)
-            },
-            samples={
-                str(name): list(pictures_of(random_predictions(rows, threshold), datasets))
-                for name, rows in predicted.groupby("dataset")
-            },
-            architecture=json.loads(architecture.read_text()),
-            datasets=list(dataset_facts(params, pd.read_parquet(manifest), datasets)),
-            weights=weights_of(backbone.architecture),
-        ),
+        slices=read_slices(slices),
+        mistakes={
+            name: list(pictures_of(worst[name], datasets)) if name in worst else [] for name in named_sets(predicted)
+        },
+        samples={
+            str(name): list(pictures_of(random_predictions(rows, threshold), datasets))
+            for name, rows in predicted.groupby("dataset")
+        },
+        architecture=json.loads(architecture.read_text()),
+        datasets=list(dataset_facts(params, pd.read_parquet(manifest), datasets)),
+        weights=weights_of(backbone.architecture),
     )
-    test = scored_sets_of(predicted)[0]
     with replacing_folder(plots) as folder:
-        for name, table in plot_tables(test, threshold, curves).items():
+        for name, table in plot_tables(named_sets(predicted)["Test"], threshold, curves).items():
             table.to_csv(folder / f"{name}.csv", index=False)
     write_text(page, rendered)
 

@@ -62,15 +62,14 @@ def report(tmp_path):
     slices = slice_table(predictions, 0.31)
     many = {"n": 123_456, "n_groups": 98_765}
     pictures = [drawn_picture(rng, f"{LONG}/{LONG}.jpg", label, 1e-9) for label in ("crack", "intact")]
-    given["inputs"] = replace(
-        given["inputs"],
-        slices=pd.concat([slices, slices.tail(1).assign(**many, photo=LONG, f1=0.9999993, f1_low=0.9999991)]),
-        mistakes={"Test": [replace(picture, overlay=picture.pixels) for picture in pictures]},
-        samples={"halls": pictures},
-        architecture=[layer("image", 0), layer(LONG[:40], 4_000_000, [layer(LONG, 4_000_000)])],
-        datasets=[facts(name, is_trained_on=name in names[:3], train=1_234_567, test=123_456) for name in names],
-        weights=LONG,
-    )
+    given |= {
+        "slices": pd.concat([slices, slices.tail(1).assign(**many, photo=LONG, f1=0.9999993, f1_low=0.9999991)]),
+        "mistakes": {"Test": [replace(picture, overlay=picture.pixels) for picture in pictures]},
+        "samples": {"halls": pictures},
+        "architecture": [layer("image", 0), layer(LONG[:40], 4_000_000, [layer(LONG, 4_000_000)])],
+        "datasets": [facts(name, is_trained_on=name in names[:3], train=1_234_567, test=123_456) for name in names],
+        "weights": LONG,
+    }
     return render(**given | {"predictions": predictions})
 
 

@@ -2,13 +2,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation.plots import MAX_CURVE_POINTS, ScoredSet, plot_tables
+from pipeline.evaluation.plots import MAX_CURVE_POINTS, plot_tables
 
 HISTORY = pd.DataFrame({"step": [0, 1], "phase": "head", "loss": [0.5, 0.25], "val_loss": [0.75, 0.5]})
 
 
 def tables(labels, probabilities, **histories):
-    test = ScoredSet("Test", np.array(labels, bool), np.array(probabilities))
+    test = pd.DataFrame({"label": np.where(labels, "crack", "intact"), "probability": probabilities})
     return plot_tables(test, 0.5, histories or {"probe": HISTORY})
 
 

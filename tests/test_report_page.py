@@ -14,8 +14,8 @@ from PIL import Image
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.examples import Picture
 from pipeline.evaluation.model_card import SIDES, DatasetFacts
-from pipeline.evaluation.plots import ScoredSet, reliability_table
-from pipeline.evaluation.report_page import ReportInputs, render
+from pipeline.evaluation.plots import reliability_table
+from pipeline.evaluation.report_page import render
 from pipeline.evaluation.slices import slice_table
 from pipeline.models.metrics import log_loss, scores
 
@@ -93,17 +93,20 @@ def layer(name, shape, n_weights=0, layers=()):
 def report_inputs(rng, predictions):
     false = [drawn_picture(rng, f"Negative/{index:05d}.jpg", "intact", 0.32 + 0.02 * index) for index in range(12)]
     missed = [drawn_picture(rng, f"Positive/{index:05d}.jpg", "crack", 0.30 - 0.02 * index) for index in range(12)]
-    return ReportInputs(
-        slices=slice_table(predictions, DECISION["threshold"]),
-        mistakes={"Test": false + missed},
-        samples={},
-        architecture=[layer("image", [None, None, 3]), layer("lite0", [1280], 3_400_000, [layer("<stem>", [8, 8, 4])])],
-        datasets=[
+    return {
+        "slices": slice_table(predictions, DECISION["threshold"]),
+        "mistakes": {"Test": false + missed},
+        "samples": {},
+        "architecture": [
+            layer("image", [None, None, 3]),
+            layer("lite0", [1280], 3_400_000, [layer("<stem>", [8, 8, 4])]),
+        ],
+        "datasets": [
             facts("halls", is_trained_on=True, train=7, test=2, excluded=1),
             facts("bridges", is_trained_on=False, external=8),
         ],
-        weights="of the start",
-    )
+        "weights": "of the start",
+    }
 
 
 def inputs():
@@ -147,12 +150,12 @@ def drawn_inputs():
             "finetune-mobilenet": drawn_history(rng, 5, 9),
         },
         "predictions": predictions,
-        "inputs": report_inputs(rng, predictions),
+        **report_inputs(rng, predictions),
     }
 
 
 def without_pictures(given):
-    return given | {"histories": {}, "inputs": replace(given["inputs"], mistakes={})}
+    return given | {"histories": {}, "mistakes": {}}
 
 
 def page_of(given):
@@ -306,7 +309,7 @@ def test_missed_cracks_come_first_from_the_lowest_probability_then_false_alarms_
 def test_a_picture_is_shown_uncropped_in_its_colours_and_small(few):
     pixels = np.zeros((300, 1200, 3), np.uint8)
     pixels[:, :600, 0] = pixels[:, 600:, 2] = 255
-    few["inputs"] = replace(few["inputs"], mistakes={"Test": [Picture("a.jpg", "halls", "crack", 0.1, pixels)]})
+    few["mistakes"] = {"Test": [Picture("a.jpg", "halls", "crack", 0.1, pixels)]}
     (shown,) = page_of(few).all("img")
     image = Image.open(io.BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
     assert image.size == (256, 64)
@@ -318,21 +321,20 @@ def test_the_page_stays_below_four_megabytes_with_24_mistakes_of_noise(few):
     rng = np.random.default_rng(3)
     noise = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
     shown = [Picture(f"{index}.jpg", "halls", "crack", 0.1, noise, noise) for index in range(24)]
-    few["inputs"] = replace(few["inputs"], mistakes={"Test": shown})
+    few["mistakes"] = {"Test": shown}
     assert len(render(**few).encode()) < 4_000_000
 
 
 def test_hostile_text_is_escaped(few):
     hostile = "\"><script>alert('x')</script>"
     picture = Picture(hostile, hostile, "crack", 0.1, np.zeros((8, 8, 3), np.uint8))
-    few["inputs"] = replace(
-        few["inputs"],
-        mistakes={"Test": [picture]},
-        samples={hostile: [picture]},
-        slices=few["inputs"].slices.replace({"slice": {"Decks": hostile, "3": hostile}}),
-        datasets=[replace(few["inputs"].datasets[0], name=hostile, source=hostile)],
-        weights=hostile,
-    )
+    few |= {
+        "mistakes": {"Test": [picture]},
+        "samples": {hostile: [picture]},
+        "slices": few["slices"].replace({"slice": {"Decks": hostile, "3": hostile}}),
+        "datasets": [replace(few["datasets"][0], name=hostile, source=hostile)],
+        "weights": hostile,
+    }
     few["predictions"] = few["predictions"].replace({"dataset": {"bridges": hostile}})
     few["metrics"]["external"] = {hostile: few["metrics"]["external"]["bridges"]}
     few["metrics"]["candidate"] = hostile
@@ -397,7 +399,8 @@ def test_the_start_of_the_second_phase_is_marked_in_both_curves(few):
 
 @pytest.mark.parametrize(("n_found", "interval"), [(0, (0.0, 0.2775)), (5, (0.2366, 0.7634)), (10, (0.7225, 1.0))])
 def test_the_interval_of_a_share_is_that_of_wilson(n_found, interval):
-    table = reliability_table(ScoredSet("Test", np.arange(10) < n_found, np.full(10, 0.5)))
+    labels = np.where(np.arange(10) < n_found, "crack", "intact")
+    table = reliability_table(pd.DataFrame({"label": labels, "probability": 0.5}))
     np.testing.assert_allclose(table[["low", "high"]], [interval], atol=5e-5)
 
 
@@ -414,7 +417,7 @@ def test_every_image_has_a_text_every_table_has_headers_and_no_id_is_used_twice(
 
 
 def test_each_slice_has_its_row_and_the_hardest_photos_are_named(page):
-    table = inputs()["inputs"].slices
+    table = inputs()["slices"]
     decks = table[(table["set"] == "external:bridges") & (table["slice"] == "Decks")].iloc[0]
     table_shown = page.table("Slices of External: bridges")
     assert f'<td data-label="F1">{decks["f1"]:.4f}' in table_shown.html
@@ -426,7 +429,7 @@ def test_each_slice_has_its_row_and_the_hardest_photos_are_named(page):
 
 def test_a_slice_that_is_too_small_is_a_dash_and_a_page_of_such_has_no_chart(few):
     small = few["predictions"].groupby("split").head(29)
-    few["inputs"] = replace(few["inputs"], slices=slice_table(small, 0.31))
+    few["slices"] = slice_table(small, 0.31)
     page = page_of(few)
     assert "There are too few images for a chart." in page.text
     assert page.table("Slices of Test").row("all").count("—") == 6
@@ -434,8 +437,8 @@ def test_a_slice_that_is_too_small_is_a_dash_and_a_page_of_such_has_no_chart(few
 
 def test_a_single_data_set_is_not_plotted_twice(few):
     alone = few["predictions"].query("dataset != 'walls'")
-    given = replace(few["inputs"], slices=slice_table(alone, 0.31))
-    labels = [attributes.get("aria-label") for attributes in page_of(few | {"inputs": given}).all("table")]
+    given = few | {"slices": slice_table(alone, 0.31)}
+    labels = [attributes.get("aria-label") for attributes in page_of(given).all("table")]
     assert "Slices of Test" in labels
     assert "Slices of Test: halls" not in labels
     labels = [attributes.get("aria-label") for attributes in page_of(few).all("table")]
@@ -445,7 +448,7 @@ def test_a_single_data_set_is_not_plotted_twice(few):
 def test_the_chart_names_each_slice_but_the_photos(few):
     plot = page_of(few).html.split("Balanced F1 of the slices of External: bridges")[1].split("</svg>")[0]
     names = re.findall(r">((?:all|surface|brightness|sharpness|photo)[^<]*)<", plot)
-    table = few["inputs"].slices
+    table = few["slices"]
     brightness = table[(table["set"] == "external:bridges") & (table["kind"] == "brightness")]["slice"]
     assert names[:3] == ["all", "surface Decks", "surface Walls"]
     assert names[3:7] == [f"brightness {value}" for value in brightness]
@@ -487,14 +490,14 @@ def test_each_data_set_has_its_row_of_counts(page):
 def test_validation_photos_of_an_external_test_set_are_reported(page, few):
     assert "are held out for validation: the model was not trained on them" not in page.text
     with_validation = facts("bridges", is_trained_on=False, external=8, validation=1234)
-    few["inputs"] = replace(few["inputs"], datasets=[with_validation])
+    few["datasets"] = [with_validation]
     assert "1,234 images of the external test set bridges are held out for validation" in page_of(few).text
 
 
 def test_random_predictions_are_framed_by_whether_they_are_right(few):
     rng = np.random.default_rng(0)
     shown = [drawn_picture(rng, f"{label}-{p}.jpg", label, p) for label, p in (("crack", 0.31), ("intact", 0.31))]
-    few["inputs"] = replace(few["inputs"], samples={"halls": shown, "walls": shown[:1]})
+    few["samples"] = {"halls": shown, "walls": shown[:1]}
     page = page_of(few)
     right, wrong = re.findall(r'<ul class="pictures framed are-(right|wrong)">(.*?)</ul>', page.html, re.DOTALL)[:2]
     assert (right[0], "crack-0.31.jpg" in right[1], "intact-0.31.jpg" in right[1]) == ("right", True, False)
@@ -505,7 +508,7 @@ def test_random_predictions_are_framed_by_whether_they_are_right(few):
 def test_mistakes_on_external_test_sets_have_their_own_gallery_with_maps(few):
     pixels = np.zeros((8, 8, 3), np.uint8)
     mistakes = {"Test": [], "External: bridges": [Picture("a.jpg", "bridges", "intact", 0.9, pixels, pixels)]}
-    few["inputs"] = replace(few["inputs"], mistakes=mistakes)
+    few["mistakes"] = mistakes
     page = page_of(few)
     assert [image["alt"] for image in page.all("img")] == [
         "False alarm: a.jpg of bridges",

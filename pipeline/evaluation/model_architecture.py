@@ -7,21 +7,13 @@ from pipeline.models.tf import keras
 
 
 class Layer(TypedDict):
-    """A layer of a model.
-
-    Attributes:
-        name: its name.
-        type: its class in Keras.
-        shape: shape of its output, without the batch; None for any size.
-        n_weights: number of weights.
-        layers: the layers of a nested model.
-    """
+    """A layer of a model."""
 
     name: str
-    type: str
-    shape: Sequence[int | None]
+    type: str  # its class in Keras
+    shape: Sequence[int | None]  # of its output, without the batch; None for any size
     n_weights: int
-    layers: "list[Layer]"
+    layers: "list[Layer]"  # of a nested model
 
 
 def describe_layers(model: keras.Model) -> list[Layer]:
@@ -33,13 +25,6 @@ def describe_layers(model: keras.Model) -> list[Layer]:
             # in a copy for the size of its input here, because the original accepts any
             sized_input = keras.tree.map_structure(lambda _: keras.Input(layers[-1]["shape"]), layer.input)
             nested = describe_layers(keras.models.clone_model(layer, input_tensors=sized_input))
-        layers.append(
-            Layer(
-                name=layer.name,
-                type=type(layer).__name__,
-                shape=layer.output.shape[1:],
-                n_weights=layer.count_params(),
-                layers=nested,
-            )
-        )
+        kind, shape = type(layer).__name__, layer.output.shape[1:]
+        layers.append(Layer(name=layer.name, type=kind, shape=shape, n_weights=layer.count_params(), layers=nested))
     return layers

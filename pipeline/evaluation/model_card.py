@@ -18,26 +18,15 @@ WEIGHTS = {  # by the prefix of the architecture's name
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """The facts about a data set in the report.
+    """The facts about a data set in the report."""
 
-    Attributes:
-        name: name in params.yaml.
-        is_trained_on: whether it is trained on; if not, it is an external test set.
-        source: citation and licence, if they are known.
-        sides: number of images on each side of the split.
-        n_crack: number of cracked images.
-        n_groups: number of groups.
-        n_quarantined: number of files that could not be used.
-
-    """
-
-    name: str
-    is_trained_on: bool
-    source: str
-    sides: Mapping[str, int]
+    name: str  # in params.yaml
+    is_trained_on: bool  # if not, it is an external test set
+    source: str  # citation and licence, if they are known
+    sides: Mapping[str, int]  # number of images on each side of the split
     n_crack: int
     n_groups: int
-    n_quarantined: int
+    n_quarantined: int  # files that could not be used
 
     @property
     def n(self) -> int:

@@ -1,13 +1,14 @@
-"""Plots of the report, as inline SVG in the colours of the page; and the tables that `dvc plots` draws."""
+"""Plots of the report, as inline SVG in the colours of the page; and the tables that `dvc plots` draws.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+A scored set is a table with a row per image: label (crack or intact), probability (predicted, of a crack, 0..1).
+"""
+
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import cycle
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
+from pipeline.models.metrics import N_ECE_BINS
 from pipeline.page import COLOURS, DASHES, shown, svg
 
 MAX_MARKED_EPOCHS = 40  # with more, the markers hide the line
@@ -23,34 +24,6 @@ MAX_CURVE_POINTS = 500  # of a table; more are not visible in a plot
 MAX_LABEL_CHARACTERS = 20  # of a name in a plot; a longer one leaves no room for the axes
 
 _DIAGONAL: dict[str, Any] = {"color": COLOURS["muted"], "linestyle": ":", "linewidth": 1}
-
-
-@dataclass(frozen=True)
-class ScoredSet:
-    """A set of images with the chosen candidate's predictions."""
-
-    name: str
-    labels: Labels
-    probabilities: Probabilities
-
-    @property
-    def n_crack(self) -> int:
-        """Number of images labelled crack."""
-        return int(self.labels.sum())
-
-    @property
-    def n_intact(self) -> int:
-        """Number of images labelled intact."""
-        return len(self.labels) - self.n_crack
-
-    def count(self, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
-        """Count the chosen images, (n,), by true label."""
-        return {"crack": int((chosen & self.labels).sum()), "intact": int((chosen & ~self.labels).sum())}
-
-    def confusion(self, threshold: float) -> dict[str, dict[str, int]]:
-        """Count images by predicted, then by true label."""
-        predicted = self.probabilities >= threshold
-        return {"crack": self.count(predicted), "intact": self.count(~predicted)}
 
 
 def training_plots(name: str, history: pd.DataFrame) -> dict[str, Markup]:
@@ -97,40 +70,39 @@ def _draw_by_penalty(axes: Axes, history: pd.DataFrame, quantity: str) -> None:
     axes.set_xlabel("L2 penalty")
 
 
-def roc_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:
+def roc_plot(scored_sets: Iterable[pd.DataFrame], threshold: float) -> Markup:
     """Return the ROC curves of the sets, each with a dot at the threshold."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], **_DIAGONAL)
         for scored in scored_sets:
-            false_alarms, found, _ = roc_curve(scored.labels, scored.probabilities)
+            is_crack, predicted = scored["label"] == "crack", scored["probability"] >= threshold
+            false_alarms, found, _ = roc_curve(is_crack, scored["probability"])
             (line,) = axes.plot(false_alarms, found)
-            predicted = scored.confusion(threshold)["crack"]
-            point = (predicted["intact"] / scored.n_intact, predicted["crack"] / scored.n_crack)
-            axes.scatter(*point, color=line.get_color())
+            axes.scatter(predicted[~is_crack].mean(), predicted[is_crack].mean(), color=line.get_color())
         axes.set(xlabel="false alarms: share of intact images", ylabel="share of cracks found")
 
     return svg("roc", draw)
 
 
-def precision_recall_plot(scored_sets: Sequence[ScoredSet], threshold: float) -> Markup:
+def precision_recall_plot(scored_sets: Iterable[pd.DataFrame], threshold: float) -> Markup:
     """Return the precision-recall curves of the sets, each with a dot at the threshold."""
 
     def draw(axes: Axes) -> None:
         for scored in scored_sets:
-            right, found, _ = precision_recall_curve(scored.labels, scored.probabilities, drop_intermediate=True)
+            is_crack, predicted = scored["label"] == "crack", scored["probability"] >= threshold
+            right, found, _ = precision_recall_curve(is_crack, scored["probability"], drop_intermediate=True)
             (line,) = axes.plot(found, right, drawstyle="steps-post")
-            predicted = scored.confusion(threshold)["crack"]
-            n_predicted = max(1, sum(predicted.values()))  # without predicted cracks, precision is drawn as 0
-            point = (predicted["crack"] / scored.n_crack, predicted["crack"] / n_predicted)
-            axes.scatter(*point, color=line.get_color())
+            # without predicted cracks, precision is drawn as 0
+            precision = (predicted & is_crack).sum() / max(1, predicted.sum())
+            axes.scatter(predicted[is_crack].mean(), precision, color=line.get_color())
         axes.set(xlabel="recall: share of cracks found", ylabel="precision: right crack predictions")
         axes.set_ylim(-0.05, 1.05)
 
     return svg("precision-recall", draw)
 
 
-def reliability_plot(scored_sets: Sequence[ScoredSet]) -> Markup:
+def reliability_plot(scored_sets: Iterable[pd.DataFrame]) -> Markup:
     """Return the reliability diagram: observed share of cracks by predicted probability, with Wilson intervals."""
 
     def draw(axes: Axes) -> None:
@@ -144,14 +116,14 @@ def reliability_plot(scored_sets: Sequence[ScoredSet]) -> Markup:
     return svg("reliability", draw)
 
 
-def reliability_table(scored: ScoredSet) -> pd.DataFrame:
+def reliability_table(scored: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each bin of equal width that contains images.
 
     Columns: stated, the mean predicted probability; observed, the share of cracks; low and high, the 95 % interval of
     that share; n, the number of images.
     """
-    bins = np.minimum((scored.probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
-    groups = pd.DataFrame({"stated": scored.probabilities, "crack": scored.labels}).groupby(bins)
+    bins = np.minimum((scored["probability"] * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
+    groups = pd.DataFrame({"stated": scored["probability"], "crack": scored["label"] == "crack"}).groupby(bins)
     n_crack, n = groups["crack"].sum(), groups.size()
     tests = [binomtest(*counts) for counts in zip(n_crack, n, strict=True)]
     low, high = zip(*(test.proportion_ci(method="wilson") for test in tests), strict=True)
@@ -185,25 +157,22 @@ def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
     return svg(f"slices {name}", draw, (4.6, 0.9 + 0.24 * len(rows)))
 
 
-def plot_tables(test: ScoredSet, threshold: float, histories: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Return the tables by name.
+def plot_tables(test: pd.DataFrame, threshold: float, histories: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return the tables by name: four of the scored test set, and training, with a row per epoch or penalty.
 
-    Four describe the test set: roc (fpr, tpr), precision_recall (recall, precision), reliability (see
-    `reliability_table`) and confusion (actual, predicted; one row per image). training has one row per epoch or
-    penalty: candidate, step, loss, val_loss.
+    Columns: roc fpr, tpr; precision_recall recall, precision; reliability those of `reliability_table`; confusion
+    actual, predicted, in a row per image; training candidate, step, loss, val_loss.
     """
-    fpr, tpr, _ = roc_curve(test.labels, test.probabilities)
-    precision, recall, _ = precision_recall_curve(test.labels, test.probabilities)
+    is_crack, probabilities = test["label"] == "crack", test["probability"]
+    fpr, tpr, _ = roc_curve(is_crack, probabilities)
+    precision, recall, _ = precision_recall_curve(is_crack, probabilities)
     training = pd.concat([history.assign(candidate=name) for name, history in histories.items()])
     return {
         "roc": _downsample(pd.DataFrame({"fpr": fpr, "tpr": tpr})),
         "precision_recall": _downsample(pd.DataFrame({"recall": recall, "precision": precision})),
         "reliability": reliability_table(test),
         "confusion": pd.DataFrame(
-            {
-                "actual": np.where(test.labels, "crack", "intact"),
-                "predicted": np.where(test.probabilities >= threshold, "crack", "intact"),
-            }
+            {"actual": test["label"], "predicted": np.where(probabilities >= threshold, "crack", "intact")}
         ),
         "training": training[["candidate", "step", "loss", "val_loss"]],
     }

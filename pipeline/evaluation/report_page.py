@@ -1,21 +1,13 @@
 """The report: a single HTML page without scripts that works offline."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from pipeline.evaluation.examples import Picture
 from pipeline.evaluation.model_card import DatasetFacts
-from pipeline.evaluation.plots import (
-    ScoredSet,
-    precision_recall_plot,
-    reliability_plot,
-    roc_plot,
-    slices_plot,
-    training_plots,
-)
+from pipeline.evaluation.plots import precision_recall_plot, reliability_plot, roc_plot, slices_plot, training_plots
 from pipeline.page import DASHES, template
 
 if TYPE_CHECKING:  # finding the layers needs TensorFlow, showing them does not
@@ -25,42 +17,30 @@ PLOTTED_KINDS = ("all", "surface", "brightness", "sharpness", "size")  # of slic
 N_WORST_PHOTOS = 10
 
 
-@dataclass(frozen=True)
-class ReportInputs:
-    """Content of the report besides scores, histories and predictions."""
-
-    slices: pd.DataFrame  # table from `slice_table`
-    mistakes: Mapping[str, Sequence[Picture]]  # the worst in each set ("Test", "External: NAME"), in any order
-    samples: Mapping[str, Sequence[Picture]]  # random predictions for each data set
-    architecture: "Sequence[Layer]"  # of the chosen model
-    datasets: Sequence[DatasetFacts]  # those trained on first
-    weights: str  # pre-trained weights that training started from, and their licences
-
-
 def render(
     *,
-    metrics: dict[str, Any],
-    candidates: Mapping[str, Mapping[str, Any]],
+    metrics: dict[str, Any],  # content of scores.json
+    candidates: Mapping[str, Mapping[str, Any]],  # validation scores of each candidate, as `train` writes them
     histories: Mapping[str, pd.DataFrame],
     predictions: pd.DataFrame,
-    inputs: ReportInputs,
+    slices: pd.DataFrame,  # table from `slice_table`
+    mistakes: Mapping[str, Sequence[Picture]],  # the worst in each set ("Test", "External: NAME"), in any order
+    samples: Mapping[str, Sequence[Picture]],  # random predictions for each data set
+    architecture: "Sequence[Layer]",  # of the chosen model
+    datasets: Sequence[DatasetFacts],  # those trained on first
+    weights: str,  # pre-trained weights that training started from, and their licences
 ) -> str:
     """Return the page as HTML with embedded styles, plots and images; equal inputs give equal pages.
 
-    Args:
-        metrics: content of scores.json.
-        candidates: validation scores of each candidate, as `train` writes them.
-        histories: for each candidate, one row per epoch: step (from 0, over both phases), phase (head or tuning), loss,
-            val_loss, accuracy, val_accuracy; for a probe, one row per head and `l2_penalty`, with the head as phase.
-        predictions: one row per image: dataset, split (test or external), label (crack or intact), probability (0..1).
-        inputs: the other content.
-
+    A history has one row per epoch: step (from 0, over both phases), phase (head or tuning), loss, val_loss, accuracy,
+    val_accuracy; that of a probe has one row per head and `l2_penalty`, with the head as phase. `predictions` has one
+    row per image: dataset, split (test or external), label (crack or intact), probability (0..1).
     """
     decision = metrics["decision"]  # review_from <= threshold <= review_to
     threshold = decision["threshold"]
-    scored_sets = scored_sets_of(predictions)
-    curve_sets = [scored for scored in scored_sets if scored.n_crack and scored.n_intact]
-    shown_slices = _shown_slices(inputs.slices)
+    scored_sets = named_sets(predictions)
+    curve_sets = {name: rows for name, rows in scored_sets.items() if rows["label"].nunique() == 2}
+    shown_slices = _shown_slices(slices)
     sides = predictions.groupby("dataset")["split"].first()
     return template("evaluation/templates/report.html.j2").render(
         percent=_percent,
@@ -72,26 +52,28 @@ def render(
         },
         candidates=candidates,
         decision=decision,
-        zones=_zones(scored_sets[0], decision),
-        confusions={scored.name: scored.confusion(threshold) for scored in scored_sets},
-        legend=[scored.name for scored in curve_sets],
+        zones=_zones(scored_sets["Test"], decision),
+        confusions={name: _confusion(rows, threshold) for name, rows in scored_sets.items()},
+        legend=list(curve_sets),
         dashes=DASHES,
         histories=histories,
         training={name: training_plots(name, history) for name, history in histories.items()},
-        roc=roc_plot(curve_sets, threshold),
-        precision_recall=precision_recall_plot(curve_sets, threshold),
-        reliability=reliability_plot(curve_sets),
-        mistakes={name: _by_kind(pictures) for name, pictures in inputs.mistakes.items()},
+        roc=roc_plot(curve_sets.values(), threshold),
+        precision_recall=precision_recall_plot(curve_sets.values(), threshold),
+        reliability=reliability_plot(curve_sets.values()),
+        mistakes={name: _by_kind(pictures) for name, pictures in mistakes.items()},
         samples={
             _set_name(f"{sides[name]}:{name}"): _by_correctness(pictures, threshold)
-            for name, pictures in inputs.samples.items()
+            for name, pictures in samples.items()
         },
         slices={name: _rows(rows) for name, rows in shown_slices.items()},
         slice_plots={
             name: slices_plot(name, rows) for name, rows in shown_slices.items() if rows["balanced_f1"].notna().any()
         },
-        photos=_worst_photos(inputs.slices),
-        inputs=inputs,
+        photos=_worst_photos(slices),
+        architecture=architecture,
+        datasets=datasets,
+        weights=weights,
     )
 
 
@@ -108,14 +90,6 @@ def _percent(part: int, total: int) -> str:
     return f"{figure}\N{NO-BREAK SPACE}%"
 
 
-def scored_sets_of(predictions: pd.DataFrame) -> list[ScoredSet]:
-    """Return the predictions on the test side as one set, then those on each external test set."""
-    return [
-        ScoredSet(name, (rows["label"] == "crack").to_numpy(), rows["probability"].to_numpy())
-        for name, rows in named_sets(predictions).items()
-    ]
-
-
 def named_sets(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the rows of the test side, then those of each external test set, by the set's name in the report."""
     is_test = predictions["split"] == "test"
@@ -123,11 +97,21 @@ def named_sets(predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"Test": predictions[is_test], **{f"External: {name}": rows for name, rows in external}}
 
 
-def _zones(test: ScoredSet, decision: Mapping[str, float]) -> dict[str, dict[str, int]]:
+def _count_labels(rows: pd.DataFrame) -> dict[str, int]:
+    return {label: int((rows["label"] == label).sum()) for label in ("crack", "intact")}
+
+
+def _confusion(rows: pd.DataFrame, threshold: float) -> dict[str, dict[str, int]]:
+    """Count images by predicted, then by true label."""
+    predicted = rows["probability"] >= threshold
+    return {"crack": _count_labels(rows[predicted]), "intact": _count_labels(rows[~predicted])}
+
+
+def _zones(test: pd.DataFrame, decision: Mapping[str, float]) -> dict[str, dict[str, int]]:
     """Count test images by verdict (intact, review or crack), then by true label."""
-    low = test.probabilities < decision["review_from"]
-    high = test.probabilities >= decision["review_to"]
-    return {"intact": test.count(low), "review": test.count(~low & ~high), "crack": test.count(high)}
+    low, high = test["probability"] < decision["review_from"], test["probability"] >= decision["review_to"]
+    verdicts = {"intact": low, "review": ~low & ~high, "crack": high}
+    return {verdict: _count_labels(test[chosen]) for verdict, chosen in verdicts.items()}
 
 
 def _by_kind(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
