@@ -1,6 +1,6 @@
 import numpy as np
 
-from pipeline.training.orientations import N_OTHERS, OtherOrientations
+from pipeline.training.augmentation import N_OTHERS, OtherOrientations
 
 
 class Tiles:

@@ -1,4 +1,4 @@
-"""Augmentation: random changes of training images, each of which depends only on the seed and its own number."""
+"""Changed versions of training images: random ones that depend only on the seed and their number, and orientations."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,8 @@ from PIL import Image
 
 from pipeline.data.images import Images, Pixels, Sizes
 from pipeline.params import Augmentation
+
+N_OTHERS = 7  # orientations of a square besides the original one
 
 
 def augmented(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generator) -> Pixels:
@@ -45,3 +47,24 @@ class AugmentedViews:
         if view == 0:
             return pixels
         return augmented(pixels, self.augmentation, np.random.default_rng([self.seed, position]))
+
+
+class OtherOrientations:
+    """All images in the seven other orientations: first all rotated by 90 degrees, then all by 180, and so on."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+        turned = [images.sizes[:, ::-1] if _orientation(number)[0] % 2 else images.sizes for number in range(N_OTHERS)]
+        self.sizes: Sizes = np.concatenate(turned)
+
+    def pixels(self, position: int) -> Pixels:
+        """Return the image at `position` decoded: RGB, uint8, (height, width, 3)."""
+        number, image = divmod(position, len(self._images.sizes))
+        quarter_turns, is_mirrored = _orientation(number)
+        pixels = self._images.pixels(image)
+        return np.rot90(pixels[:, ::-1] if is_mirrored else pixels, quarter_turns)
+
+
+def _orientation(number: int) -> tuple[int, bool]:
+    """Return the number of quarter turns of an orientation 0..6, and whether the image is mirrored first."""
+    return (number + 1) % 4, number >= 3

@@ -10,11 +10,11 @@ from pipeline.data.images import ImageSubset, LabelledImages
 from pipeline.errors import CracksError
 from pipeline.models.metrics import Labels
 from pipeline.params import Backbone, MosaicSet, Probe
+from pipeline.training.augmentation import N_OTHERS, OtherOrientations
 from pipeline.training.embedder import embed_in_shards
 from pipeline.training.features import Features, features_of
 from pipeline.training.hairline_cracks import Folds
 from pipeline.training.mosaics import build_mosaics
-from pipeline.training.orientations import N_OTHERS, OtherOrientations
 from pipeline.training.probe import TrainingRows
 
 N_FOLDS = 3  # each fold costs as much as the final fit; three suffice to compare penalties that differ tenfold
@@ -99,8 +99,7 @@ def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
 def assign_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
     """Return a fold for each image, (n,); groups stay together, and both labels are spread over the folds.
 
-    Raises:
-        CracksError: a label has too few groups.
+    Raises `CracksError` if a label has too few groups.
     """
     for name, n_groups in _n_groups(labels, groups).items():
         if n_groups < N_FOLDS:
