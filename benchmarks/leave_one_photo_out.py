@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,11 +32,11 @@ from pipeline.models.calibration import Values, fit_platt
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import Labels, expected_calibration_error
 from pipeline.params import Params, Probe
+from pipeline.training.augmentation import N_OTHERS, OtherOrientations
 from pipeline.training.checkpoints import TrainingHistory
 from pipeline.training.embedder import embed_in_shards
 from pipeline.training.features import Features
 from pipeline.training.hairline_cracks import Folds
-from pipeline.training.orientations import N_OTHERS, OtherOrientations
 from pipeline.training.probe import TrainingRows, average_heads, fit_head
 from pipeline.training.probe_rows import N_FOLDS, assign_folds, rows_by_head
 
@@ -92,7 +91,7 @@ def leave_one_out(
 
     def probe_of(some: Labels, folds: Folds) -> LinearHead:
         upright, other = chosen(tiles, some), chosen(turned, np.tile(some, N_OTHERS))
-        upright, other = replace(upright, folds=folds), replace(other, folds=np.tile(folds, N_OTHERS))
+        upright, other = upright._replace(folds=folds), other._replace(folds=np.tile(folds, N_OTHERS))
         rows = TrainingRows.concatenated([upright, other])
         own_head = fit_head(rows, params, discarded_history(folder), "tiles")
         return average_heads({"base": base_head, "tiles": own_head}, {"base": base, "tiles": rows})

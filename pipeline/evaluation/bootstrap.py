@@ -1,8 +1,7 @@
 """Scores with 95 % intervals by the bootstrap over groups, because images of a photo, or copies, are not independent.
 
-Resampling single images would treat tiles of one photo as independent, and the intervals would be too narrow. The
-percentile method is used (Efron and Tibshirani, An Introduction to the Bootstrap, 1993), and complete groups are
-resampled (Field and Welsh, Bootstrapping clustered data, 2007).
+Percentile method (Efron and Tibshirani, An Introduction to the Bootstrap, 1993) on complete groups (Field and Welsh,
+Bootstrapping clustered data, 2007).
 """
 
 import math
@@ -137,17 +136,11 @@ def scores_with_intervals(
 ) -> dict[str, Any]:
     """Return n, n_groups, prevalence, each of SCORES, and `interval`: for each score its "low" and "high", or None.
 
-    A score is None if it is undefined: without cracks, without intact images, or without images predicted as cracks.
-    An interval is None if there are fewer than 5 groups, if the score is undefined in more than 5 % of the resamples,
-    or if it is the same in all. (Resamples of a set without mistakes have none either, which does not prove that the
-    score is certain.) Resampling adds noise to the bins of the ECE, so its interval is a little too high and can lie
-    above the score.
-
-    Args:
-        labels: (n,), True for crack, n > 0.
-        probabilities: (n,), probability of a crack, 0..1.
-        groups: (n,), name or number of the group of each image.
-        threshold: probability from which an image counts as a crack.
+    `groups` are names or numbers, (n,), n > 0; an image counts as a crack from `threshold` on. A score is None if it is
+    undefined: without cracks, without intact images, or without images predicted as cracks. An interval is None if
+    there are fewer than 5 groups, if the score is undefined in more than 5 % of the resamples, or if it is the same in
+    all (as without mistakes, which does not prove that the score is certain). Resampling adds noise to the bins of the
+    ECE, so its interval is a little too high and can lie above the score.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     score = weighted_scorer(labels, probabilities, numbers, threshold)
@@ -169,17 +162,11 @@ def scores_with_intervals(
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between two models' weighted accuracies; positive if the first is better.
+    """The difference between two models' weighted accuracies; positive if the first is better."""
 
-    Attributes:
-        value: weighted accuracy of the first model minus that of the second, -1..1.
-        low: lower end of the one-sided 97.5 % interval.
-        confidence: share of the resamples, 0..1, in which the first is better; a tie counts half.
-    """
-
-    value: float
-    low: float
-    confidence: float
+    value: float  # weighted accuracy of the first model minus that of the second, -1..1
+    low: float  # lower end of the one-sided 97.5 % interval
+    confidence: float  # share of the resamples, 0..1, in which the first is better; a tie counts half
 
 
 def weighted_accuracy(labels: Labels, is_right: npt.NDArray[np.bool_], crack_weight: float) -> float:
@@ -217,8 +204,8 @@ def paired_difference(
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(crack_weight * gained_cracks / n_crack + (1 - crack_weight) * gained_intact / n_intact)
 
-    resampled = np.concatenate([difference(weights) for weights in resampled_groups(len(names), len(labels))])
-    resampled = np.nan_to_num(resampled, nan=-1.0)
+    drawn = resampled_groups(len(names), len(labels))
+    resampled = np.nan_to_num(np.concatenate([difference(weights) for weights in drawn]), nan=-1.0)
     return Difference(
         value=float(difference(np.ones((1, len(names)))).item()),
         low=float(np.percentile(resampled, 2.5)),

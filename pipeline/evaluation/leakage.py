@@ -51,16 +51,9 @@ def _scores(features: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], si
 def compare_splits(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> dict[str, float | int]:
     """Return the scores of logistic regression on the leak-free and on a random split, and the leakage of the latter.
 
-    The random split assigns the same images to sides of the same sizes, regardless of groups.
-
-    Args:
-        images: one row per image: label, group, split (train or validation; train must have both labels).
-        features: features of these images, float32, (n, n_features).
-
-    Returns:
-        n_images and n_scored; for both splits (`leak_free_…`, `random_…`) n_errors, errors_per_thousand and f1; for the
-        random split n_scored_with_copy_in_train and share_of_scored_with_copy_in_train, the scored images whose group
-        (copies, tiles of one photo) also occurs in train.
+    `images` has label, group and split (train, with both labels, or validation), and `features` (n, n_features). Scores
+    are n_errors, errors_per_thousand and f1 of both splits (`leak_free_…`, `random_…`). Leakage is the scored images
+    whose group (copies, tiles of one photo) also occurs in train.
     """
     labels, leak_free = (images["label"] == "crack").to_numpy(), images["split"].to_numpy()
     random = random_sides(images)
@@ -79,9 +72,7 @@ def compare_splits(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> d
 def leakage_effect(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | int]:
     """Return the result of `compare_splits` for the training and validation images, and n_available, their number.
 
-    Args:
-        manifest: the table that the stage split wrote, the rows of the data sets trained on.
-        features_folder: folder of the features of one backbone.
+    `manifest` has the rows of the data sets trained on, and the folder the features of one backbone.
     """
     assigned = manifest[manifest["split"].isin(TRAINING_SIDES)]
     images = sample_groups(assigned).sort_values(["dataset", "row"])

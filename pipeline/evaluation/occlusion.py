@@ -11,15 +11,14 @@ import numpy.typing as npt
 
 from pipeline.data.images import Pixels
 
-Batch = npt.NDArray[np.uint8]  # (n, height, width, 3), RGB
-Scorer = Callable[[Batch], npt.NDArray[np.float32]]  # to the probabilities of a crack, (n,)
-OcclusionMap = npt.NDArray[np.float64]  # (rows, columns), in logits
+# from RGB, uint8, (n, height, width, 3), to the probabilities of a crack, (n,)
+Scorer = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 N_CELLS_A_SIDE = 7
 LOGIT_LIMIT = 1e-6  # probabilities are clipped to this distance from 0 and 1, the resolution of float32
 
 
-def occlusion_map(score: Scorer, pixels: Pixels) -> OcclusionMap:
+def occlusion_map(score: Scorer, pixels: Pixels) -> npt.NDArray[np.float64]:
     """Return how much each cell of a 7 by 7 grid contributes to a crack prediction, in logits, (7, 7).
 
     A value is the logit of the full image minus the logit with the cell hidden: positive if hiding the cell makes a
@@ -27,11 +26,10 @@ def occlusion_map(score: Scorer, pixels: Pixels) -> OcclusionMap:
     """
     probabilities = np.clip(score(_with_one_cell_hidden(pixels)).astype(np.float64), LOGIT_LIMIT, 1 - LOGIT_LIMIT)
     logits = np.log(probabilities / (1 - probabilities))
-    differences: OcclusionMap = (logits[0] - logits[1:]).reshape(N_CELLS_A_SIDE, N_CELLS_A_SIDE)
-    return differences
+    return np.asarray(logits[0] - logits[1:]).reshape(N_CELLS_A_SIDE, N_CELLS_A_SIDE)
 
 
-def _with_one_cell_hidden(pixels: Pixels) -> Batch:
+def _with_one_cell_hidden(pixels: Pixels) -> npt.NDArray[np.uint8]:
     """Return the image, then the image with each cell hidden, row by row: (1 + 49, height, width, 3)."""
     height, width, _ = pixels.shape
     tops, lefts = (np.linspace(0, length, N_CELLS_A_SIDE + 1).round().astype(int) for length in (height, width))

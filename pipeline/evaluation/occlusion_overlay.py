@@ -13,9 +13,7 @@ MAX_OPACITY = 0.75
 def occlusion_overlay(pixels: Pixels, occlusion_map: npt.NDArray[np.float64]) -> Pixels:
     """Return the image in grey with its occlusion map: red for a crack, blue against, the strongest cell most opaque.
 
-    Args:
-        pixels: RGB, uint8, (height, width, 3).
-        occlusion_map: (rows, columns), in logits, positive for a crack.
+    The map, (rows, columns), is in logits, positive for a crack.
     """
     height, width, _ = pixels.shape
     strength = occlusion_map / max(float(np.abs(occlusion_map).max()), np.finfo(float).tiny)  # -1..1

@@ -60,25 +60,17 @@ def _rounded(value: float) -> str:
 def slice_table(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Return one row per slice: set, kind, slice, n, n_groups, prevalence, and each score with _low and _high.
 
-    Scores are missing if they are undefined, or if a slice has fewer than 30 images or only one label.
-
-    Args:
-        predictions: one row per image: dataset, split (test or external), label, slice, photo, group, probability,
-            brightness, sharpness and size.
-        threshold: probability from which an image counts as a crack.
+    Scores are missing if they are undefined, or if a slice has fewer than 30 images or only one label. `predictions`
+    has a row per image: dataset, split (test or external), label, slice, photo, group, probability, and the measures.
     """
-    return pd.DataFrame(
-        [
-            {"set": name, "kind": kind, "slice": value, **_scores(part, threshold)}
-            for name, rows in sets_of(predictions).items()
-            for kind, value, part in slices_of(rows)
-        ],
-        columns=_COLUMNS,
-    )
-
-
-_COLUMNS = ["set", "kind", "slice", "n", "n_groups", "prevalence"]
-_COLUMNS += [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")]
+    columns = ["set", "kind", "slice", "n", "n_groups", "prevalence"]
+    columns += [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")]
+    scored = [
+        {"set": name, "kind": kind, "slice": value, **_scores(part, threshold)}
+        for name, rows in sets_of(predictions).items()
+        for kind, value, part in slices_of(rows)
+    ]
+    return pd.DataFrame(scored, columns=columns)
 
 
 def _scores(rows: pd.DataFrame, threshold: float) -> dict[str, Any]:

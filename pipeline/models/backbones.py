@@ -13,10 +13,8 @@ from pipeline.errors import CracksError
 from pipeline.models.tf import keras
 from pipeline.models.weights import read_weights
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of red, green and blue in 0..1 over ImageNet."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of red, green and blue, 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of red, green and blue in 0..1 over ImageNet."""
 
 
 class BlockGroup(NamedTuple):
@@ -30,13 +28,10 @@ class BlockGroup(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """The parameters of a network.
-
-    `strided_padding` is TensorFlow's "same" or PyTorch's "symmetric"; they differ for even image sizes.
-    """
+    """The parameters of a network."""
 
     groups: tuple[BlockGroup, ...]
-    strided_padding: Literal["same", "symmetric"]
+    strided_padding: Literal["same", "symmetric"]  # of TensorFlow or PyTorch; they differ for even image sizes
     norm_epsilon: float
 
 

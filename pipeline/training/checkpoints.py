@@ -10,8 +10,6 @@ from typing import Any
 from pipeline.files import write_text
 from pipeline.params import Params, named
 
-EpochReport = Callable[[int, dict[str, float]], None]  # step from 0 over all phases, values of the epoch
-
 
 def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
     """Return the checkpoint folder of a candidate; it depends on all settings, so that only an equal run is resumed."""
@@ -27,7 +25,7 @@ class TrainingHistory:
     """One row per epoch, written to `path` after each epoch, so that a killed training can resume."""
 
     path: Path
-    report: EpochReport
+    report: Callable[[int, dict[str, float]], None]  # step from 0 over all phases, values of the epoch
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

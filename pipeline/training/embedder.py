@@ -44,8 +44,8 @@ class Embedder:
     def features(self, images: Images, *, for_training: bool = False) -> Features:
         """Return the features of all images, float16, (n, n_features).
 
-        They are computed in single precision, as a registered model does; with `for_training`, in the backbone's
-        training precision if this CPU supports it.
+        They are computed in single precision, as by a registered model; with `for_training`, in the backbone's training
+        precision if this CPU supports it.
         """
         return compute_all(self._for_training if for_training else self._exact, images, (self.n_features,))
 
@@ -84,10 +84,7 @@ def tensorflow_compute(model: keras.Model) -> Compute:
 
 
 def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> Compute:
-    """Return a converted graph as a function of one batch, run by OpenVINO.
-
-    The function is thread-safe; there is one stream per core.
-    """
+    """Return a converted graph as a thread-safe function of one batch, run by OpenVINO with one stream per core."""
     compiled = CompiledGraph(graph, precision)
     return lambda batch: compiled(batch)["features"]
 

@@ -25,11 +25,7 @@ def rows_file(folder: Path, name: str) -> Path:
 
 
 def read_features(folder: Path, name: str, rows: RowNumbers) -> Features:
-    """Return the features of `rows` of a data set's inventory, float16, (n, n_features).
-
-    Raises:
-        KeyError: a row was not embedded.
-    """
+    """Return the features of `rows` of a data set's inventory. Raises KeyError if a row was not embedded."""
     embedded = np.load(rows_file(folder, name))
     missing = np.setdiff1d(rows, embedded)
     if len(missing):
@@ -40,14 +36,10 @@ def read_features(folder: Path, name: str, rows: RowNumbers) -> Features:
 
 
 def features_of(images: pd.DataFrame, folder: Path) -> Features:
-    """Return the features of images of several data sets, float16, (n, n_features).
+    """Return the features of images of several data sets, from the folder of one backbone.
 
-    Args:
-        images: columns dataset and row; the images of a data set must be consecutive.
-        folder: folder of the features of one backbone.
-
-    Raises:
-        KeyError: an image was not embedded.
+    `images` has the columns dataset and row; the images of a data set must be consecutive. Raises KeyError if an image
+    was not embedded.
     """
     by_dataset = images.groupby("dataset", sort=False)["row"]
     return np.concatenate([read_features(folder, str(name), rows.to_numpy()) for name, rows in by_dataset])

@@ -1,8 +1,7 @@
 """Synthetic hairline cracks: the centre lines of cracks in close-ups, drawn thinly across intact concrete.
 
-Shrinking a crack together with its surroundings (mosaics.py) makes it thin, but also short: it ends at the edge of its
-cell. On other structures cracks are thin and long. So the centre line of a crack in a close-up is drawn across intact
-concrete, a pixel or two wide.
+A crack that is shrunken together with its surroundings (mosaics.py) is thin, but also short: it ends at the edge of its
+cell. On other structures cracks are thin and long.
 """
 
 from dataclasses import dataclass
@@ -36,14 +35,9 @@ FADING_RANGE = (0.2, 1.4)
 
 @dataclass(frozen=True)
 class CrackLines:
-    """Centre lines of the cracks in close-ups.
+    """Centre lines of the cracks in close-ups."""
 
-    Attributes:
-        lines: (n, size, size), True on a centre line.
-        folds: (n,), cross-validation fold of each.
-    """
-
-    lines: npt.NDArray[np.bool_]
+    lines: npt.NDArray[np.bool_]  # (n, size, size), True on a centre line
     folds: Folds
 
 

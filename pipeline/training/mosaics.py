@@ -1,8 +1,7 @@
 """Mosaics: training images composed of shrunken ones, in which cracks are thin and surrounded by intact concrete.
 
-In close-ups a crack is wide and fills the image. In photos of other structures, taken from further away, cracks are a
-few pixels wide. A mosaic of k x k shrunken close-ups, some of them cracked, imitates such photos. In a hairline mosaic
-all cells are intact, and a synthetic crack is drawn across them (pipeline/training/hairline_cracks.py).
+A mosaic of k x k close-ups, some of them cracked, imitates photos taken from further away. In a hairline mosaic all
+cells are intact, and a synthetic crack is drawn across them (pipeline/training/hairline_cracks.py).
 """
 
 from collections.abc import Sequence
@@ -51,19 +50,12 @@ def shrink(images: Images, positions: npt.NDArray[np.int64], size_px: int) -> Pi
 
 @dataclass(frozen=True)
 class Sources:
-    """Close-ups that mosaics are composed of.
+    """Close-ups that mosaics are composed of."""
 
-    Attributes:
-        cells: uint8, (n, size, size, 3).
-        labels: (n,), True for crack.
-        folds: (n,), cross-validation folds; all cells of a mosaic, and the crack drawn on it, are of one fold.
-        crack_lines: centre lines to draw across intact cells; None: cracked mosaics have some cracked cells.
-    """
-
-    cells: Pixels
+    cells: Pixels  # (n, size, size, 3)
     labels: Labels
-    folds: Folds
-    crack_lines: CrackLines | None = None
+    folds: Folds  # all cells of a mosaic, and the crack drawn on it, are of one fold
+    crack_lines: CrackLines | None = None  # to draw across intact cells; None: cracked mosaics have some cracked cells
 
 
 class Mosaics:
@@ -74,14 +66,11 @@ class Mosaics:
     ) -> None:
         """Plan `n_images` mosaics for each of `cells_a_side`, of `size_px` x `size_px`.
 
-        Raises:
-            CracksError: in some fold, the sources lack a label or a crack line.
+        Raises `CracksError` if the sources lack a label or a crack line in some fold.
         """
         n = n_images * len(cells_a_side)
-        self._sources = sources
-        self._seed = seed
+        self._sources, self._size_px, self._seed = sources, size_px, seed
         self._sides = np.repeat(cells_a_side, n_images)
-        self._size_px = size_px
         self.sizes: Sizes = np.full((n, 2), size_px, np.int64)
         self.labels: Labels = np.arange(n) % 2 == 0
         folds = np.unique(sources.folds)
@@ -141,8 +130,7 @@ def build_mosaics(
 ) -> Mosaics:
     """Return the mosaics of `size_px` x `size_px` that `params` describes.
 
-    They are composed only of the training images at the positions `chosen`, (n,), whose folds are `folds`, (n,). With
-    `draw_hairlines`, synthetic hairline cracks are drawn across intact cells.
+    They are composed only of the training images at the positions `chosen`, (n,), whose folds are `folds`, (n,).
     """
     rng = np.random.default_rng(seed)
     if len(chosen) > MAX_SOURCES:

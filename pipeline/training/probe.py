@@ -5,7 +5,6 @@ each of them and on concrete that resembles none of them (docs/experiments.md).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -32,26 +31,18 @@ MIN_GINI = 0.01  # so that the logit is not constant if no head is better than g
 Weights = npt.NDArray[np.float64]  # (n,)
 
 
-@dataclass(frozen=True)
-class TrainingRows:
-    """The training data of a head, one row per image.
-
-    Attributes:
-        features: (n, n_features).
-        labels: (n,), True for crack.
-        folds: (n,); images of one group are in the same fold.
-        sources: (n,), name of the data set, or the kind of mosaics.
-    """
+class TrainingRows(NamedTuple):
+    """The training data of a head, one row per image."""
 
     features: Features
     labels: Labels
-    folds: Folds
-    sources: npt.NDArray[np.str_]
+    folds: Folds  # images of one group are in the same fold
+    sources: npt.NDArray[np.str_]  # (n,), name of the data set, or the kind of mosaics
 
     @classmethod
     def concatenated(cls, parts: "Sequence[TrainingRows]") -> "TrainingRows":
         """Return the rows of all parts."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
@@ -76,8 +67,7 @@ def fit_probe(rows: Mapping[str, TrainingRows], params: Probe, history: Training
     `history` gets a row for each head and L2 penalty, strongest penalty first; its phase is the name of the head.
     `loss` and `accuracy` are computed on the training rows, `val_loss` and `val_accuracy` on the held-out folds.
     """
-    fitted = {name: fit_head(rows[name], params, history, name) for name in sorted(rows)}
-    return average_heads(fitted, rows)
+    return average_heads({name: fit_head(rows[name], params, history, name) for name in sorted(rows)}, rows)
 
 
 def average_heads(fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingRows]) -> LinearHead:
