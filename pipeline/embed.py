@@ -44,20 +44,12 @@ def embed_files(backbone: Backbone, task: Task) -> Features:
 
 
 def embed_dataset(
-    backbone: Backbone,
-    dataset: Path,
-    sides: Sides,
-    unfinished: Path,
-    out: Path,
-    dask_address: str | None = None,
+    backbone: Backbone, dataset: Path, sides: Sides, unfinished: Path, out: Path, dask_address: str | None
 ) -> None:
     """Write the features of a data set's training and validation images into the folder `out`.
 
-    Shards that are in the folder `unfinished` are not computed again. The others are computed on this machine, or on
-    the Dask cluster at `dask_address`, to which the files are sent.
-
-    Raises:
-        UnavailableError: no scheduler answers at `dask_address`, or it has no worker.
+    Shards that the folder `unfinished` lacks are computed here, or on the Dask cluster at `dask_address`, to which the
+    files are sent. Raises `UnavailableError` if no scheduler answers there, or it has no worker.
     """
     images = PackedImages(dataset)
     parts = [(Shards(unfinished / side, len(rows)), rows, side == "train") for side, rows in sides._asdict().items()]
@@ -73,9 +65,8 @@ def embed_dataset(
     else:
         hint = "set embed.dask_address in params.yaml to null"
         computed = compute_on_cluster(dask_address, embed_files, backbone, tasks, local_hint=hint)
-    n_rows = len(sides.rows)
-    with tqdm(total=n_rows, desc=f"embedding {dataset.name}", unit=" images", disable=None) as bar:
-        bar.update(n_rows - n_missing)
+    n_rows, label = len(sides.rows), f"embedding {dataset.name}"
+    with tqdm(total=n_rows, initial=n_rows - n_missing, desc=label, unit=" images", disable=None) as bar:
         for (shards, shard), features in computed:
             shards.save(shard, features)
             bar.update(len(shard))

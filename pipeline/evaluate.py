@@ -16,8 +16,8 @@ from pipeline.data.images import LabelledImages
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.leakage import leakage_effect
 from pipeline.evaluation.model_architecture import describe_layers
+from pipeline.evaluation.occlusion import Scorer, occlusion_map
 from pipeline.evaluation.slices import slice_table, with_measures
-from pipeline.evaluation.worst_mistakes import with_occlusion_maps, worst_mistakes
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.models.classifier import Classifier
 from pipeline.models.metrics import scores
@@ -27,8 +27,7 @@ from pipeline.stage import run_main, stage_main
 
 log = logging.getLogger(__name__)
 
-HEADLINE = ("n", "f1", "auroc", "balanced_accuracy", "ece", "threshold")
-EXTERNAL_HEADLINE = ("auroc", "balanced_accuracy")
+N_PER_KIND = 6  # missed cracks and false alarms each, on the test side and on each external test set
 
 
 def best_candidate(candidates: dict[str, dict[str, Any]]) -> str:
@@ -65,11 +64,32 @@ def write_metrics(summary: dict[str, Any], metrics_path: Path, external_folder: 
 
     `dvc metrics show` prints a row per file. In a single file, external test sets would make it wider than a terminal.
     """
-    test = {name: summary["test"][name] for name in HEADLINE}
     with replacing_folder(external_folder) as folder:
         for name, scores in summary["external"].items():
-            write_json(folder / f"{name}.json", {key: scores[key] for key in EXTERNAL_HEADLINE})
-    write_json(metrics_path, {**test, "leaks": summary["split"]["leaks"]})
+            write_json(folder / f"{name}.json", {key: scores[key] for key in ("auroc", "balanced_accuracy")})
+    headline = ("n", "f1", "auroc", "balanced_accuracy", "ece", "threshold")
+    write_json(metrics_path, {key: summary["test"][key] for key in headline} | {"leaks": summary["split"]["leaks"]})
+
+
+def worst_mistakes(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Return the rows of the most confident mistakes on the test side, then on each external test set.
+
+    Each set has up to six missed cracks, then up to six false alarms, sorted from the most confident.
+    """
+    worst = []
+    is_test = predictions["split"] == "test"
+    for rows in (predictions[is_test], *(rows for _, rows in predictions[~is_test].groupby("dataset"))):
+        is_crack, predicted = rows["label"] == "crack", rows["probability"] >= threshold
+        worst.append(rows[is_crack & ~predicted].sort_values("probability").head(N_PER_KIND))
+        worst.append(rows[~is_crack & predicted].sort_values("probability", ascending=False).head(N_PER_KIND))
+    return pd.concat(worst)
+
+
+def with_occlusion_maps(rows: pd.DataFrame, datasets: Path, score: Scorer) -> pd.DataFrame:
+    """Return `rows` (dataset, row, label) with `occlusion_map`, the 49 values of each image's map, row by row."""
+    images = LabelledImages(rows, datasets)
+    maps = [occlusion_map(score, images.pixels(position)).ravel() for position in range(len(images))]
+    return images.rows.assign(occlusion_map=pd.Series(maps, dtype=object))
 
 
 def run(

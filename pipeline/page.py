@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-PLOT_SIZE_INCHES = (4.0, 3.3)
 MAX_SHOWN_CHARACTERS = 200  # of a text from outside, such as a path
 
 # Matplotlib does not support CSS variables: it draws in these placeholders, which `svg` replaces with variables.
@@ -59,7 +58,7 @@ def template(name: str) -> Template:
     return environment.get_template(name)
 
 
-def svg(name: str, draw: Callable[[Axes], None], size_inches: tuple[float, float] = PLOT_SIZE_INCHES) -> Markup:
+def svg(name: str, draw: Callable[[Axes], None], size_inches: tuple[float, float] = (4.0, 3.3)) -> Markup:
     """Return a plot as inline SVG in the colours and the font of the page; `name` must be unique on the page."""
     with rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = Figure(size_inches, layout="constrained")
@@ -89,10 +88,9 @@ def _number(value: float | None) -> str:
 
 
 def shown(text: str, max_characters: int = MAX_SHOWN_CHARACTERS) -> str:
-    """Return a text from outside on one line: invisible characters are escaped, the middle of a long text is left out.
+    """Return a text from outside on one line, without invisible characters and without the middle of a long text.
 
-    Invisible are, for example, line breaks, marks that change the reading direction, and bytes of a file name that are
-    not UTF-8.
+    Escaped are, for example, line breaks, marks of the reading direction, and bytes of a file name that are not UTF-8.
     """
     if len(text) > max_characters:
         half = max_characters // 2

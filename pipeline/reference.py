@@ -1,9 +1,7 @@
 """Write the reference of the best model: statistics of training images, to compare production with.
 
-Writes --out, a Parquet file with a row per image: dataset, photo, path, probability, the image statistics, embedding.
-From each data set trained on, it draws about `monitor.n_reference_images` training images at random, evenly over
-photos. If the photos are not known, each group of near-duplicates counts as a photo with one image: without knowledge
-of which images belong together, this keeps the limits wide.
+--out has a row per image: dataset, photo, path, probability, the image statistics, embedding. If the photos are not
+known, each group of near-duplicates counts as a photo with one image, which keeps the limits of drift wide.
 """
 
 import json
@@ -20,26 +18,20 @@ from pipeline.monitoring.observation import observe
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main
 
-SEED = 0
-
 
 def choose_images(manifest: pd.DataFrame, train_on: tuple[str, ...], n_images: int) -> pd.DataFrame:
     """Return rows of the train side, about n_images of each data set trained on; `photo` is never missing.
 
     They are fewer if a data set has fewer, and a few more because the number per photo is rounded up.
     """
-    chosen = [
-        _sample_evenly(rows, n_images)
-        for name, rows in manifest[manifest["split"] == "train"].groupby("dataset")
-        if name in train_on
-    ]
-    return pd.concat(chosen, ignore_index=True)
+    train = manifest[(manifest["split"] == "train") & manifest["dataset"].isin(train_on)]
+    return pd.concat([_sample_evenly(rows, n_images) for _, rows in train.groupby("dataset")], ignore_index=True)
 
 
 def _sample_evenly(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
     """Return about n_images random images, evenly over photos; one per group if the photos are not known."""
     has_photos = rows["photo"].notna().all()
-    shuffled = rows.assign(photo=rows["photo"] if has_photos else rows["group"]).sample(frac=1, random_state=SEED)
+    shuffled = rows.assign(photo=rows["photo"] if has_photos else rows["group"]).sample(frac=1, random_state=0)
     n_each = math.ceil(n_images / shuffled["photo"].nunique()) if has_photos else 1
     photos = shuffled["photo"].unique()[:n_images]
     return shuffled[shuffled["photo"].isin(photos)].groupby("photo").head(n_each)

@@ -57,10 +57,10 @@ def fit(
 def validation_scores(
     validation: LabelledImages, probabilities: Probabilities, threshold: float, params: Params
 ) -> dict[str, Any]:
-    """Return the scores on all of validation, and the log loss by which candidates are compared.
+    """Return the scores on all of validation, and the log loss by which candidates are compared, `selection_loss`.
 
-    `selection_loss` is the weighted mean of the log loss on the data sets trained on and the log loss on photos of
-    external test sets that are held out for validation (weight `select.external_weight`, 0 without such photos).
+    That is the mean of the log loss on the data sets trained on and the log loss on photos of external test sets that
+    are held out for validation, with the weight `select.external_weight` (0 without such photos).
     """
     external = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()  # (n,)
     losses = {

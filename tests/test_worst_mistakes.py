@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from packed_greys import greys_scored, write_greys
 
+from pipeline.evaluate import N_PER_KIND, with_occlusion_maps, worst_mistakes
 from pipeline.evaluation.occlusion import occlusion_map
-from pipeline.evaluation.worst_mistakes import N_PER_KIND, with_occlusion_maps, worst_mistakes
 
 
 def unsure(batch):

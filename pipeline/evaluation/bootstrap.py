@@ -20,7 +20,6 @@ N_RESAMPLES = 1000
 MIN_GROUPS = 5  # with fewer, the variation between groups cannot be estimated
 MIN_DEFINED_SHARE = 0.95  # of the resamples; a score that is undefined in more has no interval
 VALUES_AT_A_TIME = 500_000  # images times resamples per step, so that they fit the CPU's cache
-SEED = 0
 
 SCORES = (
     "accuracy",
@@ -123,7 +122,7 @@ def _cumulative_weights(weights: Floats, groups: npt.NDArray[np.int64]) -> Float
 
 def resampled_groups(n_groups: int, n_images: int) -> Iterator[Floats]:
     """Yield how often each group is drawn, in parts of (n_resamples, n_groups), N_RESAMPLES resamples in total."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(0)
     at_a_time = max(1, VALUES_AT_A_TIME // n_images)
     for start in range(0, N_RESAMPLES, at_a_time):
         n = min(at_a_time, N_RESAMPLES - start)

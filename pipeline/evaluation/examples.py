@@ -12,7 +12,6 @@ from pipeline.data.images import LabelledImages, Pixels
 from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 
 N_PER_KIND = 6  # correct and wrong predictions each
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,4 @@ def pictures_of(rows: pd.DataFrame, datasets: Path) -> Iterator[Picture]:
 def random_predictions(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Return a random sample of `rows`: up to six correct predictions, then up to six wrong ones."""
     right = (rows["label"] == "crack") == (rows["probability"] >= threshold)
-    return pd.concat(
-        [part.sample(min(N_PER_KIND, len(part)), random_state=SEED) for part in (rows[right], rows[~right])]
-    )
+    return pd.concat([part.sample(min(N_PER_KIND, len(part)), random_state=0) for part in (rows[right], rows[~right])])

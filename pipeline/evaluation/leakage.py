@@ -1,7 +1,7 @@
 """The leakage effect: how much better a plain model scores on a random split than on the leak-free one.
 
-Both are scored on the validation side, because the test side is reserved for the chosen model. The features are those
-that `embed` stored, so on the random split some images are scored on features in the training precision.
+Both are scored on the validation side, because the test side is reserved for the chosen model. On the
+random split, some images are scored on features in the training precision.
 """
 
 from pathlib import Path

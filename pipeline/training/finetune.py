@@ -3,32 +3,24 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.images import LabelledImages, Sizes, batches_by_size
+from pipeline.data.images import Images, LabelledImages, batches_by_size
 from pipeline.errors import CracksError
 from pipeline.models.backbones import build_backbone
 from pipeline.models.metrics import Labels
 from pipeline.models.network import build_classifier, image_input, preprocessed
 from pipeline.models.tf import keras, tf
 from pipeline.params import Backbone, Finetune, Phase
-from pipeline.training.activation_cache import cache_activations, cache_features
+from pipeline.training.activation_cache import ActivationCache, cache_activations, cache_features
 from pipeline.training.augmentation import AugmentedViews
 from pipeline.training.checkpoints import TrainingHistory
 
 ViewsOfEpoch = Callable[[int], npt.NDArray[np.int64]]  # epoch -> number of the view of each image to train on, (n,)
-
-
-class _Views(Protocol):
-    """All images, then further views of all of them, or the cached activations of these."""
-
-    @property
-    def sizes(self) -> Sizes: ...
-
-    def pixels(self, position: int) -> npt.NDArray[Any]: ...
+Views = Images | ActivationCache  # all images, then further views of all of them, or the cached activations of these
 
 
 class _Batches:
@@ -38,9 +30,7 @@ class _Batches:
     it is the same whether the training was resumed or not.
     """
 
-    def __init__(
-        self, views: _Views, labels: Labels, params: Finetune, views_of_epoch: ViewsOfEpoch | None = None
-    ) -> None:
+    def __init__(self, views: Views, labels: Labels, params: Finetune, views_of_epoch: ViewsOfEpoch | None) -> None:
         self._views, self._labels, self._params, self._views_of_epoch = views, labels, params, views_of_epoch
         self.start_epoch(0)
 
@@ -149,9 +139,9 @@ def _data_of_phases(
             return np.full(len(train), 1 + epoch)
         return np.random.default_rng([params.seed, epoch]).integers(n_cached, size=len(train))
 
-    def data(model: keras.Model, views: _Views, held_out: _Views) -> _PhaseData:
+    def data(model: keras.Model, views: Views, held_out: Views) -> _PhaseData:
         batches = _Batches(views, train.labels, params, views_of_epoch)
-        return _PhaseData(model, batches, _Batches(held_out, validation.labels, params))
+        return _PhaseData(model, batches, _Batches(held_out, validation.labels, params, None))
 
     if n_cached is None:
         classifier = build_classifier(network, backbone.image_size_px, head)
