@@ -68,11 +68,10 @@ def register_model(uri: str, images: list[bytes]) -> None:
 
     from pipeline.inference.out_of_distribution import DETECTOR_FILE, detector_projection, fit
     from pipeline.inference.served import ServedModel
-    from pipeline.models.calibration import Calibration, Platt
+    from pipeline.models.calibration import Calibration, Platt, calibrated
     from pipeline.models.classifier import Classifier
     from pipeline.models.decision import Decision
-    from pipeline.models.export import calibrated, linear_classifier
-    from pipeline.models.linear_head import LinearHead
+    from pipeline.models.linear_head import LinearHead, linear_classifier
     from pipeline.models.network import build_embedder
     from pipeline.params import Backbone
     from pipeline.registry.registration import log_model, write_checked_served

@@ -21,9 +21,8 @@ from pipeline.files import replacing_folder
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.params import Backbone, Params, named
 from pipeline.stage import run_main, stage_main
-from pipeline.training.embedder import embedder_of
+from pipeline.training.embedder import Shards, embedder_of
 from pipeline.training.features import Features, features_file, rows_file
-from pipeline.training.shards import Shards
 
 Task = tuple[list[bytes], Sizes, bool]  # files of a shard, their sizes, whether they are of the train side
 

@@ -11,9 +11,8 @@ from typing import Annotated
 import pandas as pd
 
 from pipeline.evaluation.examples import pictures_of, random_predictions
-from pipeline.evaluation.model_card import dataset_facts, weights_of
 from pipeline.evaluation.plots import plot_tables
-from pipeline.evaluation.report_page import named_sets, render
+from pipeline.evaluation.report_page import dataset_facts, named_sets, render, weights_of
 from pipeline.files import replacing_folder, write_text
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main

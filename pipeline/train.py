@@ -16,9 +16,9 @@ import pandas as pd
 from pipeline.data.images import LabelledImages
 from pipeline.data.training_images import TRAINING_SIDES, images_of_side
 from pipeline.files import replacing, replacing_folder, write_json
-from pipeline.models.calibration import fit_calibration
+from pipeline.models.calibration import calibrated, fit_calibration
 from pipeline.models.decision import DECISION_FILE, choose_decision
-from pipeline.models.export import calibrated, linear_classifier
+from pipeline.models.linear_head import linear_classifier
 from pipeline.models.metrics import Probabilities, log_loss, scores
 from pipeline.models.model_files import MODEL_FILE
 from pipeline.models.network import logits_and_features

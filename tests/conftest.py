@@ -305,10 +305,9 @@ def dark_is_crack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its probability is 0.5 at the mean of ImageNet, less the lighter an image is; from 0.2 on, below 0.8, it is unsure.
     """
     from pipeline.inference.conversion import write_served
-    from pipeline.models.calibration import Calibration, Platt
+    from pipeline.models.calibration import Calibration, Platt, calibrated
     from pipeline.models.classifier import Classifier
     from pipeline.models.decision import Decision
-    from pipeline.models.export import calibrated
     from pipeline.models.network import build_classifier
     from pipeline.models.tf import keras
 

@@ -89,10 +89,9 @@ def write_params(root: Path, *, model: str = MODEL, **promote: object) -> Params
 def write_graph(folder: Path) -> None:
     """Write the served form of the one graph: sigmoid((130 - mean grey level) / 10)."""
     from pipeline.inference.conversion import write_served
-    from pipeline.models.calibration import Calibration, Platt
+    from pipeline.models.calibration import Calibration, Platt, calibrated
     from pipeline.models.classifier import Classifier
     from pipeline.models.decision import Decision
-    from pipeline.models.export import calibrated
     from pipeline.models.network import build_classifier
     from pipeline.models.tf import keras
 

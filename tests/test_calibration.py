@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.models.calibration import Calibration, Platt, fit_calibration, fit_platt
-from pipeline.models.export import calibrated
+from pipeline.models.calibration import Calibration, Platt, calibrated, fit_calibration, fit_platt
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import expected_calibration_error
 from pipeline.models.network import build_classifier

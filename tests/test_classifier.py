@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CracksError
-from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
-from pipeline.models.export import calibrated
 from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
 

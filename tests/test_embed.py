@@ -17,7 +17,7 @@ from pipeline.embed import unfinished_folder
 from pipeline.errors import UnavailableError
 from pipeline.inference import dask_cluster
 from pipeline.params import Backbone
-from pipeline.training import embedder, shards
+from pipeline.training import embedder
 from pipeline.training.features import read_features
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +34,9 @@ import sys
 from pathlib import Path
 import pandas as pd
 from pipeline import embed
-from pipeline.training import shards
+from pipeline.training import embedder
 from pipeline.params import Backbone
-shards.SHARD_ROWS = {SHARD_ROWS}
+embedder.SHARD_ROWS = {SHARD_ROWS}
 datasets, checkpoints, out = map(Path, sys.argv[1:])
 backbone = Backbone.model_validate_json({BACKBONE.model_dump_json()!r})
 embed.run(backbone, pd.read_parquet(datasets / "manifest.parquet"), datasets, checkpoints, out)
@@ -64,7 +64,7 @@ def manifest(datasets):
 def undisturbed(datasets, manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
+        patch.setattr(embedder, "SHARD_ROWS", SHARD_ROWS)
         embed.run(BACKBONE, manifest, datasets, folder / "unfinished", folder / "out")
     assert not (folder / "unfinished").exists()
     return np.load(folder / "out" / "walls.npy")
@@ -98,7 +98,7 @@ def test_only_the_train_side_is_computed_for_training(address, datasets, manifes
         return ((key, compute(shared, task)) for key, task in tasks)
 
     monkeypatch.setattr(embed, "compute_on_cluster", computed_at_once)
-    monkeypatch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
+    monkeypatch.setattr(embedder, "SHARD_ROWS", SHARD_ROWS)
     monkeypatch.setattr(embedder.Embedder, "features", side)
     embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)
     walls = manifest[manifest["dataset"] == "walls"]
@@ -113,7 +113,7 @@ def marks_of(images):
 
 
 def test_finished_shards_of_a_failed_run_are_not_computed_again(datasets, manifest, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
+    monkeypatch.setattr(embedder, "SHARD_ROWS", SHARD_ROWS)
     real, seen = embedder.Embedder.features, []
 
     def fail_at_the_third(self, images, *, for_training):
@@ -175,7 +175,7 @@ def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(
 ):
     from distributed import LocalCluster
 
-    monkeypatch.setattr(shards, "SHARD_ROWS", SHARD_ROWS)
+    monkeypatch.setattr(embedder, "SHARD_ROWS", SHARD_ROWS)
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as started:
         address = started.scheduler_address
         embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)

@@ -4,8 +4,7 @@ import pytest
 
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import supported_precision
-from pipeline.models.export import linear_classifier
-from pipeline.models.linear_head import LinearHead
+from pipeline.models.linear_head import LinearHead, linear_classifier
 from pipeline.models.network import build_embedder, to_openvino
 from pipeline.params import Backbone
 from pipeline.training import embedder

@@ -9,10 +9,9 @@ from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
 from pipeline.data.training_images import training_rows
 from pipeline.evaluate import best_candidate, run, summarise
 from pipeline.evaluation.bootstrap import SCORES as BOOTSTRAPPED
-from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
-from pipeline.models.export import calibrated
 from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
 from pipeline.registry.runs import flatten

@@ -3,8 +3,7 @@ import json
 import pytest
 
 from pipeline.evaluation.model_architecture import describe_layers
-from pipeline.models.calibration import Calibration, Platt
-from pipeline.models.export import calibrated
+from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
 

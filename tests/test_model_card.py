@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pipeline.data.images import QUARANTINE_FILE
-from pipeline.evaluation.model_card import dataset_facts, source_of, weights_of
+from pipeline.evaluation.report_page import dataset_facts, source_of, weights_of
 from pipeline.params import Dataset, load_params
 
 ROOT = Path(__file__).parent.parent

@@ -3,8 +3,7 @@ import pytest
 from pictures import Pictures
 
 from pipeline.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
-from pipeline.models.calibration import Calibration, Platt
-from pipeline.models.export import calibrated
+from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.network import (
     BATCH_IMAGES,
     as_tf_function,

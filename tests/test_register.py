@@ -17,10 +17,9 @@ from pipeline.data.images import INVENTORY_FILE, decode
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inference import conversion
 from pipeline.inference.served import SERVED_FILES, ServedModel
-from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
-from pipeline.models.export import calibrated
 from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
 from pipeline.params import load_params

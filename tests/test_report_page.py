@@ -13,9 +13,8 @@ from PIL import Image
 
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.examples import Picture
-from pipeline.evaluation.model_card import SIDES, DatasetFacts
 from pipeline.evaluation.plots import reliability_table
-from pipeline.evaluation.report_page import render
+from pipeline.evaluation.report_page import SIDES, DatasetFacts, render
 from pipeline.evaluation.slices import slice_table
 from pipeline.models.metrics import log_loss, scores
 

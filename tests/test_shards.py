@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from pipeline.training import shards
-from pipeline.training.shards import Shards
+from pipeline.training import embedder
+from pipeline.training.embedder import Shards
 
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_ROWS", 4)
+    monkeypatch.setattr(embedder, "SHARD_ROWS", 4)
 
 
 def test_shards_cover_every_position_once(tmp_path):

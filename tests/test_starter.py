@@ -3,11 +3,10 @@ import pytest
 
 from pipeline.inference.build_starter import relative_difference, write_starter
 from pipeline.inference.starter import STARTER_FILE, load_starter
-from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
-from pipeline.models.export import calibrated, linear_classifier
-from pipeline.models.linear_head import LinearHead
+from pipeline.models.linear_head import LinearHead, linear_classifier
 from pipeline.params import Backbone
 
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=32, feature_layers=("head_conv",))

@@ -14,11 +14,10 @@ import numpy as np
 from pipeline.data.images import Pixels
 from pipeline.inference.conversion import write_served
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
-from pipeline.models.calibration import Calibration, Platt
+from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
-from pipeline.models.export import calibrated, linear_classifier
-from pipeline.models.linear_head import LinearHead
+from pipeline.models.linear_head import LinearHead, linear_classifier
 from pipeline.params import Backbone
 
 STARTER_FILE = Path(__file__).with_name("starter.npz")

@@ -15,6 +15,7 @@ from sklearn.utils.extmath import softmax
 
 from pipeline.models.linear_head import LinearHead, Scale
 from pipeline.models.metrics import Labels
+from pipeline.models.tf import keras
 
 Values = npt.NDArray[np.floating[Any]]
 
@@ -99,3 +100,20 @@ def _fit_membership(features: Values, datasets: npt.NDArray[np.str_]) -> tuple[L
         LinearHead.from_standardised(kernel, float(intercept), scale)
         for kernel, intercept in zip(coefficients, intercepts, strict=True)
     )
+
+
+def calibrated(classifier: keras.Model, calibration: Calibration) -> keras.Model:
+    """Return the exported graph: {"probability": (batch,), "features": (batch, n_features)}, both float32."""
+    features = classifier.output["features"]
+    slopes, intercepts = (np.array(values, np.float32) for values in zip(*calibration.curves, strict=True))
+    curves = keras.layers.Dense(len(slopes), activation="sigmoid", name="calibration")
+    probability = curves(classifier.output["logit"])  # (batch, n_curves)
+    curves.set_weights([slopes[None, :], intercepts])
+    if calibration.membership:
+        membership = keras.layers.Dense(len(calibration.membership), activation="softmax", name="likeness")
+        shares = membership(features)  # (batch, n_curves)
+        kernels = np.stack([head.kernel for head in calibration.membership], axis=1)
+        membership.set_weights([kernels, np.array([head.bias for head in calibration.membership], np.float32)])
+        probability = keras.layers.Dot(axes=1, name="mixture")([shares, probability])  # (batch, 1)
+    outputs = {"probability": keras.layers.Reshape((), name="probability")(probability), "features": features}
+    return keras.Model(classifier.input, outputs, name="crack_classifier")

@@ -5,6 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.models.backbones import build_backbone
+from pipeline.models.network import build_classifier
+from pipeline.models.tf import keras
+from pipeline.params import Backbone
+
 # Added to the standard deviation of a feature, typically 0.4. Otherwise a feature that is constant in training would
 # count a hundred-thousandfold in an image in which it is not.
 STD_OFFSET = 0.1
@@ -55,3 +60,12 @@ class LinearHead(NamedTuple):
     def logits(self, features: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         """Return the logit of each row of features, (n, n_features)."""
         return features.astype(np.float32) @ self.kernel + np.float32(self.bias)
+
+
+def linear_classifier(backbone: Backbone, head: LinearHead) -> keras.Model:
+    """Return the uncalibrated graph: a frozen backbone and a linear head on its features."""
+    dense = keras.layers.Dense(1, name="head")
+    network = build_backbone(backbone.architecture, backbone.feature_layers)
+    classifier = build_classifier(network, backbone.image_size_px, [dense])
+    dense.set_weights([head.kernel[:, None], np.array([head.bias], np.float32)])
+    return classifier

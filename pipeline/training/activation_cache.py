@@ -9,8 +9,7 @@ import numpy as np
 
 from pipeline.data.images import Images, ImageSubset, Sizes
 from pipeline.models.tf import keras
-from pipeline.training.embedder import compute_all, compute_function
-from pipeline.training.shards import SHARD_ROWS, Rows, Shards
+from pipeline.training.embedder import SHARD_ROWS, Rows, Shards, compute_all, compute_function
 
 
 class ActivationCache:

@@ -1,4 +1,4 @@
-"""Run a frozen backbone over many images, with OpenVINO on a CPU or with TensorFlow on a GPU."""
+"""Run a frozen network over many images, in shards, with OpenVINO on a CPU or with TensorFlow on a GPU."""
 
 import logging
 from collections.abc import Callable
@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import openvino
+from tqdm import tqdm
 
 from pipeline.data.images import Images, ImageSubset, Pixels, batches_by_size
+from pipeline.files import replacing
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, supported_precision
 from pipeline.models.network import as_tf_function, build_embedder, to_openvino
 from pipeline.models.tf import keras, tf
 from pipeline.params import Backbone, Precision
 from pipeline.training.features import Features
-from pipeline.training.shards import Shards
 
 log = logging.getLogger(__name__)
 
+Rows = npt.NDArray[np.float16]  # (n, …)
 Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
 
+SHARD_ROWS = 1024  # a few seconds of work: a killed run loses little, and the overhead of a shard is small
 BATCH_IMAGES = 8  # the original images of a larger one do not fit the CPU's cache
 
 
@@ -87,6 +90,35 @@ def openvino_compute(graph: "openvino.Model", precision: Precision = "f32") -> C
     """Return a converted graph as a thread-safe function of one batch, run by OpenVINO with one stream per core."""
     compiled = CompiledGraph(graph, precision)
     return lambda batch: compiled(batch)["features"]
+
+
+class Shards:
+    """The rows of an array, one for each image, in files of 1,024 rows, so that a killed computation can resume."""
+
+    def __init__(self, folder: Path, n_rows: int) -> None:
+        self._folder = folder
+        self._ranges = [range(start, min(n_rows, start + SHARD_ROWS)) for start in range(0, n_rows, SHARD_ROWS)]
+
+    def _path(self, shard: range) -> Path:
+        return self._folder / f"{shard.start:09}.npy"
+
+    def missing(self) -> list[range]:
+        """Return the positions of each shard that is not computed yet."""
+        return [shard for shard in self._ranges if not self._path(shard).exists()]
+
+    def save(self, shard: range, rows: Rows) -> None:
+        """Write a finished shard atomically."""
+        with replacing(self._path(shard)) as partial, partial.open("wb") as file:
+            np.save(file, rows)
+
+    def compute_missing(self, compute: Callable[[range], Rows], progress: str) -> None:
+        """Compute and save each missing shard; `progress` labels the progress bar."""
+        for shard in tqdm(self.missing(), desc=progress, unit=" shards", disable=None):
+            self.save(shard, compute(shard))
+
+    def arrays(self) -> list[Rows]:
+        """Return all shards in order, read on demand."""
+        return [np.load(self._path(shard), mmap_mode="r") for shard in self._ranges]
 
 
 @lru_cache(maxsize=1)
