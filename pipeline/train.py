@@ -62,17 +62,17 @@ def validation_scores(
     That is the mean of the log loss on the data sets trained on and the log loss on photos of external test sets that
     are held out for validation, with the weight `select.external_weight` (0 without such photos).
     """
-    external = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()  # (n,)
-    losses = {
-        name: log_loss(validation.labels[chosen], probabilities[chosen]) if chosen.any() else None
-        for name, chosen in (("in_domain", ~external), ("external", external))
-    }
-    weight = params.select.external_weight if external.any() else 0.0
+    is_external = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()  # (n,)
+    in_domain, external = (
+        log_loss(validation.labels[chosen], probabilities[chosen]) if chosen.any() else None
+        for chosen in (~is_external, is_external)
+    )
+    weight = params.select.external_weight if is_external.any() else 0.0
     return {
-        "selection_loss": (1 - weight) * (losses["in_domain"] or 0.0) + weight * (losses["external"] or 0.0),
+        "selection_loss": (1 - weight) * (in_domain or 0.0) + weight * (external or 0.0),
         "log_loss": log_loss(validation.labels, probabilities),
-        "log_loss_in_domain": losses["in_domain"],
-        "log_loss_external": losses["external"],
+        "log_loss_in_domain": in_domain,
+        "log_loss_external": external,
         **scores(validation.labels, probabilities, threshold),
     }
 
@@ -96,9 +96,8 @@ def run(
     with live_run(params, manifest, candidate) as report_epoch:
         epochs = TrainingHistory(unfinished / "history.jsonl", report_epoch)
         classifier, logits, validation_features = fit(params, candidate, train, validation, features, epochs)
-    calibration = fit_calibration(
-        validation.labels, logits, validation_features, validation.rows["dataset"].to_numpy(str)
-    )
+    names = validation.rows["dataset"].to_numpy(str)
+    calibration = fit_calibration(validation.labels, logits, validation_features, names)
     probabilities = calibration.probabilities(logits, validation_features)
     decision = choose_decision(validation.labels, probabilities, params.decide)
     with replacing_folder(out) as folder:

@@ -42,7 +42,7 @@ def weighted_scorer(
     """Return a function from weights of the groups, (n_resamples, n_groups), to each of SCORES, (n_resamples,).
 
     An undefined score is NaN. In balanced scores, cracked and intact images have the same total weight. `groups`, (n,),
-    are numbers 0..n_groups-1; the other arguments are those of `scores_with_intervals`.
+    are numbers 0..n_groups-1.
     """
     predicted = (probabilities >= threshold)[:, None]
     bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
@@ -86,10 +86,8 @@ def _threshold_scores(found: Floats, false_alarms: Floats, n_crack: Floats, n_in
 def _ranking_scorer(
     labels: Labels, probabilities: Probabilities, groups: npt.NDArray[np.int64]
 ) -> Callable[[Floats], dict[str, Floats]]:
-    """Return the part of `weighted_scorer` that depends only on the order of the probabilities.
-
-    Found cracks and false alarms are cumulated at the distinct probabilities of cracks, in descending order.
-    """
+    """Return the part of `weighted_scorer` that depends only on the order of the probabilities."""
+    # found cracks and false alarms are cumulated at the distinct probabilities of cracks, in descending order
     order = np.argsort(-probabilities, kind="stable")
     cracks, intact = order[labels[order]], order[~labels[order]]
     thresholds = -np.unique(-probabilities[cracks])

@@ -1,7 +1,6 @@
 """The leakage effect: how much better a plain model scores on a random split than on the leak-free one.
 
-Both are scored on the validation side, because the test side is reserved for the chosen model. On the
-random split, some images are scored on features in the training precision.
+Both are scored on the validation side. On the random split, some features are those in the training precision.
 """
 
 from pathlib import Path
@@ -70,10 +69,7 @@ def compare_splits(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> d
 
 
 def leakage_effect(manifest: pd.DataFrame, features_folder: Path) -> dict[str, float | int]:
-    """Return the result of `compare_splits` for the training and validation images, and n_available, their number.
-
-    `manifest` has the rows of the data sets trained on, and the folder the features of one backbone.
-    """
+    """Return the result of `compare_splits` for the manifest's training and validation images, and their number."""
     assigned = manifest[manifest["split"].isin(TRAINING_SIDES)]
     images = sample_groups(assigned).sort_values(["dataset", "row"])
     # in half precision, sums over many rows would overflow

@@ -131,10 +131,7 @@ def reliability_table(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def slices_plot(name: str, rows: pd.DataFrame) -> Markup:
-    """Return a plot of the balanced F1 of slices with their intervals, one row per slice of `slice_table`.
-
-    Slices without a score are left out; `name`, that of the set, makes the name of the plot.
-    """
+    """Return a plot of the balanced F1 of those slices of a set, rows of `slice_table`, that have a score."""
     rows = rows[rows["balanced_f1"].notna()].reset_index(drop=True)
     names = [
         "all" if kind == "all" else f"{kind} {shown(value, MAX_LABEL_CHARACTERS)}"

@@ -185,9 +185,9 @@ def _rows(slices: pd.DataFrame) -> list[tuple[str, dict[Any, Any]]]:
     rows = []
     for row in slices.astype(object).where(slices.notna(), None).to_dict(orient="records"):
         name = row["slice"] if row["kind"] in ("all", "photo") else f"{row['kind']} {row['slice']}"
-        ends = {score: {"low": row[f"{score}_low"], "high": row[f"{score}_high"]} for score in intervals}
-        known = {score: interval for score, interval in ends.items() if interval["low"] is not None}
-        rows.append((name, {**row, "interval": known}))
+        known = [score for score in intervals if row[f"{score}_low"] is not None]
+        interval = {score: {"low": row[f"{score}_low"], "high": row[f"{score}_high"]} for score in known}
+        rows.append((name, {**row, "interval": interval}))
     return rows
 
 

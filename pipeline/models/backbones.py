@@ -4,7 +4,6 @@ EfficientNet-Lite and MobileNetV2 are both stacks of inverted residuals with ReL
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -54,14 +53,12 @@ _MOBILENET_V2_GROUPS = (
     BlockGroup(1, 3, 1, 6, 320),
 )
 
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {
-        "efficientnet-lite0": Architecture(_EFFICIENTNET_B0_GROUPS, "same", 1e-3),
-        "mobilenet-v2": Architecture(_MOBILENET_V2_GROUPS, "symmetric", 1e-5),
-    }
-)
-"""The networks by name. EfficientNet: arXiv:1905.11946; its Lite variant, without squeeze-and-excitation and with
-ReLU6: models/official/efficientnet/lite in the TensorFlow TPU repository. MobileNetV2: arXiv:1801.04381."""
+# EfficientNet: arXiv:1905.11946; its Lite variant, without squeeze-and-excitation and with ReLU6:
+# models/official/efficientnet/lite in the TensorFlow TPU repository. MobileNetV2: arXiv:1801.04381.
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "efficientnet-lite0": Architecture(_EFFICIENTNET_B0_GROUPS, "same", 1e-3),
+    "mobilenet-v2": Architecture(_MOBILENET_V2_GROUPS, "symmetric", 1e-5),
+}
 
 
 def build_backbone(architecture: str, feature_layers: Sequence[str] = (), *, pretrained: bool = True) -> keras.Model:

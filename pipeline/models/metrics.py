@@ -13,10 +13,7 @@ N_ECE_BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, 2
 
 
 def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the mean gap, 0..1, between predicted probability and observed share of cracks, over equal-width bins.
-
-    Each of the 15 bins is weighted by its share of the images (Guo et al. 2017, for the probability of a crack).
-    """
+    """Return the mean gap, 0..1, between predicted probability and observed share of cracks, over 15 equal bins."""
     bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
     stated = np.bincount(bins, weights=probabilities, minlength=N_ECE_BINS)
     observed = np.bincount(bins, weights=labels, minlength=N_ECE_BINS)

@@ -20,13 +20,11 @@ def project(features: npt.NDArray[np.floating[Any]], n_dimensions: int) -> Proje
     totals = np.abs(values).sum(axis=1, keepdims=True)
     shares = np.divide(values, totals, out=np.zeros_like(values), where=totals > 0)
     roots = np.sign(shares) * np.sqrt(np.abs(shares))
-    projected: Projected = roots @ _matrix(values.shape[1], n_dimensions)
-    return projected
+    return np.asarray(roots @ _matrix(values.shape[1], n_dimensions))
 
 
 @lru_cache(maxsize=8)
 def _matrix(n_features: int, n_dimensions: int) -> Projected:
     # RandomState, because its stream never changes: stored projections must stay comparable with those by a later NumPy
     matrix = np.random.RandomState(0).standard_normal((n_features, n_dimensions))
-    scaled: Projected = (matrix / np.sqrt(n_dimensions)).astype(np.float32)
-    return scaled
+    return np.asarray(matrix / np.sqrt(n_dimensions), np.float32)

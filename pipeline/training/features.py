@@ -36,10 +36,9 @@ def read_features(folder: Path, name: str, rows: RowNumbers) -> Features:
 
 
 def features_of(images: pd.DataFrame, folder: Path) -> Features:
-    """Return the features of images of several data sets, from the folder of one backbone.
+    """Return the features of images (dataset, row), of which those of a data set are consecutive.
 
-    `images` has the columns dataset and row; the images of a data set must be consecutive. Raises KeyError if an image
-    was not embedded.
+    `folder` is that of one backbone. Raises KeyError if an image was not embedded.
     """
     by_dataset = images.groupby("dataset", sort=False)["row"]
     return np.concatenate([read_features(folder, str(name), rows.to_numpy()) for name, rows in by_dataset])

@@ -128,10 +128,7 @@ def build_mosaics(
     *,
     draw_hairlines: bool = False,
 ) -> Mosaics:
-    """Return the mosaics of `size_px` x `size_px` that `params` describes.
-
-    They are composed only of the training images at the positions `chosen`, (n,), whose folds are `folds`, (n,).
-    """
+    """Return the mosaics that `params` describes, of the training images at `chosen`, (n,), with their folds, (n,)."""
     rng = np.random.default_rng(seed)
     if len(chosen) > MAX_SOURCES:
         some = np.sort(rng.choice(len(chosen), MAX_SOURCES, replace=False))
@@ -167,10 +164,9 @@ def compose(
 
 
 def extend_by_mirroring(cell: Pixels, side: int, size_px: int, rng: np.random.Generator) -> GreyLevels:
-    """Return a surface of a randomly oriented cell, continued at its edges by its mirror images.
+    """Return a randomly oriented cell, continued at its edges by its mirror images, (size_px, size_px, 3).
 
-    The cell, uint8, (height, width, 3), is shrunken so that `side` of them fit beside each other. Returns
-    (size_px, size_px, 3).
+    The cell, uint8, (height, width, 3), is shrunken so that `side` of them fit beside each other.
     """
     cell_px = -(-size_px // side)
     turned = Image.fromarray(in_random_orientation(cell, rng))
