@@ -20,21 +20,19 @@ from pipeline.stage import run_main, stage_main
 
 
 def choose_images(manifest: pd.DataFrame, train_on: tuple[str, ...], n_images: int) -> pd.DataFrame:
-    """Return rows of the train side, about n_images of each data set trained on; `photo` is never missing.
+    """Return random rows of the train side, about n_images of each data set trained on, evenly over its photos.
 
     They are fewer if a data set has fewer, and a few more because the number per photo is rounded up.
     """
+    chosen = []
     train = manifest[(manifest["split"] == "train") & manifest["dataset"].isin(train_on)]
-    return pd.concat([_sample_evenly(rows, n_images) for _, rows in train.groupby("dataset")], ignore_index=True)
-
-
-def _sample_evenly(rows: pd.DataFrame, n_images: int) -> pd.DataFrame:
-    """Return about n_images random images, evenly over photos; one per group if the photos are not known."""
-    has_photos = rows["photo"].notna().all()
-    shuffled = rows.assign(photo=rows["photo"] if has_photos else rows["group"]).sample(frac=1, random_state=0)
-    n_each = math.ceil(n_images / shuffled["photo"].nunique()) if has_photos else 1
-    photos = shuffled["photo"].unique()[:n_images]
-    return shuffled[shuffled["photo"].isin(photos)].groupby("photo").head(n_each)
+    for _, rows in train.groupby("dataset"):
+        has_photos = rows["photo"].notna().all()
+        shuffled = rows.assign(photo=rows["photo"] if has_photos else rows["group"]).sample(frac=1, random_state=0)
+        n_each = math.ceil(n_images / shuffled["photo"].nunique()) if has_photos else 1
+        photos = shuffled["photo"].unique()[:n_images]
+        chosen.append(shuffled[shuffled["photo"].isin(photos)].groupby("photo").head(n_each))
+    return pd.concat(chosen, ignore_index=True)
 
 
 def run(

@@ -16,8 +16,8 @@ from PIL import Image
 from pipeline.crack_maps.crack_map import CrackMap
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
+from pipeline.evaluation.examples import occlusion_overlay
 from pipeline.evaluation.occlusion import occlusion_map
-from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 from pipeline.inference.openvino_cpu import Outputs
 from serving.answers import MapAnswer, OcclusionOverlay, PredictAnswer, Prediction, Tile
 from serving.app_state import AppState, State

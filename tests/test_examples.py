@@ -1,8 +1,7 @@
 import numpy as np
 from packed_greys import greys_scored, write_greys
 
-from pipeline.evaluation.examples import N_PER_KIND, pictures_of, random_predictions
-from pipeline.evaluation.occlusion_overlay import occlusion_overlay
+from pipeline.evaluation.examples import N_PER_KIND, occlusion_overlay, pictures_of, random_predictions
 
 
 def test_each_row_has_its_own_picture(tmp_path, encode):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from pipeline.evaluation.examples import occlusion_overlay
 from pipeline.evaluation.occlusion import N_CELLS_A_SIDE, occlusion_map
-from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 
 
 def tile(dark_cell=None, size=(70, 140)):

@@ -1,4 +1,7 @@
-"""Images for the report: the worst mistakes with their occlusion overlays, and random predictions."""
+"""Images for the report: the worst mistakes with their occlusion overlays, and random predictions.
+
+Overlays are apart from the maps (occlusion.py), so that no change of style computes maps again.
+"""
 
 import math
 from collections.abc import Iterator
@@ -6,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from PIL import Image
 
 from pipeline.data.images import LabelledImages, Pixels
-from pipeline.evaluation.occlusion_overlay import occlusion_overlay
 
 N_PER_KIND = 6  # correct and wrong predictions each
+FOR_CRACK, AGAINST_CRACK = (230, 60, 20), (30, 110, 230)  # RGB
+MAX_OPACITY = 0.75
 
 
 @dataclass(frozen=True)
@@ -42,3 +48,18 @@ def random_predictions(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """Return a random sample of `rows`: up to six correct predictions, then up to six wrong ones."""
     right = (rows["label"] == "crack") == (rows["probability"] >= threshold)
     return pd.concat([part.sample(min(N_PER_KIND, len(part)), random_state=0) for part in (rows[right], rows[~right])])
+
+
+def occlusion_overlay(pixels: Pixels, occlusion_map: npt.NDArray[np.float64]) -> Pixels:
+    """Return the image in grey with its occlusion map: red for a crack, blue against, the strongest cell most opaque.
+
+    The map, (rows, columns), is in logits, positive for a crack.
+    """
+    height, width, _ = pixels.shape
+    strength = occlusion_map / max(float(np.abs(occlusion_map).max()), np.finfo(float).tiny)  # -1..1
+    drawn = Image.fromarray(strength.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    opacity = np.asarray(drawn)[..., None] * MAX_OPACITY  # (height, width, 1)
+    colour = np.where(opacity > 0, np.array(FOR_CRACK), np.array(AGAINST_CRACK))
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    blended: Pixels = (grey * (1 - np.abs(opacity)) + colour * np.abs(opacity)).round().astype(np.uint8)
+    return blended

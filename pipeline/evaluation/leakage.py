@@ -50,9 +50,8 @@ def _scores(features: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_], si
 def compare_splits(images: pd.DataFrame, features: npt.NDArray[np.float32]) -> dict[str, float | int]:
     """Return the scores of logistic regression on the leak-free and on a random split, and the leakage of the latter.
 
-    `images` has label, group and split (train, with both labels, or validation), and `features` (n, n_features). Scores
-    are n_errors, errors_per_thousand and f1 of both splits (`leak_free_…`, `random_…`). Leakage is the scored images
-    whose group (copies, tiles of one photo) also occurs in train.
+    `images` has label, group and split (train, with both labels, or validation), and `features` (n, n_features).
+    Leakage is the scored images whose group (copies, tiles of one photo) also occurs in train.
     """
     labels, leak_free = (images["label"] == "crack").to_numpy(), images["split"].to_numpy()
     random = random_sides(images)

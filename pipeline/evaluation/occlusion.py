@@ -1,8 +1,4 @@
-"""Occlusion maps: how much a classifier's output changes when a part of the image is hidden.
-
-The method is that of Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 2014. It needs only the
-probabilities, so it works with any model.
-"""
+"""Occlusion maps: how much an output changes when a part of the image is hidden (Zeiler and Fergus 2014)."""
 
 from collections.abc import Callable
 

@@ -142,11 +142,9 @@ def _zones(test: pd.DataFrame, decision: Mapping[str, float]) -> dict[str, dict[
 
 def _by_kind(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
     """Return missed cracks and false alarms, each sorted from the most confident mistake."""
-    missed = (picture for picture in pictures if picture.label == "crack")
-    false = (picture for picture in pictures if picture.label == "intact")
     return {
-        "crack": sorted(missed, key=lambda picture: picture.probability),
-        "intact": sorted(false, key=lambda picture: -picture.probability),
+        "crack": sorted((one for one in pictures if one.label == "crack"), key=lambda one: one.probability),
+        "intact": sorted((one for one in pictures if one.label == "intact"), key=lambda one: -one.probability),
     }
 
 

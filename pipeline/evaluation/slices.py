@@ -16,15 +16,10 @@ MEASURES = ("brightness", "sharpness", "size")  # divided into quarters
 
 def with_measures(predictions: pd.DataFrame, datasets: Path) -> pd.DataFrame:
     """Return `predictions` with brightness and sharpness from the inventory, and size, the shorter side in pixels."""
-    inventories = pd.concat(
-        [
-            pd.read_parquet(datasets / name / INVENTORY_FILE, columns=["brightness", "sharpness", "height", "width"])
-            .rename_axis("row")
-            .reset_index()
-            .assign(dataset=name)
-            for name in predictions["dataset"].unique()
-        ]
-    )
+    columns = ["brightness", "sharpness", "height", "width"]
+    names = predictions["dataset"].unique()
+    tables = {name: pd.read_parquet(datasets / name / INVENTORY_FILE, columns=columns) for name in names}
+    inventories = pd.concat(tables, names=["dataset", "row"]).reset_index()
     inventories["size"] = inventories[["height", "width"]].min(axis=1)
     return predictions.merge(inventories[["dataset", "row", *MEASURES]], on=["dataset", "row"], validate="one_to_one")
 

@@ -65,10 +65,8 @@ def build_backbone(architecture: str, feature_layers: Sequence[str] = (), *, pre
     """Build the network `architecture`, with ImageNet weights or random ones.
 
     Input: float32 (batch, height, width, 3), RGB in 0..1 minus `IMAGENET_MEAN`, divided by `IMAGENET_STD`; height and
-    width of 32 px or more. Output: float32 (batch, n_features), in 0..6. Without `feature_layers`, these are the means
-    of the last convolution over the image, 1280 features. With `feature_layers`, such as "block_11_expand", they are
-    the mean and the maximum of each of these convolutions: a thin crack fills little of an image and hardly changes a
-    mean.
+    width of 32 px or more. Output: float32 (batch, n_features), in 0..6: mean and maximum of each convolution in
+    `feature_layers`, such as "block_11_expand" (a thin crack hardly changes a mean), or else 1280 means of the last.
 
     The layers are called "stem_conv", "block_0_depthwise", "block_0_project", "block_1_expand", ..., "head_conv" and
     "features". The suffixes "_bn", "_relu", "_pad" and "_add" mark what belongs to a convolution or a block.

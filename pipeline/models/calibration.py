@@ -1,7 +1,6 @@
 """Calibration: turning a logit into the probability of a crack, with one Platt curve for each data set.
 
-The probability of an image is the average of all curves, weighted by how similar the image is to each data set; the
-reason is in docs/decisions/0004-a-curve-for-each-data-set.md.
+The curves are weighted by how similar the image is to each data set (docs/decisions/0004-a-curve-for-each-data-set.md).
 """
 
 from dataclasses import dataclass
@@ -54,10 +53,9 @@ class Calibration:
 
 
 def fit_platt(labels: Labels, logits: Values) -> Platt:
-    """Return the Platt curve fitted to these images.
+    """Return the Platt curve fitted to these images, (n,), of which some are cracked and some intact.
 
-    The targets are not 0 and 1 but Platt's, which depend on the number of images with each label. They keep the curve
-    finite when the labels, (n,), of which both must occur, are perfectly separated by the logits, (n,).
+    The targets are not 0 and 1 but Platt's, which keep the curve finite when logits separate the labels perfectly.
     """
     n_crack, n_intact = int(labels.sum()), int((~labels).sum())
     target = np.where(labels, (n_crack + 1) / (n_crack + 2), 1 / (n_intact + 2))  # (n,)

@@ -25,10 +25,7 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: Path) -> "Classifier":
-        """Load the model from a folder that `train` wrote, or that was fetched from the registry.
-
-        Raises `CracksError` if a file is missing or is not a model.
-        """
+        """Load the model that `train` wrote or that was fetched from the registry; raises `CracksError` without one."""
         try:
             decision = load_decision(served_folder(folder))
             return cls(keras.models.load_model(keras_file(folder), compile=False, safe_mode=True), decision)
@@ -46,10 +43,7 @@ class Classifier:
         return probabilities
 
     def content_hash(self) -> str:
-        """Return a hash of all that determines a verdict: weights, preprocessing, calibration, threshold, review band.
-
-        Two files saved from the same model differ in bytes, but have the same content hash.
-        """
+        """Return a hash of all that determines a verdict, the same for each file that the same model was saved in."""
         digest = hashlib.sha256(json.dumps(self.decision.as_dict(), sort_keys=True).encode())
         digest.update(json.dumps(self.model.get_config(), sort_keys=True, default=str).encode())
         for variable in self.model.variables:

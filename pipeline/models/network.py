@@ -86,10 +86,7 @@ def to_openvino(model: keras.Model) -> "openvino.Model":
 def run_in_batches(
     model: keras.Model, images: Images, *, progress: str
 ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]]:
-    """Run `model` over all images in batches of one size; yield (positions, outputs by name).
-
-    `model` takes uint8 (batch, height, width, 3), and returns a dictionary of tensors.
-    """
+    """Run `model`, of uint8 (batch, height, width, 3), in batches of one size; yield (positions, outputs by name)."""
     compute = as_tf_function(model)
     with tqdm(total=len(images.sizes), desc=progress, unit=" images", disable=None) as bar:
         for positions in batches_by_size(images.sizes, BATCH_IMAGES):

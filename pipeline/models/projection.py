@@ -12,9 +12,8 @@ Projected = npt.NDArray[np.float32]  # (n, n_dimensions)
 def project(features: npt.NDArray[np.floating[Any]], n_dimensions: int) -> Projected:
     """Return features, (n, n_features), projected to (n, n_dimensions).
 
-    A Gaussian random projection (Johnson and Lindenstrauss 1984) of the square roots of the features' shares of their
-    sum. Distances are then Hellinger distances, which a few strong features do not dominate (Arandjelovic and
-    Zisserman, Three things everyone should know to improve object retrieval, 2012). A negative feature keeps its sign.
+    A Gaussian random projection of the square roots of the features' shares of their sum. Distances are then Hellinger
+    distances, which a few strong features do not dominate (Arandjelovic and Zisserman 2012). Features keep their sign.
     """
     values = np.asarray(features, np.float32)
     totals = np.abs(values).sum(axis=1, keepdims=True)

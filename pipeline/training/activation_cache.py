@@ -6,21 +6,22 @@ import numpy as np
 
 from pipeline.data.images import Images, ImageSubset, Sizes
 from pipeline.models.tf import keras
-from pipeline.training.embedder import SHARD_ROWS, Rows, Shards, compute_all, compute_function
+from pipeline.training.embedder import SHARD_ROWS, Shards, compute_all, compute_function
+from pipeline.training.features import Features
 
 
 class ActivationCache:
     """Activations of images, read on demand as images are."""
 
-    def __init__(self, shards: Shards) -> None:
-        self._arrays = shards.arrays()
-        self.shape: tuple[int, ...] = self._arrays[0].shape[1:]
-        self.sizes: Sizes = np.ones((sum(map(len, self._arrays)), 2), np.int64)  # all are of one shape
+    def __init__(self, shards: list[Features]) -> None:
+        self._shards = shards
+        self.shape: tuple[int, ...] = shards[0].shape[1:]
+        self.sizes: Sizes = np.ones((sum(map(len, shards)), 2), np.int64)  # all are of one shape
 
-    def pixels(self, position: int) -> Rows:
+    def pixels(self, position: int) -> Features:
         """Return the activations of the image at `position`, float16, of `shape`."""
         shard, row = divmod(position, SHARD_ROWS)
-        return np.asarray(self._arrays[shard][row])
+        return np.asarray(self._shards[shard][row])
 
 
 def cache_activations(lower: keras.Model, images: Images, folder: Path) -> ActivationCache:
@@ -30,18 +31,18 @@ def cache_activations(lower: keras.Model, images: Images, folder: Path) -> Activ
     """
     shape = lower.output["features"].shape[1:]
     compute = compute_function(lower)
-    shards = Shards(folder, len(images.sizes))
-    shards.compute_missing(lambda shard: compute_all(compute, ImageSubset(images, shard), shape), "frozen layers")
-    return ActivationCache(shards)
+
+    def activations(shard: range) -> Features:
+        return compute_all(compute, ImageSubset(images, shard), shape)
+
+    return ActivationCache(Shards(folder, len(images.sizes)).compute_missing(activations, "frozen layers"))
 
 
 def cache_features(upper: keras.Model, cache: ActivationCache, folder: Path) -> ActivationCache:
     """Return the cached outputs of further frozen layers for cached activations: (batch, …) -> (batch, n_features)."""
 
-    def activations(shard: range) -> Rows:
+    def activations(shard: range) -> Features:
         batch = np.stack([cache.pixels(position) for position in shard])
         return np.asarray(upper.predict(batch, verbose=0), np.float16)
 
-    shards = Shards(folder, len(cache.sizes))
-    shards.compute_missing(activations, "frozen upper layers")
-    return ActivationCache(shards)
+    return ActivationCache(Shards(folder, len(cache.sizes)).compute_missing(activations, "frozen upper layers"))

@@ -21,7 +21,6 @@ from pipeline.training.features import Features
 
 log = logging.getLogger(__name__)
 
-Rows = npt.NDArray[np.float16]  # (n, …)
 Compute = Callable[[Pixels], npt.NDArray[np.float32]]  # uint8 (batch, height, width, 3) -> (batch, n_features)
 
 SHARD_ROWS = 1024  # a few seconds of work: a killed run loses little, and the overhead of a shard is small
@@ -45,10 +44,9 @@ class Embedder:
         self._for_training = self._exact if precision == "f32" else openvino_compute(graph, precision)
 
     def features(self, images: Images, *, for_training: bool = False) -> Features:
-        """Return the features of all images, float16, (n, n_features).
+        """Return the features of all images, float16, (n, n_features), in single precision, as a registered model's.
 
-        They are computed in single precision, as by a registered model; with `for_training`, in the backbone's training
-        precision if this CPU supports it.
+        With `for_training`, they are computed in the backbone's training precision if this CPU supports it.
         """
         return compute_all(self._for_training if for_training else self._exact, images, (self.n_features,))
 
@@ -106,17 +104,18 @@ class Shards:
         """Return the positions of each shard that is not computed yet."""
         return [shard for shard in self._ranges if not self._path(shard).exists()]
 
-    def save(self, shard: range, rows: Rows) -> None:
+    def save(self, shard: range, rows: Features) -> None:
         """Write a finished shard atomically."""
         with replacing(self._path(shard)) as partial, partial.open("wb") as file:
             np.save(file, rows)
 
-    def compute_missing(self, compute: Callable[[range], Rows], progress: str) -> None:
-        """Compute and save each missing shard; `progress` labels the progress bar."""
+    def compute_missing(self, compute: Callable[[range], Features], progress: str) -> list[Features]:
+        """Compute and save each missing shard; return all of them. `progress` labels the progress bar."""
         for shard in tqdm(self.missing(), desc=progress, unit=" shards", disable=None):
             self.save(shard, compute(shard))
+        return self.arrays()
 
-    def arrays(self) -> list[Rows]:
+    def arrays(self) -> list[Features]:
         """Return all shards in order, read on demand."""
         return [np.load(self._path(shard), mmap_mode="r") for shard in self._ranges]
 
@@ -138,6 +137,4 @@ def embed_in_shards(
     def features(shard: range) -> Features:
         return embedder_of(backbone).features(ImageSubset(images, shard), for_training=for_training)
 
-    shards = Shards(unfinished, len(images.sizes))
-    shards.compute_missing(features, f"embedding {what}")
-    return np.concatenate(shards.arrays())
+    return np.concatenate(Shards(unfinished, len(images.sizes)).compute_missing(features, f"embedding {what}"))

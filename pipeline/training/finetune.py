@@ -102,9 +102,8 @@ def fit_finetune(
 ) -> keras.Model:
     """Fine-tune a pre-trained network and return the uncalibrated classifier.
 
-    First only the head is trained, then the blocks from `unfreeze_from` on too. BatchNorm keeps its pre-trained values
-    and stays in inference mode. A killed run is resumed from the folder of `history`, with the result of an
-    uninterrupted one (except for the order in which threads add up).
+    First only the head is trained, then the blocks from `unfreeze_from` on too. A killed run is resumed from the folder
+    of `history`, with the result of an uninterrupted one (except for the order in which threads add up).
     """
     keras.utils.set_random_seed(params.seed)
     network = build_backbone(backbone.architecture, backbone.feature_layers)
@@ -165,8 +164,7 @@ def _data_of_phases(
 def _fit_phase(data: _PhaseData, name: str, phase: Phase, params: Finetune, history: TrainingHistory) -> None:
     """Train a phase; the final weights are those of the best epoch with patience, else of the last.
 
-    An epoch is finished once its row is in `history`, which is written after its weights. A killed phase is resumed
-    from the weights of its last row (docs/decisions/0013-resuming-fine-tuning.md).
+    A killed phase is resumed as docs/decisions/0013-resuming-fine-tuning.md says.
     """
     model = data.model
     optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[phase.optimizer]

@@ -1,7 +1,6 @@
 """Synthetic hairline cracks: the centre lines of cracks in close-ups, drawn thinly across intact concrete.
 
-A crack that is shrunken together with its surroundings (mosaics.py) is thin, but also short: it ends at the edge of its
-cell. On other structures cracks are thin and long.
+They are thin and long; a crack that is shrunken with its surroundings (mosaics.py) ends at the edge of its cell.
 """
 
 from dataclasses import dataclass
@@ -44,8 +43,7 @@ class CrackLines:
 def extract_crack_line(pixels: Pixels, size_px: int) -> Line:
     """Return the centre line of the cracks in a close-up, (size_px, size_px); empty if there is no clear crack.
 
-    Regions that are darker than their surroundings are thinned to one pixel (Zhang and Suen, A fast parallel algorithm
-    for thinning digital patterns, 1984).
+    Regions that are darker than their surroundings are thinned to one pixel (Zhang and Suen 1984).
     """
     from skimage import filters, morphology  # the import takes a second, and most trainings do not need it
 

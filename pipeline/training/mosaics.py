@@ -100,9 +100,8 @@ class Mosaics:
         if drawn := self._sources.crack_lines:
             surface = self._intact_surface(fold, side, rng)
             if cracked:
-                surface = draw_hairline_crack(
-                    surface, drawn.lines[rng.choice(np.flatnonzero(drawn.folds == fold))], rng
-                )
+                line = drawn.lines[rng.choice(np.flatnonzero(drawn.folds == fold))]
+                surface = draw_hairline_crack(surface, line, rng)
             return vary(surface, rng)
         n_cracked = int(rng.choice([1, 2, side])) if cracked else 0
         is_cracked = rng.permutation(side * side) < n_cracked

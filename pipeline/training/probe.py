@@ -48,8 +48,7 @@ class TrainingRows(NamedTuple):
 def equal_weights(labels: Labels, sources: npt.NDArray[np.str_]) -> Weights:
     """Return a weight for each row, with mean 1; all sources count equally, and so do both labels within a source.
 
-    So neither many mosaics dominate a few thousand images, nor a frequent label a rare one. Calibration on the
-    validation side restores the true shares.
+    Calibration on the validation side restores the true shares.
     """
     return np.asarray(compute_sample_weight("balanced", np.char.add(sources, np.where(labels, "+", "-"))))
 
@@ -73,8 +72,7 @@ def fit_probe(rows: Mapping[str, TrainingRows], params: Probe, history: Training
 def average_heads(fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingRows]) -> LinearHead:
     """Return the head whose logit is the weighted mean of the logits of all heads.
 
-    The weight of a head is its Gini coefficient divided by the standard deviation of its logits on the training rows of
-    the other heads, on which it was not trained.
+    That weight is its Gini coefficient divided by the standard deviation of its logits on the rows of the other heads.
     """
     if len(fitted) == 1:
         return next(iter(fitted.values())).head
@@ -96,8 +94,7 @@ def average_heads(fitted: Mapping[str, FittedHead], rows: Mapping[str, TrainingR
 def fit_head(rows: TrainingRows, params: Probe, history: TrainingHistory, phase: str) -> FittedHead:
     """Return the head fitted to `rows`; `history` gets a row of `phase` for each L2 penalty.
 
-    Features are standardised and reduced to their principal components for the fit; both steps are then folded into the
-    kernel, so that the head applies to raw features.
+    It is fitted to the principal components of standardised features, and then applies to raw features.
     """
     with threadpool_limits(N_THREADS, "blas"):
         scale = Scale.of(rows.features)

@@ -25,10 +25,10 @@ Positions = npt.NDArray[np.int64]  # (n,), positions among the images of the tra
 def rows_by_head(
     backbone: Backbone, params: Probe, train: LabelledImages, features: Path, unfinished: Path
 ) -> dict[str, TrainingRows]:
-    """Return the training rows of each head of a probe, by name.
+    """Return the training rows of each head of a probe, by name: one for each data set that is large enough.
 
-    Each data set that is large enough has a head, trained on its training images and, if `params` asks for them, on
-    their other orientations and on mosaics of them. A second head is trained on hairline mosaics instead of mosaics.
+    They are its images and, if `params` asks for them, their other orientations and mosaics of them. A second head is
+    trained on hairline mosaics instead of mosaics.
     """
     datasets, groups = (train.rows[column].to_numpy(str) for column in ("dataset", "group"))
     train_features = features_of(train.rows, features)
@@ -80,8 +80,7 @@ def images_by_head(
 ) -> dict[str, Positions]:
     """Return the positions, (n,), of the training images of each head, by the name of its data set.
 
-    A data set with too few groups for its own head is merged with the largest one that has enough. If none has enough,
-    all are merged.
+    A data set with too few groups for a head is merged with the largest one that has enough, or all if none has.
     """
     names, sizes = np.unique(datasets, return_counts=True)
     has_head = np.array(
@@ -97,10 +96,7 @@ def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
 
 
 def assign_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
-    """Return a fold for each image, (n,); groups stay together, and both labels are spread over the folds.
-
-    Raises `CracksError` if a label has too few groups.
-    """
+    """Return a fold for each image, (n,); groups stay together. Raises `CracksError` if a label has too few of them."""
     for name, n_groups in _n_groups(labels, groups).items():
         if n_groups < N_FOLDS:
             raise CracksError(
