@@ -37,8 +37,7 @@ from pipeline.training.checkpoints import TrainingHistory
 from pipeline.training.embedder import embed_in_shards
 from pipeline.training.features import Features
 from pipeline.training.hairline_cracks import Folds
-from pipeline.training.probe import TrainingRows, average_heads, fit_head
-from pipeline.training.probe_rows import N_FOLDS, assign_folds, rows_by_head
+from pipeline.training.probe import N_FOLDS, TrainingRows, assign_folds, average_heads, fit_head, rows_by_head
 
 EXAMPLE = Path("examples/params.metu-and-sdnet.yaml")
 

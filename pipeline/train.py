@@ -29,8 +29,7 @@ from pipeline.stage import run_main, stage_main
 from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
 from pipeline.training.features import Features, features_of
 from pipeline.training.finetune import fit_finetune
-from pipeline.training.probe import fit_probe
-from pipeline.training.probe_rows import rows_by_head
+from pipeline.training.probe import fit_probe, rows_by_head
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ from threadpoolctl import threadpool_info
 from pipeline.models.linear_head import LinearHead
 from pipeline.params import Probe
 from pipeline.training.checkpoints import TrainingHistory
-from pipeline.training.probe import FittedHead, TrainingRows, average_heads, equal_weights, fit_probe
-from pipeline.training.probe_rows import N_FOLDS
+from pipeline.training.probe import N_FOLDS, FittedHead, TrainingRows, average_heads, equal_weights, fit_probe
 
 
 def ignore(step, values):

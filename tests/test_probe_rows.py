@@ -10,7 +10,7 @@ from pipeline.data.training_images import images_of_side
 from pipeline.errors import CracksError
 from pipeline.params import Params
 from pipeline.training import embedder
-from pipeline.training.probe_rows import N_FOLDS, assign_folds, images_by_head, rows_by_head
+from pipeline.training.probe import N_FOLDS, assign_folds, images_by_head, rows_by_head
 
 
 @pytest.mark.slow

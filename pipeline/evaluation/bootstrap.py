@@ -39,10 +39,9 @@ SCORES = (
 def weighted_scorer(
     labels: Labels, probabilities: Probabilities, groups: npt.NDArray[np.int64], threshold: float
 ) -> Callable[[Floats], dict[str, Floats]]:
-    """Return a function from weights of the groups, (n_resamples, n_groups), to each of SCORES, (n_resamples,).
+    """Return a function from weights of the groups, (n_resamples, n_groups), to each of SCORES, (n_resamples,) or NaN.
 
-    An undefined score is NaN. In balanced scores, cracked and intact images have the same total weight. `groups`, (n,),
-    are numbers 0..n_groups-1.
+    In balanced scores, cracked and intact images have the same total weight. `groups` are numbers from 0, (n,).
     """
     predicted = (probabilities >= threshold)[:, None]
     bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)

@@ -51,10 +51,7 @@ def random_predictions(rows: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def occlusion_overlay(pixels: Pixels, occlusion_map: npt.NDArray[np.float64]) -> Pixels:
-    """Return the image in grey with its occlusion map: red for a crack, blue against, the strongest cell most opaque.
-
-    The map, (rows, columns), is in logits, positive for a crack.
-    """
+    """Return the image in grey with its map, (rows, columns), in logits: red for a crack (positive), blue against."""
     height, width, _ = pixels.shape
     strength = occlusion_map / max(float(np.abs(occlusion_map).max()), np.finfo(float).tiny)  # -1..1
     drawn = Image.fromarray(strength.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)

@@ -71,6 +71,5 @@ def leakage_effect(manifest: pd.DataFrame, features_folder: Path) -> dict[str, f
     """Return the result of `compare_splits` for the manifest's training and validation images, and their number."""
     assigned = manifest[manifest["split"].isin(TRAINING_SIDES)]
     images = sample_groups(assigned).sort_values(["dataset", "row"])
-    # in half precision, sums over many rows would overflow
-    features = features_of(images, features_folder).astype(np.float32)
+    features = features_of(images, features_folder).astype(np.float32)  # in half precision, long sums would overflow
     return {"n_available": len(assigned), **compare_splits(images, features)}

@@ -117,10 +117,9 @@ def reliability_plot(scored_sets: Iterable[pd.DataFrame]) -> Markup:
 
 
 def reliability_table(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each bin of equal width that contains images.
+    """Return a row for each bin of equal width that contains images.
 
-    Columns: stated, the mean predicted probability; observed, the share of cracks; low and high, the 95 % interval of
-    that share; n, the number of images.
+    Columns: stated (mean predicted probability), observed (share of cracks), low and high (its 95 % interval), n.
     """
     bins = np.minimum((scored["probability"] * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
     groups = pd.DataFrame({"stated": scored["probability"], "crack": scored["label"] == "crack"}).groupby(bins)

@@ -27,10 +27,7 @@ def log_loss(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def scores(labels: Labels, probabilities: Probabilities, threshold: float) -> dict[str, float | int | None]:
-    """Return n, accuracy, f1, auroc, balanced_accuracy, ece and threshold.
-
-    An image counts as a crack from `threshold` on. AUROC and balanced accuracy are None if only one label occurs.
-    """
+    """Return the scores by name; those that need both labels, auroc and balanced_accuracy, are None with only one."""
     predicted = probabilities >= threshold
     both = 0 < labels.sum() < len(labels)
     return {

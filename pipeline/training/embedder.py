@@ -44,18 +44,12 @@ class Embedder:
         self._for_training = self._exact if precision == "f32" else openvino_compute(graph, precision)
 
     def features(self, images: Images, *, for_training: bool = False) -> Features:
-        """Return the features of all images, float16, (n, n_features), in single precision, as a registered model's.
-
-        With `for_training`, they are computed in the backbone's training precision if this CPU supports it.
-        """
+        """Return float16, (n, n_features), computed in f32, or `for_training` in the training precision if supported."""
         return compute_all(self._for_training if for_training else self._exact, images, (self.n_features,))
 
 
 def compute_all(compute: Compute, images: Images, shape: tuple[int, ...]) -> Features:
-    """Return the result of `compute` for all images, float16, (n, *shape).
-
-    Each thread decodes a batch and then computes it, so that no core is idle.
-    """
+    """Return `compute` of all images, float16, (n, *shape); each thread decodes a batch, then computes it."""
     results = np.empty((len(images.sizes), *shape), np.float16)
 
     def fill(positions: npt.NDArray[np.int64]) -> None:

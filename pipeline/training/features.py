@@ -1,7 +1,4 @@
-"""Read the features that `embed` stores: for each data set NAME.npy, and the inventory rows of these in NAME.rows.npy.
-
-Only images that training reads are embedded. Test images and external test sets are scored only by the final model.
-"""
+"""Read the features that `embed` stores of training and validation images: NAME.npy, and their rows in NAME.rows.npy."""
 
 from pathlib import Path
 

@@ -24,11 +24,7 @@ Views = Images | ActivationCache  # all images, then further views of all of the
 
 
 class _Batches:
-    """Batches of views of one size.
-
-    With `views_of_epoch` they are shuffled. An epoch draws its random numbers from the seed and its own number, so that
-    it is the same whether the training was resumed or not.
-    """
+    """Batches of views of one size; with `views_of_epoch` shuffled, an epoch by the seed and its own number alone."""
 
     def __init__(self, views: Views, labels: Labels, params: Finetune, views_of_epoch: ViewsOfEpoch | None) -> None:
         self._views, self._labels, self._params, self._views_of_epoch = views, labels, params, views_of_epoch
