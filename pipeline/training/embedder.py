@@ -44,7 +44,7 @@ class Embedder:
         self._for_training = self._exact if precision == "f32" else openvino_compute(graph, precision)
 
     def features(self, images: Images, *, for_training: bool = False) -> Features:
-        """Return float16, (n, n_features), computed in f32, or `for_training` in the training precision if supported."""
+        """Return float16, (n, n_features), in f32, or `for_training` in the training precision if supported."""
         return compute_all(self._for_training if for_training else self._exact, images, (self.n_features,))
 
 

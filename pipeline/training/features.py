@@ -1,4 +1,4 @@
-"""Read the features that `embed` stores of training and validation images: NAME.npy, and their rows in NAME.rows.npy."""
+"""Read the features that `embed` stores of a data set, NAME.npy, and their rows in its inventory, NAME.rows.npy."""
 
 from pathlib import Path
 
