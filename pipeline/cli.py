@@ -3,14 +3,14 @@
 import argparse
 import sys
 
-from pipeline.commands import audit, batches, crack_map, labelling, predict, promotion, repro
+from pipeline.commands import data, images, promotion, repro
 from pipeline.stage import run_main
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cracks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (predict, crack_map, audit, batches, labelling, promotion, repro):
+    for module in (images, data, promotion, repro):
         module.add(commands)
     return parser
 

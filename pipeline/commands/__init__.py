@@ -1,7 +1,7 @@
-"""The commands of `cracks`, a module for each group.
+"""The commands of `cracks`, a module for each group: `add` adds their parsers.
 
-Each module has `add(commands)`, which adds its parsers, and functions that run them. Slow imports are inside these
-functions, so that `cracks --help` and a mistake in the arguments take no time.
+Slow imports are inside the functions that need them, so that `cracks --help` and a mistake in the arguments take no
+time.
 """
 
 import argparse
@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-    # argparse has no public name for this type, and it cannot be subscripted at run time
-    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
-else:
-    Commands = argparse._SubParsersAction
+# argparse has no public name for this type, and it cannot be subscripted at run time
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def project_params() -> "Params":

@@ -5,6 +5,7 @@ import getpass
 from typing import TYPE_CHECKING
 
 from pipeline.commands import Commands, project_params
+from pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
     from pipeline.registry.promote import Decided
@@ -35,9 +36,7 @@ def add(commands: Commands) -> None:
     rollback.set_defaults(run=_rollback)
 
     for parser in (promote, rollback):
-        parser.add_argument(
-            "--by", metavar="NAME", default=None, help="who decides (default: the user of this machine)"
-        )
+        parser.add_argument("--by", metavar="NAME", help="who decides (default: the user of this machine)")
     approve.add_argument("--by", metavar="NAME", required=True, help="who approves")
 
     history = commands.add_parser("history", help="print every decision about production, newest first")
@@ -85,8 +84,6 @@ def _history(args: argparse.Namespace) -> None:
 
 
 def _finish(decided: "Decided", more: str = "") -> None:
-    from pipeline.errors import RefusedError
-
     record = decided.record
     width = max(len(result.name) for result in decided.results)
     for result in decided.results:

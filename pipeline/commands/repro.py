@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from pipeline.commands import Commands
+from pipeline.errors import CracksError
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +21,15 @@ def add(commands: Commands) -> None:
         "registered",
         help="exit with 0 if the tracking store has the model that the last `dvc repro` registered, else with 1",
     )
-    registered.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the reports")
     registered.set_defaults(run=_registered)
 
     summary = commands.add_parser("summary", help="print the results of the last `dvc repro`")
-    summary.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the reports")
     summary.set_defaults(run=_summary)
+    for parser in (registered, summary):
+        parser.add_argument("--reports", type=Path, default=Path("reports"), help="folder of the reports")
 
 
 def _check(args: argparse.Namespace) -> None:
-    from pipeline.errors import CracksError
     from pipeline.params import load_params
 
     missing = [str(data.source) for data in load_params(args.params).datasets.values() if not data.source.exists()]

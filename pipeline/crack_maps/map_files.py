@@ -185,10 +185,10 @@ def run(
     paths: Sequence[Path],
     out: Path,
     params: Map,
+    dask_address: str | None = None,
     *,
     mm_per_px: float | None = None,
     strip_location: bool = False,
-    dask_address: str | None = None,
 ) -> pd.DataFrame:
     """Map photos into the folder `out`, with a page and a summary; return the summary, a row per photo.
 

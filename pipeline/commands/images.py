@@ -1,0 +1,106 @@
+"""`cracks predict` and `map`: score images, and show where the cracks are in photos."""
+
+import argparse
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.commands import Commands, project_params
+from pipeline.errors import CracksError
+from pipeline.project import LOG_FOLDER, project_root
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+MAX_SHOWN = 20  # photos that could not be mapped, listed with the reason
+
+
+def add(commands: Commands) -> None:
+    """Add the parsers of both commands."""
+    predict = commands.add_parser(
+        "predict",
+        help="score images",
+        description="Score images and label them crack, intact or review (a person should look).",
+    )
+    predict.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
+    predict.add_argument("--out", type=Path, required=True, help="CSV file to write: path, probability, label, error")
+    predict.add_argument(
+        "--model",
+        help="alias, version, folder or `starter`; default: production, else challenger if it is no demo, else starter",
+    )
+    predict.add_argument("--log", action="store_true", help="add the predictions to the prediction log, for monitoring")
+    predict.add_argument(
+        "--photo-pattern", help="with --log: regular expression on the path of a tile; its first group names the photo"
+    )
+    predict.set_defaults(run=_predict)
+
+    crack_map = commands.add_parser(
+        "map",
+        help="show where cracks are in photos",
+        description="Write an overlay, a table of tiles and a report for each photo, and a page of all photos.",
+    )
+    crack_map.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="photos, or folders of photos")
+    crack_map.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    crack_map.add_argument("--model", help="as for `cracks predict`")
+    crack_map.add_argument("--mm-per-px", type=float, help="ground resolution of the photos, if known")
+    crack_map.add_argument("--strip-location", action="store_true", help="omit time and place of the photos")
+    crack_map.set_defaults(run=_map)
+
+    for parser in (predict, crack_map):
+        parser.add_argument("--dask", metavar="ADDRESS", help="Dask scheduler of a cluster to run on")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from pipeline.data.path_metadata import check_photo_pattern
+    from pipeline.data.sources import find_images
+    from pipeline.monitoring.prediction_log import PredictionLog
+
+    paths = find_images(args.paths)
+    check_photo_pattern(args.photo_pattern)
+    params = project_params()
+    from pipeline.crack_maps.batch_prediction import log_rows, run  # last, because it takes seconds
+    from pipeline.registry.model_lookup import found_model
+
+    with found_model(params.register_as.name, args.model) as found:
+        log.info("Scoring %d images with %s", len(paths), found.description)
+        prediction_log = PredictionLog(project_root() / LOG_FOLDER, params.monitor.log_max_mb)
+
+        def log_predictions(table: "pd.DataFrame") -> None:
+            prediction_log.append(log_rows(table, found.version, args.photo_pattern, datetime.now(UTC)))
+
+        counts = run(found, paths, args.out, args.dask, log_predictions if args.log else None)
+    n_unreadable = counts.pop("", 0)
+    log.info("%s: %s", args.out, ", ".join(f"{count} {label}" for label, count in counts.items()) or "no image")
+    if n_unreadable == len(paths):
+        raise CracksError(f"No image could be read. The reasons are in {args.out}.")
+    if n_unreadable:
+        log.warning("%d files could not be read; see the column `error` of %s", n_unreadable, args.out)
+
+
+def _map(args: argparse.Namespace) -> None:
+    from pipeline.data.sources import find_images
+
+    if args.mm_per_px is not None and args.mm_per_px <= 0:
+        raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0.")
+    out = args.out.resolve()
+    paths = [path for path in find_images(args.paths) if not path.resolve().is_relative_to(out)]  # do not map maps
+    params = project_params()
+    from pipeline.crack_maps.map_files import run  # last, because it takes seconds
+    from pipeline.registry.model_lookup import found_model
+
+    with found_model(params.register_as.name, args.model) as found:
+        log.info("Mapping %d photos with %s", len(paths), found.description)
+        summary = run(
+            found, paths, args.out, params.map, args.dask, mm_per_px=args.mm_per_px, strip_location=args.strip_location
+        )
+    failed = summary[summary["error"] != ""]
+    for row in failed.head(MAX_SHOWN).itertuples():
+        log.warning("not mapped: %s: %s", row.photo, row.error)
+    if len(failed) > MAX_SHOWN:
+        log.warning("and %d more; see the column `error` of %s", len(failed) - MAX_SHOWN, args.out / "summary.csv")
+    if len(failed) == len(summary):
+        raise CracksError("No photo could be mapped. Give files that a picture viewer can open.")
+    log.info("%s: %d photos mapped, %d failed", args.out / "index.html", len(summary) - len(failed), len(failed))
