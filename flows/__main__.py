@@ -20,9 +20,9 @@ from prefect.exceptions import PrefectException
 from prefect.runner import Runner
 from prefect.settings import get_current_settings
 
-from flows import flow_runs, processes, stages
+from flows import flow_runs, stages
 from flows.deployments import deployments
-from flows.services import answers
+from flows.services import answers, end_tree
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.monitoring.heartbeat import INTERVAL_S, end_heartbeat, renew_heartbeat, watch_heartbeat
 from pipeline.params import Params, load_params
@@ -44,7 +44,7 @@ class FlowServer(Runner):
         """End the running flows with their stages, then this process; Prefect would kill them at once."""
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it logs a traceback for each socket
         for child in psutil.Process().children():
-            processes.end_tree(child, END_S)
+            end_tree(child, END_S)
         sys.exit(0)
 
 

@@ -1,10 +1,11 @@
-"""Clean up Prefect runs: label each run with its process, so that runs of killed processes do not stay Running."""
+"""How Prefect runs begin and end: as which state, which tasks are tried again, and what killed processes leave."""
 
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from prefect import State, Task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -13,17 +14,21 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Failed
+from prefect.tasks import exponential_backoff
 
 from flows import stages
 from flows.stages import LogLine
+from pipeline import params
+from pipeline.errors import CracksError, UnavailableError
 from pipeline.process_identity import is_gone, this_process
 from pipeline.stage import run_main
 
+UNAVAILABLE = "Unavailable"  # name of the state Failed if another try can help
 MOST_RUNS = 200  # the server's limit per request; more than any schedule has due
 EXECUTED = FlowRunFilter(
     state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
@@ -35,11 +40,27 @@ def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
     The server keeps the label, because a file on this machine would not say which server the run belongs to.
     """
-    mine = this_process()
+    me = this_process()
     with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(
-            flow_run.id, {"pid": mine["pid"], "started_s": mine["started_s"], "host": mine["host"]}
-        )
+        client.update_flow_run_labels(flow_run.id, {"pid": me["pid"], "started_s": me["started_s"], "host": me["host"]})
+
+
+def failed(error: CracksError) -> State:
+    """Return a state for an error that a user can act on; for an exception, Prefect would log a traceback."""
+    return Failed(message=str(error), name=UNAVAILABLE if isinstance(error, UnavailableError) else None)
+
+
+def retries(settings: params.Flow) -> dict[str, Any]:
+    """Return the options of a task that is tried again, after pauses that double, while it ends as Unavailable."""
+
+    def is_unavailable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+        return state.name == UNAVAILABLE
+
+    return {
+        "retries": settings.max_retries,
+        "retry_delay_seconds": exponential_backoff(settings.retry_pause_s),
+        "retry_condition_fn": is_unavailable,
+    }
 
 
 def end_orphans(log_line: LogLine) -> None:
@@ -92,19 +113,13 @@ def superseded(flow_runs: Iterable[FlowRun], now: datetime) -> list[FlowRun]:
     After a pause, all missed runs are due at once, and one run does the work of all of them. Only the newest overdue
     run is kept, and only if it was due after the start of the last run.
     """
+
+    def due(run: FlowRun) -> datetime:
+        return run.expected_start_time or datetime.max.replace(tzinfo=UTC)
+
     known = list(flow_runs)
-    last_start = max((run.start_time for run in known if run.start_time and _has_run(run)), default=None)
-    overdue = sorted((run for run in known if _is_overdue(run, now)), key=_due)
-    return [run for run in overdue if run is not overdue[-1] or (last_start is not None and _due(run) <= last_start)]
-
-
-def _has_run(run: FlowRun) -> bool:
-    return run.state_type not in (StateType.SCHEDULED, StateType.CANCELLED)  # a cancelled run has a start time too
-
-
-def _is_overdue(run: FlowRun, now: datetime) -> bool:
-    return run.auto_scheduled and run.state_type == StateType.SCHEDULED and _due(run) <= now
-
-
-def _due(run: FlowRun) -> datetime:
-    return run.expected_start_time or datetime.max.replace(tzinfo=UTC)
+    has_not_run = (StateType.SCHEDULED, StateType.CANCELLED)  # a cancelled run has a start time too
+    starts = [run.start_time for run in known if run.start_time and run.state_type not in has_not_run]
+    scheduled = [run for run in known if run.auto_scheduled and run.state_type == StateType.SCHEDULED]
+    overdue = sorted((run for run in scheduled if due(run) <= now), key=due)
+    return [run for run in overdue if run is not overdue[-1] or (starts and due(run) <= max(starts))]

@@ -18,9 +18,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from flows import processes
-from flows.services import PREFECT, Started, answers, last_runs, next_runs, services_started, write_started
+from flows.services import PREFECT, RECORD, Started, answers, end_tree, last_runs, next_runs, services_started
 from pipeline.errors import CracksError, UnavailableError
+from pipeline.files import write_json
 from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
 from pipeline.process_identity import identity_of, is_alive
 from pipeline.project import project_root
@@ -35,8 +35,6 @@ END_S = 60  # for a flow to end its stages
 POLL_S = 0.5
 LOG_LINES = 15
 PREFECT_VARIABLE, MLFLOW_VARIABLE = "PREFECT_API_URL", "MLFLOW_TRACKING_URI"
-PREFECT_SERVER = {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
-MLFLOW_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 1.4 GB of memory
 
 
 @dataclass(frozen=True)
@@ -55,16 +53,19 @@ def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path |
     found: list[Service] = []
     prefect_api, mlflow_address = os.environ.get(PREFECT_VARIABLE), os.environ.get(MLFLOW_VARIABLE)
     if not prefect_api:
+        prefect_api = f"http://{HOST}:{prefect_port}/api"
         command = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
-        found.append(_server(PREFECT, prefect_port, "/api/health", command, PREFECT_SERVER))
-        prefect_api = f"{found[-1].address}/api"
+        # its page requests its data from this address; the default is port 4200
+        variables = {"PREFECT_SERVER_UI_API_URL": prefect_api, "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+        found.append(_server(PREFECT, prefect_port, "/api/health", command, variables))
     if not mlflow_address:
         # Artifacts are written directly to disk, so that they can be read while the server is down.
         artifacts = (project_root() / "mlflow" / "artifacts").as_uri()
         command = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
         command += ["--backend-store-uri", tracking_uri(), "--default-artifact-root", artifacts]
         command += ["--no-serve-artifacts", "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-        found.append(_server("mlflow", mlflow_port, "/health", command, MLFLOW_SERVER))
+        variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 1.4 GB of memory
+        found.append(_server("mlflow", mlflow_port, "/health", command, variables))
         mlflow_address = str(found[-1].address)
     variables = {PREFECT_VARIABLE: prefect_api, MLFLOW_VARIABLE: mlflow_address}
     found.append(_flows(prefect_api, variables))
@@ -75,8 +76,6 @@ def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path |
 
 def _server(name: str, port: int, health: str, command: list[str], variables: dict[str, str]) -> Service:
     address = f"http://{HOST}:{port}"
-    if name == PREFECT:  # its page requests its data from this address; the default is port 4200
-        variables = variables | {"PREFECT_SERVER_UI_API_URL": f"{address}/api"}
     return Service(name, command, address, lambda _: answers(f"{address}{health}"), variables)
 
 
@@ -105,9 +104,10 @@ def up(wanted: list[Service]) -> None:
         started = services_started()
         holder = started.get(service.name)
         if holder is None or not is_alive(holder):
-            _check_port(service)
+            if service.address is not None:
+                _check_port(service)
             holder = {**identity_of(_start(service)), "address": service.address}
-            write_started(started | {service.name: holder})
+            write_json(project_root() / RECORD, started | {service.name: holder})
         _wait_until_healthy(service, holder)
         log.info("%-8s %s", service.name, holder["address"] or "serves the schedules")
         if service.address is None:
@@ -119,9 +119,9 @@ def down() -> None:
     started = services_started()
     for name, holder in reversed(started.items()):
         if is_alive(holder):
-            processes.end_tree(psutil.Process(holder["pid"]), END_S)
+            end_tree(psutil.Process(holder["pid"]), END_S)
             log.info("%-8s ended", name)
-    write_started({})
+    write_json(project_root() / RECORD, {})
     end_heartbeat()  # also if the schedules had stopped already: now this is on purpose
 
 
@@ -155,9 +155,7 @@ def _log_schedules(address: str) -> None:
 
 
 def _check_port(service: Service) -> None:
-    if service.address is None:
-        return
-    port = int(service.address.rpartition(":")[2])
+    port = int(str(service.address).rpartition(":")[2])
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -7,7 +7,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.states import Completed
 
 from flows import flow_runs
-from flows.task_retries import failed
+from flows.flow_runs import failed
 from pipeline.errors import CracksError
 from pipeline.monitoring import drift_check as watch
 from pipeline.params import load_params

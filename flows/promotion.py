@@ -11,7 +11,7 @@ from prefect import State, flow, get_run_logger
 from prefect.states import Completed
 
 from flows import flow_runs
-from flows.task_retries import failed
+from flows.flow_runs import failed
 from pipeline.errors import CracksError, RefusedError
 from pipeline.params import load_params
 from pipeline.project import project_root

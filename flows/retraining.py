@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed
 
 from flows import flow_runs
-from flows.task_retries import failed, retries
+from flows.flow_runs import failed, retries
 from flows.training import training
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inbox import retraining as steps

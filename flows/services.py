@@ -4,18 +4,20 @@ The server is asked by HTTP, because an import of Prefect takes a second.
 """
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
+import psutil
 
-from pipeline.files import write_json
 from pipeline.process_identity import ProcessIdentity, is_alive
 from pipeline.project import project_root
 
 PREFECT = "prefect"
+RECORD = Path(".prefect/local.json")  # of the services that were started; relative to the project's folder
 LAST_RUNS = 5
 
 
@@ -28,15 +30,10 @@ class Started(ProcessIdentity):
 def services_started() -> dict[str, Started]:
     """Return the services that were started, including ended ones, by name in order of their start."""
     try:
-        found: dict[str, Started] = json.loads(_record().read_text(encoding="utf-8"))
+        found: dict[str, Started] = json.loads((project_root() / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return found
-
-
-def write_started(started: dict[str, Started]) -> None:
-    """Store the record of started services."""
-    write_json(_record(), started)
 
 
 def local_prefect() -> str | None:
@@ -60,10 +57,11 @@ def next_runs(api: str) -> list[str | None]:
         httpx.HTTPError: the Prefect server `api` does not answer.
     """
     lines: list[str | None] = []
+    now = datetime.now(UTC).isoformat()
     for deployment in _ask(api, "deployments", sort="NAME_ASC", deployments={"paused": {"eq_": False}}):
         is_ours = (deployment["entrypoint"] or "").startswith("flows.")
         for schedule in [each["schedule"] for each in deployment["schedules"] if each["active"] and is_ours]:
-            to_come = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"after_": _now()}}
+            to_come = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"after_": now}}
             mine = {"id": {"any_": [deployment["id"]]}}
             sort = "EXPECTED_START_TIME_ASC"
             runs = _ask(api, "flow_runs", flow_runs=to_come, deployments=mine, sort=sort, limit=1)
@@ -77,12 +75,11 @@ def next_runs(api: str) -> list[str | None]:
 def last_runs(api: str) -> list[str]:
     """Return a line for each of the last runs. Raises httpx.HTTPError if the Prefect server does not answer."""
     started = {"start_time": {"is_null_": False}}
-    runs = _ask(api, "flow_runs", flow_runs=started, sort="START_TIME_DESC", limit=LAST_RUNS)
-    return [f"{run['start_time'][:16]}  {run['state_name']:<10} {run['name']}  {_reason(run)}" for run in runs]
-
-
-def _reason(run: dict[str, Any]) -> str:
-    return ((run["state"] or {}).get("message") or "").partition("\n")[0]
+    lines = []
+    for run in _ask(api, "flow_runs", flow_runs=started, sort="START_TIME_DESC", limit=LAST_RUNS):
+        reason = ((run["state"] or {}).get("message") or "").partition("\n")[0]
+        lines.append(f"{run['start_time'][:16]}  {run['state_name']:<10} {run['name']}  {reason}")
+    return lines
 
 
 def _ask(api: str, what: str, **condition: object) -> list[dict[str, Any]]:
@@ -90,9 +87,11 @@ def _ask(api: str, what: str, **condition: object) -> list[dict[str, Any]]:
     return list(answer.json())
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
-def _record() -> Path:
-    return project_root() / ".prefect" / "local.json"
+def end_tree(process: psutil.Process, timeout_s: float) -> None:
+    """Terminate a process; after the timeout, kill it and those of its children that are left."""
+    family = [process, *process.children(recursive=True)]
+    with suppress(psutil.NoSuchProcess):
+        process.terminate()
+    for member in psutil.wait_procs(family, timeout=timeout_s)[1]:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
@@ -15,7 +16,6 @@ from pathlib import Path
 import psutil
 import yaml
 
-from flows import processes
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.files import write_text
 from pipeline.params import Flow
@@ -85,7 +85,7 @@ class StageRunner:
         with self._guard:
             self.is_ended = True
             for group in self._groups:
-                processes.end_group(group)
+                _end_group(group)
 
     def reproduce(self, stage: str, log_line: LogLine) -> bool:
         """Bring one stage up to date, once a slot is free; return whether it had to run.
@@ -103,25 +103,22 @@ class StageRunner:
                 log_line(line)
 
         limit_minutes = self._settings.stage_timeout_minutes
-        timed_out = False
         with self._slots, self._start(stage) as process:
             reader = threading.Thread(target=read, args=(process.stdout or (),))
             reader.start()
             try:
                 process.wait(limit_minutes * 60)
             except subprocess.TimeoutExpired:
-                timed_out = True
+                raise CracksError(
+                    f"Stage {stage} was still running after {limit_minutes:g} minutes and was ended. See in the log "
+                    "where it stopped, or raise flow.stage_timeout_minutes in params.yaml."
+                ) from None
             finally:
                 # Processes that outlive DVC would write to the files of the next stage.
-                processes.end_group(process.pid)
+                _end_group(process.pid)
                 reader.join()
                 with self._guard:
                     self._groups.discard(process.pid)
-        if timed_out:
-            raise CracksError(
-                f"Stage {stage} was still running after {limit_minutes:g} minutes and was ended. See in the log where "
-                "it stopped, or raise flow.stage_timeout_minutes in params.yaml."
-            )
         if process.returncode != 0:
             raise _failure(stage, list(lines))
         return not any(UNCHANGED in line or FROM_CACHE in line for line in lines)
@@ -146,6 +143,11 @@ class StageRunner:
             return process
 
 
+def _end_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.killpg(group, signal.SIGKILL)
+
+
 def _failure(stage: str, lines: list[str]) -> CracksError:
     """Return the error of a failed stage, derived from its output."""
     text = "\n".join(lines)
@@ -164,12 +166,11 @@ def _failure(stage: str, lines: list[str]) -> CracksError:
 
 def end_orphans(log_line: LogLine) -> None:
     """End the stages of this project whose flow was killed; they would write to the files of the next run."""
-    root = str(project_root())
-    orphans = [
-        process
-        for process, value in processes.with_variable(STARTED_BY_VARIABLE)
-        if json.loads(value)["root"] == root and is_gone(json.loads(value))
-    ]
+    orphans = []
+    for process in psutil.process_iter(["environ"]):  # None for those of other users
+        holder = json.loads((process.info["environ"] or {}).get(STARTED_BY_VARIABLE, "{}"))
+        if holder.get("root") == str(project_root()) and is_gone(holder):
+            orphans.append(process)
     for process in orphans:
         log_line(f"Ended process {process.pid}, left behind by a flow that was killed.")
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 from prefect import State, flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import artifacts, flow_runs, stages
-from flows.task_retries import failed, retries
+from flows import flow_runs, stages
+from flows.flow_runs import failed, retries
 from pipeline.errors import CracksError
 from pipeline.params import Params, load_params
 from pipeline.project import REPORTS, project_root
+from pipeline.registry import run_summary
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -32,9 +35,9 @@ def training() -> State:
     try:
         params, reports = load_params(project_root() / "params.yaml"), project_root() / REPORTS
         outcome = reproduce_all(params)
-        artifacts.publish_contracts(params, reports)
+        publish_contracts(params, reports)
         if outcome.is_completed():
-            artifacts.publish_results(params, reports)
+            publish_results(params, reports)
     except CracksError as error:
         return failed(error)
     return outcome
@@ -67,6 +70,27 @@ def _outcome(states: Mapping[str, State]) -> State:
     if not_started := sorted(name for name, state in states.items() if not state.is_final()):
         failures.append(f"Not started: {', '.join(not_started)}.")
     return Failed(message="\n".join(failures))
+
+
+def publish_contracts(params: Params, folder: Path) -> None:
+    """Publish the validation result of each data set and of the split, as tables of the flow run."""
+    for name in (*params.datasets, "split"):
+        if (folder / f"validation-{name}.json").exists():
+            report = run_summary.read_report(folder, f"validation-{name}.json")
+            key = f"contract-{name.replace('_', '-')}"  # keys may contain only letters, digits and dashes
+            verdict = "met" if report["success"] else "BROKEN"
+            create_table_artifact(run_summary.contract_rows(report), key, f"The contract of {name}: {verdict}")
+
+
+def publish_results(params: Params, folder: Path) -> None:
+    """Publish the candidates, the scores of the chosen one, and links to its run and the report."""
+    chosen = run_summary.read_report(folder, "scores.json")["candidate"]
+    rows = run_summary.candidate_rows(folder, list(params.candidates), chosen)
+    create_table_artifact(rows, "candidates", "Scores on validation; the lowest selection loss is chosen")
+    create_markdown_artifact("\n\n".join(run_summary.summary_lines(folder)), "result", "Results of the run")
+    registered = run_summary.read_report(folder, "registered.json")
+    for name, address in run_summary.mlflow_addresses(registered["run_id"]).items() if registered["run_id"] else ():
+        create_link_artifact(address, address, f"mlflow-{name}", f"The {name} in MLflow")
 
 
 if __name__ == "__main__":
