@@ -44,17 +44,10 @@ def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionL
     )
     app.state.state = state
     problems.install(app)
-    for routes in (scoring_routes, review_routes):
-        app.include_router(routes.router)
-    app.include_router(router)
+    for routes in (scoring_routes.router, review_routes.router, router):
+        app.include_router(routes)
     app.mount("/static", StaticFiles(directory=STATIC))
-    app.add_middleware(
-        RequestLimits,
-        api_key=api_key,
-        max_body_mb=settings.max_body_mb,
-        max_seconds=settings.max_seconds,
-        max_requests=settings.max_requests,
-    )
+    app.add_middleware(RequestLimits, settings=settings, api_key=api_key)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=state.metrics)
     return app

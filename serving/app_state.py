@@ -11,11 +11,10 @@ from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
 from serving.batching import Batcher
 from serving.current_model import LoadedModel, ModelHolder
-from serving.kept_images import FOLDER, KeptImages
-from serving.limits import RETRY_SOON, PixelBudget
+from serving.limits import RETRY_SOON
 from serving.problems import Problem
 from serving.prometheus_metrics import Metrics
-from serving.recording import Recorder
+from serving.recording import IMAGES, KeptImages, Recorder
 from serving.uploads import MEGA, Decoder
 
 
@@ -27,9 +26,9 @@ class AppState:
         self.holder = holder
         self.metrics = Metrics(holder)
         self.batcher = Batcher(settings.batch_wait_ms, settings.max_batch_images, self.metrics.batch.observe)
-        self.decoder = Decoder(PixelBudget(settings.max_decoded_megapixels * MEGA))
+        self.decoder = Decoder(settings.max_decoded_megapixels * MEGA)
         max_mb = settings.kept_images_mb
-        images = None if max_mb is None else KeptImages(prediction_log.folder / FOLDER, max_mb)
+        images = None if max_mb is None else KeptImages(prediction_log.folder / IMAGES, max_mb)
         self.recorder = Recorder(prediction_log, images, self.metrics.dropped.inc)
         self._stopping = threading.Event()
 

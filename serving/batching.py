@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.images import Pixels
-from pipeline.inference.openvino_cpu import N_THREADS
+from pipeline.inference.openvino_cpu import N_THREADS, Outputs
 from pipeline.inference.served import ServedModel
-
-Features = npt.NDArray[np.float32]  # (n_features,)
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Output:
     """Output of the network for one image."""
 
     probability: float
-    features: Features
+    features: npt.NDArray[np.float32]  # (n_features,)
 
 
 @dataclass
@@ -73,10 +71,10 @@ class Batcher:
         group = self._groups.pop(key)
         self.n_running += 1
         self._on_batch(len(group.images))
-        running = asyncio.get_running_loop().run_in_executor(self._pool, _compute, group)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, _outputs, group)
         running.add_done_callback(lambda done: self._deliver(group, done))
 
-    def _deliver(self, group: _Group, done: "asyncio.Future[list[Output]]") -> None:
+    def _deliver(self, group: _Group, done: "asyncio.Future[Outputs]") -> None:
         self.n_running -= 1
         error = done.exception()
         for position, answer in enumerate(group.answers):
@@ -85,12 +83,9 @@ class Batcher:
             if error is not None:
                 answer.set_exception(error)
             else:
-                answer.set_result(done.result()[position])
+                outputs = done.result()
+                answer.set_result(Output(float(outputs["probability"][position]), outputs["features"][position]))
 
 
-def _compute(group: _Group) -> list[Output]:
-    outputs = group.model.outputs(np.stack(group.images))
-    return [
-        Output(float(probability), features)
-        for probability, features in zip(outputs["probability"], outputs["features"], strict=True)
-    ]
+def _outputs(group: _Group) -> Outputs:
+    return group.model.outputs(np.stack(group.images))

@@ -44,8 +44,7 @@ class NotServableError(CracksError):
 def load_verified(folder: Path) -> tuple[ServedModel, OutOfDistributionDetector | None]:
     """Return a model that passed the check of its golden images, and its OOD detector if it has one.
 
-    Raises:
-        NotServableError: the model cannot be loaded, or its answers differ.
+    Raises NotServableError if the model cannot be loaded, or its answers differ.
     """
     try:
         model = ServedModel.load(folder)
@@ -75,14 +74,9 @@ class ModelHolder:
     ) -> None:
         """Store the settings; `start` starts the thread.
 
-        Args:
-            registry: source of the models.
-            folder: keeps the last good model; one folder per server.
-            poll_s: longest time from a change of the registry to answers of the new version. The registry is polled
-                every poll_s / 2; fetching and loading have the other half.
-            map_params: how photos are params to be mapped.
-            starter: folder of the model to use while none is registered.
-            now: returns the current time.
+        `folder` keeps the last good model, one for each server; `starter` has the model to use while none is
+        registered. `poll_s` is the longest time from a change of the registry to answers of the new version: the
+        registry is polled every poll_s / 2; fetching and loading have the other half.
         """
         self.current: LoadedModel | None = None
         self.refused: Version | None = None
@@ -113,8 +107,7 @@ class ModelHolder:
     def poll(self) -> None:
         """Query the registry once, and swap the model if another version is wanted.
 
-        Raises:
-            UnavailableError: the registry or the files of the model are unavailable.
+        Raises UnavailableError if the registry or the files of the model are unavailable.
         """
         wanted = self._registry.wanted()
         if wanted is None:
@@ -186,17 +179,13 @@ class ModelHolder:
         while not self._stopping.is_set():
             try:
                 self.poll()
-                self._log_registry_state(None)
+                if self.is_registry_unavailable:
+                    log.info("The registry answers again.")
+                self.is_registry_unavailable = False
             except UnavailableError as error:
-                self._log_registry_state(error)
+                if not self.is_registry_unavailable:
+                    log.warning("%s Trying again every %g s.", error, self._poll_s / 2)
+                self.is_registry_unavailable = True
             except Exception:
                 log.exception("Polling the registry failed")  # the current model stays
             self._stopping.wait(self._poll_s / 2)
-
-    def _log_registry_state(self, error: UnavailableError | None) -> None:
-        is_unavailable = error is not None
-        if is_unavailable and not self.is_registry_unavailable:
-            log.warning("%s Trying again every %g s.", error, self._poll_s / 2)
-        if self.is_registry_unavailable and not is_unavailable:
-            log.info("The registry answers again.")
-        self.is_registry_unavailable = is_unavailable

@@ -12,6 +12,7 @@ from typing import TypeVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.params import Serve
 from serving import problems
 from serving.problems import Problem
 
@@ -54,14 +55,11 @@ class SecurityHeaders:
 class RequestLimits:
     """Refuses requests to the API without the key, too large or too many at once; ends those that take too long."""
 
-    def __init__(
-        self, app: ASGIApp, *, api_key: str | None, max_body_mb: int, max_seconds: float, max_requests: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, settings: Serve, api_key: str | None) -> None:
         self._app = app
+        self._settings = settings
+        self._max_bytes = settings.max_body_mb * 1_000_000
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
-        self._max_body_mb = max_body_mb
-        self._max_seconds = max_seconds
-        self._max_requests = max_requests
         self._n_requests = 0
         self._n_bytes = 0  # received by running requests
 
@@ -90,9 +88,9 @@ class RequestLimits:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_body_mb * 1_000_000:
+        if length.isdecimal() and int(length) > self._max_bytes:
             raise self._too_large()
-        if self._n_requests >= self._max_requests:
+        if self._n_requests >= self._settings.max_requests:
             raise _busy()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,9 +103,9 @@ class RequestLimits:
             n_bytes = len(message.get("body", b""))
             n_received += n_bytes
             self._n_bytes += n_bytes
-            if self._n_bytes > MAX_FULL_BODIES * self._max_body_mb * 1_000_000:
+            if self._n_bytes > MAX_FULL_BODIES * self._max_bytes:
                 raise _busy()
-            if n_received > self._max_body_mb * 1_000_000:
+            if n_received > self._max_bytes:
                 raise self._too_large()
             return message
 
@@ -117,14 +115,14 @@ class RequestLimits:
             await send(message)
 
         try:
-            async with asyncio.timeout(self._max_seconds):
+            async with asyncio.timeout(self._settings.max_seconds):
                 await self._app(scope, receive_limited, send_and_record)
         except TimeoutError:
             if has_started:  # the client stopped reading the answer
                 return
             late = Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"The answer took more than {self._max_seconds:g} s. Send less at once, or try again later.",
+                f"The answer took more than {self._settings.max_seconds:g} s. Send less at once, or try again later.",
                 headers=RETRY_SOON,
             )
             await problems.response(late)(scope, receive, send)
@@ -134,7 +132,7 @@ class RequestLimits:
     def _too_large(self) -> Problem:
         return Problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"The request is larger than {self._max_body_mb} MB. Send fewer files at once.",
+            f"The request is larger than {self._settings.max_body_mb} MB. Send fewer files at once.",
         )
 
 
@@ -176,12 +174,8 @@ class WorkCancelledError(Exception):
 async def in_thread(work: Callable[[threading.Event], Result], pool: ThreadPoolExecutor | None = None) -> Result:
     """Return the result of work in a thread; if the request is cancelled, wait until the work has stopped.
 
-    So no work outlives its request, and its memory counts towards the limits until it is freed.
-
-    Args:
-        work: gets an event that is set when the request is cancelled. Work that takes long should check it and raise
-            WorkCancelledError.
-        pool: runs the thread; None for asyncio's default.
+    So no work outlives its request, and its memory counts towards the limits until it is freed. `work` gets an event
+    that is set when the request is cancelled: if it takes long, it should check that and raise WorkCancelledError.
     """
     has_begun, is_cancelled = threading.Event(), threading.Event()
 

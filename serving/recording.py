@@ -1,9 +1,13 @@
-"""Writes scored images to the prediction log, in a background thread that may lag behind and drop rows.
+"""Writes scored images to the prediction log and, if that is switched on, stores them for a person to label.
 
-Requests have priority: recording never delays or fails one, and takes at most a fifth of a core.
+A background thread does that, which may lag behind and drop rows. Requests have priority: recording never delays or
+fails one, and takes at most a fifth of a core.
 """
 
+import hashlib
+import io
 import logging
+import os
 import queue
 import threading
 import time
@@ -11,15 +15,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from PIL import Image
 
-from pipeline.data.images import Pixels, encode_png, image_statistics
+from pipeline.data.images import FORMATS, Pixels, encode_png, image_statistics
+from pipeline.files import replacing
 from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of
-from serving.kept_images import KeptImages
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +33,8 @@ MAX_QUEUED_BYTES = 150_000_000
 MAX_CORE_SHARE = 0.2
 FLUSH_S = 60.0  # between two files of the log; the most that a kill can lose
 MAX_ROWS = 1000  # of a file
+IMAGES = Path("images")  # below the folder of the log
+FREED_SHARE = 0.05  # of the limit, freed at once: scanning the folder for each image would be slow
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,45 @@ class ScoredImage:
 
     @property
     def n_bytes(self) -> int:
-        """Return the memory that the image takes, in bytes."""
+        """The memory that the image takes, in bytes."""
         return self.pixels.nbytes + len(self.content or b"")
+
+
+class KeptImages:
+    """The images in a folder, which several servers may share; above the limit the oldest are deleted.
+
+    A file is named by the SHA-256 of its content, so that an image that is sent again is stored once.
+    """
+
+    def __init__(self, folder: Path, max_mb: float) -> None:
+        """Set the folder, which need not exist, and the limit of the total size of its files."""
+        self._folder = folder.absolute()
+        self._max_bytes = max_mb * 1e6
+        self._n_bytes_new = float("inf")  # the first image triggers a scan of the files of earlier runs
+
+    def keep(self, content: bytes) -> Path:
+        """Write the bytes of an image that can be decoded; return its path. Raises OSError if it cannot be written."""
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            suffix = f".{str(image.format).lower()}"
+        path = self._folder / f"{hashlib.sha256(content).hexdigest()}{suffix}"
+        if path.exists():
+            path.touch()  # as recent as its last row in the log
+            return path
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+        self._n_bytes_new += len(content)
+        if self._n_bytes_new > FREED_SHARE * self._max_bytes:
+            self._drop_oldest()
+            self._n_bytes_new = 0
+        return path
+
+    def _drop_oldest(self) -> None:
+        n_bytes_left = (1 - FREED_SHARE) * self._max_bytes
+        found = [(entry.stat(), Path(entry.path)) for entry in os.scandir(self._folder)]
+        for stat, path in sorted(found, key=lambda file: file[0].st_mtime_ns, reverse=True):
+            n_bytes_left -= stat.st_size
+            if n_bytes_left < 0:
+                path.unlink(missing_ok=True)  # another server may have deleted it
 
 
 class Recorder:

@@ -1,37 +1,86 @@
-"""The route that makes a batch from a reviewer's labels."""
+"""The route that makes a batch for `ingest` from a reviewer's labels: an archive of the tiles and `reviews.csv`.
+
+A tile is a PNG with the pixels of the photo, so that the same tile of a photo is always the same file. Reviewers who
+disagree are found by its hash.
+"""
 
 import asyncio
+import csv
+import hashlib
+import io
 import logging
+import re
 import threading
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial as bound
 from http import HTTPStatus
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Response
-from pydantic import Json
+from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints
 
+from pipeline.data.images import Pixels, encode_png
+from pipeline.data.reviews import COLUMNS, REVIEWS_FILE
+from pipeline.files import replacing, write_text
+from pipeline.inbox.batches import COMPLETION_SUFFIX
+from pipeline.params import Label
 from serving.app_state import State
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
-from serving.review_batches import (
-    LabelledTile,
-    ReviewedTile,
-    Reviews,
-    ReviewsAnswer,
-    batch_name,
-    cut_tile,
-    write_archive,
-    write_to_inbox,
-)
 from serving.uploads import Files, read_uploads
 
 log = logging.getLogger(__name__)
 
 ZIP = "application/zip"
 BINARY = {"type": "string", "format": "binary"}
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time of the format: equal reviews make equal archives
 router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
+# No first character that a spreadsheet takes for a formula, and no control characters.
+Reviewer = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[\w][^\x00-\x1f\x7f]*$")
+]
+
+
+class ReviewedTile(BaseModel):
+    """A square of a photo, in pixels of the upright photo, and the reviewer's label."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: int = Field(ge=0, description="position of the photo among the files of the request")
+    x: int = Field(ge=0, le=100_000)
+    y: int = Field(ge=0, le=100_000)
+    size: int = Field(ge=32, le=4096)
+    label: Label
+
+
+class Reviews(BaseModel):
+    """The labels of one reviewer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reviewer: Reviewer
+    model_version: str = Field(max_length=40, pattern=r"^\w*$", description="version that made the map")
+    tiles: list[ReviewedTile] = Field(min_length=1, max_length=5000)
+
+
+class ReviewsAnswer(BaseModel):
+    """The batch in the inbox."""
+
+    batch: str = Field(description="name of the batch in the inbox of the retraining flow")
+    n_crack: int
+    n_intact: int
+
+
+@dataclass(frozen=True)
+class LabelledTile:
+    """A tile as PNG bytes, and its row of reviews.csv."""
+
+    row: dict[str, str]
+    content: bytes
 
 
 @router.post(
@@ -53,8 +102,7 @@ async def review(
         tiles = [tile for tile in reviews.tiles if tile.file == number]
         if tiles:
             async with state.decoder.decoded(upload) as pixels:
-                cut = bound(cut_tile, upload.name, pixels, reviews=reviews, now=now)
-                labelled += await in_thread(bound(_cut_all, cut, tiles))
+                labelled += await in_thread(bound(_cut_all, upload.name, pixels, tiles, reviews, now))
     if len(labelled) < len(reviews.tiles):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"The file of a tile is not among the {len(files)} sent.")
     archive = await asyncio.to_thread(write_archive, labelled)
@@ -74,11 +122,66 @@ async def review(
 
 
 def _cut_all(
-    cut: Callable[[ReviewedTile], LabelledTile], tiles: Sequence[ReviewedTile], is_cancelled: threading.Event
+    photo: str,
+    pixels: Pixels,
+    tiles: Sequence[ReviewedTile],
+    reviews: Reviews,
+    now: datetime,
+    is_cancelled: threading.Event,
 ) -> list[LabelledTile]:
     labelled = []
     for tile in tiles:
         if is_cancelled.is_set():
             raise WorkCancelledError
-        labelled.append(cut(tile))
+        labelled.append(cut_tile(photo, pixels, tile, reviews, now))
     return labelled
+
+
+def cut_tile(photo: str, pixels: Pixels, tile: ReviewedTile, reviews: Reviews, now: datetime) -> LabelledTile:
+    """Return a labelled tile, cut from a photo, uint8 (height, width, 3). Raises Problem if it exceeds the photo."""
+    height, width, _ = pixels.shape
+    if tile.x + tile.size > width or tile.y + tile.size > height:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"A tile of {tile.size} px at ({tile.x}, {tile.y}) lies outside {photo}, {width} x {height} px.",
+        )
+    content = encode_png(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size])
+    sha256 = hashlib.sha256(content).hexdigest()
+    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(photo).stem)[:80]
+    row = {
+        "path": f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}.png",
+        "label": tile.label,
+        "reviewer": reviews.reviewer,
+        "time": now.isoformat(timespec="seconds"),
+        "sha256": sha256,
+        "photo": photo,
+        "model_version": reviews.model_version,
+    }
+    return LabelledTile(row, content)
+
+
+def write_archive(tiles: Sequence[LabelledTile]) -> bytes:
+    """Return the archive of a batch; a tile that was labelled alike twice is written once."""
+    by_path = {tile.row["path"]: tile for tile in tiles}
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(tile.row for tile in by_path.values())
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # stored: PNG is compressed already
+        archive.writestr(zipfile.ZipInfo(REVIEWS_FILE, ZIP_TIME), table.getvalue())
+        for path, tile in by_path.items():
+            archive.writestr(zipfile.ZipInfo(path, ZIP_TIME), tile.content)
+    return buffer.getvalue()
+
+
+def batch_name(archive: bytes, now: datetime) -> str:
+    """Return the name of a batch: sorts by time, unique by the hash of the archive."""
+    return f"reviews-{now:%Y%m%dT%H%M%SZ}-{hashlib.sha256(archive).hexdigest()[:8]}"
+
+
+def write_to_inbox(inbox: Path, name: str, archive: bytes) -> None:
+    """Write a batch, then its completion marker."""
+    with replacing(inbox / f"{name}.zip") as partial:
+        partial.write_bytes(archive)
+    write_text(inbox / f"{name}.zip{COMPLETION_SUFFIX}", "")

@@ -29,18 +29,17 @@ class Upload:
 
 
 class Decoder:
-    """Decodes uploads in threads."""
+    """Decodes uploads in threads, at most `max_pixels` at once."""
 
-    def __init__(self, budget: PixelBudget) -> None:
-        self._budget = budget
+    def __init__(self, max_pixels: int) -> None:
+        self._budget = PixelBudget(max_pixels)
         self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="decoder")
 
     @asynccontextmanager
     async def decoded(self, upload: Upload) -> AsyncIterator[Pixels]:
         """Yield the pixels of an upload, uint8 (height, width, 3); they count towards the budget inside the block.
 
-        Raises:
-            Problem: the file is damaged.
+        Raises Problem if the file is damaged.
         """
         async with self._budget.reserve(upload.n_pixels):
             try:
@@ -55,11 +54,7 @@ class Decoder:
 
 
 async def read_uploads(files: list[UploadFile], max_files: int, max_megapixels: int) -> list[Upload]:
-    """Return the files of a request.
-
-    Raises:
-        Problem: there are too many files, or one is not an image or too large. No file of the request is answered.
-    """
+    """Return the files of a request. Raises Problem if there are too many, or one is not an image or too large."""
     if len(files) > max_files:
         raise Problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(files)} files are more than {max_files}. Split the request."

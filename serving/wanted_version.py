@@ -13,7 +13,6 @@ from pipeline.registry.tracking import first_line, open_client, shown_uri, track
 from pipeline.registry.versions import PRODUCTION, fetch, find_version
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 SQLITE = "sqlite:///"
@@ -51,8 +50,7 @@ class Registry:
     def wanted(self) -> Version | None:
         """Return the version under alias `production`, else the newest; None if no version is registered.
 
-        Raises:
-            UnavailableError: the registry does not answer.
+        Raises UnavailableError if the registry does not answer.
         """
         uri = tracking_uri()
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
@@ -64,22 +62,15 @@ class Registry:
         if found is not None:
             return _version(found, is_production=True)
         try:
-            return self._newest(client)
+            versions = client.search_model_versions(f"name = '{self._name}'")
         except (MlflowException, OSError) as error:
             raise UnavailableError(f"The registry {shown_uri()} does not answer: {first_line(error)}.") from None
+        newest = max(versions, key=lambda version: int(version.version), default=None)
+        return None if newest is None else _version(newest, is_production=False)
 
     def fetch(self, version: Version, folder: Path) -> None:
-        """Download the files that serving needs into the empty `folder`.
-
-        Raises:
-            UnavailableError: the files are unavailable.
-        """
+        """Download the files that serving needs into the empty `folder`. Raises UnavailableError."""
         fetch(version.name, version.number, folder, only_served=True)
-
-    def _newest(self, client: "MlflowClient") -> Version | None:
-        found = client.search_model_versions(f"name = '{self._name}'")
-        newest = max(found, key=lambda version: int(version.version), default=None)
-        return None if newest is None else _version(newest, is_production=False)
 
 
 def _version(found: "ModelVersion", *, is_production: bool) -> Version:

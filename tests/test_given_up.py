@@ -18,7 +18,7 @@ from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Map, load_params
 from serving.app import create_app
 from serving.current_model import STARTER, LoadedModel
-from serving.review_batches import cut_tile
+from serving.review_routes import cut_tile
 
 SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve
 BATCH_S = 0.02

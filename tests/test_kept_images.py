@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data.sources import find_images
-from serving.kept_images import KeptImages
+from serving.recording import KeptImages
 
 
 def size_of(folder):

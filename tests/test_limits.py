@@ -3,13 +3,17 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.params import load_params
 from serving.limits import PixelBudget, RequestLimits, WorkCancelledError, in_thread
 from serving.problems import Problem, response
+
+SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve.model_copy(update={"max_body_mb": 1})
 
 
 def test_what_fits_does_not_wait_and_what_does_not_waits_its_turn():
@@ -103,7 +107,7 @@ def test_requests_whose_bodies_are_too_large_together_get_429():
 
     async def main():
         leave = asyncio.Event()
-        gate = RequestLimits(app, api_key=None, max_body_mb=1, max_seconds=30, max_requests=20)
+        gate = RequestLimits(app, SETTINGS, api_key=None)
 
         async def upload():
             async def receive():

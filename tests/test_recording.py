@@ -13,8 +13,7 @@ from PIL import Image
 from pipeline.data.images import image_statistics
 from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of
 from serving import recording
-from serving.kept_images import KeptImages
-from serving.recording import Recorder, ScoredImage
+from serving.recording import KeptImages, Recorder, ScoredImage
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
