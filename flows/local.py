@@ -95,10 +95,8 @@ def _flows(prefect_api: str, variables: dict[str, str]) -> Service:
 def up(wanted: list[Service]) -> None:
     """Start the services that are not running, wait until each is healthy, and log its address.
 
-    Raises:
-        CracksError: a port is taken.
-        UnavailableError: a service ended or did not become healthy; its log says why. Services started before it
-            keep running.
+    Raises CracksError if a port is taken, UnavailableError with the end of its log if a service ended or did not
+    become healthy. Services started before it keep running.
     """
     for service in wanted:
         started = services_started()
@@ -129,8 +127,7 @@ def status() -> None:
     """Log which services run, the age of the heartbeat, the schedules, and the outcome of the last runs."""
     started = services_started()
     for name, holder in started.items():
-        state = "runs" if is_alive(holder) else "is dead"
-        log.info("%-8s %s  %s", name, state, holder["address"] or "")
+        log.info("%-8s %s  %s", name, "runs" if is_alive(holder) else "is dead", holder["address"] or "")
     if not started:
         log.info("Nothing was started here. `make up` starts it.")
     age_s = heartbeat_age_s()
@@ -156,15 +153,13 @@ def _log_schedules(address: str) -> None:
 
 def _check_port(service: Service) -> None:
     port = int(str(service.address).rpartition(":")[2])
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise CracksError(
-                f"Port {port} for {service.name} is taken by another program. End that, or choose another: "
-                f"`make up {service.name.upper()}_PORT={port + 1}`."
-            ) from None
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError:
+        raise CracksError(
+            f"Port {port} for {service.name} is taken by another program. End that, or choose another: "
+            f"`make up {service.name.upper()}_PORT={port + 1}`."
+        ) from None
 
 
 def _start(service: Service) -> int:
@@ -207,9 +202,8 @@ def main() -> None:
     starting = commands.add_parser("up", help="start the services that are not running")
     for name, port in {"prefect": 4200, "mlflow": 5000, "api": 8000}.items():
         starting.add_argument(f"--{name}-port", type=int, default=port, help=f"default {port}")
-    starting.add_argument(
-        "--starter", type=Path, help="folder of a served model that the API uses until one is registered"
-    )
+    starter_help = "folder of a served model that the API uses until one is registered"
+    starting.add_argument("--starter", type=Path, help=starter_help)
     commands.add_parser("down", help="end what `up` started")
     commands.add_parser("status", help="show the running services, the schedules and the last runs")
     args = parser.parse_args()

@@ -53,8 +53,7 @@ def answers(address: str) -> bool:
 def next_runs(api: str) -> list[str | None]:
     """Return a line for each active schedule of these flows, with its zone and next run; None if it has no next run.
 
-    Raises:
-        httpx.HTTPError: the Prefect server `api` does not answer.
+    Raises httpx.HTTPError if the Prefect server `api` does not answer.
     """
     lines: list[str | None] = []
     now = datetime.now(UTC).isoformat()

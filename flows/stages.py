@@ -35,10 +35,6 @@ STARTED_BY_VARIABLE = "CRACKS_STAGE_OF"  # in the environment of a stage's proce
 LogLine = Callable[[str], None]
 
 
-class BusyError(UnavailableError):
-    """Another DVC process has locked what this stage needs; a retry will help."""
-
-
 @dataclass(frozen=True)
 class Stage:
     """A stage of dvc.yaml."""
@@ -48,11 +44,7 @@ class Stage:
 
 
 def read_graph() -> dict[str, Stage]:
-    """Return all stages of dvc.yaml by name.
-
-    Raises:
-        CracksError: dvc.yaml or params.yaml cannot be read.
-    """
+    """Return all stages of dvc.yaml by name. Raises CracksError if dvc.yaml or params.yaml cannot be read."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -90,10 +82,8 @@ class StageRunner:
     def reproduce(self, stage: str, log_line: LogLine) -> bool:
         """Bring one stage up to date, once a slot is free; return whether it had to run.
 
-        Raises:
-            UnavailableError: a service is unavailable, or DVC is busy.
-            RefusedError: a rule of the project refused it.
-            CracksError: the stage failed in another way or timed out; the message includes its own.
+        Raises UnavailableError if a service is unavailable or DVC is busy, RefusedError if a rule of the project
+        refused it, CracksError if it failed in another way or timed out; the message includes the stage's own.
         """
         lines: collections.deque[str] = collections.deque(maxlen=LINES_KEPT)
 
@@ -152,7 +142,7 @@ def _failure(stage: str, lines: list[str]) -> CracksError:
     """Return the error of a failed stage, derived from its output."""
     text = "\n".join(lines)
     if any(sign in text for sign in BUSY):
-        return BusyError(f"Stage {stage} is blocked by another DVC process: {lines[-1]}")
+        return UnavailableError(f"Stage {stage} is blocked by another DVC process: {lines[-1]}")
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     own = [line for line in lines[starts[-1] :] if not line.startswith("ERROR: ")] if starts else []
     message = (

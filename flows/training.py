@@ -46,8 +46,7 @@ def training() -> State:
 def reproduce_all(params: Params) -> State:
     """Bring every stage up to date, each as a task that waits for those it needs; call this inside a flow.
 
-    Raises:
-        CracksError: DVC cannot read the stages.
+    Raises CracksError if DVC cannot read the stages.
     """
     graph = stages.read_graph()
     runner = stages.StageRunner(params.flow)

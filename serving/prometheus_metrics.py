@@ -54,9 +54,8 @@ class _ModelCollector:
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics."""
-        loaded = self._holder.current
         model = GaugeMetricFamily("cracks_model", "The current model", labels=["name", "version"])
-        if loaded is not None:
+        if (loaded := self._holder.current) is not None:
             model.add_metric([loaded.version.name, loaded.version.number], 1)
         yield model
         yield GaugeMetricFamily(
@@ -64,8 +63,7 @@ class _ModelCollector:
         )
         yield CounterMetricFamily("cracks_model_swaps", "Models swapped in", self._holder.n_swaps)
         yield CounterMetricFamily("cracks_model_refusals", "Broken models refused", self._holder.n_refusals)
-        age_s = heartbeat_age_s()
-        if age_s is not None:
+        if (age_s := heartbeat_age_s()) is not None:
             help_text = "Seconds since the last heartbeat of the schedules on this machine"
             yield GaugeMetricFamily("cracks_schedules_heartbeat_age_seconds", help_text, age_s)
 

@@ -1,7 +1,5 @@
 """Maps the cracks of a photo of any size: cuts it into tiles and scores them with a served model.
 
-Input are pixels, output are tables; the caller reads and writes the files.
-
 Each tile is scored as an image of its own, as in training. Convolving the photo once would save time where tiles
 overlap, but changes the scores: the network was trained with padding at the edge of an image, not with the pixels
 beyond it (docs/experiments.md has the difference).
@@ -90,15 +88,10 @@ class CrackMapper:
         self._pool = ThreadPoolExecutor(N_THREADS)
 
     def map(self, pixels: Pixels, mm_per_px: float | None = None, on_tiles: OnTiles | None = None) -> CrackMap:
-        """Return the map of a photo.
+        """Return the map of an upright photo, RGB, uint8, (height, width, 3), of a known or unknown ground resolution.
 
-        Args:
-            pixels: of the upright photo, RGB, uint8, (height, width, 3).
-            mm_per_px: ground resolution of the photo, if known.
-            on_tiles: called from threads with each batch of tiles, (n, size, size, 3), and its outputs, in any order.
-
-        Raises:
-            CracksError: the photo is too small, or would be resized to too few or too many pixels.
+        `on_tiles` is called from threads with each batch of tiles, (n, size, size, 3), and its outputs, in any order.
+        Raises CracksError if the photo is too small, or would be resized to too few or too many pixels.
         """
         height, width, _ = pixels.shape
         if min(height, width) < MIN_SIDE_PX:
@@ -113,9 +106,11 @@ class CrackMapper:
         tiles = pd.DataFrame(
             [(row, col, x, y) for row, y in enumerate(ys) for col, x in enumerate(xs)], columns=["row", "col", "x", "y"]
         ).assign(size=shown_px, probability=probabilities)
-        in_distribution = None if self._detector is None else self._detector.is_in_distribution(images)
-        surface = None if self._detector is None else self._detector.nearest_surface(images)
         verdicts = [self._model.decision.verdict(float(probability)) for probability in probabilities]
+        in_distribution = surface = None
+        if self._detector is not None:
+            in_distribution = self._detector.is_in_distribution(images)
+            surface = self._detector.nearest_surface(images)
         tiles["label"] = verdicts if in_distribution is None else np.where(in_distribution, verdicts, "review")
         tiles["in_distribution"] = in_distribution
         return CrackMap(tiles, width, height, scale, surface)
@@ -160,10 +155,7 @@ class CrackMapper:
 
 
 def starts(length_px: int, size_px: int, step_px: int) -> Starts:
-    """Return the starts of tiles along a side: every `step_px`; the last tile is moved inwards to end at the edge.
-
-    The side is as long as a tile or longer; the step is as long as a tile or shorter.
-    """
+    """Return the starts of tiles along a side: every `step_px`; the last tile is moved inwards to end at the edge."""
     last = length_px - size_px
     return np.append(np.arange(0, last, step_px, dtype=np.int64), last)
 

@@ -68,13 +68,12 @@ class PhotoFiles:
 def names_of(paths: Sequence[Path]) -> dict[Path, str]:
     """Return a name for the files of each photo: its own name, with a hash of its path if two photos share one."""
     n_photos = Counter(path.stem.casefold() for path in paths)
-    names = {}
-    for path in paths:
-        stem = path.stem
+    names = {path: path.stem for path in paths}
+    for path, stem in names.items():
         if n_photos[stem.casefold()] > 1 or len(stem.encode(errors="surrogateescape")) > MAX_NAME_BYTES:
             digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:8]
-            stem = f"{stem.encode(errors='surrogateescape')[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
-        names[path] = stem
+            short = stem.encode(errors="surrogateescape")[:MAX_NAME_BYTES].decode(errors="ignore")
+            names[path] = f"{short}-{digest}"
     return names
 
 
@@ -116,8 +115,7 @@ def map_photo(mapper: CrackMapper, job: Job, path: Path, content: Content) -> Ph
         crack_map = mapper.map(photo.pixels, job.mm_per_px)
     except (UnreadableImageError, CracksError) as error:
         return str(error)
-    picture = io.BytesIO()
-    caption = " ".join(crack_map.notes()[:2])
+    picture, caption = io.BytesIO(), " ".join(crack_map.notes()[:2])
     overlay_picture(photo.pixels, crack_map, caption).save(picture, "JPEG", quality=JPEG_QUALITY)
     tiles = crack_map.tiles.assign(photo=str(path), probability=crack_map.tiles["probability"].round(4))
     return PhotoFiles(
@@ -192,9 +190,7 @@ def run(
 ) -> pd.DataFrame:
     """Map photos into the folder `out`, with a page and a summary; return the summary, a row per photo.
 
-    Raises:
-        CracksError: the model cannot be loaded.
-        UnavailableError: the Dask cluster does not answer.
+    Raises CracksError if the model cannot be loaded, UnavailableError if the Dask cluster does not answer.
     """
     job = Job(found.description, found.identity(), params, mm_per_px, strip_location)
     names = names_of(paths)

@@ -15,7 +15,6 @@ LEGEND_HEIGHT = 0.05  # of the photo's mean side
 MIN_LEGEND_PX = 36
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colours = npt.NDArray[np.uint8]  # (..., 4), RGBA
 
 
@@ -82,11 +81,7 @@ def _legend(width: int, height: int, caption: str) -> Image.Image:
         x += side + pad // 2
         draw.text((x, middle), meaning, INK, font, anchor="lm")
         x += round(draw.textlength(meaning, font)) + 2 * pad
-    draw.text((pad, line + middle), _shortened(caption, width - 2 * pad, draw, font), INK, font, anchor="lm")
-    return legend
-
-
-def _shortened(caption: str, width: int, draw: ImageDraw.ImageDraw, font: Font) -> str:
-    while caption and draw.textlength(caption, font) > width:
+    while caption and draw.textlength(caption, font) > width - 2 * pad:
         caption = caption.rstrip(" …")[:-1] + "…"
-    return caption
+    draw.text((pad, line + middle), caption, INK, font, anchor="lm")
+    return legend
