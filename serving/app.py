@@ -13,11 +13,10 @@ import pipeline
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
 from serving import problems, review_routes, scoring_routes
-from serving.answers import ModelAnswer, model_answer
 from serving.app_state import AppState, State
 from serving.current_model import ModelHolder
 from serving.limits import RequestLimits, SecurityHeaders
-from serving.problems import V1_PROBLEMS, documented
+from serving.problems import documented
 from serving.prometheus_metrics import RequestMetrics
 
 STATIC = Path(__file__).with_name("static")
@@ -51,12 +50,6 @@ def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionL
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=state.metrics)
     return app
-
-
-@router.get("/v1/model", responses=V1_PROBLEMS)
-async def model(state: State) -> ModelAnswer:
-    """Return the current model, its threshold and review band, and the limits of a request."""
-    return model_answer(state.loaded_model(), state.holder.refused, state.settings)
 
 
 @router.get("/healthz", response_class=PlainTextResponse)
