@@ -27,9 +27,8 @@ class Output:
 
 @dataclass
 class _Group:
-    """Images of one size that wait for one model."""
+    """Images of one size that wait for one model, which are the key of the group."""
 
-    model: ServedModel
     timer: asyncio.Handle
     images: list[Pixels] = field(default_factory=list)
     answers: list["asyncio.Future[Output]"] = field(default_factory=list)
@@ -54,7 +53,7 @@ class Batcher:
         group = self._groups.get(key)
         if group is None:
             delay_s = self._wait_s if self.n_running else 0
-            group = self._groups[key] = _Group(model, loop.call_later(delay_s, self._start, key))
+            group = self._groups[key] = _Group(loop.call_later(delay_s, self._start, key))
         answer: asyncio.Future[Output] = loop.create_future()
         group.images.append(pixels)
         group.answers.append(answer)
@@ -68,10 +67,10 @@ class Batcher:
         self._pool.shutdown()
 
     def _start(self, key: tuple[ServedModel, tuple[int, ...]]) -> None:
-        group = self._groups.pop(key)
+        (model, _), group = key, self._groups.pop(key)
         self.n_running += 1
         self._on_batch(len(group.images))
-        running = asyncio.get_running_loop().run_in_executor(self._pool, _outputs, group)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, lambda: model.outputs(np.stack(group.images)))
         running.add_done_callback(lambda done: self._deliver(group, done))
 
     def _deliver(self, group: _Group, done: "asyncio.Future[Outputs]") -> None:
@@ -85,7 +84,3 @@ class Batcher:
             else:
                 outputs = done.result()
                 answer.set_result(Output(float(outputs["probability"][position]), outputs["features"][position]))
-
-
-def _outputs(group: _Group) -> Outputs:
-    return group.model.outputs(np.stack(group.images))

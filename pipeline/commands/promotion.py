@@ -49,7 +49,9 @@ def _promote(args: argparse.Namespace) -> None:
 
     by = args.by or getpass.getuser()
     decided = promote.run(project_params(), args.version, dry_run=args.dry_run, allow_dirty=args.allow_dirty, by=by)
-    _finish(decided, "Dry run: no alias was moved and nothing was recorded." if args.dry_run else "")
+    _finish(decided)
+    if args.dry_run:
+        print("Dry run: no alias was moved and nothing was recorded.")
 
 
 def _approve(args: argparse.Namespace) -> None:
@@ -83,7 +85,7 @@ def _history(args: argparse.Namespace) -> None:
         print("There is no decision yet. Run `cracks promote`.")
 
 
-def _finish(decided: "Decided", more: str = "") -> None:
+def _finish(decided: "Decided") -> None:
     record = decided.record
     width = max(len(result.name) for result in decided.results)
     for result in decided.results:
@@ -95,8 +97,6 @@ def _finish(decided: "Decided", more: str = "") -> None:
     print(_line(record))
     if record.outcome == "pending":
         print(f"It needs approval: cracks approve {record.version} --by NAME")
-    if more:
-        print(more)
 
 
 def _line(record: "Record") -> str:
