@@ -1,7 +1,7 @@
 """Run Prefect, MLflow, the schedules and the API on this machine: `python -m flows.local up`, `down` and `status`.
 
 A server that the environment names (PREFECT_API_URL, MLFLOW_TRACKING_URI) is used instead of starting one. Each service
-has a log under .prefect/logs/. `down` ends the processes that `up` recorded, and no others (docs/decisions/0013).
+has a log under .prefect/logs/. `down` ends the processes that `up` recorded, and no others (docs/decisions/0015).
 """
 
 import argparse

@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--backend-store-uri", required=True, help="database of the new server, made by MLflow")
     parser.add_argument("--artifacts-destination", required=True, help="where the new server keeps files")
     args = parser.parse_args()
+    if not (args.store / "mlflow.db").is_file():
+        parser.error(f"there is no mlflow.db in {args.store}")
     source, target = sa.create_engine(f"sqlite:///{args.store}/mlflow.db"), sa.create_engine(args.backend_store_uri)
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
