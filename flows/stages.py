@@ -23,7 +23,6 @@ from pipeline.process_identity import is_gone, this_process
 from pipeline.project import project_root
 
 UNCHANGED = "didn't change, skipping"
-FROM_CACHE = "is cached - skipping run"
 # Messages of DVC when another DVC process has locked a file or the project.
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
 EXIT_CODE = re.compile(r"exited with (\d+)")
@@ -80,7 +79,7 @@ class StageRunner:
                 _end_group(group)
 
     def reproduce(self, stage: str, log_line: LogLine) -> bool:
-        """Bring one stage up to date, once a slot is free; return whether it had to run.
+        """Bring one stage up to date, once a slot is free; return whether it ran or came from the run cache.
 
         Raises UnavailableError if a service is unavailable or DVC is busy, RefusedError if a rule of the project
         refused it, CracksError if it failed in another way or timed out; the message includes the stage's own.
@@ -111,7 +110,7 @@ class StageRunner:
                     self._groups.discard(process.pid)
         if process.returncode != 0:
             raise _failure(stage, list(lines))
-        return not any(UNCHANGED in line or FROM_CACHE in line for line in lines)
+        return not any(UNCHANGED in line for line in lines)
 
     def _start(self, stage: str) -> subprocess.Popen[str]:
         with self._guard:

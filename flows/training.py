@@ -20,7 +20,7 @@ from pipeline.registry import run_summary
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str, has_changed: bool, needed_have_run: list[bool], runner: stages.StageRunner) -> State[bool]:
-    """Bring one stage up to date; return whether it has run. One that did not have to run ends as Cached."""
+    """Bring one stage up to date; return whether its outputs may have changed. If not, it ends as Cached."""
     try:
         has_run = (has_changed or any(needed_have_run)) and runner.reproduce(stage, get_run_logger().info)
     except CracksError as error:

@@ -99,6 +99,16 @@ def test_a_stage_says_whether_it_had_to_run_and_what_it_prints(at):
     assert not runner().reproduce("one", lines.append)
 
 
+def test_a_stage_restored_from_the_run_cache_counts_as_changed_for_those_that_need_it(at):
+    project = at({"one": {"cmd": "cat given > out", "deps": ["given"], "outs": ["out"]}})
+    for given in ("a", "b", "a"):
+        (project.root / "given").write_text(given)
+        lines: list[str] = []
+        assert runner().reproduce("one", lines.append)
+    assert any("is cached" in line for line in lines)
+    assert (project.root / "out").read_text() == "a"
+
+
 def test_a_service_that_is_away_is_an_error_that_another_try_can_help(at):
     at({"one": {"cmd": "echo 'error: no answer' >&2; exit 4", "outs": ["out"]}})
     with pytest.raises(UnavailableError, match=r"Stage one failed\. no answer"):
