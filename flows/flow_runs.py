@@ -69,6 +69,9 @@ def end_orphans(log_line: LogLine) -> None:
         for run in client.read_flow_runs(flow_run_filter=EXECUTED, limit=MOST_RUNS):
             pid, started_s, host = (run.labels.get(name) for name in ("pid", "started_s", "host"))
             if pid and is_gone({"pid": int(pid), "started_s": float(started_s or 0), "host": str(host)}):
+                last = client.read_flow_run(run.id).state
+                if last is not None and last.is_final():
+                    continue  # it ended by itself after it was listed
                 state: State[None] = Crashed(message=f"Its process {pid} was killed, or the machine was.")
                 client.set_flow_run_state(run.id, state, force=True)
                 log_line(f"Run {run.name} of {run.id} was left Running by process {pid}: now Crashed.")
