@@ -24,8 +24,8 @@ NAMES = {"promoted": "Promoted", "refused": "Refused", "pending": "Pending appro
 @flow(name="promotion", on_running=[flow_runs.record_process])
 def promotion(version: str | None = None, by: str | None = None, *, allow_dirty: bool = False) -> State:
     """Apply the gate to a version, by default the challenger; promote it if all rules pass."""
-    params = load_params(project_root() / "params.yaml")
     try:
+        params = load_params(project_root() / "params.yaml")
         decided = promote.run(params, version, dry_run=False, allow_dirty=allow_dirty, by=by or getpass.getuser())
     except RefusedError as error:
         return Completed(message=str(error), name="Refused")
@@ -37,8 +37,8 @@ def promotion(version: str | None = None, by: str | None = None, *, allow_dirty:
 @flow(name="rollback", on_running=[flow_runs.record_process])
 def rollback(reason: str, to: str | None = None, by: str | None = None) -> State:
     """Roll back to the version that was in production before."""
-    params = load_params(project_root() / "params.yaml")
     try:
+        params = load_params(project_root() / "params.yaml")
         return _ended(promote.rollback(params, to, reason, by or getpass.getuser()))
     except CracksError as error:
         return failed(error)

@@ -43,8 +43,8 @@ def clear_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 def retraining() -> State:
     """Train on new batches in the inbox, if there are any."""
     root = project_root()
-    params = load_params(root / "params.yaml")
     try:
+        params = load_params(root / "params.yaml")
         with steps.exclusive_lock(root):
             flow_runs.clean_up(get_run_logger().warning)
             return _retrain(root, params)

@@ -336,6 +336,7 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ("retrain.cron", "61 3 * * *", r"retrain\.cron: .* such as 0 3 \* .* out of range \(received '61 3 .*\)"),
         ("monitor.cron", "0 3 * *", r"monitor\.cron: .* such as 0 3 \* .*\(received '0 3 \* \*'\)"),
         ("monitor.cron", "0 3 31 2 *", r"monitor\.cron: .* failed to find next date"),
+        ("monitor.cron", "R 3 * * *", r"monitor\.cron: .* random times are not supported"),
         ("flow.timezone", "Europe/Wien", r"flow\.timezone: .*IANA.* such as .*\(received 'Europe/Wien'\)"),
         ("flow.timezone", "Europe", r"flow\.timezone: .*IANA.*\(received 'Europe'\)"),
         ("flow.timezone", "", r"flow\.timezone: .*IANA.*\(received ''\)"),

@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 def _check_cron(value: str) -> str:
     try:
+        if "r" in value.casefold().split():
+            raise ValueError("random times are not supported")  # by Prefect; croniter would choose one
         croniter(value, datetime.now(UTC)).get_next()  # fails too where no date can match, such as 31 February
     except ValueError as error:
         raise ValueError(f"no cron expression such as 0 3 * * * (minute, hour, day, month, weekday): {error}") from None
