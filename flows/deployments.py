@@ -10,6 +10,7 @@ from prefect.types.entrypoint import EntrypointType
 from flows.monitoring import monitoring
 from flows.promotion import promotion, rollback
 from flows.retraining import retraining
+from flows.services import TAG
 from flows.training import training
 from pipeline.params import Params, load_params
 from pipeline.project import project_root
@@ -29,7 +30,9 @@ def flows_and_schedules(params: Params) -> list[tuple[Flow[..., Any], Schedule |
 def deployments(params: Params) -> list[RunnerDeployment]:
     """Return a deployment for each flow, with the name of the flow, to be served without a work pool."""
     return [
-        RunnerDeployment.from_flow(flow, flow.name, schedule=schedule, entrypoint_type=EntrypointType.MODULE_PATH)
+        RunnerDeployment.from_flow(
+            flow, flow.name, schedule=schedule, tags=[TAG], entrypoint_type=EntrypointType.MODULE_PATH
+        )
         for flow, schedule in flows_and_schedules(params)
     ]
 

@@ -10,6 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
+    DeploymentFilterTags,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -22,6 +23,7 @@ from prefect.states import Cancelled, Crashed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows import stages
+from flows.services import TAG
 from flows.stages import LogLine
 from pipeline import params
 from pipeline.errors import CracksError, UnavailableError
@@ -42,7 +44,7 @@ def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     """
     me = this_process()
     with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(flow_run.id, {"pid": me["pid"], "started_s": me["started_s"], "host": me["host"]})
+        client.update_flow_run_labels(flow_run.id, {f"{TAG}.{name}": str(value) for name, value in me.items()})
 
 
 def failed(error: CracksError) -> State:
@@ -67,7 +69,7 @@ def end_orphans(log_line: LogLine) -> None:
     """Set runs to Crashed whose process on this machine has ended; Prefect would leave them Running."""
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=EXECUTED, limit=MOST_RUNS):
-            pid, started_s, host = (run.labels.get(name) for name in ("pid", "started_s", "host"))
+            pid, started_s, host = (run.labels.get(f"{TAG}.{name}") for name in ("pid", "started_s", "host"))
             if pid and is_gone({"pid": int(pid), "started_s": float(started_s or 0), "host": str(host)}):
                 last = client.read_flow_run(run.id).state
                 if last is not None and last.is_final():
@@ -92,7 +94,7 @@ def run_once(flow: Flow[..., State[Any]], **parameters: object) -> None:
 
 def our_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
     """Return the deployments of these flows; a server may have those of others too."""
-    return [found for found in client.read_deployments() if (found.entrypoint or "").startswith("flows.")]
+    return client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])))
 
 
 def cancel_missed(log_line: LogLine) -> None:

@@ -17,6 +17,7 @@ from pipeline.process_identity import ProcessIdentity, is_alive
 from pipeline.project import project_root
 
 PREFECT = "prefect"
+TAG = "cracks"  # of the deployments of this project: a Prefect server may have those of others too
 RECORD = Path(".prefect/local.json")  # of the services that were started; relative to the project's folder
 LAST_RUNS = 5
 
@@ -57,9 +58,9 @@ def next_runs(api: str) -> list[str | None]:
     """
     lines: list[str | None] = []
     now = datetime.now(UTC).isoformat()
-    for deployment in _ask(api, "deployments", sort="NAME_ASC", deployments={"paused": {"eq_": False}}):
-        is_ours = (deployment["entrypoint"] or "").startswith("flows.")
-        for schedule in [each["schedule"] for each in deployment["schedules"] if each["active"] and is_ours]:
+    ours = {"paused": {"eq_": False}, "tags": {"all_": [TAG]}}
+    for deployment in _ask(api, "deployments", sort="NAME_ASC", deployments=ours):
+        for schedule in [each["schedule"] for each in deployment["schedules"] if each["active"]]:
             to_come = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"after_": now}}
             mine = {"id": {"any_": [deployment["id"]]}}
             sort = "EXPECTED_START_TIME_ASC"

@@ -111,3 +111,12 @@ def test_a_history_killed_while_writing_keeps_its_earlier_rows(tmp_path, monkeyp
     with pytest.raises(KilledError, match="while writing"):
         history.add("head", 1, {"loss": 0.5})
     assert [row["epoch"] for row in TrainingHistory(history.path, ignore).rows] == [0]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
+    history = TrainingHistory(tmp_path / "history.jsonl", ignore)
+    for epoch, loss in enumerate((0.5, float("nan"), 0.25)):
+        history.add("head", epoch, {"val_loss": loss})
+    losses = TrainingHistory(history.path, ignore).losses("head")
+    assert min(range(3), key=losses.__getitem__) == 2
+    assert losses[1] == float("inf")

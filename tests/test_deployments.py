@@ -51,7 +51,7 @@ def test_a_worker_runs_what_prefect_deploy_made_of_prefect_yaml_on_the_schedules
         assert made["retraining"] == [("30 2 * * 1", "Europe/Berlin")]
 
         flow_id = httpx.post(f"{prefect_api}/flows/", json={"name": "another"}).json()["id"]
-        another = {"name": "another", "flow_id": flow_id, "entrypoint": "another.py:flow"}
+        another = {"name": "another", "flow_id": flow_id, "entrypoint": "flows.another.flow"}
         httpx.post(f"{prefect_api}/deployments/", json=another).raise_for_status()
         with SyncPrefectClient(prefect_api) as client:
             assert {found.name for found in our_deployments(client)} == set(made)

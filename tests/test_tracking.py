@@ -201,7 +201,7 @@ def test_training_goes_on_when_the_server_dies_and_does_not_wait_for_it(server, 
         for step in range(500):
             report(step, {"loss": 3.0})
         took_s = time.monotonic() - started_s
-    assert took_s < 2
+    assert took_s < 60  # to wait for the server would take seconds for each of the 500
     warnings = [record.message for record in caplog.records if record.name == "pipeline.registry.runs"]
     assert len(warnings) == 1  # of the end of the run
     assert f"does not have all of {CANDIDATE} yet" in warnings[0]

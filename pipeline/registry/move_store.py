@@ -18,6 +18,10 @@ import sqlalchemy as sa
 SERVED_BY_MLFLOW = "mlflow-artifacts:"  # where a server keeps files that it passes on to --artifacts-destination
 ROWS = 1000  # in memory at once
 EXPERIMENT = "cracks"
+ELSEWHERE = sa.text(  # experiments with runs whose files are not where the project keeps its own
+    "select name from experiments where artifact_location not like :root || '%'"
+    " and exists (select * from runs where runs.experiment_id = experiments.experiment_id)"
+)
 
 
 def tables() -> list[sa.Table]:
@@ -46,6 +50,9 @@ def copy_rows(source: sa.Connection, target: sa.Connection) -> None:
     old_root = source.execute(
         sa.text("select artifact_location from experiments where name = :name"), {"name": EXPERIMENT}
     ).scalar_one()
+    elsewhere = source.execute(ELSEWHERE, {"root": old_root}).scalars().all()
+    if elsewhere:
+        raise ValueError(f"the experiments {', '.join(elsewhere)} keep files outside of {old_root}. Move them first.")
     for table in reversed(tables()):
         target.execute(table.delete())
     for table in tables():
@@ -80,14 +87,15 @@ def main() -> None:
     if not (args.store / "mlflow.db").is_file():
         parser.error(f"there is no mlflow.db in {args.store}")
     source, target = sa.create_engine(f"sqlite:///{args.store}/mlflow.db"), sa.create_engine(args.backend_store_uri)
+    from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
         with source.connect() as reading, target.begin() as writing:
             copy_rows(reading, writing)
             get_artifact_repository(args.artifacts_destination).log_artifacts(str(args.store / "artifacts"))
-    except (ValueError, sa.exc.SQLAlchemyError) as error:
-        parser.error(str(error))
+    except (ValueError, OSError, MlflowException, sa.exc.SQLAlchemyError) as error:
+        parser.error(f"{error}. The database is as it was; files that were copied already are replaced by the next try")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from pipeline.errors import UnavailableError
 from pipeline.registry import tracking
 
 if TYPE_CHECKING:
@@ -44,11 +45,18 @@ def clean_registry(name: str, before: datetime, *, dry_run: bool) -> None:
     """Log the refused models created before a time, and delete them unless it is a dry run.
 
     Raises:
-        UnavailableError: the tracking server does not answer.
+        UnavailableError: the tracking server does not answer, or does not allow it.
     """
     client, _ = tracking.connect()
-    for version in refused_versions(client, name, before):
-        made = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).date()
-        log.info("%s version %s, refused, made on %s", name, version.version, made)
-        if not dry_run:
-            delete(client, version)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        for version in refused_versions(client, name, before):
+            made = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).date()
+            log.info("%s version %s, refused, made on %s", name, version.version, made)
+            if not dry_run:
+                delete(client, version)
+    except MlflowException as error:
+        raise UnavailableError(
+            f"MLflow could not list or delete refused models: {tracking.first_line(error)}. Run `make gc` again."
+        ) from None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 from pipeline.files import write_text
 from pipeline.params import Params, named
 
+FORMAT = b"2"  # of what an unfinished training keeps; one of another format is not resumed
+
 
 def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
     """Return the checkpoint folder of a candidate; it depends on all settings, so that only an equal run is resumed."""
     candidate = named(params.candidates, name, "candidate")
-    digest = hashlib.sha256(manifest.read_bytes())
+    digest = hashlib.sha256(FORMAT + manifest.read_bytes())
     digest.update(candidate.model_dump_json().encode())
     digest.update(params.backbones[candidate.backbone].model_dump_json().encode())
     return checkpoints / digest.hexdigest()[:16]
@@ -40,5 +43,6 @@ class TrainingHistory:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def losses(self, phase: str) -> list[float]:
-        """Return the validation loss of each finished epoch of a phase."""
-        return [row["val_loss"] for row in self.rows if row["phase"] == phase]
+        """Return the validation loss of each finished epoch of a phase, infinity for NaN, which is no best loss."""
+        losses = [row["val_loss"] for row in self.rows if row["phase"] == phase]
+        return [math.inf if math.isnan(loss) else loss for loss in losses]
