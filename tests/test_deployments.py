@@ -1,9 +1,9 @@
 """prefect.yaml: the flows as deployments of a work pool, on a real Prefect server with a worker."""
 
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from conftest import ROOT, Project
 from prefect.client.orchestration import SyncPrefectClient
@@ -16,8 +16,9 @@ from pipeline.params import load_params
 pytestmark = pytest.mark.slow
 
 
-def ask(api: str, what: str, **condition: object) -> Any:
-    return httpx.post(f"{api}/{what}", json=condition, timeout=30).raise_for_status().json()
+def ask(client: SyncPrefectClient, what: str, **condition: object) -> Any:
+    """Return an answer of the server; the client asks again where its SQLite was locked."""
+    return client.request("POST", f"/{what}", json=condition).json()
 
 
 def prefect(project: Project, api: str, *arguments: str) -> str:
@@ -27,21 +28,29 @@ def prefect(project: Project, api: str, *arguments: str) -> str:
     return finished.stdout + finished.stderr
 
 
-def delete_deployments(api: str) -> None:
-    for found in ask(api, "deployments/filter"):
-        httpx.delete(f"{api}/deployments/{found['id']}", timeout=30).raise_for_status()
+@pytest.fixture
+def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
+    """Yield a client of a server without deployments; one that is deployed again keeps a schedule that it had."""
+    with SyncPrefectClient(prefect_api) as client:
+        delete_deployments(client)
+        yield client
+        delete_deployments(client)
 
 
-def test_a_worker_runs_what_prefect_deploy_made_of_prefect_yaml_on_the_schedules_of_params(prefect_api, tmp_path):
+def delete_deployments(client: SyncPrefectClient) -> None:
+    for found in ask(client, "deployments/filter"):
+        client.request("DELETE", f"/deployments/{found['id']}")
+
+
+def test_a_worker_runs_what_prefect_deploy_made_of_prefect_yaml_on_schedules_of_params(client, prefect_api, tmp_path):
     project = toy_project(tmp_path / "project", diamond())
     shutil.copy(ROOT / "prefect.yaml", project.root)
     project.edit_params(lambda params: params["retrain"].update(cron="30 2 * * 1"))
     project.edit_params(lambda params: params["flow"].update(timezone="Europe/Berlin"))
-    delete_deployments(prefect_api)  # of other tests; one that is deployed again keeps a schedule that it had
     prefect(project, prefect_api, "work-pool", "create", "here", "--type", "process")
     try:
         prefect(project, prefect_api, "deploy", "--all")
-        deployed = ask(prefect_api, "deployments/filter", work_pools={"name": {"any_": ["here"]}})
+        deployed = ask(client, "deployments/filter", work_pools={"name": {"any_": ["here"]}})
         made = {
             found["name"]: [(each["schedule"]["cron"], each["schedule"]["timezone"]) for each in found["schedules"]]
             for found in deployed
@@ -50,18 +59,15 @@ def test_a_worker_runs_what_prefect_deploy_made_of_prefect_yaml_on_the_schedules
         assert made == {flow.name: [(each.cron, each.timezone)] if each else [] for flow, each in served}
         assert made["retraining"] == [("30 2 * * 1", "Europe/Berlin")]
 
-        flow_id = httpx.post(f"{prefect_api}/flows/", json={"name": "another"}).json()["id"]
-        another = {"name": "another", "flow_id": flow_id, "entrypoint": "flows.another.flow"}
-        httpx.post(f"{prefect_api}/deployments/", json=another).raise_for_status()
-        with SyncPrefectClient(prefect_api) as client:
-            assert {found.name for found in our_deployments(client)} == set(made)
+        flow_id = ask(client, "flows/", name="another")["id"]
+        ask(client, "deployments/", name="another", flow_id=flow_id, entrypoint="flows.another.flow")
+        assert {found.name for found in our_deployments(client)} == set(made)
 
         prefect(project, prefect_api, "deployment", "run", "training/training")
         printed = prefect(project, prefect_api, "worker", "start", "--pool", "here", "--run-once")
-        runs = ask(prefect_api, "flow_runs/filter", work_pools={"name": {"any_": ["here"]}})
+        runs = ask(client, "flow_runs/filter", work_pools={"name": {"any_": ["here"]}})
         states = {run["state_name"] for run in runs if not run["auto_scheduled"]}
         assert states == {"Completed"}, printed
         assert (project.root / "last").read_text() == "a\na\n"
     finally:
         prefect(project, prefect_api, "work-pool", "delete", "here")
-        delete_deployments(prefect_api)

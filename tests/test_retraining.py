@@ -22,6 +22,7 @@ import pytest
 from conftest import Project, copy_of, unused_port, wait_until
 from drawn_data import drawn_files
 from PIL import Image
+from prefect.client.orchestration import SyncPrefectClient
 from webhook import webhook
 
 from pipeline.data.images import Pixels
@@ -84,7 +85,8 @@ def running(project: Project, *command: str, **env: str) -> Iterator[subprocess.
 def runs_of_retraining(api: str) -> list[dict[str, Any]]:
     """Return the runs of the schedule that have ended, oldest first, without missed ones that a later run replaced."""
     wanted = {"flows": {"name": {"any_": ["retraining"]}}, "sort": "START_TIME_ASC"}
-    found = httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=30).raise_for_status().json()
+    with SyncPrefectClient(api) as client:  # asks again where the server's SQLite was locked (503)
+        found = client.request("POST", "/flow_runs/filter", json=wanted).json()
     return [run for run in found if run["auto_scheduled"] and run["end_time"] and run["state_type"] != "CANCELLED"]
 
 
