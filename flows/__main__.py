@@ -60,20 +60,19 @@ def clean_up() -> bool:
     return True
 
 
-def is_polled(since: datetime) -> bool:
-    """Return whether the server has all deployments of this process and was asked for their runs since then."""
-    wanted = {deployment.name for deployment in deployments(load_params(project_root() / "params.yaml"))}
+def is_polled(wanted: set[str], since: datetime) -> bool:
+    """Return whether the server has the wanted deployments, by name, and was asked for their runs since then."""
     with get_client(sync_client=True) as client:
         found = flow_runs.our_deployments(client)
     return wanted <= {each.name for each in found if each.last_polled and each.last_polled >= since}
 
 
-def keep_heartbeat(stop: threading.Event) -> None:
+def keep_heartbeat(stop: threading.Event, wanted: set[str]) -> None:
     """Clean up until `stop` is set; renew the heartbeat whenever the Prefect server is polled for runs to start."""
     started, is_serving = datetime.now(UTC), False
     while not stop.is_set():
         try:
-            if clean_up() and is_polled(max(started, datetime.now(UTC) - POLLED_WITHIN)):
+            if clean_up() and is_polled(wanted, max(started, datetime.now(UTC) - POLLED_WITHIN)):
                 renew_heartbeat()
                 is_serving = True
         except Exception:  # such as a full disk: the schedules continue, and so must this thread
@@ -82,10 +81,10 @@ def keep_heartbeat(stop: threading.Event) -> None:
 
 
 @contextmanager
-def heartbeat_threads() -> Iterator[None]:
-    """Renew and watch the heartbeat in threads inside the block; it is not renewed after the block."""
+def heartbeat_threads(wanted: set[str]) -> Iterator[None]:
+    """Renew and watch the heartbeat of the wanted deployments in threads inside the block, and not after it."""
     stop = threading.Event()
-    watch = threading.Thread(target=keep_heartbeat, args=(stop,), daemon=True)
+    watch = threading.Thread(target=keep_heartbeat, args=(stop, wanted), daemon=True)
     watch.start()
     threading.Thread(target=watch_heartbeat, args=(stop,), daemon=True).start()
     try:
@@ -130,7 +129,8 @@ def main() -> None:
         raise UnavailableError(f"The Prefect server {address} does not answer. Start it, or `make up`.")
     clean_up()  # before any schedule can start a run
     try:
-        with heartbeat_threads():
+        # The names are those that are served: a later mistake in params.yaml does not stop the heartbeat.
+        with heartbeat_threads({deployment.name for deployment in deployments(params)}):
             serve(params, address)
     except (KeyboardInterrupt, SystemExit):  # stopped on purpose: no alert
         end_heartbeat()

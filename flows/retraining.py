@@ -63,7 +63,7 @@ def step(name: str, work: Callable[[], str | None]) -> State:
         return failed(error)
 
 
-def _do(name: str, params: Params, work: Callable[[], str | None]) -> str:
+def _run_step(name: str, params: Params, work: Callable[[], str | None]) -> str:
     state = step.with_options(**retries(params.flow))(name, work, return_state=True)
     if not state.is_completed():
         raise CracksError(str(state.message))
@@ -81,13 +81,13 @@ def _retrain(root: Path, params: Params) -> State:
     if not new:
         _notify_if_old(root, params)
         return Completed(name=NOTHING_TO_DO, message="No new batch is in the inbox.")
-    _do("store-batches", params, lambda: steps.store_batches(root, params))
+    _run_step("store-batches", params, lambda: steps.store_batches(root, params))
     state = training(return_state=True)
     if not state.is_completed():
         raise CracksError(str(state.message))
-    _do("push-results", params, lambda: steps.push_results(root))
+    _run_step("push-results", params, lambda: steps.push_results(root))
     version = str(read_report(root / REPORTS, "registered.json")["version"])
-    decision = _do("promote", params, lambda: steps.promote(params, version))
+    decision = _run_step("promote", params, lambda: steps.promote(params, version))
     lines = steps.summary_message(root, new, version, decision)
     steps.notify_once(root, "training", f"{TITLE}{decision.split(':')[0]}", lines)
     steps.record_training(root, version)

@@ -1,10 +1,14 @@
 """What `python -m flows` serves."""
 
+import contextlib
 import importlib
 import pkgutil
 import sys
+import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -83,6 +87,19 @@ def test_an_outage_of_the_server_begins_anew_and_what_trying_again_cannot_mend_e
         assert ended.group_contains(type(defect), match=str(defect.args[0]))
         assert errors == []
     assert len(raised) == len(defects) * (len(outages) + 1)
+
+
+def test_a_mistake_in_params_after_the_start_does_not_stop_the_heartbeat(monkeypatch, tmp_path):
+    (tmp_path / "params.yaml").write_text("flow: {", encoding="utf-8")
+    stop, now = threading.Event(), datetime.now(UTC)
+    polled = [SimpleNamespace(name="training", last_polled=now + timedelta(minutes=1))]
+    monkeypatch.setattr(served, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(served, "clean_up", lambda: True)
+    monkeypatch.setattr(served, "get_client", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr(flow_runs, "our_deployments", lambda _: polled)
+    monkeypatch.setattr(served, "renew_heartbeat", stop.set)
+    threading.Thread(target=served.keep_heartbeat, args=(stop, {"training"}), daemon=True).start()
+    assert stop.wait(10)
 
 
 @pytest.mark.soak
