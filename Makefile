@@ -87,7 +87,7 @@ API_PORT ?= 8000
 STARTER := data/serving/starter
 $(STARTER)/decision.json: pipeline/inference/starter.npz | .venv/installed
 	@echo "Preparing the starter model, which is served until another is registered ..."
-	@python -m pipeline.inference.build_starter served --recipe data/demo.yaml --out $(STARTER)
+	@python -m pipeline.inference.build_starter served --out $(STARTER)
 
 up: .venv/installed $(STARTER)/decision.json  ## start Prefect, MLflow, the schedules and the API on this machine (PREFECT_PORT=, MLFLOW_PORT=, API_PORT=)
 	@python -m flows.local up --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT) --api-port $(API_PORT) \

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from pipeline.inference.build_starter import relative_difference, write_starter
-from pipeline.inference.starter import STARTER_FILE, load_starter
+from pipeline.inference.kept_starter import STARTER_FILE
+from pipeline.inference.starter import load_starter
 from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision

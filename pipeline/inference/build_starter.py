@@ -2,7 +2,7 @@
 
     python -m pipeline.inference.build_starter head --params params.yaml --model models/mosaics-lite0 [--check]
     python -m pipeline.inference.build_starter detector --datasets data/datasets --manifest data/manifest.parquet
-    python -m pipeline.inference.build_starter served --recipe data/demo.yaml --out data/serving/starter
+    python -m pipeline.inference.build_starter served --out data/serving/starter
 
 `head` writes starter.npz from a probe that was trained with examples/params.metu-and-sdnet.yaml; with --check it only
 compares the probe with the existing file. `detector` writes starter_detector.npz, the out-of-distribution detector,
@@ -14,20 +14,19 @@ import argparse
 import json
 import logging
 import tempfile
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from pipeline.data.demo import draw, read_recipe
-from pipeline.data.images import LabelledImages, decode
+from pipeline.data.images import LabelledImages
 from pipeline.errors import RefusedError
-from pipeline.files import replacing, replacing_folder
+from pipeline.files import replacing
 from pipeline.inference.conversion import write_served
+from pipeline.inference.kept_starter import STARTER_DETECTOR, STARTER_FILE, keep_starter
 from pipeline.inference.ood_fitting import fit_detector
 from pipeline.inference.served import ServedModel, served_outputs
-from pipeline.inference.starter import STARTER_DETECTOR, STARTER_FILE, load_starter, write_served_starter
+from pipeline.inference.starter import load_starter
 from pipeline.models.classifier import Classifier
 from pipeline.params import Backbone, load_params, named
 from pipeline.stage import run_main
@@ -35,7 +34,6 @@ from pipeline.stage import run_main
 log = logging.getLogger(__name__)
 
 TOLERANCE = 0.02  # of the largest weight: processors differ in the last bits, and training amplifies that
-N_GOLDEN = 8  # demo images; they suffice to compare two implementations of a graph
 
 
 def write_starter(classifier: Classifier, backbone: Backbone, path: Path) -> None:
@@ -92,12 +90,6 @@ def _detector(args: argparse.Namespace) -> None:
     log.info("%s: %d bytes", STARTER_DETECTOR, STARTER_DETECTOR.stat().st_size)
 
 
-def _served(args: argparse.Namespace) -> None:
-    golden = [decode(content) for _, content in islice(draw(read_recipe(args.recipe)), N_GOLDEN)]
-    with replacing_folder(args.out) as partial:
-        write_served_starter(golden, partial)
-
-
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,10 +103,9 @@ def main() -> None:
     detector.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
     detector.add_argument("--manifest", type=Path, required=True, help="Parquet file that the stage split wrote")
     detector.set_defaults(run=_detector)
-    served = commands.add_parser("served", help="write the served model")
-    served.add_argument("--recipe", type=Path, required=True, help="YAML file of the demo, for the golden images")
+    served = commands.add_parser("served", help="write the served model, unless it is there")
     served.add_argument("--out", type=Path, required=True, help="folder to write")
-    served.set_defaults(run=_served)
+    served.set_defaults(run=lambda args: keep_starter(args.out))
     args = parser.parse_args()
     args.run(args)
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.errors import CracksError
+from pipeline.inference.kept_starter import served_starter
 from pipeline.inference.out_of_distribution import DETECTOR_FILE, OutOfDistributionDetector, load_detector
 from pipeline.inference.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, ServedModel
 from pipeline.models.decision import DECISION_FILE
@@ -90,8 +91,8 @@ def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
     """
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         folder, description, version = locate(name, wanted, Path(scratch) / "fetched")
-        files = None if folder is None else served_folder(folder)
-        if files is None or not all((files / file).exists() for file in SERVED_FILES):
+        files = served_starter(Path(scratch) / "starter") if folder is None else served_folder(folder)
+        if folder is not None and not all((files / file).exists() for file in SERVED_FILES):
             files = Path(scratch) / "converted"
             files.mkdir()
             _write_served_form(folder, files)
@@ -125,16 +126,12 @@ def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, s
     return fetch(name, version, scratch), f"{name} version {version}{alias}{demo}", version
 
 
-def _write_served_form(folder: Path | None, out: Path) -> None:
-    """Convert the model in `folder` (None: the starter) into served files in `out`, without golden images."""
+def _write_served_form(folder: Path, out: Path) -> None:
+    """Convert the model in `folder` into served files in `out`, without golden images."""
     # Imported here because they import TensorFlow, which takes seconds.
     from pipeline.inference.conversion import write_served
-    from pipeline.inference.starter import write_served_starter
     from pipeline.models.classifier import Classifier
 
-    if folder is None:
-        write_served_starter([], out)
-        return
     write_served(Classifier.load(folder), [], out)
     known = served_folder(folder) / DETECTOR_FILE
     if known.exists():

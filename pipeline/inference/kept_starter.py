@@ -1,0 +1,78 @@
+"""The starter model as a served model, built once and kept: converting it takes TensorFlow and seconds."""
+
+import fcntl
+import hashlib
+import os
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import pipeline
+from pipeline.files import replacing_folder, write_text
+from pipeline.inference.out_of_distribution import DETECTOR_FILE
+from pipeline.inference.served import SERVED_FILES
+from pipeline.project import project_root
+
+STARTER_FILE = Path(__file__).with_name("starter.npz")
+STARTER_DETECTOR = Path(__file__).with_name("starter_detector.npz")
+KEY_FILE = "built-from.txt"
+KEPT_IN_PROJECT = Path("data/serving/starter")  # the Makefile hands it to the API
+
+
+def served_starter(scratch: Path) -> Path:
+    """Return a folder with the starter as a served model, with golden images and its out-of-distribution detector.
+
+    It is kept in the project and, outside one, in the user's cache. Where neither can be written, it is built in the
+    new folder `scratch`.
+
+    Raises:
+        CracksError: it must be built, and the package of its backbone is missing.
+    """
+    kept = _kept_folders()
+    for folder in kept:
+        if _is_current(folder):
+            return folder
+    for folder in kept:
+        with suppress(OSError):  # such as a read-only or full disk
+            keep_starter(folder)
+            return folder
+    _build(scratch)
+    return scratch
+
+
+def keep_starter(folder: Path) -> None:
+    """Build the served starter in `folder`, unless it is there; of several processes at once, one builds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_current(folder):
+            with replacing_folder(folder) as partial:
+                _build(partial)
+
+
+def _kept_folders() -> list[Path]:
+    root, cache = project_root(), Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    in_project = [root / KEPT_IN_PROJECT] if (root / ".dvc").is_dir() else []
+    return [*in_project, cache / "concrete-cracks" / "starter"]
+
+
+def _build(folder: Path) -> None:
+    from pipeline.inference.starter import write_served_starter  # imports TensorFlow
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_served_starter(folder)
+    write_text(folder / KEY_FILE, _key(folder))
+
+
+def _is_current(folder: Path) -> bool:
+    """Return whether `folder` has an undamaged starter that was built from the files and versions of this process."""
+    try:
+        return (folder / KEY_FILE).read_text(encoding="utf-8") == _key(folder)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _key(folder: Path) -> str:
+    built = [folder / name for name in (*SERVED_FILES, DETECTOR_FILE)]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (STARTER_FILE, STARTER_DETECTOR, *built)]
+    return "\n".join([f"concrete-cracks {pipeline.__version__}, openvino {version('openvino')}", *hashes, ""])
