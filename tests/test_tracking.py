@@ -232,8 +232,9 @@ def test_system_metrics_are_beside_the_curves(store, monkeypatch):
 
 @pytest.fixture
 def repository(project):
-    """The project under git, with a file of code and the two that runs write."""
-    for name in ("params.yaml", "dvc.lock", "code.py"):
+    """The project under git, with two files of code, params.yaml, dvc.lock, the settings of DVC and a data set's."""
+    (project / "data").mkdir()
+    for name in ("params.yaml", "dvc.lock", "code.py", "Makefile", ".dvc/config", "data/batches.json"):
         (project / name).write_text("as committed")
     (project / ".gitignore").write_text("/manifest.parquet\n")
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
@@ -241,18 +242,34 @@ def repository(project):
     return project
 
 
-def test_the_commit_is_known_and_what_runs_write_does_not_make_it_dirty(repository):
+def test_the_commit_is_known_and_what_a_version_carries_with_it_does_not_make_it_dirty(repository):
     (repository / "reports").mkdir()
-    for name in ("params.yaml", "dvc.lock", "reports/registered.json"):
+    changed = ("params.yaml", "dvc.lock", "reports/registered.json", ".dvc/config", "data/batches.json")
+    for name in (*changed, "data/site.dvc", "site.dvc", "predictions.csv"):
         (repository / name).write_text("changed")
     commit = subprocess.run([*GIT, "-C", str(repository), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     assert runs.code_version() == {"mlflow.source.git.commit": commit.strip(), "cracks.dirty": "false"}
 
 
-@pytest.mark.parametrize("name", ["code.py", "new.py"])
-def test_code_that_differs_from_the_commit_makes_it_dirty(repository, name):
+@pytest.mark.parametrize("name", ["code.py", "new.py", "Makefile", "pipeline/new part.py"])
+def test_code_that_differs_from_the_commit_makes_it_dirty_and_is_named(repository, name):
+    (repository / "pipeline").mkdir()
     (repository / name).write_text("changed")
     assert runs.code_version()["cracks.dirty"] == "true"
+    assert runs.code_version()["cracks.changed_files"] == name
+
+
+def test_of_many_changed_files_the_first_are_named(repository):
+    for number in range(6):
+        (repository / f"{number}.py").write_text("new")
+    assert runs.code_version()["cracks.changed_files"] == "0.py, 1.py, 2.py, 3.py, 4.py, ..."
+
+
+def test_code_that_is_staged_or_deleted_differs_from_the_commit(repository):
+    (repository / "Makefile").unlink()
+    (repository / "code.py").write_text("changed")
+    subprocess.run([*GIT, "-C", str(repository), "add", "."], check=True)
+    assert runs.code_version()["cracks.changed_files"] == "Makefile, code.py"
 
 
 def test_without_git_the_commit_is_what_the_environment_says(project, monkeypatch):

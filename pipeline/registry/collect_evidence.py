@@ -44,6 +44,7 @@ def lineage_of(
         contract=tags.get("contract", "unknown"),
         commit=commit,
         is_dirty=True if True in states else None if None in states else False,
+        changed_files=tags.get(runs.CHANGED_TAG) or run_tags.get(runs.CHANGED_TAG, ""),
         dirty_is_allowed=dirty_is_allowed,
         is_demo=is_demo.get(tags.get("demo", "")),
         replaces_real=_replaces_real(production),

@@ -91,6 +91,7 @@ class Lineage:
         contract: "passed" if every data set passed the data contract.
         commit: git commit of the code, or "unknown".
         is_dirty: whether the code differed from the commit; None if unknown.
+        changed_files: in which files, "" if that was not recorded.
         dirty_is_allowed: whether the user passed --allow-dirty.
         is_demo: whether it was trained on drawn images; None if unknown.
         replaces_real: whether the model in production was trained on real concrete; None if unknown.
@@ -101,6 +102,7 @@ class Lineage:
     contract: str
     commit: str
     is_dirty: bool | None
+    changed_files: str
     dirty_is_allowed: bool
     is_demo: bool | None
     replaces_real: bool | None

@@ -152,7 +152,8 @@ def _lineage_problems(found: Lineage) -> Iterator[str]:
         if found.commit == "unknown":
             yield "the commit of its code is not known (--allow-dirty takes it as it is)"
         elif found.is_dirty is not False:
-            yield "its code differed from the commit (--allow-dirty takes it as it is)"
+            files = f" in {found.changed_files}" * bool(found.changed_files)
+            yield f"its code differed from the commit{files} (commit it and run again; --allow-dirty takes it as it is)"
     if found.is_demo is None:
         yield "it is not known whether it was trained on the demo"
     if found.is_demo is not False and found.replaces_real is not False:

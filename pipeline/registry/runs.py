@@ -26,26 +26,35 @@ KEY_TAG = "cracks.key"
 CANDIDATE_TAG = "cracks.candidate"
 COMMIT_TAG = "mlflow.source.git.commit"
 DIRTY_TAG = "cracks.dirty"
-# Files under git that a run writes; any other difference from the commit makes the tree dirty.
-WRITTEN_BY_RUNS = ("params.yaml", "dvc.lock", str(REPORTS))
+CHANGED_TAG = "cracks.changed_files"
+# Not code, see docs/decisions/0019-what-counts-as-code.md: a version carries its params and the hashes of its data.
+NOT_CODE = ("params.yaml", "dvc.lock", "*.dvc", ".dvc", "data", str(REPORTS))
+N_SHOWN = 5  # changed files, in the tag
 # sections of params.yaml that do not affect the results of a repro
 SECTIONS_OUTSIDE_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
 
 
 def code_version() -> dict[str, str]:
-    """Return tags with the git commit and whether the tree is dirty; without git, the commit is GIT_COMMIT."""
+    """Return tags with the git commit, whether code differs from it, and in which files.
+
+    Code is every file that git tracks, except NOT_CODE, and each new Python file. Without git the commit is GIT_COMMIT.
+    """
     root = project_root()
 
     def git(*arguments: str) -> str:
         finished = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return finished.stdout.strip()
+        return finished.stdout.strip("\0\n")
 
+    code = ("--", ".", *(f":!{name}" for name in NOT_CODE))
     try:
         commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in WRITTEN_BY_RUNS))
+        changed = git("diff", "HEAD", "--name-only", "-z", "--relative", *code).split("\0")
+        new = git("ls-files", "--others", "--exclude-standard", "-z", *code).split("\0")
     except (subprocess.CalledProcessError, FileNotFoundError):
         return {COMMIT_TAG: os.environ.get("GIT_COMMIT", "unknown"), DIRTY_TAG: "unknown"}
-    return {COMMIT_TAG: commit, DIRTY_TAG: str(bool(changed)).lower()}
+    changed = [name for name in changed if name] + [name for name in new if name.endswith(".py")]
+    tags = {COMMIT_TAG: commit, DIRTY_TAG: str(bool(changed)).lower()}
+    return tags | ({CHANGED_TAG: ", ".join(changed[:N_SHOWN]) + ", ..." * (len(changed) > N_SHOWN)} if changed else {})
 
 
 def repro_key(params: Params, manifest: Path) -> str:
