@@ -63,7 +63,7 @@ def main() -> None:
     with found_model("none", args.model) as found, tempfile.TemporaryDirectory() as scratch:
         for overlap in OVERLAPS:
             params = Map(tile_px=256, overlap=overlap, model_mm_per_px=None)
-            mapper = CrackMapper(found.load(), params, found.detector())
+            mapper = CrackMapper(found.load(), params)
             job = Job(found.description, found.identity(), params, None, False)
 
             def map_and_write(mapper: CrackMapper = mapper, job: Job = job) -> None:

@@ -13,16 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.images import Pixels
-from pipeline.inference.openvino_cpu import N_THREADS, Outputs
+from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.inference.served import ServedModel
+from pipeline.models.decision import Verdict
 
 
 @dataclass(frozen=True)
 class Output:
-    """Output of the network for one image."""
+    """What the model says about one image."""
 
     probability: float
     features: npt.NDArray[np.float32]  # (n_features,)
+    label: Verdict
+    in_distribution: bool | None
 
 
 @dataclass
@@ -70,10 +73,10 @@ class Batcher:
         (model, _), group = key, self._groups.pop(key)
         self.n_running += 1
         self._on_batch(len(group.images))
-        running = asyncio.get_running_loop().run_in_executor(self._pool, lambda: model.outputs(np.stack(group.images)))
+        running = asyncio.get_running_loop().run_in_executor(self._pool, _scored, model, group.images)
         running.add_done_callback(lambda done: self._deliver(group, done))
 
-    def _deliver(self, group: _Group, done: "asyncio.Future[Outputs]") -> None:
+    def _deliver(self, group: _Group, done: "asyncio.Future[list[Output]]") -> None:
         self.n_running -= 1
         error = done.exception()
         for position, answer in enumerate(group.answers):
@@ -82,5 +85,12 @@ class Batcher:
             if error is not None:
                 answer.set_exception(error)
             else:
-                outputs = done.result()
-                answer.set_result(Output(float(outputs["probability"][position]), outputs["features"][position]))
+                answer.set_result(done.result()[position])
+
+
+def _scored(model: ServedModel, images: list[Pixels]) -> list[Output]:
+    outputs = model.outputs(np.stack(images))
+    labels = model.labels(outputs)
+    known = [None] * len(images) if labels.in_distribution is None else labels.in_distribution.tolist()
+    probabilities = outputs["probability"].tolist()
+    return [Output(*values) for values in zip(probabilities, outputs["features"], labels.verdicts, known, strict=True)]

@@ -16,7 +16,6 @@ from pathlib import Path
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.files import replacing_folder, write_json
-from pipeline.inference.out_of_distribution import OutOfDistributionDetector, load_detector
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.params import Map
 from serving.wanted_version import Registry, Version
@@ -41,15 +40,14 @@ class NotServableError(CracksError):
     """The model is broken, or its answers differ from those at registration."""
 
 
-def load_verified(folder: Path) -> tuple[ServedModel, OutOfDistributionDetector | None]:
-    """Return a model that passed the check of its golden images, and its OOD detector if it has one.
+def load_verified(folder: Path) -> ServedModel:
+    """Return a model that passed the check of its golden images.
 
     Raises NotServableError if the model cannot be loaded, or its answers differ.
     """
     try:
         model = ServedModel.load(folder)
         difference = model.golden_difference()
-        detector = load_detector(folder)
     except Exception as error:  # on damaged files, libraries raise exceptions of any type
         raise NotServableError(str(error)) from error
     if not difference <= MAX_GOLDEN_DIFFERENCE:  # true for NaN, too
@@ -57,7 +55,7 @@ def load_verified(folder: Path) -> tuple[ServedModel, OutOfDistributionDetector 
             f"on its golden images it differs by {difference:.2g} from the model that was trained; "
             f"{MAX_GOLDEN_DIFFERENCE:g} is allowed. Register it again."
         )
-    return model, detector
+    return model
 
 
 class ModelHolder:
@@ -135,8 +133,8 @@ class ModelHolder:
         self._swap_in(loaded)
 
     def _load(self, folder: Path, version: Version) -> LoadedModel:
-        model, detector = load_verified(folder)
-        return LoadedModel(model, CrackMapper(model, self._map_params, detector), version, self._now())
+        model = load_verified(folder)
+        return LoadedModel(model, CrackMapper(model, self._map_params), version, self._now())
 
     def _swap_in(self, loaded: LoadedModel) -> None:
         # Before the swap: a server that is killed right after its first answer finds the model when it restarts.

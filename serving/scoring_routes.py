@@ -14,8 +14,9 @@ from fastapi import APIRouter, File, Query, UploadFile
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from pipeline.crack_maps.crack_map import CrackMap
+from pipeline.crack_maps.crack_map import CrackMap, TileLabel
 from pipeline.data.images import Pixels
+from pipeline.data.photos import photographed
 from pipeline.errors import CracksError
 from pipeline.evaluation.examples import occlusion_overlay
 from pipeline.evaluation.occlusion import occlusion_map
@@ -28,6 +29,7 @@ from serving.problems import V1_PROBLEMS, Problem
 from serving.recording import ScoredImage
 from serving.uploads import Files, Upload, read_uploads
 
+IN_DISTRIBUTION = "whether it is similar to the images that the model was validated on; absent or null: not recorded"
 MAX_PREVIEW_PX = 2048  # of the longer side
 MAX_EXPLAINED_PX = 512  # of the longer side: more detail is not needed, and occlusion scores the image 50 times
 router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
@@ -64,7 +66,8 @@ class Prediction(BaseModel):
 
     file: str
     probability: float = Field(ge=0, le=1)
-    label: Verdict
+    label: Verdict = Field(description="`review`: the model is unsure, or the image is unlike its training images")
+    in_distribution: bool | None = Field(default=None, description=IN_DISTRIBUTION)
     overlay: OcclusionOverlay | None = None
 
 
@@ -84,10 +87,11 @@ class Tile(BaseModel):
     y: int
     size: int
     probability: float = Field(ge=0, le=1)
-    label: Verdict
-    in_distribution: bool | None = Field(
-        description="whether the tile is similar to the images that the model was validated on; null: not recorded"
+    label: TileLabel = Field(
+        description="`review`: see `in_distribution`, else the model is unsure; `undecided`: it is unsure of too many "
+        "tiles for a person to look at, and this one is less likely a crack than those for review"
     )
+    in_distribution: bool | None = Field(description=IN_DISTRIBUTION)
 
 
 class MapAnswer(BaseModel):
@@ -97,7 +101,7 @@ class MapAnswer(BaseModel):
     width: int
     height: int
     model_version: str
-    cracked_share: float = Field(ge=0, le=1, description="share of the area under tiles labelled `crack`")
+    cracked_share: float = Field(ge=0, le=1, description="share of the photographed area under tiles of label `crack`")
     tiles: list[Tile]
     notes: list[str] = Field(description="caveats to show with the map")
     preview: str | None = Field(description="data URL of a JPEG of the photo, made smaller")
@@ -155,9 +159,14 @@ async def _predict_one(state: AppState, loaded: LoadedModel, upload: Upload, exp
             features=output.features,
         )
     )
-    label = loaded.model.decision.verdict(output.probability)
-    state.metrics.images.labels(label).inc()
-    return Prediction(file=upload.name, probability=output.probability, label=label, overlay=overlay)
+    state.metrics.images.labels(output.label).inc()
+    return Prediction(
+        file=upload.name,
+        probability=output.probability,
+        label=output.label,
+        in_distribution=output.in_distribution,
+        overlay=overlay,
+    )
 
 
 def _explain(loaded: LoadedModel, pixels: Pixels) -> OcclusionOverlay:
@@ -187,7 +196,7 @@ async def crack_map(
     loaded = state.loaded_model()
     [upload] = await read_uploads([file], 1, state.settings.max_photo_megapixels)
     async with state.decoder.decoded(upload) as pixels:
-        crack_map = await in_thread(bound(_mapped, state, loaded, upload.name, pixels, mm_per_px))
+        crack_map = await in_thread(bound(_mapped, state, loaded, upload, pixels, mm_per_px))
         shown = await in_thread(lambda _: _data_url(_shrunk(pixels, MAX_PREVIEW_PX), "JPEG")) if preview else None
     return MapAnswer(
         file=upload.name,
@@ -204,23 +213,23 @@ async def crack_map(
 def _mapped(
     state: AppState,
     loaded: LoadedModel,
-    photo: str,
+    upload: Upload,
     pixels: Pixels,
     mm_per_px: float | None,
     is_cancelled: threading.Event,
 ) -> CrackMap:
     now = datetime.now(UTC)
 
-    def record(tiles: Pixels, outputs: Outputs) -> None:
+    def record(tiles: Pixels, outputs: Outputs, _: float) -> None:
         if is_cancelled.is_set():
             raise WorkCancelledError
         for tile, probability, features in zip(tiles, outputs["probability"], outputs["features"], strict=True):
             state.recorder.put(
-                ScoredImage(now, loaded.version.number, "map", photo, tile, None, float(probability), features)
+                ScoredImage(now, loaded.version.number, "map", upload.name, tile, None, float(probability), features)
             )
 
     try:
-        crack_map = loaded.mapper.map(pixels, mm_per_px, record)
+        crack_map = loaded.mapper.map(pixels, mm_per_px, record, photographed(upload.content))
     except CracksError as error:  # the photo is too small, or mm_per_px would resize it too much
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
     for label, count in crack_map.tiles["label"].value_counts().items():

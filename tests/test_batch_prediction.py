@@ -13,7 +13,7 @@ from pipeline.inference.served import ServedModel
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.registry.model_lookup import found_model
 
-COLUMNS = ["path", "probability", "label", "error"]
+COLUMNS = ["path", "probability", "label", "reason", "error"]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,9 @@ def test_large_images_go_through_the_network_few_at_a_time(tmp_path, model, monk
         def outputs(self, batch):
             batches.append(batch.shape[:3])
             return model.outputs(batch)
+
+        def labels(self, outputs):
+            return model.labels(outputs)
 
     table = score(Noting(), [read_image_file(path) for path in paths])
     small, middle, large = (8, 8), (10, 11), (40, 40)

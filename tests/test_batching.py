@@ -35,6 +35,9 @@ class Slow:
         assert self.may_end.wait(20)
         return self._model.outputs(batch)
 
+    def labels(self, outputs):
+        return self._model.labels(outputs)
+
 
 def run(work, *, wait_ms=20, max_images=8):
     """Run `work(batcher)` in an event loop; return the sizes of the batches and the result."""

@@ -178,7 +178,7 @@ def photos(tmp_path):
 def test_predict_writes_a_row_for_each_image_of_a_folder(cracks, model, photos, caplog):
     assert cracks("predict", photos, "--model", model, "--out", "out/scores.csv") == 0
     table = pd.read_csv("out/scores.csv")
-    assert list(table) == ["path", "probability", "label", "error"]
+    assert list(table) == ["path", "probability", "label", "reason", "error"]
     assert table["path"].tolist() == [str(photos / "dark.png"), str(photos / "light.png")]
     assert table["label"].tolist() == ["crack", "intact"]
     assert f"Scoring 2 images with the model in {model}" in caplog.messages

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,13 @@ from hypothesis import strategies as st
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.crack_maps.overlay import colours, overlay_picture
 from pipeline.errors import CracksError
-from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Surface, detector_projection, fit
+from pipeline.inference.out_of_distribution import (
+    OutOfDistributionDetector,
+    Surface,
+    detector_projection,
+    fit,
+    missed_cracks,
+)
 from pipeline.inference.served import ServedModel
 from pipeline.params import Map
 
@@ -106,32 +114,78 @@ def test_a_ground_resolution_that_resizes_too_much_is_refused(model):
             mapper.map(light_photo(150, 150), mm_per_px=mm_per_px)
 
 
-def test_out_of_distribution_tiles_are_for_review_whatever_their_probability(model):
+@pytest.fixture(scope="module")
+def knowing(model, dark_is_crack):
+    """The model with a detector that knows light grey images, and what it missed on them and elsewhere."""
     rng = np.random.default_rng(0)
     grey = [np.full((1, 40, 40, 3), level, np.uint8) for level in rng.integers(200, 256, 300)]
     images = np.concatenate([detector_projection(model.outputs(image)["features"]) for image in grey])
-    surface = Surface("walls", 10, 3)
-    known = fit(images[::2], images[1::2], 0.05, {surface: images})
+    knowing = ServedModel.load(dark_is_crack)
+    knowing.detector = fit(images[::2], images[1::2], 0.05, (Surface("metu", 958, 4), Surface("piers", 20, 9, True)))
+    return knowing
+
+
+def test_out_of_distribution_tiles_are_for_review_whatever_their_probability(knowing):
     pixels = light_photo(48, 96)
     pixels[:, 48:] = (0, 0, 255)
-    crack_map = CrackMapper(model, PARAMS, known).map(pixels)
-    assert crack_map.tiles["in_distribution"].tolist() == [True, False]
-    assert crack_map.tiles["label"].tolist() == ["intact", "review"]
-    assert crack_map.surface == surface
+    tiles = CrackMapper(knowing, PARAMS).map(pixels).tiles
+    assert tiles["in_distribution"].tolist() == [True, False]
+    assert tiles["label"].tolist() == ["intact", "review"]
+    assert tiles["reason"].tolist() == ["", "unlike the training images"]
 
 
-def test_the_nearest_surface_is_the_one_that_most_tiles_look_like():
-    images = np.random.default_rng(0).normal(size=(3, 64)) * 0.1
-    decks, walls = Surface("decks", 10, 3), Surface("walls", 8, 1)
-    centres = np.stack([np.zeros(64), np.full(64, 5.0)])
-    known = OutOfDistributionDetector(np.zeros(64), np.eye(64), 10.0, (decks, walls), centres)
-    assert known.nearest_surface(images) == decks
-    assert known.nearest_surface(np.concatenate([images[:1], images + 5])) == walls
+def test_a_map_says_that_the_misses_on_this_structure_are_not_known_before_it_says_what_was_missed_elsewhere(knowing):
+    """The figure of test images that a photo merely looks like was taken for that of the photo."""
+    pixels = light_photo(48, 96)
+    pixels[:, 48:] = (0, 0, 255)
+    assert CrackMapper(knowing, PARAMS).map(pixels).notes() == [
+        "How many cracks are missed on structures like this one is not known; on external structures the model missed "
+        "9 of 20 cracks (piers).",
+        "An unmarked area may still have cracks.",
+        "On test images of its own training sources it missed 4 of 958 cracks (metu).",
+        "1 of 2 tiles are unlike the training images: the model cannot judge them.",
+        "The ground resolution of the images that the model was trained on is unknown: nothing is resized.",
+    ]
+
+
+def test_a_model_that_was_tested_on_its_own_sources_alone_says_so(knowing):
+    detector = replace(knowing.detector, surfaces=(*knowing.detector.surfaces[:1], Surface("intact alone", 0, 0, True)))
+    assert missed_cracks(detector)[0].endswith("on external structures the model was not tested.")
+    assert missed_cracks(None) == ["It is not recorded how many cracks this model misses."]
+
+
+def test_of_the_tiles_that_the_model_is_unsure_of_a_fifth_is_for_review_the_likeliest_cracks(mapper):
+    pixels = light_photo(5 * 48, 4 * 48)
+    levels = np.linspace(90, 130, 20).reshape(5, 4)  # the model is unsure of all of these
+    pixels[:] = levels.repeat(48, axis=0).repeat(48, axis=1)[..., None]
+    pixels[:48, :48] = DARK  # which it is sure of
+    crack_map = mapper.map(pixels)
+    assert crack_map.tiles["label"].tolist() == ["crack"] + ["review"] * 4 + ["undecided"] * 15
+    assert set(crack_map.tiles.loc[1:, "reason"]) == {"unsure"}
+    assert (
+        "The model is unsure of 15 more of 20 tiles than are for review, which are likelier cracks."
+        in crack_map.notes()
+    )
+
+
+def test_tiles_without_photo_are_left_out_and_shares_are_of_what_was_photographed(mapper):
+    pixels = np.zeros((96, 192, 3), np.uint8)  # what is transparent is black, as in orthophotos
+    pixels[:, 48:96] = LIGHT
+    photographed = np.zeros((96, 192), bool)
+    photographed[:, 48:120] = True
+    crack_map = mapper.map(pixels, photographed=photographed)
+    assert crack_map.tiles[["row", "col"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
+    assert crack_map.tiles["label"].tolist() == ["intact", "crack"] * 2
+    assert crack_map.share_of_area("intact") == pytest.approx(48 / 72)
+    assert crack_map.share_of_area("crack") == pytest.approx(24 / 72)
+    assert "62.5 % of the picture is transparent: tiles without photo are left out." in crack_map.notes()
+    with pytest.raises(CracksError, match="transparent everywhere"):
+        mapper.map(pixels, photographed=np.zeros((96, 192), bool))
 
 
 def test_a_saved_detector_is_the_same_when_it_is_loaded(tmp_path):
     rng = np.random.default_rng(0)
-    known = fit(rng.normal(size=(200, 64)), rng.normal(size=(200, 64)), 0.1, {Surface("walls", 8, 1): np.ones((2, 64))})
+    known = fit(rng.normal(size=(200, 64)), rng.normal(size=(200, 64)), 0.1, (Surface("walls", 8, 1, True),))
     known.save(tmp_path / "known.npz")
     again = OutOfDistributionDetector.load(tmp_path / "known.npz")
     assert again.surfaces == known.surfaces
@@ -151,6 +205,16 @@ def test_intact_concrete_is_drawn_unchanged_and_a_crack_is_red(mapper):
     assert red > green + 20
     assert red > blue + 20
     assert picture.shape[0] > 48  # the legend is below, it hides nothing
+
+
+def test_a_tile_for_review_is_outlined_and_not_shaded(mapper):
+    pixels = light_photo(48, 96)
+    pixels[:, 48:] = 115
+    crack_map = mapper.map(pixels)
+    assert crack_map.tiles["label"].tolist() == ["intact", "review"]
+    picture = np.asarray(overlay_picture(pixels, crack_map, "words"))
+    assert (picture[1:47, 49:95] == 115).all()
+    assert (picture[0, 48:96] == (40, 110, 255)).all()
 
 
 def test_the_overlay_is_clear_at_zero_and_stronger_towards_one():

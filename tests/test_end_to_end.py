@@ -259,5 +259,5 @@ def test_a_person_scores_images_with_the_challenger(project: Project) -> None:
     assert finished.returncode == 0, finished.stderr
     assert "cracks version 1 (challenger), trained on drawn images (demo)" in finished.stderr
     table = pd.read_csv(project.root / "out" / "predictions.csv")
-    assert list(table.columns) == ["path", "probability", "label", "error"]
+    assert list(table.columns) == ["path", "probability", "label", "reason", "error"]
     assert set(table["label"]) <= {"crack", "intact", "review"}

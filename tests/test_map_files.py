@@ -8,9 +8,7 @@ from page_reader import Page
 from PIL import ExifTags, Image
 
 from pipeline.crack_maps import map_files
-from pipeline.crack_maps.crack_map import CrackMap
 from pipeline.crack_maps.map_files import names_of, run
-from pipeline.inference.out_of_distribution import Surface
 from pipeline.params import Map
 from pipeline.registry.model_lookup import found_model
 
@@ -51,7 +49,7 @@ def test_each_photo_has_a_picture_a_table_and_a_report_and_the_folder_a_page(tmp
     expected = {f"{name}.{kind}" for name in "abc" for kind in kinds} | {"summary.csv", "index.html"}
     assert {path.name for path in out.iterdir()} == expected
     tiles = pd.read_csv(out / "b.tiles.csv")
-    assert list(tiles) == ["photo", "row", "col", "x", "y", "size", "probability", "label"]
+    assert list(tiles) == ["photo", "row", "col", "x", "y", "size", "probability", "label", "reason"]
     assert tiles["label"].tolist() == ["crack", "crack", "intact", "intact"]
     assert tiles["photo"].unique().tolist() == [str(photos[1])]
     assert report(out, "b")["n_crack"] == 2
@@ -156,9 +154,9 @@ def mapped_names(monkeypatch):
     names = []
     map_photo = map_files.map_photo
 
-    def noted(mapper, job, path, content=None):
+    def noted(mapper, job, path, *rest):
         names.append(path.stem)
-        return map_photo(mapper, job, path, content)
+        return map_photo(mapper, job, path, *rest)
 
     monkeypatch.setattr(map_files, "map_photo", noted)
     return names
@@ -213,14 +211,3 @@ def test_the_page_shows_the_most_cracked_photos_of_many(tmp_path, found, photos,
     page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
     assert "The first 2 of 3" in page.text
     assert [image["alt"].rpartition("/")[2] for image in page.all("img")] == ["b.jpg", "c.jpg"]
-
-
-def test_the_note_names_the_nearest_surface():
-    surface = Surface(name="sdnet Decks", n_cracks=40, n_missed=26)
-    tiles = pd.DataFrame({"in_distribution": [True]})
-    crack_map = CrackMap(tiles, 40, 40, "Not resized.", surface)
-    assert crack_map.notes() == [
-        "On the test images most similar to this photo (sdnet Decks), the model missed 26 of 40 cracks.",
-        "An unmarked area may still have cracks.",
-        "Not resized.",
-    ]

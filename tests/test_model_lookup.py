@@ -172,41 +172,37 @@ def test_the_identity_changes_with_the_threshold(folder, tmp_path):
 
 def test_a_model_travels_with_what_it_knows(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "other")
-    none = np.zeros((0, 64))
-    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, (), none).save(tmp_path / "other" / "known_concrete.npz")
+    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, ()).save(tmp_path / "other" / "known_concrete.npz")
     with found_model("cracks", str(tmp_path / "other")) as found:
         files = ModelFiles.read(found)
-    model, known = model_of(files)
+    model = model_of(files)
     assert model.outputs(BATCH)["probability"].shape == (2,)
-    assert known.limit == 7.0
-    assert model_of(files)[0] is model
+    assert model.detector.limit == 7.0
+    assert model_of(files) is model
 
 
 def test_a_model_that_is_converted_keeps_what_it_knows(folder, tmp_path):
     for name in ("model.keras", "decision.json"):
         shutil.copy(folder / name, tmp_path / name)
-    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, (), np.zeros((0, 64))).save(
-        tmp_path / "known_concrete.npz"
-    )
+    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, ()).save(tmp_path / "known_concrete.npz")
     with found_model("cracks", str(tmp_path)) as found:
         assert found.folder != tmp_path
-        assert found.detector().limit == 7.0
+        assert found.load().detector.limit == 7.0
 
 
 def test_a_folder_of_the_registry_has_the_same_model_in_its_own_place(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "fetched" / "extra_files")
     (tmp_path / "fetched" / "MLmodel").touch()
-    none = np.zeros((0, 64))
-    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, (), none).save(
+    OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, ()).save(
         tmp_path / "fetched/extra_files/known_concrete.npz"
     )
     with found_model("cracks", str(tmp_path / "fetched")) as found:
         assert found.folder == tmp_path / "fetched" / "extra_files"
-        assert found.detector().limit == 7.0
+        assert found.load().detector.limit == 7.0
         assert found.load().image_size_px == 32
 
 
 def test_what_a_model_knows_is_optional(folder):
     with found_model("cracks", str(folder)) as found:
-        assert found.detector() is None
-        assert model_of(ModelFiles.read(found))[1] is None
+        assert found.load().detector is None
+        assert model_of(ModelFiles.read(found)).detector is None

@@ -136,15 +136,17 @@ def maps(tmp_path):
             "share_cracked": 0.123,
             "n_crack": 1234,
             "n_review": 5,
+            "n_undecided": 4_321,
             "n_tiles": 45_678,
             "notes": [SENTENCE],
+            "review": [{"x": 123_456, "y": 654_321, "probability": 0.5, "reason": "unlike the training images"}] * 30,
             "time": "2026-05-01T10:20:30",
             "place": {"latitude": 46.5, "longitude": 7.25},
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
         rows.append(found | {"name": name, "error": ""})
     rows += [rows[0] | {"photo": f"{LONG}/{LONG}", "error": SENTENCE}] * 2
-    return render_maps(tmp_path, pd.DataFrame(rows), f"the model in /{LONG}/{LONG}")
+    return render_maps(tmp_path, pd.DataFrame(rows), f"the model in /{LONG}/{LONG}", [SENTENCE] * 2)
 
 
 @pytest.mark.parametrize("write", [report, contract, split, drift, maps])

@@ -48,7 +48,7 @@ def before(tmp_path, empty_store, monkeypatch):
 def test_it_is_found_and_answers_as_it_did(before, reference):
     with found_model(MODEL, reference) as found:
         model = found.load()
-        assert found.detector() is not None
+        assert model.detector is not None
         assert model.golden_difference() < 1e-5
     answers = [float(model.outputs(image)["probability"][0]) for image in (DARK, LIGHT)]
     assert answers == pytest.approx(PROBABILITIES, abs=1e-4)
@@ -66,7 +66,7 @@ def test_it_is_served_and_watched(before, tmp_path):
     wanted = Registry(MODEL).wanted()
     (tmp_path / "kept").mkdir()
     Registry(MODEL).fetch(wanted, tmp_path / "kept")
-    _, known = load_verified(tmp_path / "kept")
+    known = load_verified(tmp_path / "kept").detector
     assert (wanted.number, known is not None) == ("1", True)
     assert monitored_model(MODEL).reference["dataset"].tolist() == ["walls"]
 

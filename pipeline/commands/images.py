@@ -13,8 +13,11 @@ from pipeline.project import LOG_FOLDER, project_root
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.params import Params
+
 log = logging.getLogger(__name__)
 
+OUTSIDE_A_PROJECT = {"tile_px": 256, "overlap": 0, "model_mm_per_px": None}  # section `map` of params.yaml as shipped
 MAX_SHOWN = 20  # photos that could not be mapped, listed with the reason
 
 
@@ -60,16 +63,16 @@ def _predict(args: argparse.Namespace) -> None:
 
     paths = find_images(args.paths)
     check_photo_pattern(args.photo_pattern)
-    params = project_params()
+    params = project_params() if args.log else _params_if_needed(args.model)
     from pipeline.crack_maps.batch_prediction import log_rows, run  # last, because it takes seconds
     from pipeline.registry.model_lookup import found_model
 
-    with found_model(params.register_as.name, args.model) as found:
+    with found_model(params.register_as.name if params else "", args.model) as found:
         log.info("Scoring %d images with %s", len(paths), found.description)
-        prediction_log = PredictionLog(project_root() / LOG_FOLDER, params.monitor.log_max_mb)
 
         def log_predictions(table: "pd.DataFrame") -> None:
-            prediction_log.append(log_rows(table, found.version, args.photo_pattern, datetime.now(UTC)))
+            rows = log_rows(table, found.version, args.photo_pattern, datetime.now(UTC))
+            PredictionLog(project_root() / LOG_FOLDER, project_params().monitor.log_max_mb).append(rows)
 
         counts = run(found, paths, args.out, args.dask, log_predictions if args.log else None)
     n_unreadable = counts.pop("", 0)
@@ -87,15 +90,19 @@ def _map(args: argparse.Namespace) -> None:
         raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0.")
     out = args.out.resolve()
     paths = [path for path in find_images(args.paths) if not path.resolve().is_relative_to(out)]  # do not map maps
-    params = project_params()
+    params = _params_if_needed(args.model)
     from pipeline.crack_maps.map_files import run  # last, because it takes seconds
+    from pipeline.inference.out_of_distribution import load_detector, missed_cracks
+    from pipeline.params import Map
     from pipeline.registry.model_lookup import found_model
 
-    with found_model(params.register_as.name, args.model) as found:
+    cut = params.map if params else Map(**OUTSIDE_A_PROJECT)
+    with found_model(params.register_as.name if params else "", args.model) as found:
         log.info("Mapping %d photos with %s", len(paths), found.description)
         summary = run(
-            found, paths, args.out, params.map, args.dask, mm_per_px=args.mm_per_px, strip_location=args.strip_location
+            found, paths, args.out, cut, args.dask, mm_per_px=args.mm_per_px, strip_location=args.strip_location
         )
+        caveats = [*missed_cracks(load_detector(found.folder)), "An unmarked area may still have cracks."]
     failed = summary[summary["error"] != ""]
     for row in failed.head(MAX_SHOWN).itertuples():
         log.warning("not mapped: %s: %s", row.photo, row.error)
@@ -104,3 +111,10 @@ def _map(args: argparse.Namespace) -> None:
     if len(failed) == len(summary):
         raise CracksError("No photo could be mapped. Give files that a picture viewer can open.")
     log.info("%s: %d photos mapped, %d failed", args.out / "index.html", len(summary) - len(failed), len(failed))
+    log.info(" ".join(caveats))
+
+
+def _params_if_needed(model: str | None) -> "Params | None":
+    """Return params.yaml; None where there is none, and the model is the starter or in a folder, which need none."""
+    is_registered = model is None or not (model == "starter" or Path(model).is_dir())
+    return project_params() if is_registered or (project_root() / "params.yaml").exists() else None

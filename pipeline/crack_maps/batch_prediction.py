@@ -32,18 +32,18 @@ from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
 PART_IMAGES = 64
 MAX_PART_BYTES = 10_000_000  # bounds what a kill loses, and what is sent to a worker at once
 LOGGED_IMAGES = 1000  # per file of the prediction log, which slows down with many files
-COLUMNS = ["path", "probability", "label", "error"]
+ANSWER = ["probability", "label", "reason"]
+COLUMNS = ["path", *ANSWER, "error"]
 
 
 def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
-    """Return a row for each file: probability (NaN if it cannot be read), label and error ("" if it can).
+    """Return a row for each file: probability (NaN if it cannot be read), label, reason for a review, and error.
 
     Each thread decodes a batch and then scores it, so that no core waits. `with_statistics` adds the columns of the
     prediction log: image statistics and embedding.
     """
-    observed: dict[int, dict[str, object]] = {}
+    rows: dict[int, dict[str, object]] = {}
     sizes, errors = _sizes_and_errors(contents)
-    probabilities = np.full(len(contents), np.nan, np.float32)
 
     def fill(batch: npt.NDArray[np.int64]) -> None:
         decoded = {}
@@ -54,22 +54,23 @@ def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: b
                 errors[position] = str(error)
         if decoded:
             outputs = model.outputs(np.stack(list(decoded.values())))
-            probabilities[list(decoded)] = outputs["probability"]
+            labels = model.labels(outputs)
+            answers = zip(decoded, outputs["probability"], labels.verdicts, labels.reasons(), strict=True)
+            rows.update({at: dict(zip(ANSWER, answer, strict=True)) for at, *answer in answers})
             if with_statistics:
                 embeddings = embeddings_of(outputs["features"])
                 for (position, pixels), embedding in zip(decoded.items(), embeddings, strict=True):
-                    observed[position] = {**image_statistics(pixels), "embedding": embedding}
+                    rows[position] |= {**image_statistics(pixels), "embedding": embedding}
 
     readable = np.array(list(sizes), np.int64)
     batches = bounded_batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
     with ThreadPoolExecutor(N_THREADS) as pool:
         for _ in pool.map(fill, [readable[batch] for batch in batches]):
             pass  # raises the exception of a batch
-    labels = ["" if error else model.decision.verdict(float(p)) for p, error in zip(probabilities, errors, strict=True)]
-    table = pd.DataFrame({"probability": probabilities, "label": labels, "error": errors})
-    if not with_statistics:
-        return table
-    return table.join(pd.DataFrame.from_dict(observed, orient="index", columns=[*IMAGE_STATISTICS, "embedding"]))
+    columns = [*ANSWER, *IMAGE_STATISTICS, "embedding"] if with_statistics else ANSWER
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).reindex(range(len(contents)))
+    table = table.astype({"probability": np.float32}).fillna({"label": "", "reason": ""})
+    return table.assign(error=errors)
 
 
 def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:
@@ -87,8 +88,7 @@ def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int,
 
 def score_on_worker(files: ModelFiles, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
     """Return `score` with the model of `files`; runs on a worker of a cluster."""
-    model, _ = model_of(files)
-    return score(model, contents, with_statistics=with_statistics)
+    return score(model_of(files), contents, with_statistics=with_statistics)
 
 
 def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
@@ -159,9 +159,9 @@ def run(
 ) -> dict[str, int]:
     """Score images into the CSV file `out`, in the order of `paths`; return the number of images with each label.
 
-    A row has path, probability, label and error; unreadable images have the label "". `on_scored` is called with the
-    scored rows and their statistics, 1,000 images or more at a time; if the process is killed, the last ones are not
-    passed on.
+    A row has path, probability, label, reason (why it is for review) and error; unreadable images have the label "".
+    `on_scored` is called with the scored rows and their statistics, 1,000 images or more at a time; if the process is
+    killed, the last ones are not passed on.
     """
     unfinished = unfinished_folder(found, paths, out)
     parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}

@@ -5,10 +5,11 @@ overlap, but changes the scores: the network was trained with padding at the edg
 beyond it (docs/experiments.md has the difference).
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +17,21 @@ import pandas as pd
 from PIL import Image
 
 from pipeline.data.images import Pixels
+from pipeline.data.photos import Mask
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, Outputs
-from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Projections, Surface, detector_projection
-from pipeline.inference.served import ServedModel
+from pipeline.inference.out_of_distribution import missed_cracks
+from pipeline.inference.served import UNLIKE, UNSURE, ServedModel
 from pipeline.params import Map
 
 BATCH_TILES = 4  # the activations of more do not fit into the cache, which is slower
-CHUNK_TILES = 1024  # whose features are in memory at once, 25 kB each
 CELL_PX = 16  # side of a cell of the raster for areas and the overlay
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
+REVIEW_SHARE = 0.2  # of the tiles that are not unlike the training images: the most that are for review as unsure
 
-OnTiles = Callable[[Pixels, Outputs], object]
+TileLabel = Literal["crack", "intact", "review", "undecided"]
+OnTiles = Callable[[Pixels, Outputs, float], object]
 Starts = npt.NDArray[np.int64]  # of tiles along a side, in pixels
 Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16 x 16 px
 
@@ -38,33 +41,43 @@ class CrackMap:
     """Scores of the tiles of a photo.
 
     `tiles` has a row per tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
-    intact or review) and in_distribution (whether the tile is similar to the validation images; None if the model has
-    no OOD detector).
+    intact, review or undecided), reason (why it is for review or undecided) and in_distribution (whether the tile is
+    similar to the validation images; None if the model has no OOD detector). A tile is undecided if the model is unsure
+    and a fifth of the tiles, which are likelier cracks, are for review already. Tiles without photo are left out.
     """
 
     tiles: pd.DataFrame
     width_px: int  # of the upright photo, as height_px
     height_px: int
     scale: str  # a sentence on how the photo was resized, or why it was not
-    surface: Surface | None  # the test surface most similar to the photo; None if the model has no OOD detector
+    missed: list[str]  # what is known of the cracks that the model misses, a sentence each
+    photographed: Raster  # share of each cell that is not transparent, 0..1
 
     def notes(self) -> list[str]:
-        """Return the caveats to show with the map, a sentence each."""
-        missed = "It is not recorded how many cracks this model misses."
-        if self.surface is not None:
-            missed = (
-                f"On the test images most similar to this photo ({self.surface.name}), the model missed "
-                f"{self.surface.n_missed} of {self.surface.n_cracks} cracks."
+        """Return the caveats to show with the map, a sentence each, the most important ones first."""
+        notes = [self.missed[0], "An unmarked area may still have cracks.", *self.missed[1:]]
+        n_tiles, labels = len(self.tiles), self.tiles["label"].value_counts()
+        n_unlike = int((self.tiles["reason"] == UNLIKE).sum())
+        if n_unlike:
+            notes.append(
+                f"{n_unlike:,} of {n_tiles:,} tiles are unlike the training images: the model cannot judge them."
             )
-        notes = [missed, "An unmarked area may still have cracks.", self.scale]
+        if n_undecided := int(labels.get("undecided", 0)):
+            notes.append(
+                f"The model is unsure of {n_undecided:,} more of {n_tiles:,} tiles than are for review, which are "
+                "likelier cracks."
+            )
+        if self.photographed.min() < 1:
+            share = 100 * (1 - self.photographed.mean())
+            notes.append(f"{share:.1f} % of the picture is transparent: tiles without photo are left out.")
         if self.tiles["in_distribution"].isna().any():
             notes.append("The model has no out-of-distribution detector.")
-        return notes
+        return [*notes, self.scale]
 
-    def share_of_area(self, label: str) -> float:
-        """Return the share of the photo's area that lies under a tile of this label, 0..1."""
-        covered = self.raster((self.tiles["label"] == label).to_numpy(float))
-        return float((covered > 0).mean())
+    def share_of_area(self, label: TileLabel) -> float:
+        """Return the share of the photographed area that lies under a tile of this label, 0..1."""
+        covered = self.raster((self.tiles["label"] == label).to_numpy(float)) > 0
+        return float(np.average(covered, weights=self.photographed))
 
     def raster(self, values: npt.NDArray[np.floating[Any] | np.bool_]) -> Raster:
         """Return the mean of the values of the tiles, (n,), over each cell of 16 x 16 px."""
@@ -80,40 +93,54 @@ class CrackMap:
 class CrackMapper:
     """Maps photos with a model; thread-safe."""
 
-    def __init__(self, model: ServedModel, params: Map, detector: OutOfDistributionDetector | None = None) -> None:
-        """Set the model, how photos are cut, and the model's OOD detector if it has one."""
+    def __init__(self, model: ServedModel, params: Map) -> None:
+        """Set the model, and how photos are cut."""
         self._model = model
         self._params = params
-        self._detector = detector
         self._pool = ThreadPoolExecutor(N_THREADS)
 
-    def map(self, pixels: Pixels, mm_per_px: float | None = None, on_tiles: OnTiles | None = None) -> CrackMap:
-        """Return the map of an upright photo, RGB, uint8, (height, width, 3), of a known or unknown ground resolution.
+    def map(
+        self,
+        pixels: Pixels,
+        mm_per_px: float | None = None,
+        on_tiles: OnTiles | None = None,
+        photographed: Mask | None = None,
+    ) -> CrackMap:
+        """Return the map of an upright photo.
 
-        `on_tiles` is called from threads with each batch of tiles, (n, size, size, 3), and its outputs, in any order.
-        Raises CracksError if the photo is too small, or would be resized to too few or too many pixels.
+        Args:
+            pixels: RGB, uint8, (height, width, 3).
+            mm_per_px: ground resolution of the photo; None if unknown.
+            on_tiles: called from threads with each batch of tiles, (n, size, size, 3), its outputs, and its share of
+                all tiles, in any order.
+            photographed: where the photo is not transparent, (height, width); None: everywhere.
+
+        Raises:
+            CracksError: the photo is too small or wholly transparent, or would become too small or too large.
         """
         height, width, _ = pixels.shape
         if min(height, width) < MIN_SIDE_PX:
             raise CracksError(f"The photo has {width} x {height} px. A side needs {MIN_SIDE_PX} px or more.")
+        if photographed is not None and not photographed.any():
+            raise CracksError("The picture is transparent everywhere: it shows nothing.")
         factor, scale = self._scale(mm_per_px, height, width)
         resized = pixels if factor == 1 else _resized(pixels, factor)
         tops, lefts, size = grid(resized.shape[:2], self._params.tile_px, self._params.overlap)
-        places = [(top, left) for top in tops for left in lefts]
-        probabilities, images = self._scored(resized, places, size, on_tiles)
         shown_px = min(round(size / factor), height, width)
         ys, xs = _stretched(tops, height - shown_px), _stretched(lefts, width - shown_px)
         tiles = pd.DataFrame(
-            [(row, col, x, y) for row, y in enumerate(ys) for col, x in enumerate(xs)], columns=["row", "col", "x", "y"]
-        ).assign(size=shown_px, probability=probabilities)
-        verdicts = [self._model.decision.verdict(float(probability)) for probability in probabilities]
-        in_distribution = surface = None
-        if self._detector is not None:
-            in_distribution = self._detector.is_in_distribution(images)
-            surface = self._detector.nearest_surface(images)
-        tiles["label"] = verdicts if in_distribution is None else np.where(in_distribution, verdicts, "review")
-        tiles["in_distribution"] = in_distribution
-        return CrackMap(tiles, width, height, scale, surface)
+            [
+                (row, col, x, y)
+                for row, y in enumerate(ys)
+                for col, x in enumerate(xs)
+                if photographed is None or photographed[y : y + shown_px, x : x + shown_px].any()
+            ],
+            columns=["row", "col", "x", "y"],
+        ).assign(size=shown_px)
+        places = [(tops[row], lefts[col]) for row, col in tiles[["row", "col"]].to_numpy()]
+        tiles = with_review_budget(tiles.join(self._scored(resized, places, size, on_tiles)))
+        missed = missed_cracks(self._model.detector)
+        return CrackMap(tiles, width, height, scale, missed, _share_of_cells(photographed, height, width))
 
     def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
         """Return the factor by which a photo is resized before it is cut, and a sentence about it."""
@@ -133,25 +160,36 @@ class CrackMapper:
 
     def _scored(
         self, pixels: Pixels, places: list[tuple[int, int]], size: int, on_tiles: OnTiles | None
-    ) -> tuple[npt.NDArray[np.float32], Projections]:
-        """Return the probability, (n,), and the projection of each tile; `places` are (top, left)."""
+    ) -> pd.DataFrame:
+        """Return probability, label, reason and in_distribution of each tile; `places` are (top, left)."""
 
-        def score(first: int) -> Outputs:
+        def score(first: int) -> pd.DataFrame:
             chosen = places[first : first + BATCH_TILES]
             batch = np.stack([pixels[top : top + size, left : left + size] for top, left in chosen])
             outputs = self._model.outputs(batch)
             if on_tiles is not None:
-                on_tiles(batch, outputs)
-            return outputs
+                on_tiles(batch, outputs, len(chosen) / len(places))
+            labels = self._model.labels(outputs)
+            return pd.DataFrame(
+                {
+                    "probability": outputs["probability"],
+                    "label": labels.verdicts,
+                    "reason": labels.reasons(),
+                    "in_distribution": labels.in_distribution,
+                }
+            )
 
-        probabilities, images = [], []
-        for start in range(0, len(places), CHUNK_TILES):
-            stop = min(start + CHUNK_TILES, len(places))
-            batches = list(self._pool.map(score, range(start, stop, BATCH_TILES)))
-            probabilities += [batch["probability"] for batch in batches]
-            # not in the pool: matrix products start their own threads, which would compete for the cores
-            images.append(detector_projection(np.concatenate([batch["features"] for batch in batches])))
-        return np.concatenate(probabilities), np.concatenate(images)
+        return pd.concat(self._pool.map(score, range(0, len(places), BATCH_TILES)), ignore_index=True)
+
+
+def with_review_budget(tiles: pd.DataFrame) -> pd.DataFrame:
+    """Return the tiles of a photo with at most a fifth of them for review because the model is unsure.
+
+    More than a person would look at helps nobody. The likeliest cracks stay; the others become `undecided`.
+    """
+    budget = math.ceil(REVIEW_SHARE * (tiles["reason"] != UNLIKE).sum())
+    unsure = tiles[tiles["reason"] == UNSURE].sort_values("probability", ascending=False, kind="stable")
+    return tiles.assign(label=tiles["label"].mask(tiles.index.isin(unsure.index[budget:]), "undecided"))
 
 
 def starts(length_px: int, size_px: int, step_px: int) -> Starts:
@@ -182,6 +220,16 @@ def _stretched(positions: Starts, last: int) -> Starts:
     """Return the starts of tiles in the photo, from those in the resized photo; the last start is `last`."""
     stretched: Starts = np.rint(positions * (last / max(1, positions[-1]))).astype(np.int64)
     return stretched
+
+
+def _share_of_cells(photographed: Mask | None, height_px: int, width_px: int) -> Raster:
+    """Return the share of each cell that is photographed; the part of a cell outside the photo counts as its rest."""
+    rows, columns = -(-height_px // CELL_PX), -(-width_px // CELL_PX)
+    if photographed is None:
+        return np.ones((rows, columns))
+    padding = (0, rows * CELL_PX - height_px), (0, columns * CELL_PX - width_px)
+    padded = np.pad(photographed, padding, mode="edge")
+    return np.asarray(padded.reshape(rows, CELL_PX, columns, CELL_PX).mean(axis=(1, 3)))
 
 
 def _resized(pixels: Pixels, factor: float) -> Pixels:

@@ -7,6 +7,7 @@ settings. So a run resumes after a kill.
 import hashlib
 import io
 import json
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,25 +19,28 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.crack_maps.crack_map import CrackMap, CrackMapper
+from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
-from pipeline.data.images import UnreadableImageError
+from pipeline.data.images import Pixels, UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
 from pipeline.data.sources import Content, read_image_file
 from pipeline.errors import CracksError
 from pipeline.files import replacing, write_json, write_text
 from pipeline.inference.dask_cluster import compute_on_cluster
+from pipeline.inference.openvino_cpu import Outputs
+from pipeline.inference.out_of_distribution import load_detector, missed_cracks
 from pipeline.params import Map
 from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
 
+BAR = "{l_bar}{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"  # a photo of many tiles advances it bit by bit
 JPEG_QUALITY = 85
 MAX_NAME_BYTES = 180  # file systems allow 255, and suffixes are added
 PHOTOS_AT_ONCE = 2  # one is decoded or written while the tiles of the other are scored
-TILE_COLUMNS = ["photo", "row", "col", "x", "y", "size", "probability", "label"]
+TILE_COLUMNS = ["photo", "row", "col", "x", "y", "size", "probability", "label", "reason"]
 SUMMARY_COLUMNS = [
-    "photo", "name", "share_cracked", "share_review", "max_probability", "n_tiles", "n_crack", "n_review", "width",
-    "height", "time", "latitude", "longitude", "error",
+    "photo", "name", "share_cracked", "share_review", "max_probability", "n_tiles", "n_crack", "n_review",
+    "n_undecided", "width", "height", "time", "latitude", "longitude", "error",
 ]  # fmt: skip
 
 
@@ -49,6 +53,7 @@ class Job:
     params: Map  # how photos are cut
     mm_per_px: float | None  # ground resolution of the photos, None if unknown
     strip_location: bool  # whether time and place are left out
+    form: int = 2  # of the files that are written; another one maps all photos again
 
     def key(self, path: Path) -> str:
         """Return a hash of everything that determines the map of the photo at `path`."""
@@ -80,7 +85,7 @@ def names_of(paths: Sequence[Path]) -> dict[Path, str]:
 def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[str, Any]:
     """Return the content of NAME.json."""
     tiles = crack_map.tiles
-    review = tiles[tiles["label"] == "review"].sort_values("probability", ascending=False)
+    review = tiles[tiles["label"] == "review"].sort_values(["reason", "probability"], ascending=False)
     keep = not job.strip_location
     return {
         "photo": str(path),
@@ -98,21 +103,24 @@ def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[s
         "n_tiles": len(tiles),
         "n_crack": int((tiles["label"] == "crack").sum()),
         "n_review": len(review),
+        "n_undecided": int((tiles["label"] == "undecided").sum()),
         "n_out_of_distribution": None
         if tiles["in_distribution"].isna().any()
         else int((~tiles["in_distribution"].astype(bool)).sum()),
         "notes": crack_map.notes(),
-        "review": review[["row", "col", "x", "y", "size", "probability"]].round(4).to_dict(orient="records"),
+        "review": review[["row", "col", "x", "y", "size", "probability", "reason"]].round(4).to_dict(orient="records"),
     }
 
 
-def map_photo(mapper: CrackMapper, job: Job, path: Path, content: Content) -> PhotoFiles | str:
+def map_photo(
+    mapper: CrackMapper, job: Job, path: Path, content: Content, on_tiles: OnTiles | None = None
+) -> PhotoFiles | str:
     """Return the files of a photo, or why it cannot be mapped."""
     if isinstance(content, str):
         return content
     try:
         photo = read_photo(content)
-        crack_map = mapper.map(photo.pixels, job.mm_per_px)
+        crack_map = mapper.map(photo.pixels, job.mm_per_px, on_tiles, photo.photographed)
     except (UnreadableImageError, CracksError) as error:
         return str(error)
     picture, caption = io.BytesIO(), " ".join(crack_map.notes()[:2])
@@ -131,17 +139,22 @@ def map_on_worker(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) ->
 
 @lru_cache(maxsize=1)
 def _worker_mapper(files: ModelFiles, params: Map) -> CrackMapper:
-    model, detector = model_of(files)
-    return CrackMapper(model, params, detector)
+    return CrackMapper(model_of(files), params)
 
 
-def _map_locally(found: FoundModel, job: Job, paths: Sequence[Path]) -> Iterator[tuple[Path, PhotoFiles | str]]:
+def _map_locally(
+    found: FoundModel, job: Job, paths: Sequence[Path], on_tiles: OnTiles
+) -> Iterator[tuple[Path, PhotoFiles | str]]:
     """Yield each photo with its files; while the tiles of one are scored, the next is decoded."""
-    mapper = CrackMapper(found.load(), job.params, found.detector())
+    mapper = CrackMapper(found.load(), job.params)
+
+    def mapped(path: Path) -> PhotoFiles | str:
+        return map_photo(mapper, job, path, read_image_file(path), on_tiles)
+
     with ThreadPoolExecutor(PHOTOS_AT_ONCE) as pool:
         running: deque[tuple[Path, Future[PhotoFiles | str]]] = deque()
         for path in paths:
-            running.append((path, pool.submit(lambda path: map_photo(mapper, job, path, read_image_file(path)), path)))
+            running.append((path, pool.submit(mapped, path)))
             if len(running) > PHOTOS_AT_ONCE:
                 done, files = running.popleft()
                 yield done, files.result()
@@ -201,20 +214,29 @@ def run(
         except OSError as error:
             errors[path] = error.strerror or str(error)
     missing = [path for path, key in keys.items() if finished_report(out, names[path], key) is None]
-    results = _map_locally(found, job, missing)
-    if dask_address is not None:
-        shared, tasks = (ModelFiles.read(found), job), ((path, (path, read_image_file(path))) for path in missing)
-        results = compute_on_cluster(dask_address, map_on_worker, shared, tasks, local_hint="leave --dask out")
-    with tqdm(total=len(paths), desc="mapping", unit=" photos", disable=None) as bar:
-        bar.update(len(paths) - len(missing))
+    lock, n_mapped = threading.Lock(), len(paths) - len(missing)
+    with tqdm(total=len(paths), initial=n_mapped, desc="mapping", bar_format=BAR, disable=None) as bar:
+
+        def advance(_: Pixels, __: Outputs, share: float) -> None:
+            with lock:
+                bar.update(share)
+
+        if dask_address is None:
+            results = _map_locally(found, job, missing, advance)
+        else:
+            shared, tasks = (ModelFiles.read(found), job), ((path, (path, read_image_file(path))) for path in missing)
+            results = compute_on_cluster(dask_address, map_on_worker, shared, tasks, local_hint="leave --dask out")
         for path, files in results:
+            n_mapped += 1
             if isinstance(files, str):
                 errors[path] = files
             else:
                 write_photo(out, names[path], keys[path], files)
-            bar.update(1)
+            with lock:
+                bar.update(max(0.0, n_mapped - bar.n))
     summary = summary_of(out, names, errors)
     with replacing(out / "summary.csv") as partial:
         summary.to_csv(partial, index=False, errors="surrogateescape")
-    write_text(out / "index.html", render_maps(out, summary, found.description))
+    missed = missed_cracks(load_detector(found.folder))
+    write_text(out / "index.html", render_maps(out, summary, found.description, missed))
     return summary

@@ -18,17 +18,23 @@ MAX_ERRORS = 100
 THUMBNAIL_PX = 480
 
 
-def render_maps(out: Path, summary: pd.DataFrame, model: str) -> str:
-    """Return the page as HTML, for the maps in the folder `out` in the order of `summary`, the table of summary.csv."""
+def render_maps(out: Path, summary: pd.DataFrame, model: str, missed: list[str]) -> str:
+    """Return the page as HTML, for the maps in the folder `out` in the order of `summary`, the table of summary.csv.
+
+    `missed` has the sentences of `missed_cracks` about the model.
+    """
     mapped, failed = summary[summary["error"] == ""], summary[summary["error"] != ""]
     return template("crack_maps/map.html.j2").render(
         model=model,
+        missed=missed,
         is_drawn="(demo)" in model,
         cards=_cards(out, mapped["name"].head(MAX_CARDS)),
         cards_shown=min(MAX_CARDS, len(mapped)),
         n_mapped=len(mapped),
         n_cracked=int((mapped["n_crack"] > 0).sum()),
+        n_crack=int(mapped["n_crack"].sum()),
         n_review=int(mapped["n_review"].sum()),
+        n_undecided=int(mapped["n_undecided"].sum()),
         n_tiles=int(mapped["n_tiles"].sum()),
         failed=list(failed.head(MAX_ERRORS).itertuples()),
         n_failed=len(failed),

@@ -1,4 +1,4 @@
-"""Draws a crack map: the photo with the overlay, frames around cracks, marks for review, and a legend below."""
+"""Draws a crack map: the photo with cracks shaded and framed, outlines of tiles to review, and a legend below."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,8 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.crack_maps.crack_map import CELL_PX, CrackMap
 from pipeline.data.images import Pixels
 
-# (probability, opacity, red, green, blue): from clear to opaque, from yellow to red. Below the first probability
-# nothing is drawn, so that intact concrete looks as in the photo.
+# (probability, opacity, red, green, blue): from clear to opaque, from yellow to red.
 RAMP = ((0.15, 0.0, 255, 224, 70), (0.5, 0.25, 255, 150, 20), (1.0, 0.4, 230, 20, 20))
 MARKS = {"crack": (220, 20, 20), "review": (40, 110, 255)}
 LEGEND_HEIGHT = 0.05  # of the photo's mean side
@@ -24,7 +23,9 @@ def overlay_picture(pixels: Pixels, crack_map: CrackMap, caption: str) -> Image.
     legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), caption)
     picture = Image.new("RGB", (width, height + legend.height), PAPER)
     picture.paste(Image.fromarray(pixels))
-    overlay = colours(crack_map.raster(crack_map.tiles["probability"].to_numpy()))
+    # Only cracks are shaded: a shade would hide what a person must judge in the other tiles.
+    is_crack = crack_map.tiles["label"] == "crack"
+    overlay = colours(crack_map.raster(crack_map.tiles["probability"].where(is_crack, 0.0).to_numpy()))
     # a multiple of the cell size; the last cells exceed the photo
     size = overlay.shape[1] * CELL_PX, overlay.shape[0] * CELL_PX
     shade = Image.fromarray(overlay).resize(size, Image.Resampling.NEAREST).crop((0, 0, width, height))
@@ -42,19 +43,15 @@ def colours(probabilities: npt.NDArray[np.float64]) -> Colours:
 
 
 def _draw_marks(draw: ImageDraw.ImageDraw, crack_map: CrackMap) -> None:
-    """Frame cracks; mark only a corner of tiles to review, which can be most of a photo."""
+    """Frame cracks, and tiles to review with a thinner line."""
     for label in ("review", "crack"):
         of_label = crack_map.tiles["label"] == label
         for left, top, size in crack_map.tiles.loc[of_label, ["x", "y", "size"]].to_numpy().tolist():
-            _mark(draw, label, left, top, size, max(1, size // 64))
+            _mark(draw, label, left, top, size, max(1, size // (64 if label == "crack" else 128)))
 
 
 def _mark(draw: ImageDraw.ImageDraw, label: str, left: int, top: int, size: int, line_px: int) -> None:
-    if label == "crack":
-        draw.rectangle((left, top, left + size - 1, top + size - 1), outline=MARKS[label], width=line_px)
-    else:
-        reach = 8 * line_px
-        draw.polygon([(left, top), (left + reach, top), (left, top + reach)], fill=MARKS[label])
+    draw.rectangle((left, top, left + size - 1, top + size - 1), outline=MARKS[label], width=line_px)
 
 
 def _legend(width: int, height: int, caption: str) -> Image.Image:

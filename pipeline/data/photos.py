@@ -5,9 +5,13 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import ExifTags, Image
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps
 
-from pipeline.data.images import FORMATS, Pixels, decode
+from pipeline.data.images import FORMATS, Pixels, decode, open_image
+
+Mask = npt.NDArray[np.bool_]  # (height, width)
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,7 @@ class Photo:
     """A photo, upright, and when and where it was taken, None if unknown."""
 
     pixels: Pixels
+    photographed: Mask | None  # where it is not transparent; None: everywhere
     time: str | None  # local time, ISO 8601, as its camera wrote it
     place: tuple[float, float] | None  # latitude, longitude, in degrees
 
@@ -25,7 +30,15 @@ def read_photo(content: bytes) -> Photo:
     exif = Image.open(io.BytesIO(content), formats=FORMATS).getexif()  # cannot fail, it was decoded above
     details = {**dict(exif), **dict(exif.get_ifd(ExifTags.IFD.Exif))}
     taken = details.get(ExifTags.Base.DateTimeOriginal) or details.get(ExifTags.Base.DateTime)
-    return Photo(pixels, _iso_time(taken), _place(dict(exif.get_ifd(ExifTags.IFD.GPSInfo))))
+    return Photo(pixels, photographed(content), _iso_time(taken), _place(dict(exif.get_ifd(ExifTags.IFD.GPSInfo))))
+
+
+def photographed(content: bytes) -> Mask | None:
+    """Return where the upright photo in a file that can be decoded is not transparent; None if it nowhere is."""
+    if not Image.open(io.BytesIO(content), formats=FORMATS).has_transparency_data:
+        return None
+    alpha = ImageOps.exif_transpose(open_image(content)).convert("RGBA").getchannel("A")
+    return None if alpha.getextrema()[0] == 255 else np.asarray(alpha) > 0
 
 
 def _iso_time(taken: Any) -> str | None:

@@ -17,7 +17,6 @@ from pipeline.inference.out_of_distribution import (
 from pipeline.inference.served import ServedModel, served_outputs
 
 MAX_VALIDATION_IMAGES = 1000  # with more, the mean and the covariance hardly change
-MAX_SURFACE_IMAGES = 100  # whose mean represents a surface
 FALSE_ALARM_SHARE = 0.002  # of in-distribution images that may count as out-of-distribution
 
 
@@ -31,19 +30,18 @@ def fit_detector(
     Args:
         model: the served model.
         manifest: the table that the stage split wrote; only its validation rows are used.
-        tested: one row per test or external image: dataset, row, label, slice, probability and sha256.
+        tested: one row per test or external image: dataset, label, slice, split and probability.
         datasets: folder with a folder per data set.
     """
     validation = _sample(manifest[manifest["split"] == "validation"], MAX_VALIDATION_IMAGES)
     images = projections_of(model, validation, datasets)
     is_reference = np.arange(len(validation)) % 2 == 0
-    surfaces = {}
+    surfaces = []
     for name, rows in tested.groupby(_surface_names(tested)):
         cracks = rows[rows["label"] == "crack"]
         n_missed = int((cracks["probability"] < model.decision.threshold).sum())
-        surface = Surface(str(name), len(cracks), n_missed)
-        surfaces[surface] = projections_of(model, _sample(rows, MAX_SURFACE_IMAGES), datasets)
-    return fit(images[is_reference], images[~is_reference], FALSE_ALARM_SHARE, surfaces)
+        surfaces.append(Surface(str(name), len(cracks), n_missed, bool((rows["split"] == "external").all())))
+    return fit(images[is_reference], images[~is_reference], FALSE_ALARM_SHARE, tuple(surfaces))
 
 
 def projections_of(model: ServedModel, rows: pd.DataFrame, datasets: Path) -> Projections:

@@ -1,4 +1,4 @@
-"""The out-of-distribution detector of a model, and how many cracks the model missed on which surface.
+"""The out-of-distribution detector of a model, and how many cracks the model missed on which surfaces.
 
 Probabilities are calibrated on validation images, and are reliable only for similar ones. For other images (sky,
 plants, a brick wall) they are guesses, and a person should look. The detector separates the two by the Mahalanobis
@@ -34,11 +34,13 @@ class Surface:
         name: data set, and surface where it has several, such as "sdnet Decks".
         n_cracks: number of cracked test images.
         n_missed: how many of these the model classified as intact, at its threshold.
+        is_external: whether they are of an external test set; False also where that was not recorded.
     """
 
     name: str
     n_cracks: int
     n_missed: int
+    is_external: bool = False
 
 
 def detector_projection(features: Values) -> Projections:
@@ -55,14 +57,12 @@ class OutOfDistributionDetector:
         precision: inverse of the covariance of their projections, (64, 64).
         limit: largest in-distribution distance; None if there were too few images to choose it.
         surfaces: the surfaces that the model was tested on.
-        centres: mean projection of the images of each surface, (n_surfaces, 64).
     """
 
     mean: Projections
     precision: Projections
     limit: float | None
     surfaces: tuple[Surface, ...]
-    centres: Projections
 
     def distances(self, images: Projections) -> npt.NDArray[np.float64]:
         """Return the Mahalanobis distance of each image from the validation images, (n,)."""
@@ -73,21 +73,12 @@ class OutOfDistributionDetector:
         """Return whether each image is in-distribution, (n,), or None if the detector has no limit."""
         return None if self.limit is None else self.distances(images) <= self.limit
 
-    def nearest_surface(self, images: Projections) -> Surface | None:
-        """Return the surface to which most of these images are nearest, or None if no surface was tested."""
-        if not self.surfaces:
-            return None
-        away = images[:, None] - self.centres[None]  # (n, n_surfaces, 64)
-        nearest = np.einsum("nij,jk,nik->ni", away, self.precision, away).argmin(axis=1)
-        return self.surfaces[int(np.bincount(nearest, minlength=len(self.surfaces)).argmax())]
-
     def save(self, path: Path) -> None:
         """Write the detector to `path` atomically."""
         arrays: dict[str, Any] = {
             "mean": self.mean.astype(np.float32),
             "precision": self.precision.astype(np.float32),
             "limit": np.float64(np.nan if self.limit is None else self.limit),
-            "centres": self.centres.astype(np.float32),
             "surfaces": np.array(json.dumps([asdict(surface) for surface in self.surfaces])),
         }
         with replacing(path) as partial, partial.open("wb") as file:
@@ -102,7 +93,6 @@ class OutOfDistributionDetector:
                 precision=arrays["precision"].astype(np.float64),
                 limit=None if np.isnan(arrays["limit"]) else float(arrays["limit"]),
                 surfaces=tuple(Surface(**surface) for surface in json.loads(str(arrays["surfaces"]))),
-                centres=arrays["centres"].astype(np.float64),
             )
 
 
@@ -117,7 +107,7 @@ def load_detector(folder: Path) -> OutOfDistributionDetector | None:
 
 
 def fit(
-    reference: Projections, held_out: Projections, false_alarm_share: float, tested: dict[Surface, Projections]
+    reference: Projections, held_out: Projections, false_alarm_share: float, surfaces: tuple[Surface, ...]
 ) -> OutOfDistributionDetector:
     """Return a detector fitted to projections.
 
@@ -125,14 +115,35 @@ def fit(
         reference: projections of in-distribution images, which give the mean and the covariance.
         held_out: projections of other in-distribution images, which give the limit.
         false_alarm_share: share of `held_out` that may count as out-of-distribution.
-        tested: for each surface, the projections of some of its images.
+        surfaces: the surfaces that the model was tested on.
     """
-    centres = np.array([images.mean(axis=0) for images in tested.values()]).reshape(-1, N_DIMENSIONS)
     if len(reference) < MIN_REFERENCE_IMAGES:
-        return OutOfDistributionDetector(np.zeros(N_DIMENSIONS), np.eye(N_DIMENSIONS), None, tuple(tested), centres)
+        return OutOfDistributionDetector(np.zeros(N_DIMENSIONS), np.eye(N_DIMENSIONS), None, surfaces)
     covariance = np.cov(reference, rowvar=False)
     covariance += RIDGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    unlimited = OutOfDistributionDetector(
-        reference.mean(axis=0), np.asarray(np.linalg.inv(covariance)), None, tuple(tested), centres
-    )
+    unlimited = OutOfDistributionDetector(reference.mean(axis=0), np.asarray(np.linalg.inv(covariance)), None, surfaces)
     return replace(unlimited, limit=float(np.quantile(unlimited.distances(held_out), 1 - false_alarm_share)))
+
+
+def missed_cracks(detector: OutOfDistributionDetector | None) -> list[str]:
+    """Return what is known of the cracks that a model with this detector misses, a sentence each, the important first.
+
+    A photo is of a structure that the model has never seen. What it missed on others like that is the best guess; what
+    it missed on test images of its own training sources says little, however much the photo looks like them.
+    """
+    if detector is None:
+        return ["It is not recorded how many cracks this model misses."]
+    tested = [surface for surface in detector.surfaces if surface.n_cracks]
+    own = [surface for surface in tested if not surface.is_external]
+    external = [surface for surface in tested if surface.is_external]
+    found = f"the model missed {_missed(external)}" if external else "the model was not tested"
+    known = "How many cracks are missed on structures like this one is not known; on external structures"
+    return [
+        f"{known} {found}.",
+        *([f"On test images of its own training sources it missed {_missed(own)}."] if own else []),
+    ]
+
+
+def _missed(surfaces: list[Surface]) -> str:
+    worst_first = sorted(surfaces, key=lambda surface: surface.n_missed / surface.n_cracks, reverse=True)
+    return ", ".join(f"{surface.n_missed:,} of {surface.n_cracks:,} cracks ({surface.name})" for surface in worst_first)

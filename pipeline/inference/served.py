@@ -1,12 +1,15 @@
 """The served model: a model as OpenVINO runs it, so that a process that scores needs no TensorFlow.
 
-Its files are registered beside the Keras model: the complete graph in single precision, the decision rule, and a few
-golden images with the answers of the Keras model. `pipeline.inference.conversion.write_served` writes them.
+Its files are registered beside the Keras model: the complete graph in single precision, the decision rule, the
+out-of-distribution detector, and a few golden images with the answers of the Keras model.
+`pipeline.inference.conversion.write_served` writes them.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +19,8 @@ from tqdm import tqdm
 from pipeline.data.images import Images, Pixels, Sizes, batches_by_size
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, Outputs
-from pipeline.models.decision import DECISION_FILE, Decision, load_decision
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector, detector_projection, load_detector
+from pipeline.models.decision import DECISION_FILE, Decision, Verdict, load_decision
 from pipeline.models.model_files import served_folder
 
 GRAPH_FILE = "openvino.xml"
@@ -29,17 +33,38 @@ BATCH_IMAGES = 8  # larger ones are no faster on a CPU, because their activation
 MAX_BATCH_PIXELS = 8_000_000  # 100 MB as float32 input of the network
 
 
+UNSURE, UNLIKE = "unsure", "unlike the training images"  # why an image is for review
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of images, and whether each is in-distribution, (n,); None if the model has no detector."""
+
+    verdicts: list[Verdict]
+    in_distribution: npt.NDArray[np.bool_] | None
+
+    def reasons(self) -> list[str]:
+        """Return why each image is for review, "" for the others."""
+        known = [True] * len(self.verdicts) if self.in_distribution is None else self.in_distribution
+        pairs = zip(self.verdicts, known, strict=True)
+        return [(UNSURE if is_known else UNLIKE) if verdict == "review" else "" for verdict, is_known in pairs]
+
+
 class ServedModel:
-    """The graph from uint8 RGB to a probability and features, and the decision rule.
+    """The graph from uint8 RGB to a probability and features, and what turns these into a label.
 
     Attributes:
         decision: the threshold and the review band.
+        detector: the out-of-distribution detector; None if the model has none.
         image_size_px: size to which the graph resizes an image.
         n_features: number of features of an image.
     """
 
-    def __init__(self, graph: "openvino.Model", decision: Decision, golden: Path) -> None:
+    def __init__(
+        self, graph: "openvino.Model", decision: Decision, detector: OutOfDistributionDetector | None, golden: Path
+    ) -> None:
         self.decision = decision
+        self.detector = detector
         self.image_size_px = int(graph.get_rt_info(IMAGE_SIZE_KEY).astype(int))
         self._compute = CompiledGraph(graph)
         (self.n_features,) = self._compute.shapes["features"]
@@ -60,8 +85,9 @@ class ServedModel:
                 "with `dvc repro --single-item --force register`."
             )
         try:
-            return cls(openvino.Core().read_model(files / GRAPH_FILE), load_decision(files), files / GOLDEN_FILE)
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            graph = openvino.Core().read_model(files / GRAPH_FILE)
+            return cls(graph, load_decision(files), load_detector(files), files / GOLDEN_FILE)
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, BadZipFile) as error:
             reason = str(error).strip().splitlines()[-1]
             raise CracksError(
                 f"{folder} contains no model that can be served: {reason}. Fetch it again, or register it again with "
@@ -77,6 +103,16 @@ class ServedModel:
             batch: uint8 RGB, (n, height, width, 3).
         """
         return self._compute(batch)
+
+    def labels(self, outputs: Outputs) -> Labels:
+        """Return the labels of images from their `outputs`; an image that is out-of-distribution is for review."""
+        verdicts = [self.decision.verdict(float(probability)) for probability in outputs["probability"]]
+        if self.detector is None:
+            return Labels(verdicts, None)
+        known = self.detector.is_in_distribution(detector_projection(outputs["features"]))
+        if known is not None:
+            verdicts = [verdict if is_known else "review" for verdict, is_known in zip(verdicts, known, strict=True)]
+        return Labels(verdicts, known)
 
     def golden_difference(self) -> float:
         """Return the largest difference, 0..1, from the Keras model's probabilities for the golden images.

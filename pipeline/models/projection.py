@@ -6,6 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+# A product of 16 images and so many features to 64 dimensions is the largest that OpenBLAS computes in the calling
+# thread. Threads of its own would compete with those that run the network: a map then takes three times the CPU time.
+BLOCK_FEATURES = 256
+
 Projected = npt.NDArray[np.float32]  # (n, n_dimensions)
 
 
@@ -19,7 +23,9 @@ def project(features: npt.NDArray[np.floating[Any]], n_dimensions: int) -> Proje
     totals = np.abs(values).sum(axis=1, keepdims=True)
     shares = np.divide(values, totals, out=np.zeros_like(values), where=totals > 0)
     roots = np.sign(shares) * np.sqrt(np.abs(shares))
-    return np.asarray(roots @ _matrix(values.shape[1], n_dimensions))
+    matrix = _matrix(values.shape[1], n_dimensions)
+    blocks = (slice(start, start + BLOCK_FEATURES) for start in range(0, values.shape[1], BLOCK_FEATURES))
+    return np.asarray(sum(roots[:, block] @ matrix[block] for block in blocks))
 
 
 @lru_cache(maxsize=8)

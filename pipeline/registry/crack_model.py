@@ -19,7 +19,6 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from pipeline.data.images import Pixels, Sizes, UnreadableImageError, decode, stored_size
 from pipeline.data.sources import read_image_file
-from pipeline.inference.out_of_distribution import N_DIMENSIONS, detector_projection, load_detector
 from pipeline.inference.served import ServedModel, served_outputs
 
 Image = str | bytes | os.PathLike[str] | Pixels
@@ -29,10 +28,8 @@ class Predictor:
     """Scores images. It is no PythonModel: MLflow checks the type hint of its `predict`, and no array would pass."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the served model and its out-of-distribution detector."""
-        folder = Path(context.artifacts["served"])
-        self._model = ServedModel.load(folder)
-        self._detector = load_detector(folder)
+        """Load the served model."""
+        self._model = ServedModel.load(Path(context.artifacts["served"]))
 
     def predict(self, context: PythonModelContext, model_input: list[Any]) -> pd.DataFrame:
         """Return a row for each image.
@@ -54,16 +51,14 @@ class Predictor:
             given = given.iloc[:, 0]
         try:
             images = GivenImages(list(given))
-            probabilities = np.empty(len(images.sizes), np.float32)
-            projections = np.empty((len(images.sizes), N_DIMENSIONS))
+            parts = [pd.DataFrame({"probability": np.empty(0, np.float32), "label": [], "in_distribution": []})]
             for positions, outputs in served_outputs(self._model, images, progress="scoring"):
-                probabilities[positions] = outputs["probability"]
-                projections[positions] = detector_projection(outputs["features"])
+                labels = self._model.labels(outputs)
+                columns = {"label": labels.verdicts, "in_distribution": labels.in_distribution}
+                parts.append(pd.DataFrame({"probability": outputs["probability"], **columns}, index=positions))
         except UnreadableImageError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        labels = [self._model.decision.verdict(float(probability)) for probability in probabilities]
-        known = None if self._detector is None else self._detector.is_in_distribution(projections)
-        return pd.DataFrame({"probability": probabilities, "label": labels, "in_distribution": known})
+        return pd.concat(parts[1:] or parts).sort_index()
 
 
 class GivenImages:

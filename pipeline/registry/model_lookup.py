@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import CracksError
 from pipeline.inference.kept_starter import served_starter
-from pipeline.inference.out_of_distribution import DETECTOR_FILE, OutOfDistributionDetector, load_detector
+from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, ServedModel
 from pipeline.models.decision import DECISION_FILE
 from pipeline.models.model_files import served_folder
@@ -40,10 +40,6 @@ class FoundModel:
         """Load the model. Raises CracksError if a file is missing or broken."""
         return ServedModel.load(self.folder)
 
-    def detector(self) -> OutOfDistributionDetector | None:
-        """Return its out-of-distribution detector, None if none was recorded."""
-        return load_detector(self.folder)
-
     def identity(self) -> str:
         """Return a hash over the files that determine the predictions."""
         paths = [self.folder / name for name in (GRAPH_FILE, WEIGHTS_FILE, DECISION_FILE, DETECTOR_FILE)]
@@ -68,12 +64,12 @@ class ModelFiles:
 
 
 @lru_cache(maxsize=1)
-def model_of(files: ModelFiles) -> tuple[ServedModel, OutOfDistributionDetector | None]:
-    """Load the model and its OOD detector from these files; the last result is cached."""
+def model_of(files: ModelFiles) -> ServedModel:
+    """Load the model from these files; the last one is cached."""
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         for name, content in files.contents:
             (Path(scratch) / name).write_bytes(content)
-        return ServedModel.load(Path(scratch)), load_detector(Path(scratch))
+        return ServedModel.load(Path(scratch))
 
 
 @contextmanager
