@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The old file is never opened for writing: under DVC it can be a read-only link into the cache.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial_path(path)
     try:
         yield partial
         partial.replace(path)
@@ -28,15 +29,19 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill; on success it replaces `path`, else it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial_path(path)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial_path(path: Path) -> Path:
+    """Return a path beside `path` that nothing else writes to: no thread, and no process of another container."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 def write_text(path: Path, text: str) -> None:
