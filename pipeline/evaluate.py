@@ -23,6 +23,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.metrics import scores
 from pipeline.models.network import as_tf_function
 from pipeline.params import Params
+from pipeline.safe_text import cells
 from pipeline.stage import run_main, stage_main
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def run(
         with replacing(path) as partial:
             table.to_parquet(partial, index=False)
     with replacing(slices) as partial:
-        slice_table(with_measures(predicted, datasets), threshold).to_csv(partial, index=False)
+        cells(slice_table(with_measures(predicted, datasets), threshold)).to_csv(partial, index=False)
     write_json(architecture, describe_layers(classifier.model))
     write_json(scores, summary)
     write_metrics(summary, metrics, external_metrics)

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pipeline.safe_text import printable
+
 MAX_SHOWN_CHARACTERS = 200  # of a text from outside, such as a path
 
 # Matplotlib does not support CSS variables: it draws in these placeholders, which `svg` replaces with variables.
@@ -88,16 +90,11 @@ def _number(value: float | None) -> str:
 
 
 def shown(text: str, max_characters: int = MAX_SHOWN_CHARACTERS) -> str:
-    """Return a text from outside on one line, without invisible characters and without the middle of a long text.
-
-    Escaped are, for example, line breaks, marks of the reading direction, and bytes of a file name that are not UTF-8.
-    """
+    """Return a text from outside on one line, printable and without the middle of a long text."""
     if len(text) > max_characters:
         half = max_characters // 2
         text = f"{text[:half]} … {text[-half:]}"
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
+    return printable(text)
 
 
 def _jpeg(pixels: npt.NDArray[np.uint8], size_px: int, quality: int) -> str:

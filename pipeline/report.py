@@ -15,6 +15,7 @@ from pipeline.evaluation.plots import plot_tables
 from pipeline.evaluation.report_page import dataset_facts, named_sets, render, weights_of
 from pipeline.files import replacing_folder, write_text
 from pipeline.params import Params
+from pipeline.safe_text import on_texts, text_of_cell
 from pipeline.stage import run_main, stage_main
 
 
@@ -65,7 +66,7 @@ def run(
 def read_slices(path: Path) -> pd.DataFrame:
     """Return the table of `slice_table` that evaluate wrote to a CSV file."""
     texts = dict.fromkeys(("set", "kind", "slice"), str)  # a photo may be named by a number, or "NA"
-    return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values="")
+    return on_texts(pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=""), text_of_cell)
 
 
 main = stage_main(run)

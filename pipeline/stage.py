@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
 from pipeline.errors import CracksError
+from pipeline.safe_text import printable_lines
 
 # Packages that come with an extra of pyproject.toml, by the names under which they are imported.
 EXTRAS = {"boto3": "server", "distributed": "cluster", "psycopg2": "server"}
@@ -44,9 +45,19 @@ def stage_main(run: Callable[..., None]) -> Callable[[], None]:
     return main
 
 
+class PrintableFormatter(logging.Formatter):
+    """Writes messages so that no name in them, such as that of a file, can hide or change anything in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message of a record."""
+        return printable_lines(super().format(record))
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a stage's `main` and exit: 0 done, 1 defect, 2 bad input, 3 refused, 4 a service is away."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(PrintableFormatter())
+    logging.basicConfig(handlers=[to_stderr])
     for ours in ("pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
     # Started by path, as cron and systemd do, it still starts the programs of its own environment, such as dvc.
@@ -54,7 +65,7 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except CracksError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(printable_lines(f"error: {error}"), file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:

@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,13 @@ def test_each_image_has_its_path_probability_and_label(tmp_path, found):
     assert table["probability"].tolist() == sorted(table["probability"], reverse=True)
     assert table["error"].tolist() == ["", "", ""]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.csv"]
+
+
+def test_no_name_is_a_formula_and_none_hides_its_direction(tmp_path, found, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "a\u202egpj.png", "caf\udce9.png"]
+    run(found, [save_grey(Path(name), 0) for name in names], tmp_path / "scores.csv")
+    assert table_of("scores.csv")["path"].tolist() == ["'=1+1.png", r"a\u202egpj.png", r"caf\udce9.png"]
 
 
 def test_images_of_mixed_sizes_keep_their_order(tmp_path, model):

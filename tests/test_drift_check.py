@@ -148,13 +148,12 @@ def test_the_most_worth_are_unsure_or_far_and_every_photo_gives_its_best_first()
 def test_images_that_still_exist_are_copied_beside_the_list(tmp_path):
     (tmp_path / "here.jpg").write_bytes(b"image")
     chosen = pd.DataFrame({"path": [str(tmp_path / "here.jpg"), str(tmp_path / "gone.jpg"), None]})
+    chosen = pd.concat([chosen, pd.DataFrame({"path": ["=gone.jpg"]})], ignore_index=True)
     assert export(chosen, tmp_path / "out") == 1
     assert (tmp_path / "out" / "0000-here.jpg").read_bytes() == b"image"
-    assert pd.read_csv(tmp_path / "out" / "list.csv", keep_default_na=False)["file"].tolist() == [
-        "0000-here.jpg",
-        "",
-        "",
-    ]
+    written = pd.read_csv(tmp_path / "out" / "list.csv", keep_default_na=False)
+    assert written["file"].tolist() == ["0000-here.jpg", "", "", ""]
+    assert written["path"][3] == "'=gone.jpg"
 
 
 def manifest(dataset, n_photos, n_tiles, *, with_photos):

@@ -57,6 +57,15 @@ def test_each_photo_has_a_picture_a_table_and_a_report_and_the_folder_a_page(tmp
     assert report(out, "b")["model"] == f"the model in {found.folder}"
 
 
+def test_no_name_is_a_formula_and_none_hides_its_direction(tmp_path, found, photos, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [photos[0].rename("=1+1.jpg"), photos[1].rename("-a\u202egpj.jpg"), photos[2].rename("caf\udce9.jpg")]
+    run(found, names, Path("out"), PARAMS)
+    expected = {r"caf\udce9.jpg", r"'-a\u202egpj.jpg", "'=1+1.jpg"}
+    assert set(pd.read_csv("out/summary.csv")["photo"]) == expected
+    assert set(pd.concat(map(pd.read_csv, Path("out").glob("*.tiles.csv")))["photo"]) == expected
+
+
 def test_the_most_cracked_photo_comes_first(tmp_path, found, photos):
     summary = run(found, photos, tmp_path / "out", PARAMS)
     assert summary["name"].tolist() == ["b", "c", "a"]
@@ -116,7 +125,7 @@ def test_files_of_one_name_from_two_folders_do_not_collide(tmp_path, found, phot
 def test_a_name_too_long_for_more_endings_is_cut():
     path = Path("ä" * 126 + ".jpg")
     (name,) = names_of([path]).values()
-    assert len(f".{name}.cracks.jpg.4194304.partial".encode()) <= 255
+    assert len(f".{name}.cracks.jpg.4194304-01234567.partial".encode()) <= 255
 
 
 def test_files_that_cannot_be_mapped_are_rows_with_their_error(tmp_path, found, photos, encode):

@@ -16,6 +16,7 @@ from pipeline.evaluation.slices import slice_table
 from pipeline.models.metrics import scores
 from pipeline.params import Dataset
 from pipeline.report import read_slices, run
+from pipeline.safe_text import cells
 
 LEVELS = {"ours": [0, 50, 200, 230], "bridge": [60, 190, 210]}
 PREDICTIONS = pd.DataFrame(
@@ -133,13 +134,13 @@ def test_the_page_shows_the_mistakes_and_the_random_predictions_of_each_set(repo
     assert "doi" not in text
 
 
-@pytest.mark.parametrize("photos", [["1", "2", "NA", "4"], ["1", "2", "3", "4"]])
+@pytest.mark.parametrize("photos", [["1", "2", "NA", "4"], ["1", "2", "3", "4"], ["=1", "-2", "'@3", "4"]])
 def test_slices_are_read_as_they_were_written_whatever_photos_are_called(tmp_path, photos):
     several = pd.concat([PREDICTIONS[PREDICTIONS["split"] == "test"].assign(photo=photos)] * 30, ignore_index=True)
     several["group"] = [f"g{row // 4}" for row in several.index]
     table = slice_table(several, 0.5)
     assert {*photos} <= set(table["slice"])
-    table.to_csv(tmp_path / "slices.csv", index=False)
+    cells(table).to_csv(tmp_path / "slices.csv", index=False)
     pd.testing.assert_frame_equal(read_slices(tmp_path / "slices.csv"), table, check_exact=True, check_dtype=False)
 
 

@@ -28,6 +28,7 @@ from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.inference.served import ServedModel, bounded_batches
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, embeddings_of
 from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
+from pipeline.safe_text import as_utf8, cells
 
 PART_IMAGES = 64
 MAX_PART_BYTES = 10_000_000  # bounds what a kill loses, and what is sent to a worker at once
@@ -178,16 +179,16 @@ def run(
     with _buffered(on_scored) as add, tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar:
         bar.update(len(paths) - sum(len(parts[part]) for part in missing))
         for part, table in tables:
-            table = table.assign(path=[str(path) for path in parts[part]])
+            table = table.assign(path=[as_utf8(path) for path in parts[part]])
             with replacing(part) as partial:
                 table[COLUMNS].to_csv(partial, index=False)
             add(table)
             bar.update(len(table))
     counts: Counter[str] = Counter()
-    with replacing(out) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with replacing(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         for number, part in enumerate(parts):
-            table = pd.read_csv(part, keep_default_na=False, encoding_errors="surrogateescape")
+            table = pd.read_csv(part, keep_default_na=False)
             counts.update(table["label"])
-            table.to_csv(file, index=False, header=number == 0)
+            cells(table).to_csv(file, index=False, header=number == 0)
     shutil.rmtree(unfinished)
     return dict(counts)

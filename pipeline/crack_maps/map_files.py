@@ -32,6 +32,7 @@ from pipeline.inference.openvino_cpu import Outputs
 from pipeline.inference.out_of_distribution import load_detector, missed_cracks
 from pipeline.params import Map
 from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
+from pipeline.safe_text import as_utf8, cells
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"  # a photo of many tiles advances it bit by bit
 JPEG_QUALITY = 85
@@ -72,12 +73,12 @@ class PhotoFiles:
 
 def names_of(paths: Sequence[Path]) -> dict[Path, str]:
     """Return a name for the files of each photo: its own name, with a hash of its path if two photos share one."""
-    n_photos = Counter(path.stem.casefold() for path in paths)
-    names = {path: path.stem for path in paths}
+    names = {path: as_utf8(Path(path.stem)) for path in paths}
+    n_photos = Counter(name.casefold() for name in names.values())
     for path, stem in names.items():
-        if n_photos[stem.casefold()] > 1 or len(stem.encode(errors="surrogateescape")) > MAX_NAME_BYTES:
+        if n_photos[stem.casefold()] > 1 or len(stem.encode()) > MAX_NAME_BYTES:
             digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:8]
-            short = stem.encode(errors="surrogateescape")[:MAX_NAME_BYTES].decode(errors="ignore")
+            short = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
             names[path] = f"{short}-{digest}"
     return names
 
@@ -88,7 +89,7 @@ def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[s
     review = tiles[tiles["label"] == "review"].sort_values(["reason", "probability"], ascending=False)
     keep = not job.strip_location
     return {
-        "photo": str(path),
+        "photo": as_utf8(path),
         "width": crack_map.width_px,
         "height": crack_map.height_px,
         "time": photo.time if keep else None,
@@ -125,9 +126,9 @@ def map_photo(
         return str(error)
     picture, caption = io.BytesIO(), " ".join(crack_map.notes()[:2])
     overlay_picture(photo.pixels, crack_map, caption).save(picture, "JPEG", quality=JPEG_QUALITY)
-    tiles = crack_map.tiles.assign(photo=str(path), probability=crack_map.tiles["probability"].round(4))
+    tiles = crack_map.tiles.assign(photo=as_utf8(path), probability=crack_map.tiles["probability"].round(4))
     return PhotoFiles(
-        picture.getvalue(), tiles[TILE_COLUMNS].to_csv(index=False), report_of(path, photo, crack_map, job)
+        picture.getvalue(), cells(tiles[TILE_COLUMNS]).to_csv(index=False), report_of(path, photo, crack_map, job)
     )
 
 
@@ -185,7 +186,7 @@ def summary_of(out: Path, names: dict[Path, str], errors: dict[Path, str]) -> pd
     for path, name in names.items():
         report = {} if path in errors else finished_report(out, name) or {}
         place = report.get("place") or {}
-        rows.append({**report, **place, "photo": str(path), "name": name, "error": errors.get(path, "")})
+        rows.append({**report, **place, "photo": as_utf8(path), "name": name, "error": errors.get(path, "")})
     table = pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
     order = ["share_cracked", "share_review", "max_probability"]
     return table.sort_values(order, ascending=False, na_position="last", kind="stable", ignore_index=True)
@@ -236,7 +237,7 @@ def run(
                 bar.update(max(0.0, n_mapped - bar.n))
     summary = summary_of(out, names, errors)
     with replacing(out / "summary.csv") as partial:
-        summary.to_csv(partial, index=False, errors="surrogateescape")
+        cells(summary).to_csv(partial, index=False)
     missed = missed_cracks(load_detector(found.folder))
     write_text(out / "index.html", render_maps(out, summary, found.description, missed))
     return summary

@@ -45,7 +45,7 @@ def _cards(out: Path, names: "pd.Series[str]") -> Iterator[dict[str, Any]]:
     for name in names:
         report = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
         endings = (".cracks.jpg", ".tiles.csv", ".json")
-        links = {ending: quote(f"{name}{ending}", errors="surrogateescape") for ending in endings}
+        links = {ending: quote(f"{name}{ending}") for ending in endings}
         yield {**report, "name": name, "links": links, "thumbnail": _thumbnail(out / f"{name}.cracks.jpg")}
 
 

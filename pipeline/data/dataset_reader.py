@@ -30,6 +30,7 @@ from pipeline.data.sources import Batch, batches_of, read_batch
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
 from pipeline.params import Dataset, Limits
+from pipeline.safe_text import cell, on_texts
 
 log = logging.getLogger(__name__)
 
@@ -189,5 +190,5 @@ def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
     with replacing_folder(out) as folder, (folder / IMAGES_FILE).open("wb") as packed:
         inventory, quarantine = read_dataset(dataset, limits, packed)
         inventory.to_parquet(folder / INVENTORY_FILE, index=False)
-        quarantine.to_csv(folder / QUARANTINE_FILE, index=False)
+        on_texts(quarantine, cell).to_csv(folder / QUARANTINE_FILE, index=False)
     log.info("%s: %d images, %d files in quarantine", dataset.source, len(inventory), len(quarantine))

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from pipeline.safe_text import on_texts, text_of_cell
+
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 Sizes = npt.NDArray[np.int64]  # (n, 2): height, width in pixels
 
@@ -121,7 +123,7 @@ def image_statistics(pixels: Pixels) -> dict[str, float]:
 def read_quarantine(folder: Path) -> pd.DataFrame:
     """Return the files that `ingest` did not use: columns batch, path, reason, is_image (the image is readable)."""
     table = pd.read_csv(folder / QUARANTINE_FILE, keep_default_na=False)  # a file may be named "NA"
-    return table.astype({"is_image": bool})
+    return on_texts(table, text_of_cell).astype({"is_image": bool})
 
 
 class Images(Protocol):

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, Validatio
 
 from pipeline.errors import CracksError
 from pipeline.params import Label
+from pipeline.safe_text import text_of_cell
 
 REVIEWS_FILE = "reviews.csv"
 COLUMNS = ("path", "label", "reviewer", "time", "sha256", "photo", "model_version")
@@ -93,7 +94,7 @@ def _disputes(images: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _review(row: dict[str, str | None], where: str) -> Review:
-    values = {name: (row[name] or "").strip() for name in COLUMNS}
+    values = {name: text_of_cell((row[name] or "").strip()) for name in COLUMNS}
     try:
         return Review.model_validate(values)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from pipeline.monitoring.monitored_model import MonitoredModel, monitored_model
 from pipeline.monitoring.prediction_log import Embeddings, PredictionLog
 from pipeline.params import Params
 from pipeline.project import LOG_FOLDER
+from pipeline.safe_text import cells
 
 COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"]  # distance of embeddings, worth 0..1
 
@@ -56,7 +57,7 @@ def export(chosen: pd.DataFrame, folder: Path) -> int:
     """
     with replacing_folder(folder) as partial:
         files = [_copied(path, place, partial) for place, path in enumerate(chosen["path"])]
-        chosen.assign(file=files).to_csv(partial / "list.csv", index=False)
+        cells(chosen.assign(file=files)).to_csv(partial / "list.csv", index=False)
     return sum(map(bool, files))
 
 
