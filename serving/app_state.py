@@ -1,4 +1,4 @@
-"""Resources that the routes share: settings, model, metrics, decoder, batcher and recorder."""
+"""Resources that the routes share: settings, model, metrics, decoders, batcher and recorder."""
 
 import threading
 from http import HTTPStatus
@@ -15,7 +15,9 @@ from serving.limits import RETRY_SOON
 from serving.problems import Problem
 from serving.prometheus_metrics import Metrics
 from serving.recording import IMAGES, KeptImages, Recorder
-from serving.uploads import MEGA, Decoder
+from serving.uploads import Decoder
+
+IMAGES_PART = 10  # of the pixels that are decoded at once, one in so many is for single images
 
 
 class AppState:
@@ -26,7 +28,12 @@ class AppState:
         self.holder = holder
         self.metrics = Metrics(holder)
         self.batcher = Batcher(settings.batch_wait_ms, settings.max_batch_images, self.metrics.batch.observe)
-        self.decoder = Decoder(settings.max_decoded_megapixels * MEGA)
+        # Apart, so that photos, which take seconds, delay no image.
+        n_requests, on_slow = settings.max_requests, self.metrics.slow_decoders.inc
+        largest, total = settings.max_image_megapixels, settings.max_decoded_megapixels
+        for_images = min(max(largest, total // IMAGES_PART), total - settings.max_photo_megapixels)
+        self.image_decoder = Decoder(largest, for_images, n_requests, on_slow)
+        self.photo_decoder = Decoder(settings.max_photo_megapixels, total - for_images, n_requests, on_slow)
         max_mb = settings.kept_images_mb
         images = None if max_mb is None else KeptImages(prediction_log.folder / IMAGES, max_mb)
         self.recorder = Recorder(prediction_log, images, self.metrics.dropped.inc)
@@ -43,7 +50,8 @@ class AppState:
         self._stopping.set()
         self.holder.stop()
         self.batcher.close()
-        self.decoder.close()
+        self.image_decoder.close()
+        self.photo_decoder.close()
         self.recorder.stop()
 
     def loaded_model(self) -> LoadedModel:

@@ -1,11 +1,13 @@
 """Limits of requests: API key, size, time, number at once, decoded pixels. Plain ASGI, so that a refusal is cheap."""
 
 import asyncio
+import heapq
+import itertools
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -52,32 +54,45 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
 
+@dataclass(eq=False)
+class _Running:
+    """A request, and what has been received of it."""
+
+    deadline: asyncio.Timeout
+    n_bytes: int = 0
+    is_complete: bool = False
+    is_evicted: bool = False
+
+
 class RequestLimits:
-    """Refuses requests to the API without the key, too large or too many at once; ends those that take too long."""
+    """Refuses requests to the API without the key, too large or too many at once; ends those that take too long.
+
+    Only complete requests count towards `max_requests`, so that slow senders keep nobody else from an answer. Where
+    the bodies of all requests together are too large, the largest one that is still incomplete is refused.
+    """
 
     def __init__(self, app: ASGIApp, settings: Serve, api_key: str | None) -> None:
         self._app = app
         self._settings = settings
         self._max_bytes = settings.max_body_mb * 1_000_000
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
-        self._n_requests = 0
-        self._n_bytes = 0  # received by running requests
+        self._running: list[_Running] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle or refuse a request."""
         if scope["type"] != "http" or not scope["path"].startswith(LIMITED_PREFIX):
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         try:
-            self._check(Headers(scope=scope))
+            self._check(headers)
+            self._check_number()
         except Problem as problem:
             await problems.response(problem)(scope, receive, send)
             return
-        self._n_requests += 1
-        try:
-            await self._answer(scope, receive, send)
-        finally:
-            self._n_requests -= 1
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        running = _Running(asyncio.timeout(self._settings.max_seconds), is_complete=not has_body)
+        await self._answer(running, scope, receive, send)
 
     def _check(self, headers: Headers) -> None:
         given = headers.get("authorization", "").encode()
@@ -90,23 +105,17 @@ class RequestLimits:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_bytes:
             raise self._too_large()
-        if self._n_requests >= self._settings.max_requests:
+
+    def _check_number(self) -> None:
+        if sum(running.is_complete for running in self._running) >= self._settings.max_requests:
             raise _busy()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        n_received = 0
+    async def _answer(self, running: _Running, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
 
         async def receive_limited() -> Message:
-            nonlocal n_received
             message = await receive()
-            n_bytes = len(message.get("body", b""))
-            n_received += n_bytes
-            self._n_bytes += n_bytes
-            if self._n_bytes > MAX_FULL_BODIES * self._max_bytes:
-                raise _busy()
-            if n_received > self._max_bytes:
-                raise self._too_large()
+            self._count(running, message)
             return message
 
         async def send_and_record(message: Message) -> None:
@@ -115,8 +124,12 @@ class RequestLimits:
             await send(message)
 
         try:
-            async with asyncio.timeout(self._settings.max_seconds):
-                await self._app(scope, receive_limited, send_and_record)
+            async with running.deadline:
+                self._running.append(running)
+                try:
+                    await self._app(scope, receive_limited, send_and_record)
+                finally:
+                    self._running.remove(running)
         except TimeoutError:
             if has_started:  # the client stopped reading the answer
                 return
@@ -125,9 +138,23 @@ class RequestLimits:
                 f"The answer took more than {self._settings.max_seconds:g} s. Send less at once, or try again later.",
                 headers=RETRY_SOON,
             )
-            await problems.response(late)(scope, receive, send)
-        finally:
-            self._n_bytes -= n_received
+            await problems.response(_busy() if running.is_evicted else late)(scope, receive, send)
+
+    def _count(self, running: _Running, message: Message) -> None:
+        """Count what was received. Raises Problem if it is too much."""
+        running.n_bytes += len(message.get("body", b""))
+        if running.n_bytes > self._max_bytes:
+            raise self._too_large()
+        if sum(one.n_bytes for one in self._running if not one.is_evicted) > MAX_FULL_BODIES * self._max_bytes:
+            waiting = [one for one in self._running if not one.is_complete and not one.is_evicted]
+            largest = max(waiting, key=lambda one: one.n_bytes, default=running)
+            if largest is running:
+                raise _busy()
+            largest.is_evicted = True
+            largest.deadline.reschedule(0)
+        if not running.is_complete and not message.get("more_body"):
+            self._check_number()
+            running.is_complete = True
 
     def _too_large(self) -> Problem:
         return Problem(
@@ -145,26 +172,38 @@ def _busy() -> Problem:
 
 
 class PixelBudget:
-    """Limits the decoded pixels in memory; requests that exceed it wait, first come, first served."""
+    """Limits the decoded pixels in memory; requests that exceed it wait, those of the lowest rank first."""
 
     def __init__(self, n_pixels: int) -> None:
         self._n_free = n_pixels
-        self._first_in_line = asyncio.Lock()  # which is fair
-        self._released = asyncio.Event()
+        self._line: list[tuple[int, int, int, asyncio.Future[None]]] = []  # a heap: rank, number, pixels, its turn
+        self._numbers = itertools.count()  # equal ranks: first come, first served
 
-    @asynccontextmanager
-    async def reserve(self, n_pixels: int) -> AsyncIterator[None]:
-        """Reserve `n_pixels`, at most the total budget, inside the block."""
-        async with self._first_in_line:
-            while n_pixels > self._n_free:
-                self._released.clear()
-                await self._released.wait()
-            self._n_free -= n_pixels
+    async def acquire(self, n_pixels: int, rank: int = 0) -> None:
+        """Reserve `n_pixels`, at most the total budget, until `release`."""
+        turn = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._line, (rank, next(self._numbers), n_pixels, turn))
+        self._admit()
         try:
-            yield
-        finally:
-            self._n_free += n_pixels
-            self._released.set()
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._admit()  # those behind it
+            else:
+                self.release(n_pixels)
+            raise
+
+    def release(self, n_pixels: int) -> None:
+        """Return what was reserved."""
+        self._n_free += n_pixels
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._line and (self._line[0][3].cancelled() or self._line[0][2] <= self._n_free):
+            *_, n_pixels, turn = heapq.heappop(self._line)
+            if not turn.cancelled():
+                self._n_free -= n_pixels
+                turn.set_result(None)
 
 
 class WorkCancelledError(Exception):

@@ -39,6 +39,9 @@ class Metrics:
             "Images that could not be logged or stored for lack of time or space",
             registry=self._registry,
         )
+        self.slow_decoders = Counter(
+            "cracks_slow_decoders", "Images that took more than a second to decode", registry=self._registry
+        )
         self._registry.register(_ModelCollector(holder))
 
     def text(self) -> bytes:

@@ -21,27 +21,31 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Response
-from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints
 
 from pipeline.data.images import Pixels, encode_png
 from pipeline.data.reviews import COLUMNS, REVIEWS_FILE
 from pipeline.files import replacing, write_text
 from pipeline.inbox.batches import COMPLETION_SUFFIX
 from pipeline.params import Label
+from pipeline.safe_text import cell, printable
 from serving.app_state import State
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
-from serving.uploads import Files, read_uploads
+from serving.uploads import MEGA, Files
 
 log = logging.getLogger(__name__)
 
 ZIP = "application/zip"
 BINARY = {"type": "string", "format": "binary"}
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time of the format: equal reviews make equal archives
+MAX_TILES_MEGAPIXELS = 270  # of a request, which the archive holds in memory: 5000 tiles of 227 px
 router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
 # No first character that a spreadsheet takes for a formula, and no control characters.
 Reviewer = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[\w][^\x00-\x1f\x7f]*$")
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=80, pattern=r"^[\w][^\x00-\x1f\x7f]*$"),
+    AfterValidator(printable),
 ]
 
 
@@ -95,18 +99,24 @@ async def review(
     reviews: Annotated[Json[Reviews], Form(description="JSON: a label for each reviewed tile")],
 ) -> Response:
     """Make a batch to train on from a reviewer's labels, in the inbox or, if none is configured, in the answer."""
-    uploads = await read_uploads(files, state.settings.max_files, state.settings.max_photo_megapixels)
+    n_pixels = sum(tile.size**2 for tile in reviews.tiles)
+    if n_pixels > MAX_TILES_MEGAPIXELS * MEGA:
+        raise Problem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"The tiles have {n_pixels // MEGA} megapixels, more than {MAX_TILES_MEGAPIXELS}. Send fewer at once.",
+        )
+    uploads = await state.photo_decoder.read(files, state.settings.max_files)
     now = datetime.now(UTC)
     labelled: list[LabelledTile] = []
     for number, upload in enumerate(uploads):
         tiles = [tile for tile in reviews.tiles if tile.file == number]
         if tiles:
-            async with state.decoder.decoded(upload) as pixels:
+            async with state.photo_decoder.decoded(upload) as pixels:
                 labelled += await in_thread(bound(_cut_all, upload.name, pixels, tiles, reviews, now))
     if len(labelled) < len(reviews.tiles):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"The file of a tile is not among the {len(files)} sent.")
     archive = await asyncio.to_thread(write_archive, labelled)
-    name = batch_name(archive, now)
+    name = await asyncio.to_thread(batch_name, archive, now)
     if state.settings.inbox is None:
         return Response(archive, media_type=ZIP, headers={"Content-Disposition": f'attachment; filename="{name}.zip"'})
     try:
@@ -166,7 +176,7 @@ def write_archive(tiles: Sequence[LabelledTile]) -> bytes:
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(tile.row for tile in by_path.values())
+    writer.writerows({name: cell(text) for name, text in tile.row.items()} for tile in by_path.values())
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # stored: PNG is compressed already
         archive.writestr(zipfile.ZipInfo(REVIEWS_FILE, ZIP_TIME), table.getvalue())

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import threading
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial as bound
 from http import HTTPStatus
@@ -27,7 +28,7 @@ from serving.current_model import LoadedModel
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
 from serving.recording import ScoredImage
-from serving.uploads import Files, Upload, read_uploads
+from serving.uploads import MEGA, Files, Upload
 
 IN_DISTRIBUTION = "whether it is similar to the images that the model was validated on; absent or null: not recorded"
 MAX_PREVIEW_PX = 2048  # of the longer side
@@ -138,13 +139,24 @@ async def predict(
 ) -> PredictAnswer:
     """Return the probability of a crack for each image. For whole photos use `/v1/map`."""
     loaded = state.loaded_model()
-    uploads = await read_uploads(files, state.settings.max_files, state.settings.max_image_megapixels)
-    predictions = await asyncio.gather(*(_predict_one(state, loaded, upload, explain) for upload in uploads))
+    uploads = await state.image_decoder.read(files, state.settings.max_files)
+    # An overlay takes as long as a map.
+    decoder = state.photo_decoder if explain else state.image_decoder
+    rank = sum(upload.n_pixels for upload in uploads) // MEGA  # little work is not delayed by much work
+    predictions = await asyncio.gather(
+        *(_predict_one(state, loaded, decoder.decoded(upload, rank), upload, explain) for upload in uploads)
+    )
     return PredictAnswer(model_version=loaded.version.number, predictions=list(predictions))
 
 
-async def _predict_one(state: AppState, loaded: LoadedModel, upload: Upload, explain: bool) -> Prediction:
-    async with state.decoder.decoded(upload) as pixels:
+async def _predict_one(
+    state: AppState,
+    loaded: LoadedModel,
+    decoded: AbstractAsyncContextManager[Pixels],
+    upload: Upload,
+    explain: bool,
+) -> Prediction:
+    async with decoded as pixels:
         output = await state.batcher.submit(loaded.model, pixels)
         overlay = await in_thread(lambda _: _explain(loaded, pixels)) if explain else None
     state.recorder.put(
@@ -194,8 +206,8 @@ async def crack_map(
 ) -> MapAnswer:
     """Return the probability of a crack for each tile of a photo."""
     loaded = state.loaded_model()
-    [upload] = await read_uploads([file], 1, state.settings.max_photo_megapixels)
-    async with state.decoder.decoded(upload) as pixels:
+    [upload] = await state.photo_decoder.read([file], 1)
+    async with state.photo_decoder.decoded(upload) as pixels:
         crack_map = await in_thread(bound(_mapped, state, loaded, upload, pixels, mm_per_px))
         shown = await in_thread(lambda _: _data_url(_shrunk(pixels, MAX_PREVIEW_PX), "JPEG")) if preview else None
     return MapAnswer(

@@ -1,9 +1,11 @@
-"""Decodes uploads: checks their headers first, then decodes in threads, within the pixel budget."""
+"""Decodes uploads: checks their headers first, then decodes, both in threads and within the pixel budget."""
 
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial as bound
 from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -12,10 +14,13 @@ from fastapi import File, UploadFile
 
 from pipeline.data.images import Pixels, UnreadableImageError, decode, stored_size
 from pipeline.inference.openvino_cpu import N_THREADS
+from pipeline.safe_text import printable
 from serving.limits import PixelBudget, in_thread
 from serving.problems import Problem
 
 MEGA = 1_000_000
+SLOW_S = 1.0  # after which a decoder lets another one begin
+MAX_SLOW = 4  # slow decoders beside those that the processor has cores for
 Files = Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, TIFF or BMP")]
 
 
@@ -29,50 +34,81 @@ class Upload:
 
 
 class Decoder:
-    """Decodes uploads in threads, at most `max_pixels` at once."""
+    """Decodes uploads of at most `max_megapixels` each and `max_decoded_megapixels` at once."""
 
-    def __init__(self, max_pixels: int) -> None:
-        self._budget = PixelBudget(max_pixels)
-        self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="decoder")
+    def __init__(
+        self, max_megapixels: int, max_decoded_megapixels: int, max_requests: int, on_slow: Callable[[], object]
+    ) -> None:
+        """Set the limits, and what to call when a decoder takes more than SLOW_S."""
+        self._max_megapixels = max_megapixels
+        self._on_slow = on_slow
+        self._budget = PixelBudget(max_decoded_megapixels * MEGA)
+        # A thread for each request: one with slow headers delays no other.
+        self._headers = ThreadPoolExecutor(max_requests, thread_name_prefix="headers")
+        self._pool = ThreadPoolExecutor(N_THREADS + MAX_SLOW, thread_name_prefix="decoder")
+        self._turns = asyncio.Semaphore(N_THREADS)
+
+    async def read(self, files: list[UploadFile], max_files: int) -> list[Upload]:
+        """Return the files of a request. Raises Problem if there are too many, or one is no image or too large."""
+        if len(files) > max_files:
+            raise Problem(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(files)} files are more than {max_files}. Split the request."
+            )
+        contents = [await file.read() for file in files]
+        found = await in_thread(lambda _: [self._size_or_reason(content) for content in contents], self._headers)
+        names = [printable(_name_of(file, number)) for number, file in enumerate(files, start=1)]
+        if reasons := [f"{name}: {size}" for name, size in zip(names, found, strict=True) if isinstance(size, str)]:
+            raise unreadable_files(reasons)
+        return [
+            Upload(name, content, size)
+            for name, content, size in zip(names, contents, found, strict=True)
+            if isinstance(size, int)
+        ]
+
+    def _size_or_reason(self, content: bytes) -> int | str:
+        """Return the number of pixels by the header of a file, or why it is refused."""
+        try:
+            height, width = stored_size(content)
+        except UnreadableImageError as error:
+            return str(error)
+        if height * width > self._max_megapixels * MEGA:
+            return f"{width} x {height} px is more than {self._max_megapixels} megapixels"
+        return height * width
 
     @asynccontextmanager
-    async def decoded(self, upload: Upload) -> AsyncIterator[Pixels]:
+    async def decoded(self, upload: Upload, rank: int = 0) -> AsyncIterator[Pixels]:
         """Yield the pixels of an upload, uint8 (height, width, 3); they count towards the budget inside the block.
 
-        Raises Problem if the file is damaged.
+        Among those that wait, the lowest `rank` is next. A request can end before the decoder, which nothing
+        interrupts; the pixels count until that has ended too. Raises Problem if the file is damaged.
         """
-        async with self._budget.reserve(upload.n_pixels):
-            try:
-                pixels = await in_thread(lambda _: decode(upload.content), self._pool)
-            except UnreadableImageError as error:
-                raise unreadable_files([f"{upload.name}: {error}"]) from None
-            yield pixels
+        await self._budget.acquire(upload.n_pixels, rank)
+        decoding: Future[Pixels] | None = None
+        try:
+            async with self._turns:
+                decoding = self._pool.submit(decode, upload.content)
+                answer = asyncio.wrap_future(decoding)
+                if not (await asyncio.wait([answer], timeout=SLOW_S))[0]:
+                    self._on_slow()
+            yield await answer
+        except UnreadableImageError as error:
+            raise unreadable_files([f"{upload.name}: {error}"]) from None
+        finally:
+            release = bound(self._budget.release, upload.n_pixels)
+            if decoding is None or decoding.cancel() or decoding.done():
+                release()
+            else:
+                loop = asyncio.get_running_loop()
+                decoding.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
 
     def close(self) -> None:
         """Wait for running work."""
+        self._headers.shutdown()
         self._pool.shutdown()
 
 
-async def read_uploads(files: list[UploadFile], max_files: int, max_megapixels: int) -> list[Upload]:
-    """Return the files of a request. Raises Problem if there are too many, or one is not an image or too large."""
-    if len(files) > max_files:
-        raise Problem(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(files)} files are more than {max_files}. Split the request."
-        )
-    uploads, reasons = [], []
-    for number, file in enumerate(files, start=1):
-        name = PurePosixPath((file.filename or f"file {number}").replace("\\", "/")).name
-        content = await file.read()
-        try:
-            height, width = stored_size(content)
-            if height * width > max_megapixels * MEGA:
-                raise UnreadableImageError(f"{width} x {height} px is more than {max_megapixels} megapixels")
-            uploads.append(Upload(name, content, height * width))
-        except UnreadableImageError as error:
-            reasons.append(f"{name}: {error}")
-    if reasons:
-        raise unreadable_files(reasons)
-    return uploads
+def _name_of(file: UploadFile, number: int) -> str:
+    return PurePosixPath((file.filename or f"file {number}").replace("\\", "/")).name
 
 
 def unreadable_files(reasons: list[str]) -> Problem:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ from pipeline.params import load_params
 from serving.limits import PixelBudget, RequestLimits, WorkCancelledError, in_thread
 from serving.problems import Problem, response
 
+
+@asynccontextmanager
+async def reserved(budget, n_pixels, rank=0):
+    await budget.acquire(n_pixels, rank)
+    try:
+        yield
+    finally:
+        budget.release(n_pixels)
+
+
 SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve.model_copy(update={"max_body_mb": 1})
 
 
@@ -21,7 +32,7 @@ def test_what_fits_does_not_wait_and_what_does_not_waits_its_turn():
         budget, order = PixelBudget(10), []
 
         async def use(name, n_pixels, leave):
-            async with budget.reserve(n_pixels):
+            async with reserved(budget, n_pixels):
                 order.append(name)
                 await leave.wait()
 
@@ -48,7 +59,7 @@ def test_the_budget_is_never_exceeded_and_always_released(uses):
 
         async def use(n_pixels):
             nonlocal n_used, most
-            async with budget.reserve(n_pixels):
+            async with reserved(budget, n_pixels):
                 n_used += n_pixels
                 most = max(most, n_used)
                 try:
@@ -62,7 +73,7 @@ def test_the_budget_is_never_exceeded_and_always_released(uses):
             if is_cancelled:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with asyncio.timeout(5), budget.reserve(10):
+        async with asyncio.timeout(5), reserved(budget, 10):
             pass
         return most
 
@@ -74,16 +85,16 @@ def test_a_request_cancelled_just_after_its_reservation_releases_the_pixels():
         budget = PixelBudget(10)
 
         async def use():
-            async with budget.reserve(10):
+            async with reserved(budget, 10):
                 raise AssertionError("it was cancelled")
 
-        async with budget.reserve(10):
+        async with reserved(budget, 10):
             waiting = asyncio.create_task(use())
             await asyncio.sleep(0)
         waiting.cancel()  # after its turn has come, before it could run
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        async with asyncio.timeout(5), budget.reserve(10):
+        async with asyncio.timeout(5), reserved(budget, 10):
             pass
 
     asyncio.run(main())
@@ -93,9 +104,9 @@ def test_a_failure_inside_the_block_releases_the_pixels():
     async def main():
         budget = PixelBudget(10)
         with pytest.raises(RuntimeError):
-            async with budget.reserve(10):
+            async with reserved(budget, 10):
                 raise RuntimeError
-        async with asyncio.timeout(5), budget.reserve(10):
+        async with asyncio.timeout(5), reserved(budget, 10):
             pass
 
     asyncio.run(main())
@@ -137,6 +148,86 @@ def test_requests_whose_bodies_are_too_large_together_get_429():
 
     asyncio.run(main())
     assert statuses == [429] + [200] * 9
+
+
+def test_little_work_does_not_wait_for_much_work():
+    async def main():
+        budget, order = PixelBudget(10), []
+
+        async def use(rank):
+            async with reserved(budget, 10, rank):
+                order.append(rank)
+
+        async with reserved(budget, 10):
+            tasks = [asyncio.create_task(use(rank)) for rank in (2, 1, 0, 1)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(main()) == [0, 1, 1, 2]
+
+
+class Uploads:
+    """The limits before an app that answers 200 once it has the body; `statuses` has the answers in their order."""
+
+    def __init__(self, **changed):
+        self.statuses = []
+        self._gate = RequestLimits(self._app, SETTINGS.model_copy(update=changed), api_key=None)
+
+    async def send(self, *parts, then=None):
+        """Send a body in parts, each of them a number of bytes; wait for the event `then` before the last part."""
+        sent = 0
+
+        async def receive():
+            nonlocal sent
+            sent += 1
+            if sent == len(parts) and then is not None:
+                await then.wait()
+            return {"type": "http.request", "body": bytes(parts[sent - 1]), "more_body": sent < len(parts)}
+
+        async def answer(message):
+            if message["type"] == "http.response.start":
+                self.statuses.append(message["status"])
+
+        headers = [(b"content-length", b"1")]
+        await self._gate({"type": "http", "path": "/v1/predict", "headers": headers}, receive, answer)
+
+    async def _app(self, scope, receive, send):
+        try:
+            while (await receive())["more_body"]:
+                await asyncio.sleep(0)
+        except Problem as problem:
+            await response(problem)(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+def test_slow_senders_keep_no_other_request_from_its_answer():
+    async def main():
+        uploads, never = Uploads(max_requests=2, max_seconds=0.3), asyncio.Event()
+        slow = [asyncio.create_task(uploads.send(1, 1, then=never)) for _ in range(50)]
+        await asyncio.sleep(0)
+        await uploads.send(1)
+        assert uploads.statuses == [200]
+        await asyncio.gather(*slow)
+        return uploads.statuses
+
+    assert asyncio.run(main()) == [200] + [503] * 50
+
+
+def test_large_bodies_that_never_end_are_refused_before_smaller_ones():
+    async def main():
+        uploads, never = Uploads(max_seconds=5), asyncio.Event()
+        slow = [asyncio.create_task(uploads.send(999_000, 1, then=never)) for _ in range(8)]
+        await asyncio.sleep(0.01)
+        await uploads.send(100_000, 1)
+        await asyncio.sleep(0.01)
+        assert sorted(uploads.statuses) == [200, 429]
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    asyncio.run(main())
 
 
 async def cancelled_when(begun, work):

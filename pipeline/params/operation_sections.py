@@ -130,9 +130,10 @@ class Serve(Section):
 
     @model_validator(mode="after")
     def _check_max_decoded(self) -> "Serve":
-        largest = max(self.max_image_megapixels, self.max_photo_megapixels)
-        if self.max_decoded_megapixels < largest:
+        needed = self.max_image_megapixels + self.max_photo_megapixels
+        if self.max_decoded_megapixels < needed:
             raise ValueError(
-                f"max_decoded_megapixels is {self.max_decoded_megapixels}, but a single image may have {largest}"
+                f"max_decoded_megapixels is {self.max_decoded_megapixels}; for an image and a photo of the largest "
+                f"size at once it must be at least {needed}"
             )
         return self

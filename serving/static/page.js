@@ -5,11 +5,13 @@ import {Viewer, overlayColour} from "/static/viewer.js";
 
 const MAX_CONCURRENT_PHOTOS = 2; // one is uploaded while another is scored
 const THUMBNAIL_PX = 96;
+const MAX_TILES = 5000; // of a request for reviews
+const MAX_TILE_PIXELS = 270e6;
 const MAX_LISTED_TILES = 400; // more than anyone reviews in one photo
 const REVIEWER = "cracks-reviewer";
 
 const byId = (id) => document.getElementById(id);
-const photos = []; // {file, state: waiting|working|done|failed, map, message, item}
+const photos = []; // {file, name, state: waiting|working|done|failed, map, message, item}
 let model = null;
 let current = null; // the photo that is shown
 let listed = []; // its tiles in the list, in order
@@ -21,6 +23,10 @@ const viewer = new Viewer(byId("canvas"), (tile) => selectTile(tile, false));
 
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 1 : 0)} %`;
 const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+
+// As in the answers of the API: marks that reverse the direction of reading, and control characters, are written out.
+const printable = (text) =>
+  text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (char) => `\\u${char.codePointAt(0).toString(16).padStart(4, "0")}`);
 
 const errorText = (error) => (error instanceof ApiError && error.lines.length ? error.lines.join(" ") : error.message);
 
@@ -60,7 +66,7 @@ function askForKey() {
 
 function addPhotos(files) {
   for (const file of files) {
-    const photo = {file, state: "waiting", map: null, message: "waiting"};
+    const photo = {file, name: printable(file.name), state: "waiting", map: null, message: "waiting"};
     photo.item = photoItem(photo);
     byId("photo-list").append(photo.item);
     photos.push(photo);
@@ -115,7 +121,7 @@ function photoItem(photo) {
     "button",
     {type: "button", className: "photo"},
     element("canvas", {width: THUMBNAIL_PX, height: THUMBNAIL_PX}),
-    element("span", {className: "name", textContent: photo.file.name, title: photo.file.name}),
+    element("span", {className: "name", textContent: photo.name, title: photo.name}),
     element("span", {className: "state", textContent: photo.message}),
   );
   button.addEventListener("click", () => openPhoto(photo));
@@ -151,7 +157,7 @@ async function openPhoto(photo) {
     photo.picture = picture;
   }
   viewer.show(photo.picture, photo.map);
-  byId("canvas").setAttribute("aria-label", `${photo.file.name} with its map`);
+  byId("canvas").setAttribute("aria-label", `${photo.name} with its map`);
   byId("notes").replaceChildren(...(photo.map?.notes ?? []).map((text) => element("li", {textContent: text})));
   selected = null;
   showTiles();
@@ -290,11 +296,13 @@ function reviewRequests() {
     if (tiles.length === 0) continue;
     const last = requests.at(-1);
     const nBytes = photo.file.size;
+    const nPixels = tiles.reduce((sum, tile) => sum + tile.size ** 2, 0);
     const fits = last && last.version === photo.map.model_version && last.nBytes + nBytes < model.max_body_mb * 0.95e6
-      && last.photos.length < model.max_files && last.nTiles + tiles.length <= 5000;
-    if (fits) Object.assign(last, {nBytes: last.nBytes + nBytes, nTiles: last.nTiles + tiles.length});
+      && last.photos.length < model.max_files && last.nTiles + tiles.length <= MAX_TILES
+      && last.nPixels + nPixels <= MAX_TILE_PIXELS;
+    if (fits) Object.assign(last, {nBytes: last.nBytes + nBytes, nTiles: last.nTiles + tiles.length, nPixels: last.nPixels + nPixels});
     if (fits) last.photos.push({photo, tiles});
-    else requests.push({version: photo.map.model_version, nBytes, nTiles: tiles.length, photos: [{photo, tiles}]});
+    else requests.push({version: photo.map.model_version, nBytes, nTiles: tiles.length, nPixels, photos: [{photo, tiles}]});
   }
   return requests;
 }
