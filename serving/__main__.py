@@ -3,7 +3,8 @@
     python -m serving --params params.yaml [--host 127.0.0.1] [--port 8000]
 
 The server answers with the version under alias `production` in the registry that MLFLOW_TRACKING_URI names. If
-CRACKS_API_KEY is set, every request to /v1 needs that key.
+CRACKS_API_KEY is set, every request to /v1 needs that key. CRACKS_ALLOWED_HOSTS has the names under which the server
+is reached beside those of this machine, such as that of a proxy, separated by blanks.
 """
 
 import logging
@@ -19,12 +20,13 @@ from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import load_params
 from pipeline.project import LOG_FOLDER, project_root
 from pipeline.stage import run_main, stage_parser
+from serving.allowed_sites import ALLOWED_HOSTS
 from serving.app import create_app
+from serving.connections import ACCEPTED_AT_ONCE, REQUEST_S, GuardedProtocol, prepare_process
 from serving.current_model import ModelHolder
 from serving.wanted_version import Registry
 
 API_KEY = "CRACKS_API_KEY"
-IDLE_S = 30  # before a connection without a request is closed
 STOP_S = 20  # for running requests to end when the server is stopped
 
 
@@ -53,14 +55,16 @@ def main() -> None:
         holder,
         PredictionLog(project_root() / LOG_FOLDER, params.monitor.log_max_mb),
         os.environ.get(API_KEY) or None,
+        os.environ.get(ALLOWED_HOSTS, "").split(),
     )
     listening = _listen(args.host, args.port)
     host, port = listening.getsockname()[:2]
     logging.getLogger("serving").info("The page is at http://%s:%d", host, port)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=IDLE_S,
-        timeout_graceful_shutdown=STOP_S,
+        app, log_level="warning", access_log=False, server_header=False, http=GuardedProtocol, ws="none",
+        backlog=ACCEPTED_AT_ONCE, timeout_keep_alive=int(REQUEST_S), timeout_graceful_shutdown=STOP_S,
     )  # fmt: skip
+    prepare_process()
     uvicorn.Server(config).run([listening])
 
 

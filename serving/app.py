@@ -1,6 +1,6 @@
 """The app: its routes and middleware, and the routes that report its state."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -13,6 +13,7 @@ import pipeline
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
 from serving import problems, review_routes, scoring_routes
+from serving.allowed_sites import AllowedSites
 from serving.app_state import AppState, State
 from serving.current_model import ModelHolder
 from serving.limits import RequestLimits, SecurityHeaders
@@ -23,8 +24,14 @@ STATIC = Path(__file__).with_name("static")
 router = APIRouter()
 
 
-def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionLog, api_key: str | None) -> FastAPI:
-    """Return the API with its page; the app starts and stops `holder`."""
+def create_app(
+    settings: Serve,
+    holder: ModelHolder,
+    prediction_log: PredictionLog,
+    api_key: str | None,
+    host_names: Sequence[str] = (),
+) -> FastAPI:
+    """Return the API with its page, which answers under `host_names` too; the app starts and stops `holder`."""
     state = AppState(settings, holder, prediction_log)
 
     @asynccontextmanager
@@ -47,6 +54,7 @@ def create_app(settings: Serve, holder: ModelHolder, prediction_log: PredictionL
         app.include_router(routes)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_middleware(RequestLimits, settings=settings, api_key=api_key)
+    app.add_middleware(AllowedSites, names=host_names)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=state.metrics)
     return app

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from api_server import ROOT, Server
 from PIL import ExifTags, Image
 from tiny_model import DECISION, probability_of, write_tiny_model
 
+from pipeline.data.reviews import REVIEWS_FILE, read_reviews
 from pipeline.data.sources import find_images
 from pipeline.monitoring.labelling import export
 from pipeline.monitoring.prediction_log import PredictionLog
@@ -176,9 +178,22 @@ def test_openapi_describes_what_is_answered(client):
     assert "ProblemDetails" in schema["components"]["schemas"]
 
 
-def review(client, content, tiles, **changes):
+def test_a_page_of_another_site_gets_no_answer_and_no_name_leads_here(client, grey):
+    form = {"files": ("a.png", grey(40))}
+    for headers, status in (
+        ({}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Host": "evil.example"}, 421),
+    ):
+        answer = client.post("/v1/predict", files=form, headers=headers)
+        assert answer.status_code == status, answer.text
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
+
+
+def review(client, content, tiles, photo="deck 1.jpg", **changes):
     reviews = {"reviewer": "A. Reviewer", "model_version": "7", "tiles": tiles} | changes
-    return client.post("/v1/reviews", files={"files": ("deck 1.jpg", content)}, data={"reviews": json.dumps(reviews)})
+    return client.post("/v1/reviews", files={"files": (photo, content)}, data={"reviews": json.dumps(reviews)})
 
 
 def test_reviews_become_a_batch_with_exactly_the_pixels_of_the_photo(client, draw_tile, encode):
@@ -197,6 +212,16 @@ def test_reviews_become_a_batch_with_exactly_the_pixels_of_the_photo(client, dra
     assert lines[1].endswith(",deck 1.jpg,7")
 
 
+def test_the_table_of_reviews_has_no_formula_and_gives_back_the_name_of_the_photo(client, draw_tile, encode):
+    tiles = [{"file": 0, "x": 0, "y": 0, "size": 64, "label": "crack"}]
+    answer = review(client, encode(draw_tile(0), "PNG"), tiles, photo="=cmd\u202egpj")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        table = archive.read(REVIEWS_FILE)
+    assert table.decode().splitlines()[1].endswith(r",'=cmd\u202egpj,7")
+    [verdict] = read_reviews(table, "batch").values()
+    assert verdict.review.photo == r"=cmd\u202egpj"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -206,6 +231,7 @@ def test_reviews_become_a_batch_with_exactly_the_pixels_of_the_photo(client, dra
         ),
         ({"tiles": [{"file": 1, "x": 0, "y": 0, "size": 64, "label": "crack"}]}, "not among the 1 sent"),
         ({"reviewer": "=1+1"}, "reviewer"),
+        ({"tiles": [{"file": 0, "x": 0, "y": 0, "size": 4096, "label": "crack"}] * 20}, "megapixels, more than"),
         ({"reviewer": "  "}, "reviewer"),
         ({"tiles": []}, "tiles"),
         ({"tiles": [{"file": 0, "x": 0, "y": 0, "size": 64, "label": "perhaps"}]}, "label"),
@@ -213,7 +239,7 @@ def test_reviews_become_a_batch_with_exactly_the_pixels_of_the_photo(client, dra
 )
 def test_invalid_reviews_are_refused_with_a_reason(client, draw_tile, encode, change, words):
     answer = review(client, encode(draw_tile(0, size_px=128), "PNG"), **({"tiles": []} | change))
-    assert answer.status_code == 422
+    assert answer.status_code == (413 if "megapixels" in words else 422)
     assert words in answer.text
 
 
@@ -241,24 +267,23 @@ def test_without_the_key_nothing_is_answered(starter, tmp_path, grey):
 def test_a_request_above_the_limit_gets_429_with_retry_after(starter, tmp_path, grey):
     with Server(tmp_path, starter=starter, max_requests=1) as server:
         server.wait_until_ready()
-        leave = threading.Event()
+        answers = []
 
-        def slow():
-            yield b"--b\r\n"
-            leave.wait(20)
+        def ask(photo):
+            with server.client() as client:
+                while not any(answer.status_code == 429 for answer in answers) and len(answers) < 200:
+                    answers.append(client.post("/v1/map", files={"file": ("a.png", photo)}))
 
-        headers = {"Content-Type": "multipart/form-data; boundary=b"}
-        with server.client() as one, server.client() as other:
-            holding = threading.Thread(target=lambda: one.post("/v1/predict", content=slow(), headers=headers))
-            holding.start()
-            deadline_s = time.monotonic() + 10
-            while (answer := other.get("/v1/model")).status_code == 200 and time.monotonic() < deadline_s:
-                pass
-            leave.set()
-            holding.join()
-            assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
-            assert answer.headers["content-type"] == PROBLEM
-            assert predict(other, grey(40)).status_code == 200
+        asking = [threading.Thread(target=ask, args=(grey(40, 2000, 1500),)) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+        assert {answer.status_code for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert (refused.headers["retry-after"], refused.headers["content-type"]) == ("1", PROBLEM)
+        with server.client() as client:
+            assert predict(client, grey(40)).status_code == 200
 
 
 def test_a_request_that_takes_too_long_is_ended(starter, tmp_path):
@@ -308,13 +333,18 @@ def test_reviews_go_to_the_inbox_with_a_marker(starter, tmp_path, draw_tile, enc
     inbox = tmp_path / "inbox"
     with Server(tmp_path / "server", starter=starter, inbox=str(inbox)) as server:
         server.wait_until_ready()
-        with server.client() as client:
+        with server.client() as client, ThreadPoolExecutor(8) as pool:
             tiles = [{"file": 0, "x": 0, "y": 0, "size": 64, "label": "intact"}]
             answer = review(client, encode(draw_tile(0), "PNG"), tiles)
+            tiles = [{"file": 0, "x": 0, "y": 0, "size": 64, "label": "crack"}]
+            at_once = list(pool.map(lambda _: review(client, encode(draw_tile(1), "PNG"), tiles), range(16)))
         assert answer.status_code == 201
+        assert {one.status_code for one in at_once} == {201}
+        batches = {one.json()["batch"] for one in at_once}
         name = answer.json()["batch"]
         assert answer.json() == {"batch": name, "n_crack": 0, "n_intact": 1}
-        assert sorted(path.name for path in inbox.iterdir()) == [f"{name}.zip", f"{name}.zip.done"]
+        expected = {f"{batch}.zip{suffix}" for batch in {name, *batches} for suffix in ("", ".done")}
+        assert {path.name for path in inbox.iterdir()} == expected
 
 
 def test_without_a_model_the_server_is_healthy_and_not_ready(tmp_path, grey):

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from pipeline.project import INBOX, LOG_FOLDER
+from serving.__main__ import API_KEY
+from serving.allowed_sites import ALLOWED_HOSTS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "mlflow" / "compose.yaml").read_text(encoding="utf-8")
@@ -111,6 +113,12 @@ def test_the_api_sees_the_heartbeat_of_the_worker_and_both_know_whom_to_tell() -
     for name in ("worker", "api"):
         assert f"heartbeat:{folder}" in SERVICES[name]["volumes"]
         assert SERVICES[name]["environment"]["CRACKS_NOTIFY_URL"] == "${CRACKS_NOTIFY_URL:-}"
+
+
+def test_the_api_behind_the_proxy_asks_for_a_key_and_knows_its_name() -> None:
+    environment = SERVICES["api"]["environment"]
+    assert re.fullmatch(r"\$\{CRACKS_API_KEY:\?.*\}", environment[API_KEY])
+    assert re.fullmatch(r"\$\{CRACKS_HOST:\?.*\} api", environment[ALLOWED_HOSTS])
 
 
 def test_what_the_api_saw_is_where_the_worker_looks_for_drift() -> None:

@@ -53,7 +53,7 @@ def app_with(model, folder):
 
 
 def client_of(app):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
 def test_a_map_that_takes_too_long_is_stopped(tmp_path, encode):

@@ -44,6 +44,7 @@ SETTINGS = {
     "MLFLOW_API_PASSWORD": "of-the-readers",
     "MLFLOW_SECRET_KEY": "signs-forms",
     "PREFECT_PASSWORD": "of-prefect",
+    "CRACKS_API_KEY": "of-the-api",
 }
 PORTS = {"mlflow": 5000, "prefect": 4200, "store": 7070}  # in the compose file's own network
 DEADLINE_S = 180
