@@ -103,7 +103,7 @@ serve: .venv/installed $(STARTER)/decision.json  ## serve the API and its page a
 	@python -m serving --params params.yaml --port $(API_PORT) --starter $(STARTER)
 
 test: .venv/installed-dev lint  ## run the linters and all but the soak tests (CRACKS_REAL_DATA=DIR adds tests on real images)
-	@pytest -m "not soak" --numprocesses logical --maxprocesses 4 --dist loadfile
+	@pytest -m "not soak" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-soak: .venv/installed-dev  ## run the tests that take minutes each: kills, outages, many repetitions
 	@pytest -m soak

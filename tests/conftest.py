@@ -1,5 +1,6 @@
 """What tests share: tiny drawn tiles, and a copy of the whole project in which the real tools run."""
 
+import fcntl
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +45,13 @@ FOREIGN = (
 # A test that fails because the machine is busy tells nothing.
 settings.register_profile("without deadline", deadline=None)
 settings.load_profile("without deadline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with the most slow tests first, so that side by side they do not end last."""
+    n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -n_slow[item.path])
+
 
 PROJECT_NAME = "my project"  # the tools and the project's own commands must do with a space
 SMALL_RECIPE = {"size_px": 64, "images_per_class": 40, "mirrored_per_class": 5}
@@ -280,10 +289,19 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="session")
 def trained(fresh: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Return a project after its first `dvc repro`; tests work on copies of it."""
-    project = copy_of(fresh.root, tmp_path_factory.mktemp("trained") / PROJECT_NAME)
-    project.repro()
-    return project
+    """Return a project after its first `dvc repro`; tests work on copies of it.
+
+    Only one process of pytest-xdist trains it, while the others wait.
+    """
+    is_alone = "PYTEST_XDIST_WORKER" not in os.environ
+    folder = tmp_path_factory.mktemp("trained") if is_alone else tmp_path_factory.getbasetemp().parent / "trained"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            copy_of(fresh.root, folder / PROJECT_NAME).repro()
+            (folder / "done").touch()
+    return Project(folder / PROJECT_NAME)
 
 
 @pytest.fixture
