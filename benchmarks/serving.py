@@ -84,7 +84,9 @@ def register_model(uri: str, images: list[bytes]) -> None:
     classifier = Classifier(model, Decision(0.5, 0.4, 0.6))
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    run = mlflow.MlflowClient().create_run("0")
+    artifacts = Path(uri.removeprefix("sqlite:///")).with_name("artifacts").as_uri()
+    client = mlflow.MlflowClient()
+    run = client.create_run(client.create_experiment(NAME, artifact_location=artifacts))
     with tempfile.TemporaryDirectory() as scratch:
         served, keras_file = Path(scratch) / "served", Path(scratch) / "model.keras"
         served.mkdir()
@@ -104,11 +106,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], port: int, path: str, env: dict[str, str]) -> Iterator[psutil.Process]:
-    """Run a server inside the block, which begins when `path` answers."""
-    process = subprocess.Popen(
-        command, env=os.environ | env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def running(
+    command: list[str], port: int, path: str, env: dict[str, str], log: Path = Path(os.devnull)
+) -> Iterator[psutil.Process]:
+    """Run a server inside the block, which begins when `path` answers; it writes into `log`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=os.environ | env, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+        )
     try:
         _wait_for(f"http://127.0.0.1:{port}{path}", process)
         yield psutil.Process(process.pid)

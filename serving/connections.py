@@ -4,6 +4,7 @@ import asyncio
 import logging
 import resource
 import time
+from typing import ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -13,7 +14,7 @@ log = logging.getLogger(__name__)
 REQUEST_S = 30.0  # for the headers of a request, from the connection or the last answer
 READ_S = 30.0  # for a client to read a part of its answer
 MAX_CONNECTIONS = 512
-ACCEPTED_AT_ONCE = 128  # before those above MAX_CONNECTIONS are closed
+ACCEPTED_AT_ONCE = 1024  # before those above MAX_CONNECTIONS are closed; fewer would let others wait for a second
 SPARE_FILES = 1100  # open files beside the connections: uploads above 1 MB, the model, the log
 LOG_S = 60.0  # between two lines of one wording
 
@@ -25,13 +26,14 @@ class GuardedProtocol(H11Protocol):
     requests is served, however many others do not.
     """
 
+    # Of this process, the one that has been waiting longest first.
+    _incomplete: ClassVar[dict["GuardedProtocol", None]] = {}
     _deadline: asyncio.TimerHandle | None = None
     _read_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self._waits_since_s = self.loop.time()
         self._watch()
         if len(self.connections) > MAX_CONNECTIONS:
             self._make_room()
@@ -39,6 +41,7 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the deadlines."""
         super().connection_lost(exc)
+        self._incomplete.pop(self, None)
         for timer in (self._deadline, self._read_deadline):
             if timer is not None:
                 timer.cancel()
@@ -50,7 +53,7 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request."""
-        self._waits_since_s = self.loop.time()
+        self._incomplete.pop(self, None)
         super().on_response_complete()
         self._watch()
 
@@ -65,13 +68,14 @@ class GuardedProtocol(H11Protocol):
         if self._read_deadline is not None:
             self._read_deadline.cancel()
 
-    def _is_incomplete(self) -> bool:
-        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
-
     def _watch(self) -> None:
-        """Start or end the deadline; a body is within that of the request, unless its answer is out already."""
-        is_answered = self.cycle is None or self.cycle.response_complete
-        if self._is_incomplete() and is_answered:
+        """Start or end the deadline; the app has its own for a body, unless its answer is out already."""
+        is_incomplete = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.transport.is_closing()
+        if is_incomplete:
+            self._incomplete.setdefault(self)
+        else:
+            self._incomplete.pop(self, None)
+        if is_incomplete and (self.cycle is None or self.cycle.response_complete):
             if self._deadline is None:
                 self._deadline = self.loop.call_later(REQUEST_S, self.transport.abort)
         elif self._deadline is not None:
@@ -82,8 +86,9 @@ class GuardedProtocol(H11Protocol):
         log.warning(
             "More than %d connections: those with incomplete requests are closed, oldest first", MAX_CONNECTIONS
         )
-        waiting = [one for one in self.connections if isinstance(one, GuardedProtocol) and one._is_incomplete()]
-        min(waiting, key=lambda one: one._waits_since_s).transport.abort()  # at least this one waits
+        oldest = next(iter(self._incomplete))  # at least this one is there
+        del self._incomplete[oldest]
+        oldest.transport.abort()
 
 
 class OncePerMinute(logging.Filter):
