@@ -1,5 +1,6 @@
 """Resources that the routes share: settings, model, metrics, decoders, batcher and recorder."""
 
+import asyncio
 import threading
 from http import HTTPStatus
 from typing import Annotated
@@ -34,6 +35,7 @@ class AppState:
         for_images = min(max(largest, total // IMAGES_PART), total - settings.max_photo_megapixels)
         self.image_decoder = Decoder(largest, for_images, n_requests, on_slow)
         self.photo_decoder = Decoder(settings.max_photo_megapixels, total - for_images, n_requests, on_slow)
+        self.archiving = asyncio.Lock()  # one archive of reviews at a time, for its memory
         max_mb = settings.kept_images_mb
         images = None if max_mb is None else KeptImages(prediction_log.folder / IMAGES, max_mb)
         self.recorder = Recorder(prediction_log, images, self.metrics.dropped.inc)

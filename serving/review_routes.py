@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 ZIP = "application/zip"
 BINARY = {"type": "string", "format": "binary"}
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time of the format: equal reviews make equal archives
-MAX_TILES_MEGAPIXELS = 270  # of a request, which the archive holds in memory: 5000 tiles of 227 px
+MAX_TILES_MEGAPIXELS = 60  # of a request, held in memory three times while the archive is made
 router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
 # No first character that a spreadsheet takes for a formula, and no control characters.
 Reviewer = Annotated[
@@ -108,14 +108,15 @@ async def review(
     uploads = await state.photo_decoder.read(files, state.settings.max_files)
     now = datetime.now(UTC)
     labelled: list[LabelledTile] = []
-    for number, upload in enumerate(uploads):
-        tiles = [tile for tile in reviews.tiles if tile.file == number]
-        if tiles:
-            async with state.photo_decoder.decoded(upload) as pixels:
-                labelled += await in_thread(bound(_cut_all, upload.name, pixels, tiles, reviews, now))
-    if len(labelled) < len(reviews.tiles):
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"The file of a tile is not among the {len(files)} sent.")
-    archive = await asyncio.to_thread(write_archive, labelled)
+    async with state.archiving:
+        for number, upload in enumerate(uploads):
+            tiles = [tile for tile in reviews.tiles if tile.file == number]
+            if tiles:
+                async with state.photo_decoder.decoded(upload) as pixels:
+                    labelled += await in_thread(bound(_cut_all, upload.name, pixels, tiles, reviews, now))
+        if len(labelled) < len(reviews.tiles):
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"The file of a tile is not among the {len(files)} sent.")
+        archive = await in_thread(lambda _: write_archive(labelled))
     name = await asyncio.to_thread(batch_name, archive, now)
     if state.settings.inbox is None:
         return Response(archive, media_type=ZIP, headers={"Content-Disposition": f'attachment; filename="{name}.zip"'})

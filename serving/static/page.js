@@ -6,7 +6,7 @@ import {Viewer, overlayColour} from "/static/viewer.js";
 const MAX_CONCURRENT_PHOTOS = 2; // one is uploaded while another is scored
 const THUMBNAIL_PX = 96;
 const MAX_TILES = 5000; // of a request for reviews
-const MAX_TILE_PIXELS = 270e6;
+const MAX_TILE_PIXELS = 60e6;
 const MAX_LISTED_TILES = 400; // more than anyone reviews in one photo
 const REVIEWER = "cracks-reviewer";
 
@@ -288,21 +288,23 @@ function showReview() {
 
 const toExport = () => photos.flatMap((photo) => (photo.map?.tiles ?? []).filter((tile) => tile.reviewed && !tile.isExported));
 
-// Groups photos into requests within the server's limits, each of one model version.
+// Groups photos into requests within the server's limits, each of one model version; many tiles of a photo are split.
 function reviewRequests() {
   const requests = [];
   for (const photo of photos) {
-    const tiles = (photo.map?.tiles ?? []).filter((tile) => tile.reviewed && !tile.isExported);
-    if (tiles.length === 0) continue;
-    const last = requests.at(-1);
-    const nBytes = photo.file.size;
-    const nPixels = tiles.reduce((sum, tile) => sum + tile.size ** 2, 0);
-    const fits = last && last.version === photo.map.model_version && last.nBytes + nBytes < model.max_body_mb * 0.95e6
-      && last.photos.length < model.max_files && last.nTiles + tiles.length <= MAX_TILES
-      && last.nPixels + nPixels <= MAX_TILE_PIXELS;
-    if (fits) Object.assign(last, {nBytes: last.nBytes + nBytes, nTiles: last.nTiles + tiles.length, nPixels: last.nPixels + nPixels});
-    if (fits) last.photos.push({photo, tiles});
-    else requests.push({version: photo.map.model_version, nBytes, nTiles: tiles.length, nPixels, photos: [{photo, tiles}]});
+    const unsent = (photo.map?.tiles ?? []).filter((tile) => tile.reviewed && !tile.isExported);
+    while (unsent.length) {
+      const tiles = unsent.splice(0, Math.min(MAX_TILES, Math.max(1, Math.floor(MAX_TILE_PIXELS / unsent[0].size ** 2))));
+      const nPixels = tiles.reduce((sum, tile) => sum + tile.size ** 2, 0);
+      const sums = {nBytes: photo.file.size, nTiles: tiles.length, nPixels};
+      const last = requests.at(-1);
+      const fits = last && last.version === photo.map.model_version && last.photos.length < model.max_files
+        && last.nBytes + sums.nBytes < model.max_body_mb * 0.95e6 && last.nTiles + sums.nTiles <= MAX_TILES
+        && last.nPixels + nPixels <= MAX_TILE_PIXELS;
+      if (fits) for (const name of Object.keys(sums)) last[name] += sums[name];
+      if (fits) last.photos.push({photo, tiles});
+      else requests.push({version: photo.map.model_version, ...sums, photos: [{photo, tiles}]});
+    }
   }
   return requests;
 }
