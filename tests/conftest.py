@@ -28,6 +28,7 @@ from two_datasets import write_two_datasets
 
 from pipeline.data.images import Pixels
 
+pytest_plugins = ("shared_server",)
 ROOT = Path(__file__).parent.parent
 
 # Nothing of the machine's own settings reaches the runs: no tracking server, no experiment, no other root.
@@ -48,9 +49,12 @@ settings.load_profile("without deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with the most slow tests first, so that side by side they do not end last."""
-    n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -n_slow[item.path])
+    """Put the files first that take longest, so that side by side they do not end last."""
+    weights: Counter[Path] = Counter()
+    for item in items:
+        if item.get_closest_marker("slow"):
+            weights[item.path] += 10 if "fresh" in getattr(item, "fixturenames", ()) else 1  # runs the whole project
+    items.sort(key=lambda item: -weights[item.path])
 
 
 PROJECT_NAME = "my project"  # the tools and the project's own commands must do with a space

@@ -1,4 +1,4 @@
-"""mlflow/compose.yaml: its rules, as far as they can be read off it. tests/test_server.py runs its commands."""
+"""mlflow/compose.yaml: its rules, as far as they can be read off it. tests/shared_server.py runs its commands."""
 
 import re
 import subprocess
