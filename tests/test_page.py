@@ -198,6 +198,11 @@ def test_a_photo_that_the_browser_cannot_show_is_shown_by_the_server(page, tmp_p
     wait_for_pixel(page, 0.75, 0.5, lambda colour: abs(colour[0] - LEVELS["intact"]) < 6)
 
 
+def test_a_name_that_hides_its_direction_is_shown_in_full(page, tmp_path):
+    add(page, photo(tmp_path / "a\u202egpj.png", [["intact"]]))
+    assert words(page, ".photo .name") == r"a\u202egpj.png"
+
+
 def test_everything_can_be_reached_by_keyboard(page, deck):
     add(page, deck)
     page.keyboard.press("Tab")
