@@ -22,12 +22,22 @@ from pipeline.project import LOG_FOLDER, project_root
 from pipeline.stage import run_main, stage_parser
 from serving.allowed_sites import ALLOWED_HOSTS
 from serving.app import create_app
-from serving.connections import ACCEPTED_AT_ONCE, REQUEST_S, GuardedProtocol, prepare_process
+from serving.connections import ACCEPTED_AT_ONCE, WAIT_S, GuardedProtocol, prepare_process
 from serving.current_model import ModelHolder
 from serving.wanted_version import Registry
 
 API_KEY = "CRACKS_API_KEY"
 STOP_S = 20  # for running requests to end when the server is stopped
+SECURITY_HEADERS = {
+    # The page needs its own files, images that the browser makes from the user's photos, and the API.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 
 
 def main() -> None:
@@ -62,7 +72,8 @@ def main() -> None:
     logging.getLogger("serving").info("The page is at http://%s:%d", host, port)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, http=GuardedProtocol, ws="none",
-        backlog=ACCEPTED_AT_ONCE, timeout_keep_alive=int(REQUEST_S), timeout_graceful_shutdown=STOP_S,
+        headers=list(SECURITY_HEADERS.items()), backlog=ACCEPTED_AT_ONCE, timeout_keep_alive=int(WAIT_S),
+        timeout_graceful_shutdown=STOP_S,
     )  # fmt: skip
     prepare_process()
     uvicorn.Server(config).run([listening])

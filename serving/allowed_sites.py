@@ -4,11 +4,10 @@ A browser sends them from inside the network, for a page from outside: by a form
 made to lead to this server (DNS rebinding). Requests for an IP address pass: no name leads astray there.
 """
 
-import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,6 +17,9 @@ from serving.problems import Problem
 
 ALLOWED_HOSTS = "CRACKS_ALLOWED_HOSTS"
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # which change nothing; another site cannot read their answers
+OWN_PAGES = ("same-origin", "none")  # values of Sec-Fetch-Site
+PORT = re.compile(r":\d+$")
+ADDRESS = re.compile(r"[\d.]+|\[[\da-f:.]+\]")
 
 
 class AllowedSites:
@@ -37,36 +39,20 @@ class AllowedSites:
             await self._app(scope, receive, send)
 
     def _problem_with(self, method: str, headers: Headers) -> Problem | None:
-        host = headers.get("host")  # no browser leaves it out
-        name = _name_of(f"//{host}")
-        if host is not None and name not in self._own_names and not _is_address(name):
+        host = headers.get("host", "localhost").lower()  # no browser leaves it out
+        name = PORT.sub("", host)
+        if name not in self._own_names and not ADDRESS.fullmatch(name):
             return Problem(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"This server does not know that it is called {name!r}. If it is, add the name to the environment "
                 f"variable {ALLOWED_HOSTS} (names separated by blanks) and start the server again.",
             )
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        is_own = origin is None or origin.partition("//")[2] == host or _name_of(origin) in self._names
-        if method not in SAFE_METHODS and (site not in (None, "same-origin", "none") or not is_own):
+        origin = headers.get("origin", f"http://{host}").partition("//")[2].lower()
+        is_own = origin == host or PORT.sub("", origin) in self._names
+        if method not in SAFE_METHODS and not (is_own and headers.get("sec-fetch-site", "none") in OWN_PAGES):
             return Problem(
                 HTTPStatus.FORBIDDEN,
                 f"A page of another site ({origin}) sent this request. Use the page of this server; if {origin} is "
                 f"its address, behind a proxy, add its name to the environment variable {ALLOWED_HOSTS}.",
             )
         return None
-
-
-def _name_of(url: str) -> str:
-    """Return the host of a URL in lower case, "" if it has none."""
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

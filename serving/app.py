@@ -16,7 +16,7 @@ from serving import problems, review_routes, scoring_routes
 from serving.allowed_sites import AllowedSites
 from serving.app_state import AppState, State
 from serving.current_model import ModelHolder
-from serving.limits import RequestLimits, SecurityHeaders
+from serving.limits import RequestLimits
 from serving.problems import documented
 from serving.prometheus_metrics import RequestMetrics
 
@@ -55,7 +55,6 @@ def create_app(
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_middleware(RequestLimits, settings=settings, api_key=api_key)
     app.add_middleware(AllowedSites, names=host_names)
-    app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestMetrics, metrics=state.metrics)
     return app
 

@@ -54,26 +54,21 @@ class Decoder:
             raise Problem(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(files)} files are more than {max_files}. Split the request."
             )
-        contents = [await file.read() for file in files]
-        found = await in_thread(lambda _: [self._size_or_reason(content) for content in contents], self._headers)
-        names = [printable(_name_of(file, number)) for number, file in enumerate(files, start=1)]
-        if reasons := [f"{name}: {size}" for name, size in zip(names, found, strict=True) if isinstance(size, str)]:
+        named = [(_name_of(file, number), await file.read()) for number, file in enumerate(files, start=1)]
+        found = await in_thread(lambda _: [self._checked(name, content) for name, content in named], self._headers)
+        if reasons := [reason for reason in found if isinstance(reason, str)]:
             raise unreadable_files(reasons)
-        return [
-            Upload(name, content, size)
-            for name, content, size in zip(names, contents, found, strict=True)
-            if isinstance(size, int)
-        ]
+        return [upload for upload in found if isinstance(upload, Upload)]
 
-    def _size_or_reason(self, content: bytes) -> int | str:
-        """Return the number of pixels by the header of a file, or why it is refused."""
+    def _checked(self, name: str, content: bytes) -> Upload | str:
+        """Return an upload, or why it is refused by its header."""
         try:
             height, width = stored_size(content)
         except UnreadableImageError as error:
-            return str(error)
+            return f"{name}: {error}"
         if height * width > self._max_megapixels * MEGA:
-            return f"{width} x {height} px is more than {self._max_megapixels} megapixels"
-        return height * width
+            return f"{name}: {width} x {height} px is more than {self._max_megapixels} megapixels"
+        return Upload(name, content, height * width)
 
     @asynccontextmanager
     async def decoded(self, upload: Upload, rank: int = 0) -> AsyncIterator[Pixels]:
@@ -108,7 +103,7 @@ class Decoder:
 
 
 def _name_of(file: UploadFile, number: int) -> str:
-    return PurePosixPath((file.filename or f"file {number}").replace("\\", "/")).name
+    return printable(PurePosixPath((file.filename or f"file {number}").replace("\\", "/")).name)
 
 
 def unreadable_files(reasons: list[str]) -> Problem:

@@ -59,13 +59,13 @@ def is_closed(client):
 
 @pytest.mark.parametrize("begun", [b"", HALF, WHOLE + HALF])
 def test_who_does_not_send_the_headers_in_time_is_disconnected(connect, monkeypatch, begun):
-    monkeypatch.setattr(connections, "REQUEST_S", 0.2)
+    monkeypatch.setattr(connections, "WAIT_S", 0.2)
     client = connect(begun)
     assert is_closed(client)
 
 
 def test_a_client_that_sends_a_byte_now_and_then_has_no_more_time(connect, monkeypatch):
-    monkeypatch.setattr(connections, "REQUEST_S", 0.3)
+    monkeypatch.setattr(connections, "WAIT_S", 0.3)
     client = connect(b"GET / HTTP/1.1\r\n")
     started_s = time.monotonic()
     with contextlib.suppress(ConnectionError):
@@ -79,7 +79,7 @@ def test_a_client_that_sends_a_byte_now_and_then_has_no_more_time(connect, monke
 
 
 def test_a_body_may_take_longer_than_the_headers(connect, monkeypatch):
-    monkeypatch.setattr(connections, "REQUEST_S", 0.2)
+    monkeypatch.setattr(connections, "WAIT_S", 0.2)
     client = connect(BODY_TO_COME)
     client.settimeout(0.6)
     with pytest.raises(TimeoutError):
@@ -89,7 +89,7 @@ def test_a_body_may_take_longer_than_the_headers(connect, monkeypatch):
 
 
 def test_a_client_that_does_not_read_its_answer_is_disconnected(connect, monkeypatch):
-    monkeypatch.setattr(connections, "READ_S", 0.2)
+    monkeypatch.setattr(connections, "WAIT_S", 0.2)
     client = connect(WHOLE.replace(b"/ ", b"/large "))
     assert client.recv(10) == b"HTTP/1.1 2"
     wait_until(lambda: connect.n_open() == 0, 5)
