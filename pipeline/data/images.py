@@ -1,6 +1,7 @@
 """Decode images, compute their statistics, and read packed data sets."""
 
 import io
+import math
 import mmap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from pipeline.data.image_limits import LimitedFile, check_header, check_work
 from pipeline.safe_text import on_texts, text_of_cell
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
@@ -21,6 +23,8 @@ Sizes = npt.NDArray[np.int64]  # (n, 2): height, width in pixels
 THUMBNAIL_SIZE_PX = 64
 # Other formats of Pillow start external programs (EPS), or are not used for photos.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks that can say how an image is turned
 DARK_BELOW, BRIGHT_FROM = 5, 251  # grey levels; darker and brighter pixels hold no information
 IMAGES_FILE = "images.bin"
 INVENTORY_FILE = "inventory.parquet"
@@ -49,25 +53,51 @@ def open_image(content: bytes, max_pixels: int | None = None) -> Image.Image:
     """Decode `content` completely, in any mode, as stored (not yet turned upright).
 
     Raises UnreadableImageError if it is not an image, truncated, or, by its header, larger than `max_pixels` or
-    Pillow's limit for decompression bombs.
+    Pillow's limit for decompression bombs; also if it would take more work than an image of its size (`image_limits`).
     """
     with _unreadable_where_pillow_fails():
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if max_pixels is not None and image.width * image.height > max_pixels:
-            n_megapixels = max_pixels // 1_000_000
-            raise UnreadableImageError(f"{image.width} x {image.height} px is more than {n_megapixels} megapixels")
-        image.load()
+        image, file = _read_header(content, max_pixels)
+        with file.decoding(image.width * image.height):
+            image.load()
         return image
 
 
-def stored_size(content: bytes) -> tuple[int, int]:
-    """Return (height, width) in pixels of the upright image, mostly from the header. Raises UnreadableImageError."""
+def _read_header(content: bytes, max_pixels: int | None) -> tuple[Image.Image, LimitedFile]:
+    check_header(content)
+    file = LimitedFile(content)
+    image = Image.open(file, formats=FORMATS)
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        n_megapixels = max_pixels // 1_000_000
+        raise UnreadableImageError(f"{image.width} x {image.height} px is more than {n_megapixels} megapixels")
+    check_work(image, content, max_pixels or Image.MAX_IMAGE_PIXELS or math.inf)
+    return image, file
+
+
+def stored_size(content: bytes, max_pixels: int | None = None) -> tuple[int, int]:
+    """Return (height, width) in pixels of the upright image, from the header: nothing is decoded.
+
+    Raises UnreadableImageError as `open_image` does, except where the pixels are damaged.
+    """
     with _unreadable_where_pillow_fails():
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image, _ = _read_header(content, max_pixels)
         width, height = image.size
-        is_on_its_side = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        described = Image.open(LimitedFile(_png_of_metadata(content))) if image.format == "PNG" else image
+        is_on_its_side = described.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         # for a TIFF, Pillow returns the upright size already
         return (width, height) if is_on_its_side and image.format != "TIFF" else (height, width)
+
+
+def _png_of_metadata(content: bytes) -> bytes:
+    """Return a PNG of one pixel with the metadata of another, which Pillow would decode for those behind the pixels."""
+    kept, position = [], len(PNG_SIGNATURE)
+    while (kind := content[position + 4 : position + 8]) and kind != b"fdAT":  # further frames are not read
+        end = position + 12 + int.from_bytes(content[position : position + 4])
+        if kind in PNG_METADATA:
+            kept.append(content[position:end])
+        position = end
+    pixel = encode_png(np.zeros((1, 1, 3), np.uint8))
+    start = pixel.index(b"IDAT") - 4
+    return b"".join([pixel[:start], *kept, pixel[start:]])
 
 
 def to_pixels(image: Image.Image) -> Pixels:

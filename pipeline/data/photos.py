@@ -1,7 +1,6 @@
 """Read photos with the time and place at which they were taken."""
 
 import datetime
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
-from pipeline.data.images import FORMATS, Pixels, decode, open_image
+from pipeline.data.image_limits import LimitedFile
+from pipeline.data.images import FORMATS, Pixels, open_image, to_pixels
 
 Mask = npt.NDArray[np.bool_]  # (height, width)
 
@@ -26,16 +26,17 @@ class Photo:
 
 def read_photo(content: bytes) -> Photo:
     """Decode a photo and read its time and place. Raises UnreadableImageError."""
-    pixels = decode(content)
-    exif = Image.open(io.BytesIO(content), formats=FORMATS).getexif()  # cannot fail, it was decoded above
+    image = open_image(content)
+    exif = image.getexif()
     details = {**dict(exif), **dict(exif.get_ifd(ExifTags.IFD.Exif))}
     taken = details.get(ExifTags.Base.DateTimeOriginal) or details.get(ExifTags.Base.DateTime)
-    return Photo(pixels, photographed(content), _iso_time(taken), _place(dict(exif.get_ifd(ExifTags.IFD.GPSInfo))))
+    place = _place(dict(exif.get_ifd(ExifTags.IFD.GPSInfo)))
+    return Photo(to_pixels(image), photographed(content), _iso_time(taken), place)
 
 
 def photographed(content: bytes) -> Mask | None:
     """Return where the upright photo in a file that can be decoded is not transparent; None if it nowhere is."""
-    if not Image.open(io.BytesIO(content), formats=FORMATS).has_transparency_data:
+    if not Image.open(LimitedFile(content), formats=FORMATS).has_transparency_data:
         return None
     alpha = ImageOps.exif_transpose(open_image(content)).convert("RGBA").getchannel("A")
     return None if alpha.getextrema()[0] == 255 else np.asarray(alpha) > 0
