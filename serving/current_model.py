@@ -158,6 +158,8 @@ class ModelHolder:
         file = self._folder / LAST_GOOD_FILE
         try:
             version = Version(**json.loads(file.read_text(encoding="utf-8")))
+            if version.is_demo:
+                return
             self.current = self._load(self._folder_of(version), version)
         except FileNotFoundError:
             return

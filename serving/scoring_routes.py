@@ -43,7 +43,6 @@ class ModelAnswer(BaseModel):
     version: str
     description: str = Field(description="name, version and state for display")
     trained_on: str
-    is_demo: bool = Field(description="trained on drawn images: its answers mean nothing for real concrete")
     is_production: bool
     since: datetime = Field(description="when this server started to use it")
     threshold: float = Field(description="an image with at least this probability is called a crack")
@@ -118,7 +117,6 @@ async def model(state: State) -> ModelAnswer:
         version=version.number,
         description=str(version),
         trained_on=version.trained_on,
-        is_demo=version.is_demo,
         is_production=version.is_production,
         since=loaded.since,
         threshold=decision.threshold,

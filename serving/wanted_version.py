@@ -6,21 +6,17 @@ created.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.errors import UnavailableError
-from pipeline.registry.tracking import first_line, open_client, shown_uri, tracking_uri
-from pipeline.registry.versions import PRODUCTION, fetch, find_version
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
-SQLITE = "sqlite:///"
+from pipeline.registry.model_lookup import STARTER_DESCRIPTION
+from pipeline.registry.versions import CHALLENGER, PRODUCTION, fetch, version_for_photos
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered model version; `run_id` distinguishes equal numbers of two registries."""
+    """A registered model version; `run_id` distinguishes equal numbers of two registries.
+
+    `is_demo` is true only in what an earlier server kept, which served models of drawn images, too.
+    """
 
     name: str
     number: str
@@ -36,9 +32,11 @@ class Version:
     def __str__(self) -> str:
         """Return a description for users."""
         if not self.run_id:
-            return "the starter model, because no other is registered yet"
-        state = f" ({PRODUCTION})" if self.is_production else ", the newest: none is in production yet"
-        return f"{self.name} version {self.number}{state}" + (", trained on drawn images (demo)" * self.is_demo)
+            return f"{STARTER_DESCRIPTION}, because no model trained on real concrete is registered yet"
+        state = (
+            PRODUCTION if self.is_production else f"{CHALLENGER}, because none of real concrete is in production yet"
+        )
+        return f"{self.name} version {self.number} ({state})"
 
 
 class Registry:
@@ -48,37 +46,22 @@ class Registry:
         self._name = name
 
     def wanted(self) -> Version | None:
-        """Return the version under alias `production`, else the newest; None if no version is registered.
+        """Return the version that answers about photos, None if that is the starter model.
 
         Raises UnavailableError if the registry does not answer.
         """
-        uri = tracking_uri()
-        if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        found = version_for_photos(self._name)
+        if found is None:
             return None
-        client = open_client()
-        from mlflow.exceptions import MlflowException
-
-        found = find_version(client, self._name, PRODUCTION)
-        if found is not None:
-            return _version(found, is_production=True)
-        try:
-            versions = client.search_model_versions(f"name = '{self._name}'")
-        except (MlflowException, OSError) as error:
-            raise UnavailableError(f"The registry {shown_uri()} does not answer: {first_line(error)}.") from None
-        newest = max(versions, key=lambda version: int(version.version), default=None)
-        return None if newest is None else _version(newest, is_production=False)
+        return Version(
+            name=found.name,
+            number=str(found.version),
+            run_id=found.run_id or "",
+            trained_on=found.tags.get("trained_on", ""),
+            is_demo=False,
+            is_production=PRODUCTION in found.aliases,
+        )
 
     def fetch(self, version: Version, folder: Path) -> None:
         """Download the files that serving needs into the empty `folder`. Raises UnavailableError."""
         fetch(version.name, version.number, folder, only_served=True)
-
-
-def _version(found: "ModelVersion", *, is_production: bool) -> Version:
-    return Version(
-        name=found.name,
-        number=str(found.version),
-        run_id=found.run_id or "",
-        trained_on=found.tags.get("trained_on", ""),
-        is_demo=found.tags.get("demo") == "true",
-        is_production=is_production,
-    )

@@ -96,7 +96,9 @@ def test_a_photo_is_answered_upright(client, encode):
 def test_the_model_is_named_with_its_limits(client):
     answer = client.get("/v1/model").json()
     assert answer["threshold"] == DECISION.threshold
-    assert answer["description"] == "the starter model, because no other is registered yet"
+    assert answer["description"] == (
+        "the starter model, trained on METU and SDNET2018, because no model trained on real concrete is registered yet"
+    )
     assert (answer["max_body_mb"], answer["max_files"], answer["refused"]) == (2, 5, None)
 
 

@@ -50,6 +50,7 @@ LINEAGE = Lineage(
     changed_files="",
     dirty_is_allowed=False,
     is_demo=False,
+    demo_is_allowed=False,
     replaces_real=True,
     was_rolled_back=False,
 )
@@ -130,6 +131,7 @@ def test_good_evidence_passes_every_rule():
         ("lineage", with_lineage(is_dirty=True), "its code differed from the commit (commit it"),
         ("lineage", with_lineage(is_dirty=True, changed_files="a.py"), "its code differed from the commit in a.py"),
         ("lineage", with_lineage(is_dirty=None), "its code differed from the commit"),
+        ("lineage", with_lineage(is_demo=True), "learned from drawn images, which never goes to production"),
         ("lineage", with_lineage(is_demo=True), "a model of drawn images does not replace one of real concrete"),
         ("lineage", with_lineage(is_demo=True, replaces_real=None), "does not replace one of real concrete"),
         ("lineage", with_lineage(is_demo=None, replaces_real=False), "not known whether it was trained on the demo"),
@@ -159,8 +161,10 @@ def test_the_first_model_still_has_to_keep_the_floors():
     assert failing(replace(with_own(scores={}), comparisons={})) == ["floors"]
 
 
-def test_a_demo_may_follow_a_demo_or_be_the_first():
-    assert failing(with_lineage(is_demo=True, replaces_real=False)) == []
+def test_a_demo_never_goes_to_production_but_to_try_promotion_out_where_nothing_real_is():
+    assert failing(with_lineage(is_demo=True, replaces_real=False)) == ["lineage"]
+    assert failing(with_lineage(is_demo=True, replaces_real=False, demo_is_allowed=True)) == []
+    assert failing(with_lineage(is_demo=True, replaces_real=True, demo_is_allowed=True)) == ["lineage"]
 
 
 def test_dirty_code_that_a_person_allows_passes_and_stays_visible():

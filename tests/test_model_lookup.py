@@ -10,6 +10,7 @@ from pipeline.errors import CracksError, UnavailableError
 from pipeline.inference.out_of_distribution import OutOfDistributionDetector
 from pipeline.registry import tracking
 from pipeline.registry.model_lookup import ModelFiles, found_model, locate, model_of
+from serving.wanted_version import Registry
 
 BATCH = np.full((2, 40, 40, 3), 60, np.uint8)
 
@@ -64,11 +65,15 @@ def test_a_registered_model_is_found_by_version_or_alias(registry, wanted, descr
 
 def test_the_default_is_production_else_challenger_and_it_says_which(registry, fetched_to):
     assert locate("cracks", None, fetched_to)[1] == "cracks version 1 (challenger)"
+    registry.client.set_registered_model_alias("cracks", "production", "1")
+    assert locate("cracks", None, fetched_to)[1] == "cracks version 1 (production)"
+
+
+def test_a_demo_never_answers_unless_it_is_asked_for(registry, fetched_to):
+    """The API asks the same function: a demo in production leaves it with the challenger, or the starter."""
     registry.client.set_registered_model_alias("cracks", "production", "2")
-    assert locate("cracks", None, fetched_to)[1] == "cracks version 2 (production), trained on drawn images (demo)"
-
-
-def test_the_default_is_the_starter_where_the_challenger_has_seen_drawings_alone(registry, fetched_to):
+    assert locate("cracks", None, fetched_to)[1] == "cracks version 1 (challenger)"
+    assert Registry("cracks").wanted().number == "1"
     registry.client.set_registered_model_alias("cracks", "challenger", "2")
     assert locate("cracks", None, fetched_to) == (
         None,
@@ -76,9 +81,16 @@ def test_the_default_is_the_starter_where_the_challenger_has_seen_drawings_alone
         "registered yet",
         "starter",
     )
-    assert (
-        locate("cracks", "challenger", fetched_to)[1] == "cracks version 2 (challenger), trained on drawn images (demo)"
-    )
+    assert Registry("cracks").wanted() is None
+    for alias in ("challenger", "production"):
+        said = f"cracks version 2 ({alias}), trained on drawn images (demo)"
+        assert locate("cracks", alias, fetched_to / alias)[1] == said
+
+
+def test_a_store_that_does_not_exist_is_not_made_to_find_out_that_it_is_empty(tmp_path, monkeypatch, fetched_to):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    assert locate("cracks", None, fetched_to)[2] == "starter"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_default_is_the_starter_where_nothing_is_registered(registry, fetched_to):

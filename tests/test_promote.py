@@ -19,6 +19,7 @@ from pipeline.params import load_params
 from pipeline.registry import promote, runs, tracking
 from pipeline.registry.gate import SKIPPED
 from pipeline.registry.history import opened
+from pipeline.registry.versions import version_for_photos
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +169,24 @@ def test_a_model_of_drawn_images_does_not_replace_one_of_real_concrete(models):
     decided = decide(models, models.add(GOOD, demo="true"))
     assert failing(decided) == ["lineage"]
     assert "drawn images" in decided.record.text
+    assert failing(decide(models, models.add(GOOD, demo="true"), allow_demo=True)) == ["lineage"]
+
+
+def test_a_demo_goes_to_production_only_to_try_promotion_out_and_no_rollback_brings_it_back(models, cracks, capsys):
+    params, demo = load_params(models.root / "params.yaml"), models.add(GOOD, demo="true")
+    assert cracks("promote", demo, "--by", "Ada") == 3
+    printed = "".join(capsys.readouterr())
+    assert "it has learned from drawn images, which never goes to production (--demo" in printed
+    assert models.production() is None
+    assert cracks("promote", demo, "--by", "Ada", "--demo") == 0
+    assert models.production() == demo
+    assert version_for_photos("cracks") is None
+    real = models.add(BETTER)
+    assert decide(models, real).outcome == "promoted"
+    assert str(version_for_photos("cracks").version) == real
+    with pytest.raises(RefusedError, match=f"Version {demo} has learned from drawn images, and version {real} has not"):
+        promote.rollback(params, None, "false alarms", "Ada")
+    assert models.production() == real
 
 
 def test_code_that_was_dirty_needs_a_person_to_allow_it_which_is_kept(models):

@@ -43,11 +43,11 @@ retraining.serve("retraining", interval=20, limit=1, entrypoint_type=EntrypointT
 
 
 def open_the_inbox(project: Project) -> None:
-    """Let batches join a data set that is trained on beside the demo, and the gate let pass what few images say."""
+    """Let batches join a data set that is trained on alone, and the gate let pass what few images say."""
 
     def change(params: dict[str, Any]) -> None:
         params["datasets"]["site"] = {"source": SITE}
-        params["split"]["train_on"] = ["demo", "site"]
+        params["split"]["train_on"] = ["site"]  # a model of the demo would not be promoted
         del params["candidates"]["finetune"]
         params["retrain"] |= {"dataset": "site"}
         params["promote"] |= {

@@ -56,7 +56,7 @@ def test_a_promotion_and_its_rollback_reach_who_serves(shared: Shared, project: 
     project.repro(**env)
     register_another(shared, project)
     for version in ("1", "2"):
-        promoted = project.run("cracks", "promote", version, **env)
+        promoted = project.run("cracks", "promote", version, "--demo", **env)
         assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     newer = fetched(shared, "promoted", "production", tmp_path / "newer")
     assert project.run("cracks", "rollback", "--reason", "false alarms", **env).returncode == 0
@@ -79,7 +79,7 @@ def test_a_service_lost_in_the_middle_of_promote_leaves_alias_and_history_in_agr
     stop, start = shared.outage(lost)
     ended = interrupted(
         project,
-        ("cracks", "promote"),
+        ("cracks", "promote", "--demo"),
         env,
         lambda: shared.rows("mlflow", n_decisions, f"{name}-decisions") != before,
         stop,
@@ -88,7 +88,7 @@ def test_a_service_lost_in_the_middle_of_promote_leaves_alias_and_history_in_agr
     assert ended.returncode == 4, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
 
-    again = project.run("cracks", "promote", **env)
+    again = project.run("cracks", "promote", "--demo", **env)
     assert again.returncode == 0 or "is in production already" in again.stderr
     assert ("1", "production") in shared.versions(name)
     assert [decision for decision in decisions(shared, project) if decision[0] == "promoted"] == [("promoted", "1")]
@@ -111,7 +111,7 @@ def content_of_store(uri: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_a_store_moves_to_a_server_and_goes_on_there(shared: Shared, project: Project, tmp_path: Path) -> None:
     project.edit_params(lambda params: params["promote"].update(LENIENT))
-    promoted = project.run("cracks", "promote", "1")
+    promoted = project.run("cracks", "promote", "1", "--demo")
     assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     shared.postgres.psql("create database moved owner cracks")
     port = unused_port()

@@ -37,6 +37,7 @@ def store(tmp_path_factory):
         client.log_artifacts(run.info.run_id, str(folder), "model")
         source = f"{run.info.artifact_uri}/model"
         client.create_model_version(NAME, source, run.info.run_id, tags={"trained_on": "metu", "demo": "false"})
+    client.set_registered_model_alias(NAME, "challenger", "3")
     return uri, client
 
 
@@ -53,10 +54,12 @@ def version_of(client):
 
 
 @pytest.mark.slow
-def test_the_newest_is_wanted_until_one_is_in_production(store, promote, monkeypatch):
+def test_the_challenger_is_wanted_until_one_is_in_production(store, promote, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store[0])
     registry = Registry(NAME)
-    assert str(registry.wanted()) == "cracks version 3, the newest: none is in production yet"
+    assert str(registry.wanted()) == (
+        "cracks version 3 (challenger, because none of real concrete is in production yet)"
+    )
     promote("1")
     assert str(registry.wanted()) == "cracks version 1 (production)"
     assert Registry("another").wanted() is None
@@ -147,7 +150,10 @@ def test_killed_and_started_without_the_registry_it_serves_within_five_seconds(s
 
 @pytest.mark.slow
 def test_a_registered_model_is_served_with_the_scores_of_its_evaluation(project, tmp_path):
+    from mlflow import MlflowClient
+
     uri = f"sqlite:///{project.root}/mlflow/mlflow.db"
+    MlflowClient(tracking_uri=uri, registry_uri=uri).set_model_version_tag(NAME, "1", "demo", "false")
     predictions = pd.read_parquet(project.root / "reports" / "predictions.parquet")
     rows = predictions[predictions["split"] == "test"].head(6)
     packed = PackedImages(project.root / "data" / "datasets" / "demo")
@@ -157,10 +163,7 @@ def test_a_registered_model_is_served_with_the_scores_of_its_evaluation(project,
         with server.client() as client:
             model = client.get("/v1/model").json()
             answer = client.post("/v1/predict", files=files).json()
-    assert model["description"] == (
-        "cracks version 1, the newest: none is in production yet, trained on drawn images (demo)"
-    )
-    assert model["is_demo"]
+    assert model["description"] == ("cracks version 1 (challenger, because none of real concrete is in production yet)")
     assert [found["probability"] for found in answer["predictions"]] == pytest.approx(
         rows["probability"].tolist(), abs=1e-4
     )

@@ -29,6 +29,9 @@ def add(commands: Commands) -> None:
 
     for parser in (promote, approve):
         parser.add_argument("--allow-dirty", action="store_true", help="accept a version of uncommitted code")
+        parser.add_argument(
+            "--demo", action="store_true", help="try this out with a model of drawn images, which answers no photo"
+        )
 
     rollback = commands.add_parser("rollback", help="put the previous production version back")
     rollback.add_argument("--to", metavar="VERSION", help="number (default: the previous one)")
@@ -48,7 +51,8 @@ def _promote(args: argparse.Namespace) -> None:
     from pipeline.registry import promote
 
     by = args.by or getpass.getuser()
-    decided = promote.run(project_params(), args.version, dry_run=args.dry_run, allow_dirty=args.allow_dirty, by=by)
+    allowed = {"allow_dirty": args.allow_dirty, "allow_demo": args.demo}
+    decided = promote.run(project_params(), args.version, dry_run=args.dry_run, by=by, **allowed)
     _finish(decided)
     if args.dry_run:
         print("Dry run: no alias was moved and nothing was recorded.")
@@ -57,7 +61,8 @@ def _promote(args: argparse.Namespace) -> None:
 def _approve(args: argparse.Namespace) -> None:
     from pipeline.registry import promote
 
-    _finish(promote.approve(project_params(), args.version, allow_dirty=args.allow_dirty, by=args.by))
+    allowed = {"allow_dirty": args.allow_dirty, "allow_demo": args.demo}
+    _finish(promote.approve(project_params(), args.version, by=args.by, **allowed))
 
 
 def _rollback(args: argparse.Namespace) -> None:

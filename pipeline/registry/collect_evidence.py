@@ -27,6 +27,7 @@ def lineage_of(
     production: "ModelVersion | None",
     *,
     dirty_is_allowed: bool,
+    demo_is_allowed: bool,
     was_rolled_back: bool,
 ) -> Lineage:
     """Return the lineage of a version, read from its tags and those of the run that trained it."""
@@ -47,6 +48,7 @@ def lineage_of(
         changed_files=tags.get(runs.CHANGED_TAG) or run_tags.get(runs.CHANGED_TAG, ""),
         dirty_is_allowed=dirty_is_allowed,
         is_demo=is_demo.get(tags.get("demo", "")),
+        demo_is_allowed=demo_is_allowed,
         replaces_real=_replaces_real(production),
         was_rolled_back=was_rolled_back,
     )

@@ -94,6 +94,7 @@ class Lineage:
         changed_files: in which files, "" if that was not recorded.
         dirty_is_allowed: whether the user passed --allow-dirty.
         is_demo: whether it was trained on drawn images; None if unknown.
+        demo_is_allowed: whether the user passed --demo.
         replaces_real: whether the model in production was trained on real concrete; None if unknown.
         was_rolled_back: whether this version was rolled back from production.
     """
@@ -105,6 +106,7 @@ class Lineage:
     changed_files: str
     dirty_is_allowed: bool
     is_demo: bool | None
+    demo_is_allowed: bool
     replaces_real: bool | None
     was_rolled_back: bool
 

@@ -133,7 +133,7 @@ def operations(found: Operations | Unknown, rules: Promote) -> RuleResult:
 
 
 def lineage(found: Lineage | Unknown) -> RuleResult:
-    """Rule 5: data, contract and code are known; no demo replaces real concrete; the version was not rolled back."""
+    """Rule 5: data, contract and code are known; it is no demo; the version was not rolled back."""
     if isinstance(found, Unknown):
         return _unknown("lineage", found)
     good = f"{len(found.data_hashes)} data hashes, contract {found.contract}, commit {found.commit[:12]}"
@@ -156,6 +156,8 @@ def _lineage_problems(found: Lineage) -> Iterator[str]:
             yield f"its code differed from the commit{files} (commit it and run again; --allow-dirty takes it as it is)"
     if found.is_demo is None:
         yield "it is not known whether it was trained on the demo"
+    if found.is_demo and not found.demo_is_allowed:
+        yield "it has learned from drawn images, which never goes to production (--demo tries it out on a demo's store)"
     if found.is_demo is not False and found.replaces_real is not False:
         yield "a model of drawn images does not replace one of real concrete"
     if found.was_rolled_back:

@@ -16,7 +16,7 @@ from pipeline.inference.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, Se
 from pipeline.models.decision import DECISION_FILE
 from pipeline.models.model_files import served_folder
 from pipeline.registry import tracking
-from pipeline.registry.versions import CHALLENGER, PRODUCTION, fetch, find_version
+from pipeline.registry.versions import CHALLENGER, PRODUCTION, fetch, find_version, is_demo, version_for_photos
 
 STARTER = "starter"
 STARTER_DESCRIPTION = "the starter model, trained on METU and SDNET2018"
@@ -104,22 +104,27 @@ def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, s
         return None, STARTER_DESCRIPTION, STARTER
     if wanted is not None and Path(wanted).is_dir():
         return Path(wanted), f"the model in {wanted}", wanted
-    client, _ = tracking.connect()
-    found = find_version(client, name, wanted)
-    if found is None and wanted is not None:
+    if wanted is None:
+        found = version_for_photos(name)
+        if found is None:
+            return None, starter_because(name), STARTER
+        reference = PRODUCTION if PRODUCTION in found.aliases else CHALLENGER
+    else:
+        reference, found = wanted, find_version(tracking.connect()[0], name, wanted)
+    if found is None:
         raise CracksError(
             f"There is no model {wanted!r} of {name} in {tracking.shown_uri()}. Run `make run` first, or give --model "
             f"an alias, a version, {STARTER!r}, or a folder such as models/CANDIDATE."
         )
-    is_demo = found is not None and found.tags.get("demo") == "true"
-    reference = wanted or (PRODUCTION if found is not None and PRODUCTION in found.aliases else CHALLENGER)
-    if found is None or (wanted is None and reference == CHALLENGER and is_demo):
-        reason = f"because no model of {name} trained on real concrete is registered yet"
-        return None, f"{STARTER_DESCRIPTION}, {reason}", STARTER
-    demo = ", trained on drawn images (demo)" if is_demo else ""
+    demo = ", trained on drawn images (demo)" if is_demo(found) else ""
     alias = "" if reference.isdecimal() else f" ({reference})"
     version = str(found.version)
     return fetch(name, version, scratch), f"{name} version {version}{alias}{demo}", version
+
+
+def starter_because(name: str) -> str:
+    """Return the description of the starter model where no model of this name answers about real photos."""
+    return f"{STARTER_DESCRIPTION}, because no model of {name} trained on real concrete is registered yet"
 
 
 def _write_served_form(folder: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.registry.gate import Judgement, RuleResult, decide, operations
 from pipeline.registry.history import History, opened
 from pipeline.registry.promotion_records import Outcome, Record, best_of, rolled_back, stack_of
 from pipeline.registry.score_versions import TestSet, read_test_set
-from pipeline.registry.versions import CHALLENGER, PRODUCTION, find_version
+from pipeline.registry.versions import CHALLENGER, PRODUCTION, find_version, is_demo
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -37,7 +37,14 @@ class Decided:
 
 
 def run(
-    params: Params, version: str | None, *, dry_run: bool, allow_dirty: bool, by: str, approved: bool = False
+    params: Params,
+    version: str | None,
+    *,
+    dry_run: bool,
+    allow_dirty: bool,
+    by: str,
+    allow_demo: bool = False,
+    approved: bool = False,
 ) -> Decided:
     """Apply the gate to a version and, if all rules pass, move the alias `production` to it.
 
@@ -47,6 +54,7 @@ def run(
         dry_run: decide only; move and record nothing.
         allow_dirty: accept code that differs from its commit; this is recorded with the decision.
         by: user who requests it.
+        allow_demo: accept a model of drawn images, to try promotion out; no photo is ever answered by it.
         approved: whether a person approved it, where params require that.
 
     Raises:
@@ -69,6 +77,7 @@ def run(
             challenger,
             None if production is None else get_version(history, production),
             dirty_is_allowed=allow_dirty,
+            demo_is_allowed=allow_demo,
             was_rolled_back=number in rolled_back(moves),
         )
         incumbents = incumbents_of(number, production, best_of(moves))
@@ -87,13 +96,14 @@ def run(
             details = details_of(record, judgement.results, params) | {
                 "test_set": describe(test_set),
                 "allow_dirty": allow_dirty,
+                "allow_demo": allow_demo,
                 "approved": approved,
             }
             record = save_decision(history, record, details, predictions)
         return Decided(record, judgement.results)
 
 
-def approve(params: Params, version: str, *, allow_dirty: bool, by: str) -> Decided:
+def approve(params: Params, version: str, *, allow_dirty: bool, by: str, allow_demo: bool = False) -> Decided:
     """Approve a version whose promotion is pending, and run that promotion again.
 
     Raises:
@@ -108,7 +118,7 @@ def approve(params: Params, version: str, *, allow_dirty: bool, by: str) -> Deci
         raise CracksError(
             f"Version {version} does not wait for approval, {state}. Run `cracks promote {version}` first."
         )
-    return run(params, version, dry_run=False, allow_dirty=allow_dirty, by=by, approved=True)
+    return run(params, version, dry_run=False, allow_dirty=allow_dirty, by=by, allow_demo=allow_demo, approved=True)
 
 
 def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
@@ -122,6 +132,7 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
 
     Raises:
         CracksError: there is no such version to go back to.
+        RefusedError: it is a demo, and the current one is not.
         UnavailableError: the registry does not answer, or a promotion is under way.
     """
     root = project_root()
@@ -129,6 +140,11 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
         history.close_interrupted()
         production = history.production()
         target = rollback_target(history.moves(), production, to)
+        if is_demo(get_version(history, target)) and production and not is_demo(get_version(history, production)):
+            raise RefusedError(
+                f"Version {target} has learned from drawn images, and version {production} has not. Nothing has moved. "
+                "`cracks history` shows what else was in production, --to names it."
+            )
         test_set = read_test_set(root / MANIFEST, root / DATASETS)
         served = fetched(history.model, target, Path(scratch))
         result = operations(operations_of(served, test_set), params.promote)

@@ -49,6 +49,28 @@ def find_version(client: "MlflowClient", name: str, reference: str | None = None
         ) from None
 
 
+def version_for_photos(name: str) -> "ModelVersion | None":
+    """Return the version of `name` that answers about real photos; None if that is the starter model.
+
+    It is the version in production, else the challenger. A demo, which has learned from drawn images, never is. A store
+    that does not exist is not created.
+
+    Raises:
+        UnavailableError: the tracking server does not answer.
+    """
+    uri = tracking.tracking_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return None
+    client = tracking.open_client()
+    found = (find_version(client, name, alias) for alias in (PRODUCTION, CHALLENGER))
+    return next((version for version in found if version is not None and not is_demo(version)), None)
+
+
+def is_demo(version: "ModelVersion") -> bool:
+    """Return whether a version has learned from drawn images, and says nothing about real concrete."""
+    return bool(version.tags.get("demo") == "true")
+
+
 def is_registered(out: Path) -> bool:
     """Return whether the current store has the version that `out` (registered.json) names.
 
