@@ -10,9 +10,11 @@ from archive_writer import limits
 from PIL import Image
 from tiny_model import write_tiny_model
 
+from pipeline.crack_maps.map_files import run
 from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.images import INVENTORY_FILE
-from pipeline.params import Dataset
+from pipeline.params import Dataset, Map
+from pipeline.registry.model_lookup import found_model
 
 pytestmark = pytest.mark.slow
 LEVELS = {"crack": 60, "review": 120, "intact": 200}  # grey levels and what the tiny model makes of them
@@ -81,15 +83,15 @@ def test_an_inspector_drops_a_photo_reviews_it_and_the_labels_are_trained_on(pag
     )
     page.dispatch_event("#empty", "drop", {"dataTransfer": transfer})
     page.locator("[data-state=done]").wait_for()
-    assert words(page, ".photo .state") == "17 % cracked, 3 to review"
-    assert words(page, "#summary") == "4 of 6 tiles marked (67 %)"
+    assert words(page, ".photo .state") == words(page, "#summary") == "1 of 6 tiles marked, 3 to review"
     assert page.locator(".tile").count() == 3
+    assert page.locator(".tile .verdict-label").all_inner_texts() == ["unsure"] * 3
 
     page.keyboard.press("ArrowDown")
     for key in "cxc":
         page.keyboard.press(key)
     assert page.locator(".tile .verdict-label").all_inner_texts() == ["crack", "intact", "crack"]
-    assert words(page, ".photo .state") == "17 % cracked"
+    assert words(page, ".photo .state") == words(page, "#summary") == "1 of 6 tiles marked"
     page.keyboard.press("u")
     assert words(page, "#export-button") == "Export 2 labels"
 
@@ -112,15 +114,24 @@ def test_an_inspector_drops_a_photo_reviews_it_and_the_labels_are_trained_on(pag
     assert inventory["photo"].tolist() == ["deck.png"] * 2
 
 
-def test_the_threshold_changes_what_is_marked(page, deck):
+def test_the_threshold_changes_what_is_marked_in_every_place_that_says_it(page, deck):
     add(page, deck)
     page.select_option("#filter", "marked")
-    assert page.locator(".tile").count() == 4
-    page.locator("#threshold").fill("0.9")
-    assert (words(page, "#summary"), words(page, "#threshold-value")) == ("1 of 6 tiles marked (17 %)", "0.90")
-    assert page.locator(".tile").count() == 1
-    page.click("#threshold-reset")
-    assert words(page, "#summary") == "4 of 6 tiles marked (67 %)"
+    for threshold, n_marked in (("0.5", 4), ("0.99", 0), (None, 1)):
+        if threshold is None:
+            page.click("#threshold-reset")
+        else:
+            page.locator("#threshold").fill(threshold)
+        assert words(page, "#summary") == words(page, ".photo .state") == f"{n_marked} of 6 tiles marked, 3 to review"
+        assert page.locator(".tile").count() == n_marked
+    assert words(page, "#threshold-value") == "0.80"  # from which the model itself says crack
+
+
+def test_the_page_marks_the_tiles_that_cracks_map_calls_cracked(page, deck, root, tmp_path):
+    add(page, deck)
+    with found_model("cracks", str(root / "starter")) as found:
+        row = run(found, [Path(deck)], tmp_path / "maps", Map(tile_px=SIZE_PX, overlap=0, model_mm_per_px=None)).loc[0]
+    assert words(page, "#summary") == f"{row['n_crack']} of {row['n_tiles']} tiles marked, {row['n_review']} to review"
 
 
 def pixel(page, x_share, y_share):
@@ -158,6 +169,14 @@ def test_the_map_lies_over_the_photo_and_can_be_taken_away(page, tmp_path):
     wait_for_pixel(page, 0.75, 0.5, is_grey)
     page.keyboard.press("m")
     wait_for_pixel(page, 0.25, 0.5, is_grey)
+
+
+def test_a_tile_to_review_is_outlined_and_not_shaded_whatever_the_threshold(page, tmp_path):
+    add(page, photo(tmp_path / "two.png", [["review", "intact"]]))
+    page.locator("#threshold").fill("0.3")
+    assert words(page, "#summary") == "1 of 2 tiles marked, 1 to review"
+    page.wait_for_timeout(100)
+    assert is_grey(pixel(page, 0.25, 0.5))
 
 
 def test_the_photo_can_be_zoomed_and_moved(page, tmp_path):

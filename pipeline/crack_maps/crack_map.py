@@ -28,7 +28,8 @@ BATCH_TILES = 4  # the activations of more do not fit into the cache, which is s
 CELL_PX = 16  # side of a cell of the raster for areas and the overlay
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
-REVIEW_SHARE = 0.2  # of the tiles that are not unlike the training images: the most that are for review as unsure
+REVIEW_SHARE = 0.2  # of a photo's tiles: the most that are for review because the model is unsure
+MIN_REVIEW_TILES = 20  # that may be for review, however few tiles there are
 
 TileLabel = Literal["crack", "intact", "review", "undecided"]
 OnTiles = Callable[[Pixels, Outputs, float], object]
@@ -43,7 +44,7 @@ class CrackMap:
     `tiles` has a row per tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
     intact, review or undecided), reason (why it is for review or undecided) and in_distribution (whether the tile is
     similar to the validation images; None if the model has no OOD detector). A tile is undecided if the model is unsure
-    and a fifth of the tiles, which are likelier cracks, are for review already. Tiles without photo are left out.
+    and enough tiles that are likelier cracks are for review already. Tiles without photo are left out.
     """
 
     tiles: pd.DataFrame
@@ -183,11 +184,11 @@ class CrackMapper:
 
 
 def with_review_budget(tiles: pd.DataFrame) -> pd.DataFrame:
-    """Return the tiles of a photo with at most a fifth of them for review because the model is unsure.
+    """Return the tiles of a photo with at most a fifth of them, or 20, for review because the model is unsure.
 
     More than a person would look at helps nobody. The likeliest cracks stay; the others become `undecided`.
     """
-    budget = math.ceil(REVIEW_SHARE * (tiles["reason"] != UNLIKE).sum())
+    budget = max(MIN_REVIEW_TILES, math.ceil(REVIEW_SHARE * len(tiles)))
     unsure = tiles[tiles["reason"] == UNSURE].sort_values("probability", ascending=False, kind="stable")
     return tiles.assign(label=tiles["label"].mask(tiles.index.isin(unsure.index[budget:]), "undecided"))
 

@@ -21,7 +21,6 @@ const viewer = new Viewer(byId("canvas"), (tile) => selectTile(tile, false));
 
 // ---------------------------------------------------------------- text
 
-const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 1 : 0)} %`;
 const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 
 // As in the answers of the API: marks that reverse the direction of reading, and control characters, are written out.
@@ -48,11 +47,10 @@ async function showModel() {
   }
   byId("model").textContent = `Model: ${model.description}.`;
   const warnings = [];
-  if (model.is_demo) warnings.push("This model was trained on drawn images: its answers mean nothing for real concrete.");
   if (model.refused) warnings.push(`Version ${model.refused}, which was to replace this model, is broken. This model stays in use.`);
   byId("warning").textContent = warnings.join(" ");
   byId("warning").hidden = warnings.length === 0;
-  setThreshold(model.threshold);
+  setThreshold(model.review_to);
 }
 
 function askForKey() {
@@ -94,7 +92,7 @@ async function processNext() {
     }
     photo.state = "done";
     drawThumbnail(photo.item.querySelector("canvas"), photo.picture, null);
-    updatePhoto(photo, severity(photo));
+    updatePhoto(photo, summary(photo.map));
   } catch (error) {
     photo.state = "failed";
     updatePhoto(photo, errorText(error));
@@ -111,9 +109,13 @@ function releasePicture(photo) {
   photo.picture = null;
 }
 
-function severity(photo) {
-  const nToReview = photo.map.tiles.filter((tile) => tile.label === "review" && !tile.reviewed).length;
-  return `${percent(photo.map.cracked_share)} cracked` + (nToReview ? `, ${nToReview} to review` : "");
+// What the list of photos and the line below a photo say; at the model's own threshold the same as `cracks map`.
+function summary({tiles}) {
+  const nOf = (isOne) => tiles.filter(isOne).length;
+  const nLeft = (label) => nOf((tile) => tile.label === label && !tile.reviewed);
+  const [nToReview, nUndecided] = [nLeft("review"), nLeft("undecided")];
+  return `${nOf((tile) => viewer.isMarked(tile))} of ${count(tiles.length, "tile")} marked`
+    + (nToReview ? `, ${nToReview} to review` : "") + (nUndecided ? `, ${nUndecided} undecided` : "");
 }
 
 function photoItem(photo) {
@@ -171,30 +173,31 @@ function setThreshold(value) {
   byId("threshold-value").textContent = value.toFixed(2);
   byId("legend-from").textContent = value.toFixed(2);
   viewer.draw();
+  for (const photo of photos) if (photo.state === "done") updatePhoto(photo, summary(photo.map));
   showSummary();
   if (byId("filter").value === "marked") showTiles();
 }
 
 function showSummary() {
-  const tiles = current?.map?.tiles ?? [];
-  const nMarked = tiles.filter((tile) => tile.probability >= viewer.threshold).length;
-  byId("summary").textContent = tiles.length
-    ? `${nMarked} of ${count(tiles.length, "tile")} marked (${percent(nMarked / tiles.length)})`
-    : "";
+  byId("summary").textContent = current?.map ? summary(current.map) : "";
 }
 
 // ---------------------------------------------------------------- review
 
 const FILTERS = {
   review: (tile) => tile.label === "review",
-  marked: (tile) => tile.probability >= viewer.threshold,
+  undecided: (tile) => tile.label === "undecided",
+  marked: (tile) => viewer.isMarked(tile),
   labelled: (tile) => Boolean(tile.reviewed),
   all: () => true,
 };
 
 function showTiles() {
   const tiles = current?.map?.tiles ?? [];
-  listed = tiles.filter(FILTERS[byId("filter").value]).sort((one, other) => other.probability - one.probability);
+  const isOdd = (tile) => tile.in_distribution === false; // whose probability says nothing: last
+  listed = tiles
+    .filter(FILTERS[byId("filter").value])
+    .sort((one, other) => isOdd(one) - isOdd(other) || other.probability - one.probability);
   const nShown = Math.min(listed.length, MAX_LISTED_TILES);
   listed = listed.slice(0, nShown);
   for (const tile of tiles) tile.item = null;
@@ -237,7 +240,8 @@ function drawThumbnail(canvas, picture, tile) {
 function updateTile(tile) {
   if (!tile.item) return;
   tile.item.dataset.reviewed = tile.reviewed ?? "";
-  const predicted = tile.in_distribution === false ? "unlike the validation images" : tile.label;
+  const why = tile.in_distribution === false ? "unlike the training images" : "unsure";
+  const predicted = tile.label === "review" ? why : tile.label;
   tile.item.querySelector(".verdict-label").textContent = tile.reviewed ?? predicted;
 }
 
@@ -263,7 +267,8 @@ function setLabel(label) {
   selected.reviewed = label;
   selected.isExported = false;
   updateTile(selected);
-  updatePhoto(current, severity(current));
+  updatePhoto(current, summary(current.map));
+  showSummary();
   if (label && selected !== listed.at(-1)) step(1);
   viewer.draw();
   showReview();
@@ -400,7 +405,7 @@ function addListeners() {
     if (toExport().length > 0) event.preventDefault(); // the browser asks for confirmation
   });
   byId("threshold").addEventListener("input", () => setThreshold(Number(byId("threshold").value)));
-  byId("threshold-reset").addEventListener("click", () => setThreshold(model.threshold));
+  byId("threshold-reset").addEventListener("click", () => setThreshold(model.review_to));
   byId("show-map").addEventListener("change", () => {
     viewer.showsMap = byId("show-map").checked;
     viewer.draw();

@@ -3,6 +3,7 @@
 const MAX_SCALE = 8; // screen pixels per pixel of the photo
 const STEP = 1.25;
 const OVERLAY_OPACITY = 0.42;
+const REVIEW_COLOUR = "#286eff"; // as in page.css
 const OVERLAY_CELL_PX = 4; // pixels of the photo per pixel of the overlay
 
 // Yellow at the threshold, red at 1; brightness changes too, for readers who do not see the hues.
@@ -74,6 +75,11 @@ export class Viewer {
     this.draw();
   }
 
+  // Whether a tile counts as cracked; a probability says nothing about a tile unlike the training images.
+  isMarked(tile) {
+    return tile.in_distribution !== false && tile.probability >= this.threshold;
+  }
+
   draw() {
     cancelAnimationFrame(this.frame);
     this.frame = requestAnimationFrame(() => this.#draw());
@@ -111,9 +117,10 @@ export class Viewer {
     canvas.height = Math.ceil(this.map.height / OVERLAY_CELL_PX);
     const context = canvas.getContext("2d");
     context.scale(canvas.width / this.map.width, canvas.height / this.map.height);
-    const marked = this.map.tiles.filter((tile) => tile.probability >= this.threshold);
+    // A shade would hide what a person must judge: tiles to review are only outlined.
+    const marked = this.map.tiles.filter((tile) => tile.label !== "review" && this.isMarked(tile));
     for (const tile of marked.sort((one, other) => one.probability - other.probability)) {
-      context.fillStyle = overlayColour((tile.probability - this.threshold) / Math.max(1 - this.threshold, 1e-6));
+      context.fillStyle = this.#colour(tile);
       context.fillRect(tile.x, tile.y, tile.size, tile.size);
     }
     this.overlay = {map: this.map, threshold: this.threshold, canvas};
@@ -122,18 +129,13 @@ export class Viewer {
 
   #markTile(context, tile) {
     if (tile.reviewed) this.#mark(context, tile);
-    else if (tile.label === "review") this.#dot(context, tile);
+    else if (tile.label === "review") {
+      this.#outline(context, tile, this.isMarked(tile) ? this.#colour(tile) : REVIEW_COLOUR, 1.5);
+    }
   }
 
-  // A tile to review: only a dot, so that many of them do not hide the photo.
-  #dot(context, tile) {
-    context.beginPath();
-    context.arc(tile.x + 8 / this.scale, tile.y + 8 / this.scale, 3.5 / this.scale, 0, 2 * Math.PI);
-    context.fillStyle = "#ffffff";
-    context.fill();
-    context.strokeStyle = "#1d2126";
-    context.lineWidth = 1.2 / this.scale;
-    context.stroke();
+  #colour(tile) {
+    return overlayColour((tile.probability - this.threshold) / Math.max(1 - this.threshold, 1e-6));
   }
 
   // A label from the reviewer: a red or green frame with its letter.
