@@ -246,6 +246,8 @@ def test_a_small_screen_shows_all_without_scrolling_sideways(browser, server, de
         box = page.locator(name).bounding_box()
         assert box["height"] >= 40
         assert box["x"] + box["width"] <= width
+    notes, review = page.locator("#notes").bounding_box(), page.locator("#review").bounding_box()
+    assert notes["y"] + notes["height"] <= review["y"] + 1  # the caveats are not cut off
     context.close()
 
 
