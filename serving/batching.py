@@ -91,6 +91,5 @@ class Batcher:
 def _scored(model: ServedModel, images: list[Pixels]) -> list[Output]:
     outputs = model.outputs(np.stack(images))
     labels = model.labels(outputs)
-    known = [None] * len(images) if labels.in_distribution is None else labels.in_distribution.tolist()
-    probabilities = outputs["probability"].tolist()
-    return [Output(*values) for values in zip(probabilities, outputs["features"], labels.verdicts, known, strict=True)]
+    values = zip(labels.probability.tolist(), outputs["features"], labels.label, labels.in_distribution, strict=True)
+    return [Output(*row) for row in values]

@@ -43,7 +43,7 @@ def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: b
     Each thread decodes a batch and then scores it, so that no core waits. `with_statistics` adds the columns of the
     prediction log: image statistics and embedding.
     """
-    rows: dict[int, dict[str, object]] = {}
+    scored: list[pd.DataFrame] = []
     sizes, errors = _sizes_and_errors(contents)
 
     def fill(batch: npt.NDArray[np.int64]) -> None:
@@ -55,23 +55,21 @@ def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: b
                 errors[position] = str(error)
         if decoded:
             outputs = model.outputs(np.stack(list(decoded.values())))
-            labels = model.labels(outputs)
-            answers = zip(decoded, outputs["probability"], labels.verdicts, labels.reasons(), strict=True)
-            rows.update({at: dict(zip(ANSWER, answer, strict=True)) for at, *answer in answers})
+            table = pd.DataFrame(model.labels(outputs)._asdict(), index=list(decoded))
             if with_statistics:
-                embeddings = embeddings_of(outputs["features"])
-                for (position, pixels), embedding in zip(decoded.items(), embeddings, strict=True):
-                    rows[position] |= {**image_statistics(pixels), "embedding": embedding}
+                statistics = pd.DataFrame(map(image_statistics, decoded.values()), index=table.index)
+                table = table.join(statistics).assign(embedding=list(embeddings_of(outputs["features"])))
+            scored.append(table)
 
     readable = np.array(list(sizes), np.int64)
     batches = bounded_batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
     with ThreadPoolExecutor(N_THREADS) as pool:
         for _ in pool.map(fill, [readable[batch] for batch in batches]):
             pass  # raises the exception of a batch
+    table = pd.concat(scored) if scored else pd.DataFrame()
     columns = [*ANSWER, *IMAGE_STATISTICS, "embedding"] if with_statistics else ANSWER
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).reindex(range(len(contents)))
-    table = table.astype({"probability": np.float32}).fillna({"label": "", "reason": ""})
-    return table.assign(error=errors)
+    table = table.reindex(index=range(len(contents)), columns=columns)
+    return table.astype({"probability": np.float32}).fillna({"label": "", "reason": ""}).assign(error=errors)
 
 
 def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:

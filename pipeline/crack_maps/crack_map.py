@@ -170,15 +170,7 @@ class CrackMapper:
             outputs = self._model.outputs(batch)
             if on_tiles is not None:
                 on_tiles(batch, outputs, len(chosen) / len(places))
-            labels = self._model.labels(outputs)
-            return pd.DataFrame(
-                {
-                    "probability": outputs["probability"],
-                    "label": labels.verdicts,
-                    "reason": labels.reasons(),
-                    "in_distribution": labels.in_distribution,
-                }
-            )
+            return pd.DataFrame(self._model.labels(outputs)._asdict())
 
         return pd.concat(self._pool.map(score, range(0, len(places), BATCH_TILES)), ignore_index=True)
 

@@ -7,7 +7,6 @@ settings. So a run resumes after a kill.
 import hashlib
 import io
 import json
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,13 +21,12 @@ from tqdm import tqdm
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
-from pipeline.data.images import Pixels, UnreadableImageError
+from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
 from pipeline.data.sources import Content, read_image_file
 from pipeline.errors import CracksError
 from pipeline.files import replacing, write_json, write_text
 from pipeline.inference.dask_cluster import compute_on_cluster
-from pipeline.inference.openvino_cpu import Outputs
 from pipeline.inference.out_of_distribution import load_detector, missed_cracks
 from pipeline.params import Map
 from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
@@ -215,15 +213,10 @@ def run(
         except OSError as error:
             errors[path] = error.strerror or str(error)
     missing = [path for path, key in keys.items() if finished_report(out, names[path], key) is None]
-    lock, n_mapped = threading.Lock(), len(paths) - len(missing)
+    n_mapped = len(paths) - len(missing)
     with tqdm(total=len(paths), initial=n_mapped, desc="mapping", bar_format=BAR, disable=None) as bar:
-
-        def advance(_: Pixels, __: Outputs, share: float) -> None:
-            with lock:
-                bar.update(share)
-
         if dask_address is None:
-            results = _map_locally(found, job, missing, advance)
+            results = _map_locally(found, job, missing, lambda _, __, share: bar.update(share))
         else:
             shared, tasks = (ModelFiles.read(found), job), ((path, (path, read_image_file(path))) for path in missing)
             results = compute_on_cluster(dask_address, map_on_worker, shared, tasks, local_hint="leave --dask out")
@@ -233,8 +226,7 @@ def run(
                 errors[path] = files
             else:
                 write_photo(out, names[path], keys[path], files)
-            with lock:
-                bar.update(max(0.0, n_mapped - bar.n))
+            bar.update(max(0, n_mapped - bar.n))
     summary = summary_of(out, names, errors)
     with replacing(out / "summary.csv") as partial:
         cells(summary).to_csv(partial, index=False)

@@ -28,7 +28,10 @@ def served_starter(scratch: Path) -> Path:
     Raises:
         CracksError: it must be built, and the package of its backbone is missing.
     """
-    kept = _kept_folders()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    kept = [cache / "concrete-cracks" / "starter"]
+    if (project_root() / ".dvc").is_dir():
+        kept.insert(0, project_root() / KEPT_IN_PROJECT)
     for folder in kept:
         if _is_current(folder):
             return folder
@@ -36,7 +39,7 @@ def served_starter(scratch: Path) -> Path:
         with suppress(OSError):  # such as a read-only or full disk
             keep_starter(folder)
             return folder
-    _build(scratch)
+    keep_starter(scratch)
     return scratch
 
 
@@ -45,23 +48,13 @@ def keep_starter(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_current(folder):
-            with replacing_folder(folder) as partial:
-                _build(partial)
+        if _is_current(folder):
+            return
+        from pipeline.inference.starter import write_served_starter  # imports TensorFlow
 
-
-def _kept_folders() -> list[Path]:
-    root, cache = project_root(), Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    in_project = [root / KEPT_IN_PROJECT] if (root / ".dvc").is_dir() else []
-    return [*in_project, cache / "concrete-cracks" / "starter"]
-
-
-def _build(folder: Path) -> None:
-    from pipeline.inference.starter import write_served_starter  # imports TensorFlow
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_served_starter(folder)
-    write_text(folder / KEY_FILE, _key(folder))
+        with replacing_folder(folder) as partial:
+            write_served_starter(partial)
+            write_text(partial / KEY_FILE, _key(partial))
 
 
 def _is_current(folder: Path) -> bool:

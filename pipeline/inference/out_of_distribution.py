@@ -69,10 +69,6 @@ class OutOfDistributionDetector:
         away = images - self.mean
         return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", away, self.precision, away)))
 
-    def is_in_distribution(self, images: Projections) -> npt.NDArray[np.bool_] | None:
-        """Return whether each image is in-distribution, (n,), or None if the detector has no limit."""
-        return None if self.limit is None else self.distances(images) <= self.limit
-
     def save(self, path: Path) -> None:
         """Write the detector to `path` atomically."""
         arrays: dict[str, Any] = {

@@ -7,8 +7,8 @@ out-of-distribution detector, and a few golden images with the answers of the Ke
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -32,22 +32,16 @@ MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; Keras and OpenVINO differ by a
 BATCH_IMAGES = 8  # larger ones are no faster on a CPU, because their activations do not fit its cache
 MAX_BATCH_PIXELS = 8_000_000  # 100 MB as float32 input of the network
 
-
 UNSURE, UNLIKE = "unsure", "unlike the training images"  # why an image is for review
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The labels of images, and whether each is in-distribution, (n,); None if the model has no detector."""
+class Labels(NamedTuple):
+    """What a model says about images, in their order."""
 
-    verdicts: list[Verdict]
-    in_distribution: npt.NDArray[np.bool_] | None
-
-    def reasons(self) -> list[str]:
-        """Return why each image is for review, "" for the others."""
-        known = [True] * len(self.verdicts) if self.in_distribution is None else self.in_distribution
-        pairs = zip(self.verdicts, known, strict=True)
-        return [(UNSURE if is_known else UNLIKE) if verdict == "review" else "" for verdict, is_known in pairs]
+    probability: npt.NDArray[np.float32]
+    label: list[Verdict]
+    reason: list[str]  # why it is for review, "" for the others
+    in_distribution: list[bool | None]  # None: the model cannot tell
 
 
 class ServedModel:
@@ -105,14 +99,16 @@ class ServedModel:
         return self._compute(batch)
 
     def labels(self, outputs: Outputs) -> Labels:
-        """Return the labels of images from their `outputs`; an image that is out-of-distribution is for review."""
-        verdicts = [self.decision.verdict(float(probability)) for probability in outputs["probability"]]
-        if self.detector is None:
-            return Labels(verdicts, None)
-        known = self.detector.is_in_distribution(detector_projection(outputs["features"]))
-        if known is not None:
-            verdicts = [verdict if is_known else "review" for verdict, is_known in zip(verdicts, known, strict=True)]
-        return Labels(verdicts, known)
+        """Return what the model says about images with these `outputs`; one out-of-distribution is for review."""
+        in_distribution: list[bool | None] = [None] * len(outputs["probability"])
+        if self.detector is not None and self.detector.limit is not None:
+            distances = self.detector.distances(detector_projection(outputs["features"]))
+            in_distribution = (distances <= self.detector.limit).tolist()
+        labels, reasons = [], []
+        for probability, is_known in zip(outputs["probability"].tolist(), in_distribution, strict=True):
+            labels.append("review" if is_known is False else self.decision.verdict(probability))
+            reasons.append("" if labels[-1] != "review" else UNLIKE if is_known is False else UNSURE)
+        return Labels(outputs["probability"], labels, reasons, in_distribution)
 
     def golden_difference(self) -> float:
         """Return the largest difference, 0..1, from the Keras model's probabilities for the golden images.

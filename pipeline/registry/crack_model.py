@@ -51,14 +51,14 @@ class Predictor:
             given = given.iloc[:, 0]
         try:
             images = GivenImages(list(given))
-            parts = [pd.DataFrame({"probability": np.empty(0, np.float32), "label": [], "in_distribution": []})]
-            for positions, outputs in served_outputs(self._model, images, progress="scoring"):
-                labels = self._model.labels(outputs)
-                columns = {"label": labels.verdicts, "in_distribution": labels.in_distribution}
-                parts.append(pd.DataFrame({"probability": outputs["probability"], **columns}, index=positions))
+            parts = [
+                pd.DataFrame(self._model.labels(outputs)._asdict(), index=positions)
+                for positions, outputs in served_outputs(self._model, images, progress="scoring")
+            ]
         except UnreadableImageError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        return pd.concat(parts[1:] or parts).sort_index()
+        table = pd.concat(parts).sort_index() if parts else pd.DataFrame()
+        return table.reindex(columns=["probability", "label", "in_distribution"])
 
 
 class GivenImages:

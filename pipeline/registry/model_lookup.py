@@ -107,7 +107,8 @@ def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, s
     if wanted is None:
         found = version_for_photos(name)
         if found is None:
-            return None, starter_because(name), STARTER
+            reason = f"because no model of {name} trained on real concrete is registered yet"
+            return None, f"{STARTER_DESCRIPTION}, {reason}", STARTER
         reference = PRODUCTION if PRODUCTION in found.aliases else CHALLENGER
     else:
         reference, found = wanted, find_version(tracking.connect()[0], name, wanted)
@@ -120,11 +121,6 @@ def locate(name: str, wanted: str | None, scratch: Path) -> tuple[Path | None, s
     alias = "" if reference.isdecimal() else f" ({reference})"
     version = str(found.version)
     return fetch(name, version, scratch), f"{name} version {version}{alias}{demo}", version
-
-
-def starter_because(name: str) -> str:
-    """Return the description of the starter model where no model of this name answers about real photos."""
-    return f"{STARTER_DESCRIPTION}, because no model of {name} trained on real concrete is registered yet"
 
 
 def _write_served_form(folder: Path, out: Path) -> None:
