@@ -22,8 +22,8 @@ from prefect.settings import get_current_settings
 
 from flows import flow_runs, stages
 from flows.deployments import deployments
-from flows.services import answers, end_tree
-from pipeline.errors import CracksError, UnavailableError
+from flows.services import answers, end_tree, reaching_prefect
+from pipeline.errors import CracksError
 from pipeline.monitoring.heartbeat import INTERVAL_S, end_heartbeat, renew_heartbeat, watch_heartbeat
 from pipeline.params import Params, load_params
 from pipeline.project import project_root
@@ -125,9 +125,8 @@ def main() -> None:
     address = get_current_settings().api.url
     if address is None:
         raise CracksError("PREFECT_API_URL is not set: `make up` starts a server and serves the flows.")
-    if not answers(f"{address}/health"):
-        raise UnavailableError(f"The Prefect server {address} does not answer. Start it, or `make up`.")
-    clean_up()  # before any schedule can start a run
+    with reaching_prefect(address):
+        clean_up()  # before any schedule can start a run
     try:
         # The names are those that are served: a later mistake in params.yaml does not stop the heartbeat.
         with heartbeat_threads({deployment.name for deployment in deployments(params)}):

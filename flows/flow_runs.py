@@ -1,6 +1,8 @@
 """How Prefect runs begin and end: as which state, which tasks are tried again, and what killed processes leave."""
 
+import logging
 import sys
+import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -19,11 +21,12 @@ from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger, task_run_logger
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed, Failed
-from prefect.tasks import exponential_backoff
 
 from flows import stages
-from flows.services import TAG
+from flows.services import TAG, reaching_prefect
 from flows.stages import LogLine
 from pipeline import params
 from pipeline.errors import CracksError, UnavailableError
@@ -38,13 +41,16 @@ EXECUTED = FlowRunFilter(
 
 
 def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Label a run with the process that executes it; a hook for `on_running`.
+    """Tag a run, label it with its process, and end the runs of killed processes; a hook for `on_running`.
 
-    The server keeps the label, because a file on this machine would not say which server the run belongs to.
+    The server keeps the label, because a file on this machine would not say which server the run belongs to. The tag of
+    a deployment does not reach the flows that its runs call.
     """
     me = this_process()
     with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags={*flow_run.tags, TAG})
         client.update_flow_run_labels(flow_run.id, {f"{TAG}.{name}": str(value) for name, value in me.items()})
+    end_orphans(flow_run_logger(flow_run, flow).warning)
 
 
 def failed(error: CracksError) -> State:
@@ -52,17 +58,34 @@ def failed(error: CracksError) -> State:
     return Failed(message=str(error), name=UNAVAILABLE if isinstance(error, UnavailableError) else None)
 
 
-def retries(settings: params.Flow) -> dict[str, Any]:
-    """Return the options of a task that is tried again, after pauses that double, while it ends as Unavailable."""
+def retries(settings: params.Flow, ended: threading.Event | None = None) -> dict[str, Any]:
+    """Return the options of a task that is tried again, after pauses that double, while it ends as Unavailable.
 
-    def is_unavailable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-        return state.name == UNAVAILABLE
+    The condition waits itself, until `ended` is set at the latest: nothing ends a pause of Prefect's in a thread.
+    """
+    ended = ended or threading.Event()
 
-    return {
-        "retries": settings.max_retries,
-        "retry_delay_seconds": exponential_backoff(settings.retry_pause_s),
-        "retry_condition_fn": is_unavailable,
-    }
+    def is_tried_again(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+        if state.name != UNAVAILABLE:
+            return False
+        pause_s = settings.retry_pause_s * 2 ** (task_run.run_count - 1)
+        task_run_logger(task_run, task).warning("%s It is tried again in %g s.", state.message, pause_s)
+        return not ended.wait(pause_s)
+
+    return {"retries": settings.max_retries, "retry_condition_fn": is_tried_again}
+
+
+class WithoutEmptyTraceback(logging.Filter):
+    """Removes the traceback "NoneType: None", which Prefect logs for a task that failed without an exception."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Pass every record on."""
+        if record.exc_info and record.exc_info[0] is None:
+            record.exc_info = None
+        return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(WithoutEmptyTraceback())
 
 
 def end_orphans(log_line: LogLine) -> None:
@@ -80,8 +103,7 @@ def end_orphans(log_line: LogLine) -> None:
 
 
 def clean_up(log_line: LogLine) -> None:
-    """End runs and stages of killed flows, cancel missed runs, repair DVC's files; call this when a flow starts."""
-    end_orphans(log_line)
+    """Cancel missed runs, end stages of killed flows, repair DVC's files; call this when a flow of stages starts."""
     cancel_missed(log_line)
     stages.end_orphans(log_line)
     stages.clear_locks(log_line)
@@ -89,7 +111,13 @@ def clean_up(log_line: LogLine) -> None:
 
 def run_once(flow: Flow[..., State[Any]], **parameters: object) -> None:
     """Run a flow on the server of PREFECT_API_URL, or on an embedded one; exit with 1 if it does not complete."""
-    run_main(lambda: sys.exit(not flow(**parameters, return_state=True).is_completed()))
+
+    def main() -> None:
+        with reaching_prefect(get_current_settings().api.url):
+            state = flow(**parameters, return_state=True)
+        sys.exit(not state.is_completed())
+
+    run_main(main)
 
 
 def our_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:

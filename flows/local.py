@@ -18,10 +18,21 @@ from pathlib import Path
 import httpx
 import psutil
 
-from flows.services import PREFECT, RECORD, Started, answers, end_tree, last_runs, next_runs, services_started
+from flows.services import (
+    PREFECT,
+    RECORD,
+    Started,
+    answers,
+    end_tree,
+    last_runs,
+    next_runs,
+    reaching_prefect,
+    services_started,
+)
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.files import write_json
 from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
+from pipeline.params import load_params
 from pipeline.process_identity import identity_of, is_alive
 from pipeline.project import project_root
 from pipeline.registry.tracking import tracking_uri
@@ -49,10 +60,16 @@ class Service:
 
 
 def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path | None) -> list[Service]:
-    """Return the services to start, in order; `starter` is the model that the API serves until it has another."""
+    """Return the services to start, in order; `starter` is the model that the API serves until it has another.
+
+    Raises UnavailableError if no Prefect server answers at PREFECT_API_URL.
+    """
     found: list[Service] = []
     prefect_api, mlflow_address = os.environ.get(PREFECT_VARIABLE), os.environ.get(MLFLOW_VARIABLE)
-    if not prefect_api:
+    if prefect_api:
+        with reaching_prefect(prefect_api):
+            pass
+    else:
         prefect_api = f"http://{HOST}:{prefect_port}/api"
         command = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
         # its page requests its data from this address; the default is port 4200
@@ -124,7 +141,10 @@ def down() -> None:
 
 
 def status() -> None:
-    """Log which services run, the age of the heartbeat, the schedules, and the outcome of the last runs."""
+    """Log which services run, the age of the heartbeat, the schedules, and the outcome of the last runs.
+
+    Raises UnavailableError if the Prefect server does not answer.
+    """
     started = services_started()
     for name, holder in started.items():
         log.info("%-8s %s  %s", name, "runs" if is_alive(holder) else "is dead", holder["address"] or "")
@@ -138,12 +158,10 @@ def status() -> None:
         log.info("The last heartbeat of the schedules was %.0f s ago.%s", age_s, late)
     address = os.environ.get(PREFECT_VARIABLE)  # set by the package if the server was started here
     if address:
-        try:
+        with reaching_prefect(address):
             _log_schedules(address)
             for run in last_runs(address):
                 log.info("%s", run)
-        except httpx.HTTPError as error:
-            log.info("The Prefect server %s does not answer: %s", address, error)
 
 
 def _log_schedules(address: str) -> None:
@@ -208,6 +226,7 @@ def main() -> None:
     commands.add_parser("status", help="show the running services, the schedules and the last runs")
     args = parser.parse_args()
     if args.command == "up":
+        load_params(project_root() / "params.yaml")  # a mistake in it is said here, not in the log of a service
         up(services(args.prefect_port, args.mlflow_port, args.api_port, args.starter))
     else:
         {"down": down, "status": status}[args.command]()

@@ -4,7 +4,9 @@ The server is asked by HTTP, because an import of Prefect takes a second.
 """
 
 import json
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from zoneinfo import ZoneInfo
 import httpx
 import psutil
 
+from pipeline.errors import CracksError, UnavailableError
 from pipeline.process_identity import ProcessIdentity, is_alive
 from pipeline.project import project_root
 
@@ -20,6 +23,8 @@ PREFECT = "prefect"
 TAG = "cracks"  # of the deployments of this project: a Prefect server may have those of others too
 RECORD = Path(".prefect/local.json")  # of the services that were started; relative to the project's folder
 LAST_RUNS = 5
+TIMEOUT_S = 20
+OURS = {"tags": {"all_": [TAG]}}
 
 
 class Started(ProcessIdentity):
@@ -46,9 +51,38 @@ def local_prefect() -> str | None:
 def answers(address: str) -> bool:
     """Return whether a service answers at an address with a success status."""
     try:
-        return httpx.get(address, timeout=20).is_success
+        return httpx.get(address, timeout=TIMEOUT_S).is_success
     except httpx.HTTPError:
         return False
+
+
+@contextmanager
+def reaching_prefect(api: str | None) -> Iterator[None]:
+    """Check that a Prefect server answers at `api`, and run the block; None is an embedded server, not checked.
+
+    Raises CracksError if `api` is no address, UnavailableError if nothing answers there, or no Prefect server, before
+    the block or in it.
+    """
+    kind: type[CracksError] = UnavailableError
+    try:
+        if api is None or _is_prefect(api):
+            yield
+            return
+        why = "what answers there is no Prefect server. The address of one ends with /api"
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        kind, why = CracksError, str(error).rstrip(".")
+    except httpx.HTTPError as error:
+        why = (str(error) or type(error).__name__).partition("\n")[0]
+    raise kind(
+        f"The Prefect server {api} does not answer: {why}. Start it, or correct or unset PREFECT_API_URL; without it, "
+        "`make up` starts a server, and a single flow one of its own."
+    )
+
+
+def _is_prefect(api: str) -> bool:
+    with _client(api) as client:
+        answer = client.get("/health")
+    return answer.is_success and answer.text.strip() == "true"
 
 
 def next_runs(api: str) -> list[str | None]:
@@ -58,8 +92,7 @@ def next_runs(api: str) -> list[str | None]:
     """
     lines: list[str | None] = []
     now = datetime.now(UTC).isoformat()
-    ours = {"paused": {"eq_": False}, "tags": {"all_": [TAG]}}
-    for deployment in _ask(api, "deployments", sort="NAME_ASC", deployments=ours):
+    for deployment in _ask(api, "deployments", sort="NAME_ASC", deployments={"paused": {"eq_": False}, **OURS}):
         for schedule in [each["schedule"] for each in deployment["schedules"] if each["active"]]:
             to_come = {"state": {"type": {"any_": ["SCHEDULED"]}}, "expected_start_time": {"after_": now}}
             mine = {"id": {"any_": [deployment["id"]]}}
@@ -73,8 +106,11 @@ def next_runs(api: str) -> list[str | None]:
 
 
 def last_runs(api: str) -> list[str]:
-    """Return a line for each of the last runs. Raises httpx.HTTPError if the Prefect server does not answer."""
-    started = {"start_time": {"is_null_": False}}
+    """Return a line for each of the last runs of these flows.
+
+    Raises httpx.HTTPError if the Prefect server does not answer.
+    """
+    started = {"start_time": {"is_null_": False}, **OURS}
     lines = []
     for run in _ask(api, "flow_runs", flow_runs=started, sort="START_TIME_DESC", limit=LAST_RUNS):
         reason = ((run["state"] or {}).get("message") or "").partition("\n")[0]
@@ -82,9 +118,14 @@ def last_runs(api: str) -> list[str]:
     return lines
 
 
+def _client(api: str) -> httpx.Client:
+    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    return httpx.Client(base_url=api, timeout=TIMEOUT_S, auth=(user, password) if user else None)
+
+
 def _ask(api: str, what: str, **condition: object) -> list[dict[str, Any]]:
-    answer = httpx.post(f"{api}/{what}/filter", json=condition, timeout=20).raise_for_status()
-    return list(answer.json())
+    with _client(api) as client:
+        return list(client.post(f"/{what}/filter", json=condition).raise_for_status().json())
 
 
 def end_tree(process: psutil.Process, timeout_s: float) -> None:

@@ -25,7 +25,7 @@ from pipeline.project import project_root
 UNCHANGED = "didn't change, skipping"
 # Messages of DVC when another DVC process has locked a file or the project.
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
-EXIT_CODE = re.compile(r"exited with (\d+)")
+EXIT_CODE = re.compile(r"exited with (-?\d+)")
 END_S = 10  # for killed processes to end
 LINES_KEPT = 500  # last lines of a stage's output, to find its error message in
 EMPTY_DVC_LOCK = "schema: '2.0'\n"
@@ -69,12 +69,12 @@ class StageRunner:
         self._groups: set[int] = set()
         self._guard = threading.Lock()
         self._slots = threading.BoundedSemaphore(settings.max_parallel_stages)
-        self.is_ended = False  # by `end`; stages that fail afterwards were stopped
+        self.ended = threading.Event()  # by `end`; stages that fail afterwards were stopped
 
     def end(self) -> None:
         """End every running stage with all its processes, and start no more."""
         with self._guard:
-            self.is_ended = True
+            self.ended.set()
             for group in self._groups:
                 _end_group(group)
 
@@ -114,7 +114,7 @@ class StageRunner:
 
     def _start(self, stage: str) -> subprocess.Popen[str]:
         with self._guard:
-            if self.is_ended:
+            if self.ended.is_set():
                 raise CracksError(f"Stage {stage} was not started: its flow is ending.")
             holder = json.dumps({**this_process(), "root": str(project_root())})
             process = subprocess.Popen(
@@ -149,6 +149,8 @@ def _failure(stage: str, lines: list[str]) -> CracksError:
     )
     codes = EXIT_CODE.findall(text)
     kinds = {UnavailableError.exit_code: UnavailableError, RefusedError.exit_code: RefusedError}
+    if codes and int(codes[-1]) < 0:  # killed, by the kernel where memory was short
+        message = f"It was killed by signal {-int(codes[-1])}. The machine may have too little memory."
     kind = kinds.get(int(codes[-1]), CracksError) if codes else CracksError
     return kind(f"Stage {stage} failed. {message}")
 

@@ -17,6 +17,8 @@ from pipeline.params import Params, load_params
 from pipeline.project import REPORTS, project_root
 from pipeline.registry import run_summary
 
+CACHED = "Cached"  # name of the state Completed if the stage did not run
+
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str, has_changed: bool, needed_have_run: list[bool], runner: stages.StageRunner) -> State[bool]:
@@ -24,8 +26,8 @@ def run_stage(stage: str, has_changed: bool, needed_have_run: list[bool], runner
     try:
         has_run = (has_changed or any(needed_have_run)) and runner.reproduce(stage, get_run_logger().info)
     except CracksError as error:
-        return Cancelled(message="ended with its flow") if runner.is_ended else failed(error)
-    return Completed(message="ran", data=True) if has_run else Completed(message="unchanged", name="Cached", data=False)
+        return Cancelled(message="ended with its flow") if runner.ended.is_set() else failed(error)
+    return Completed(message="ran", data=True) if has_run else Completed(message="unchanged", name=CACHED, data=False)
 
 
 @flow(name="training", on_running=[flow_runs.record_process])
@@ -54,7 +56,7 @@ def reproduce_all(params: Params) -> State:
     try:
         for name in TopologicalSorter({name: stage.needs for name, stage in graph.items()}).static_order():
             needed = [futures[other] for other in graph[name].needs]
-            stage = run_stage.with_options(name=name, **retries(params.flow))
+            stage = run_stage.with_options(name=name, **retries(params.flow, runner.ended))
             futures[name] = stage.submit(name, graph[name].has_changed, needed, runner, return_state=False)
         wait(list(futures.values()))
     finally:
@@ -65,7 +67,9 @@ def reproduce_all(params: Params) -> State:
 def _outcome(states: Mapping[str, State]) -> State:
     failures = [str(state.message) for state in states.values() if state.is_final() and not state.is_completed()]
     if not failures:
-        return Completed(message="every stage is up to date")
+        ran = sorted(name for name, state in states.items() if state.name != CACHED)
+        message = f"{len(ran)} of {len(states)} stages ran: {', '.join(ran)}" if ran else "every stage was up to date"
+        return Completed(message=message)
     if not_started := sorted(name for name, state in states.items() if not state.is_final()):
         failures.append(f"Not started: {', '.join(not_started)}.")
     return Failed(message="\n".join(failures))

@@ -103,13 +103,24 @@ def test_the_api_sends_an_alert_when_the_schedules_are_killed_and_a_message_when
     assert len(messages) == 2
 
 
-def test_schedules_that_cannot_be_served_are_not_said_to_be_and_the_message_is_shown(project):
+def test_a_mistake_in_params_is_said_before_anything_is_started(project):
     project.edit_params(lambda params: params["retrain"].update(cron="61 3 * * *"))
-    elsewhere = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    started = project.run(*LOCAL, "up")
+    assert started.returncode == 2
+    assert "retrain.cron: " in started.stderr
+    assert not (project.root / ".prefect" / "local.json").exists()
+
+
+def test_schedules_that_cannot_be_served_are_not_said_to_be_and_the_message_is_shown(project, prefect_api):
+    elsewhere = {
+        "PREFECT_API_URL": prefect_api,
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+        "PREFECT_CLIENT_MAX_RETRIES": "many",
+    }
     started = project.run(*LOCAL, "up", **elsewhere)
     assert started.returncode == 4
     assert "flows ended" in started.stderr
-    assert "retrain.cron: " in started.stderr
+    assert "many" in started.stderr.partition("flows ended")[2]
     assert "serves the schedules" not in started.stderr
 
 

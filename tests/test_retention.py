@@ -71,7 +71,7 @@ def test_the_cache_of_a_data_set_that_nothing_names_goes_when_it_is_confirmed(tm
     assert "Running stage" not in project.repro()
 
 
-def test_runs_that_ended_before_the_retention_are_deleted_and_others_stay(prefect_api):
+def test_runs_of_these_flows_that_ended_before_the_retention_are_deleted_and_others_stay(prefect_api):
     from prefect import flow
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.states import Completed
@@ -79,8 +79,10 @@ def test_runs_that_ended_before_the_retention_are_deleted_and_others_stay(prefec
     from flows.gc import clean_runs
 
     with SyncPrefectClient(prefect_api) as client:
-        ended, going = (client.create_flow_run(flow(name="any")(lambda: None)) for _ in range(2))
-        client.set_flow_run_state(ended.id, Completed(), force=True)
+        tags = (["cracks"], ["cracks"], ["of another project"])
+        ended, going, foreign = (client.create_flow_run(flow(name="any")(lambda: None), tags=each) for each in tags)
+        for run in (ended, foreign):
+            client.set_flow_run_state(run.id, Completed(), force=True)
         soon = datetime.now(UTC) + timedelta(minutes=1)
         assert clean_runs(client, NOW - timedelta(days=1), dry_run=False) == 0
         assert clean_runs(client, soon, dry_run=True) >= 1
@@ -88,4 +90,5 @@ def test_runs_that_ended_before_the_retention_are_deleted_and_others_stay(prefec
         assert clean_runs(client, soon, dry_run=False) >= 1
         left = {run.id for run in client.read_flow_runs()}
         assert ended.id not in left
+        assert foreign.id in left
         assert going.id in left
