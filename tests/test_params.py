@@ -180,6 +180,19 @@ def load(tmp_path):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+def test_dvc_exp_run_with_another_value_changes_one_line_of_a_shipped_file(name, tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    before = (ROOT / name).read_text(encoding="utf-8")
+    copied = tmp_path / "params.yaml"
+    copied.write_text(before, encoding="utf-8")
+    apply_overrides(copied, ["split.seed=1"])
+    written = copied.read_text(encoding="utf-8").splitlines()
+    changed = [pair for pair in zip(before.splitlines(), written, strict=True) if len(set(pair)) > 1]
+    assert changed == [("  seed: 0", "  seed: 1")], "write lists, nulls and quotes as DVC does"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_params_file_loads(name):
     params = load_params(ROOT / name)
     assert params.candidates
