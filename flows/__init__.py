@@ -4,6 +4,9 @@ import os
 
 from flows.services import local_prefect
 from pipeline.project import project_root
+from pipeline.stage import use_own_programs
+
+use_own_programs()  # in the process of a run too, which Prefect starts
 
 # Set here because Prefect reads them on import. A local run writes only to the project's folder and sends no telemetry;
 # an embedded server on a busy machine gets more than 20 s to start.

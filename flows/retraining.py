@@ -15,7 +15,7 @@ from flows.flow_runs import failed, retries
 from flows.training import training
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inbox import retraining as steps
-from pipeline.inbox.batches import Refused, describe, read_record, take_all, untrained
+from pipeline.inbox.batches import Refused, describe, not_taken, read_record, take_all, untrained
 from pipeline.params import Params, load_params
 from pipeline.project import REPORTS, project_root
 from pipeline.registry.run_summary import read_report
@@ -80,7 +80,9 @@ def _retrain(root: Path, params: Params) -> State:
     new = untrained(read_record(root))
     if not new:
         _notify_if_old(root, params)
-        return Completed(name=NOTHING_TO_DO, message="No new batch is in the inbox.")
+        others = ", ".join(path.name for path in not_taken(root))
+        why = f" Only archives are taken, and not {others}." if others else ""
+        return Completed(name=NOTHING_TO_DO, message=f"No new batch is in the inbox.{why}")
     _run_step("store-batches", params, lambda: steps.store_batches(root, params))
     state = training(return_state=True)
     if not state.is_completed():

@@ -58,7 +58,7 @@ def read_graph() -> dict[str, Stage]:
                 if stage.cmd
             }
     except DvcException as error:
-        raise CracksError(f"DVC cannot read the stages: {error}. Run `dvc stage list` to check.") from None
+        raise CracksError(f"DVC cannot read the stages: {error}. `cracks check` says what is missing.") from None
 
 
 class StageRunner:

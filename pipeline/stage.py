@@ -53,6 +53,11 @@ class PrintableFormatter(logging.Formatter):
         return printable_lines(super().format(record))
 
 
+def use_own_programs() -> None:
+    """Let this process start the programs of its own environment, such as dvc, also if cron or systemd started it."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a stage's `main` and exit: 0 done, 1 defect, 2 bad input, 3 refused, 4 a service is away."""
     to_stderr = logging.StreamHandler()
@@ -60,8 +65,7 @@ def run_main(main: Callable[[], None]) -> None:
     logging.basicConfig(handlers=[to_stderr])
     for ours in ("pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
-    # Started by path, as cron and systemd do, it still starts the programs of its own environment, such as dvc.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    use_own_programs()
     try:
         main()
     except CracksError as error:

@@ -107,6 +107,9 @@ def test_an_archive_is_whole_with_its_marker_or_when_it_has_settled(root):
     assert waiting(root, settle, changed_at + timedelta(minutes=11)) == [archive]
     os.utime(archive, (0, 0))  # as `cp -p` of an old file: it came just now all the same
     assert waiting(root, settle, changed_at + timedelta(minutes=9)) == []
+    os.utime(archive, (2e9, 2e9))  # as from a camera whose clock is wrong
+    assert waiting(root, settle, changed_at + timedelta(minutes=11)) == [archive]
+    assert waiting(root, settle, changed_at - timedelta(days=1)) == [archive]  # the clock was set back
     (root / INBOX / "b.zip.done").touch()
     assert waiting(root, settle, changed_at) == [archive]
 
@@ -259,8 +262,11 @@ def test_a_removal_that_was_killed_is_completed(ingested, params, monkeypatch):
         patch.setattr(batches, "_place", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             remove(ingested, params, "b.zip", reason="blurred", now=NOW, by="ann")
-    (ingested / SITE / ".0001-b.zip.99.partial").touch()  # of a process that was killed while it copied
+    (ingested / INBOX / "removed").mkdir(exist_ok=True)
+    for folder in (SITE, INBOX / "removed"):
+        (ingested / folder / ".0001-b.zip.99.partial").touch()  # of a process that was killed while it copied
     complete_interrupted(ingested, params)
+    assert below(ingested / INBOX) == ["removed/0001-b.zip"]
     assert below(ingested / SITE) == ["0000-first.zip"]
 
 

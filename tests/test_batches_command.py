@@ -45,12 +45,16 @@ def test_batches_are_taken_listed_and_removed_by_hand(cracks, tmp_path, capsys):
     mark_trained(tmp_path, "7")
     assert cracks("batches", "remove", "b.zip", "--reason", "blurred") == 0
     assert "0001-b.zip is removed from site" in capsys.readouterr().out
+    (tmp_path / INBOX / "south.7z").touch()
+    (tmp_path / INBOX / "east").mkdir()
+    (tmp_path / INBOX / "README.md").touch()
     assert cracks("batches") == 0
-    taken, waiting, refused = capsys.readouterr().out.splitlines()
+    taken, waiting, refused, *others = capsys.readouterr().out.splitlines()
     today = datetime.now(UTC).date().isoformat()[:4]
     assert re.fullmatch(rf"{today}-\S+  0001-b\.zip  10 images, by \S+; removed {today}-\S+ by \S+: blurred", taken)
     assert waiting == "waiting: data/inbox/late.zip"
     assert re.fullmatch(r"refused: data/inbox/refused/[0-9a-f]{8}-bad\.zip", refused)
+    assert others == [f"not taken, as it is no archive: data/inbox/{name}" for name in ("east", "south.7z")]
 
 
 def test_without_batches_the_list_says_so(cracks, capsys):

@@ -1,7 +1,9 @@
 """prefect.yaml: the flows as deployments of a work pool, on a real Prefect server with a worker."""
 
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +24,10 @@ def ask(client: SyncPrefectClient, what: str, **condition: object) -> Any:
 
 
 def prefect(project: Project, api: str, *arguments: str) -> str:
+    """Run prefect by its path, as systemd starts a worker: no environment is activated."""
     env = {"PREFECT_API_URL": api, "CRACKS_WORK_POOL": "here", "PREFECT_HOME": str(project.root / "home")}
-    finished = project.run("prefect", "--no-prompt", *arguments, **env)
+    env["PATH"] = "/usr/bin:/bin"
+    finished = project.run(str(Path(sys.executable).with_name("prefect")), "--no-prompt", *arguments, **env)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout + finished.stderr
 

@@ -51,6 +51,14 @@ def see(root, tiles, time, version="7"):
     PredictionLog(root / LOG_FOLDER).append(logged(tiles, time, version))
 
 
+def test_a_window_that_a_clock_closed_in_the_future_holds_up_no_later_one(root, told):
+    see(root, photos(1, 6), MONDAY)
+    assert drift_check.run(PARAMS, root, MONDAY + timedelta(days=365)).verdict == "no drift"
+    see(root, photos(2, 6), MONDAY + timedelta(days=1))
+    assert drift_check.run(PARAMS, root, MONDAY + WEEK).verdict == "no drift"
+    assert drift_check.run(PARAMS, root, MONDAY + WEEK + timedelta(days=1)).verdict == "too early"
+
+
 def test_photos_like_those_trained_on_are_no_drift_and_cause_no_alert(root, told):
     see(root, photos(1, 6), MONDAY)
     finding = drift_check.run(PARAMS, root, MONDAY + WEEK)

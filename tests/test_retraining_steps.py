@@ -248,6 +248,12 @@ def test_what_git_refuses_is_a_warning(repository, caplog):
     assert committed(repository)[0] == "first"
 
 
+def test_a_machine_without_git_is_a_warning(repository, caplog, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    commit(repository, [RECORD], "Take it")
+    assert "git is not installed, so data/batches.json is not committed." in caplog.text
+
+
 def test_a_project_that_is_not_in_git_commits_nothing_to_a_repository_around_it(tmp_path):
     git(tmp_path, "init", "--quiet")
     project = tmp_path / "project"

@@ -95,18 +95,20 @@ def _data_docs(args: argparse.Namespace) -> None:
 
 def _list(args: argparse.Namespace) -> None:
     from pipeline.data.archives import is_archive
-    from pipeline.inbox.batches import read_record
+    from pipeline.inbox.batches import not_taken, read_record
 
     root = project_root()
-    record = read_record(root)
+    record, others = read_record(root), not_taken(root)
     for batch in record:
         print(f"{batch.taken_at}  {batch.file}  {batch.n_images:,} images, by {batch.taken_by}; {_status(batch)}")
     if not record:
         print("No batch has been taken yet.")
     for folder, state in ((root / INBOX, "waiting"), (root / INBOX / "refused", "refused")):
         for path in sorted(folder.glob("*")):
-            if is_archive(path.name):
+            if is_archive(path.name) and path not in others:
                 print(f"{state}: {path.relative_to(root)}")
+    for path in others:
+        print(f"not taken, as it is no archive: {path.relative_to(root)}")
 
 
 def _status(batch: "Taken") -> str:

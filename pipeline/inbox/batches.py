@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 RECORD = Path("data/batches.json")
 COMPLETION_SUFFIX = ".done"
+OWN = ("README.md", "refused", "removed")  # what the project itself keeps in the inbox
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,27 @@ def write_record(root: Path, record: Sequence[Taken]) -> None:
 
 def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
     """Return the archives of the inbox with a completion marker or unchanged for the time `settle`, oldest first."""
-    settled_s = (now - settle).timestamp()
     complete = [
         path
         for path in (root / INBOX).glob("*")
-        if is_archive(path.name) and not is_junk(path.name) and path.is_file() and not path.is_symlink()
-        if _marker(path).exists() or max(path.stat().st_mtime, path.stat().st_ctime) <= settled_s
+        if _can_be_taken(path)
+        # a change in the future is from before the clock was set back; archives keep a st_mtime from anywhere
+        if _marker(path).exists() or abs(now.timestamp() - path.stat().st_ctime) >= settle.total_seconds()
     ]
     return sorted(complete, key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def not_taken(root: Path) -> list[Path]:
+    """Return what lies in the inbox and is never taken, such as a folder, a link or a file that is no archive."""
+    return sorted(
+        path
+        for path in (root / INBOX).glob("*")
+        if not (_can_be_taken(path) or is_junk(path.name) or path.name in OWN or path.suffix == COMPLETION_SUFFIX)
+    )
+
+
+def _can_be_taken(path: Path) -> bool:
+    return is_archive(path.name) and not is_junk(path.name) and path.is_file() and not path.is_symlink()
 
 
 def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Taken | Refused]:
@@ -153,7 +167,8 @@ def complete_interrupted(root: Path, params: Params) -> None:
     """Complete the moves that a process had begun when it died. Raises CracksError if a batch has no archive."""
     for batch in read_record(root):
         if batch.dataset in params.datasets:
-            for partial in (root / params.datasets[batch.dataset].source).glob(".*.partial"):
+            folder = root / params.datasets[batch.dataset].source
+            for partial in (*folder.glob(".*.partial"), *(root / INBOX).glob("*/.*.partial")):
                 partial.unlink()
         if not _move_into_place(root, params, batch):
             raise CracksError(

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import logging
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,9 @@ def commit(root: Path, paths: Sequence[Path], message: str) -> None:
         # only these, whatever the user has staged; hooks check code, and these files are not code
         ["git", *GIT_IDENTITY, "commit", "--quiet", "--no-verify", "--message", message, "--only", "--", *there],
     ]
+    if shutil.which("git") is None:
+        log.warning("git is not installed, so %s is not committed.", " and ".join(there))
+        return
     changed = subprocess.run(["git", "status", "--porcelain", "--", *there], cwd=root, capture_output=True, check=False)
     for command in commands if changed.stdout.strip() else []:
         finished = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

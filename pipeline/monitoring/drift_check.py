@@ -104,6 +104,7 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
     monitor, state = params.monitor, _read_state(root)
     monitored = monitored_model(params.register_as.name)
     ends = [(datetime.fromisoformat(window["end"]), window["version"]) for window in state["windows"]]
+    ends = [(end, version) for end, version in ends if end <= now]  # a later one is of a clock that was set back
     since = max((end for end, version in ends if version == monitored.version), default=None)
     closes = ends[-1][0] + MONTH / monitor.windows_per_month if ends else now
     if now < closes:

@@ -90,6 +90,8 @@ def watch_heartbeat(stopping: threading.Event) -> None:
     while not stopping.is_set():
         try:
             watch.check(time.monotonic())
+        except OSError as error:
+            log.warning("The heartbeat of the schedules cannot be checked: %s", error)
         except Exception:
             log.exception("The heartbeat of the schedules cannot be checked")
         stopping.wait(INTERVAL_S)
