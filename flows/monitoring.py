@@ -20,7 +20,7 @@ def monitoring() -> State:
     root = project_root()
     try:
         finding = watch.run(load_params(root / "params.yaml"), root, datetime.now(UTC))
-    except CracksError as error:
+    except (CracksError, OSError) as error:
         return failed(error)
     if finding.comparison is not None:
         create_table_artifact(finding.comparison.table(), key="drift", description="\n\n".join(finding.lines))

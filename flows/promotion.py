@@ -29,7 +29,7 @@ def promotion(version: str | None = None, by: str | None = None, *, allow_dirty:
         decided = promote.run(params, version, dry_run=False, allow_dirty=allow_dirty, by=by or getpass.getuser())
     except RefusedError as error:
         return Completed(message=str(error), name="Refused")
-    except CracksError as error:
+    except (CracksError, OSError) as error:
         return failed(error)
     return _ended(decided)
 
@@ -40,7 +40,7 @@ def rollback(reason: str, to: str | None = None, by: str | None = None) -> State
     try:
         params = load_params(project_root() / "params.yaml")
         return _ended(promote.rollback(params, to, reason, by or getpass.getuser()))
-    except CracksError as error:
+    except (CracksError, OSError) as error:
         return failed(error)
 
 

@@ -50,7 +50,7 @@ def retraining() -> State:
             return _retrain(root, params)
     except RefusedError as error:
         return Completed(name=NOTHING_TO_DO, message=str(error))
-    except CracksError as error:
+    except (CracksError, OSError) as error:
         return failed(error)
 
 
@@ -59,7 +59,7 @@ def step(name: str, work: Callable[[], str | None]) -> State:
     """Do the work of a step; what it returns is the message of the state."""
     try:
         return Completed(message=work())
-    except CracksError as error:
+    except (CracksError, OSError) as error:
         return failed(error)
 
 

@@ -40,7 +40,7 @@ def training() -> State:
         publish_contracts(params, reports)
         if outcome.is_completed():
             publish_results(params, reports)
-    except CracksError as error:
+    except (CracksError, OSError) as error:
         return failed(error)
     return outcome
 

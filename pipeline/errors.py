@@ -4,6 +4,17 @@ Every message says what was wrong, what was received and what to do next. The co
 traceback. Any other exception is a defect and keeps its traceback (exit code 1).
 """
 
+import errno
+
+# What a person can do about errors of the operating system.
+REMEDIES = {
+    errno.ENOSPC: "Make room on that disk (`make gc` lists what is no longer used), and run it again.",
+    errno.EDQUOT: "Make room in your quota, or have it raised, and run it again.",
+    errno.EFBIG: "Raise the limit of the size of files (`ulimit -f`), and run it again.",
+    errno.EROFS: "That disk is mounted for reading only: choose another folder, or mount it for writing.",
+    errno.EACCES: "Give the user that runs this permission there, and run it again.",
+}
+
 
 class CracksError(Exception):
     """An input cannot be used: a file, a folder, a parameter; or a package is missing."""
@@ -21,3 +32,12 @@ class UnavailableError(CracksError):
     """A required service did not answer. Trying again later can help."""
 
     exit_code = 4
+
+
+def in_words(error: CracksError | OSError) -> CracksError:
+    """Return the error with its remedy if it is of a full disk or a missing permission. Raises any other OSError."""
+    if isinstance(error, CracksError):
+        return error
+    if error.errno not in REMEDIES:
+        raise error
+    return CracksError(f"{error.strerror}: {error.filename or 'a file'}. {REMEDIES[error.errno]}")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
-from pipeline.errors import CracksError
+from pipeline.errors import CracksError, in_words
 from pipeline.safe_text import printable_lines
 
 # Packages that come with an extra of pyproject.toml, by the names under which they are imported.
@@ -68,14 +68,15 @@ def run_main(main: Callable[[], None]) -> None:
     use_own_programs()
     try:
         main()
-    except CracksError as error:
+    except (CracksError, OSError) as raised:
+        error = in_words(raised)
         print(printable_lines(f"error: {error}"), file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+    except ModuleNotFoundError as missing:
+        if missing.name not in EXTRAS:
             raise
-        extra = EXTRAS[error.name]
-        print(f"error: {error.name} is not installed. Run: make install EXTRAS={extra}", file=sys.stderr)  # noqa: T201
+        extra = EXTRAS[missing.name]
+        print(f"error: {missing.name} is not installed. Run: make install EXTRAS={extra}", file=sys.stderr)  # noqa: T201
         sys.exit(CracksError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

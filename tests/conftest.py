@@ -225,6 +225,8 @@ def prefect_server(folder: Path, port: int) -> Iterator[str]:
         "PREFECT_HOME": str(folder),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "1",  # not 15: a test waits for late runs
+        "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "1",
     }
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "server.log").open("w") as output:
@@ -246,6 +248,10 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the address of the API of a real Prefect server."""
     with prefect_server(tmp_path_factory.mktemp("prefect"), unused_port()) as address:
         yield address
+
+
+# Of a process that serves flows: how often it asks for runs to start. By default every ten seconds.
+QUICK_POLL = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
 
 
 def answers(address: str) -> bool:

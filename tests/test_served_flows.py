@@ -1,8 +1,10 @@
 """What `python -m flows` serves."""
 
 import contextlib
+import errno
 import importlib
 import pkgutil
+import re
 import sys
 import threading
 import time
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from conftest import prefect_server, unused_port, wait_until
+from conftest import QUICK_POLL, prefect_server, unused_port, wait_until
 from prefect import Flow
 from toy_project import diamond, toy_project
 from webhook import webhook
@@ -35,7 +37,7 @@ heartbeat.INTERVAL_S, heartbeat.LATE_S = 1, 15
 deployments.flows_and_schedules = lambda params: [(training.training, Schedule(interval=timedelta(seconds=5)))]
 served.main()
 """
-HASTY_PREFECT = {"PREFECT_CLIENT_MAX_RETRIES": "0", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+HASTY_PREFECT = {"PREFECT_CLIENT_MAX_RETRIES": "0", **QUICK_POLL}
 PARAMS = load_params(Path(__file__).parents[1] / "params.yaml")
 
 
@@ -56,6 +58,21 @@ def test_every_flow_is_served_and_those_that_nobody_starts_have_a_schedule():
 def test_every_flow_records_the_process_that_runs_it():
     for name, flow in every_flow().items():
         assert flow_runs.record_process in flow.on_running_hooks, name
+
+
+@pytest.mark.parametrize("name", every_flow())
+def test_a_full_disk_fails_a_flow_with_what_to_do(name, monkeypatch):
+    flow, arguments = every_flow()[name], ["no reason"] if name == "rollback" else []
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setitem(flow.fn.__globals__, "load_params", full)
+    monkeypatch.setattr(flow_runs, "clean_up", lambda log_line: None)
+    monkeypatch.setitem(flow.fn.__globals__, "get_run_logger", lambda: served.log)
+    state = flow.fn(*arguments)
+    assert state.is_failed()
+    assert re.fullmatch(r"No space left on device: \S+params.yaml. Make room on that disk .*", state.message)
 
 
 def status_error(status):

@@ -82,6 +82,12 @@ def test_a_stage_that_succeeds_returns():
     ("last_line", "code", "message"),
     [
         ("raise CracksError('bad')", 2, "hello\nerror: bad\n"),
+        (
+            "raise OSError(28, 'No space left on device', 'out.csv')",
+            2,
+            "hello\nerror: No space left on device: out.csv. Make room on that disk (`make gc` lists what is no longer "
+            "used), and run it again.\n",
+        ),
         ("pass", 0, "hello\n"),
     ],
 )
@@ -92,6 +98,11 @@ def test_a_process_logs_to_stderr_and_ends_without_a_traceback(last_line, code, 
     )
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (process.returncode, process.stdout, process.stderr) == (code, "", message)
+
+
+def test_an_error_of_the_operating_system_that_a_person_cannot_mend_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError, match="weights"):
+        run_main(lambda: Path("weights").read_bytes())
 
 
 def test_programs_come_from_the_environment_that_runs_even_if_it_is_not_activated():

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Project
+from conftest import QUICK_POLL, Project
 from toy_project import diamond, toy_project
 
 pytestmark = pytest.mark.slow
@@ -200,7 +200,7 @@ def test_a_served_schedule_fires_and_after_a_pause_what_was_missed_is_one_run(se
     project = toy_project(tmp_path / "project", diamond())
     serve = (sys.executable, "-c", SERVE_EVERY_4_S)
 
-    flows = project.start(*serve, PREFECT_API_URL=server.api)
+    flows = project.start(*serve, PREFECT_API_URL=server.api, **QUICK_POLL)
     try:
         wait_until("a run of the schedule has completed", lambda: server.runs("Completed"))
     finally:
@@ -211,7 +211,7 @@ def test_a_served_schedule_fires_and_after_a_pause_what_was_missed_is_one_run(se
     assert (project.root / ".prefect" / "heartbeat.json").exists()
 
     wait_until("runs are late", lambda: len(server.runs("Late")) > 4)
-    flows = project.start(*serve, PREFECT_API_URL=server.api)
+    flows = project.start(*serve, PREFECT_API_URL=server.api, **QUICK_POLL)
     try:
         wait_until("the pile is gone", lambda: not server.runs("Late"))
         wait_until("a run has stood for it", lambda: len(server.runs("Completed")) > n_done)
