@@ -68,10 +68,13 @@ def make_project(root: Path) -> Project:
     return project
 
 
-def drop(project: Project, name: str, *, seed: int) -> None:
+def drop(project: Project) -> None:
+    """Put a batch into the inbox, a bad one, and what is none."""
     inbox = project.root / "data" / "inbox"
-    write_zip(inbox / name, drawn_files(n=4, seed=seed))
-    (inbox / f"{name}.done").touch()
+    write_zip(inbox / "north.zip", drawn_files(n=4, seed=6))
+    write_zip(inbox / "bad.zip", {"crack/a.jpg": b"no image"})
+    for name in ("north.zip.done", "bad.zip.done", "south.7z"):
+        (inbox / name).touch()
 
 
 def retrain(project: Project, api: str, expected_code: int = 0) -> str:
@@ -88,6 +91,7 @@ def outcome_of(project: Project) -> dict[str, Any]:
         "archives": sorted(path.name for path in (project.root / SITE).iterdir()),
         "record": [(row["file"], row["n_images"], row["trained_as"]) for row in project.json("data/batches.json")],
         "inbox": sorted(path.name for path in (project.root / "data" / "inbox").iterdir() if path.name[0] != "."),
+        "refused": sorted(path.name[9:] for path in (project.root / "data" / "inbox" / "refused").iterdir()),
     }
 
 
@@ -95,51 +99,44 @@ def outcome_of(project: Project) -> dict[str, Any]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> dict[str, Any]:
     """Return what comes of one batch when nothing is killed."""
     project = make_project(tmp_path_factory.mktemp("undisturbed") / "project")
-    drop(project, "north.zip", seed=6)
+    drop(project)
     assert retrain(project, prefect_api) == "ended as Completed: version 2 is promoted"
-    assert retrain(project, prefect_api) == "ended as Nothing to do: No new batch is in the inbox."
+    ended = retrain(project, prefect_api)
+    assert ended.endswith("to do: No new batch is in the inbox. Only archives are taken, and not south.7z.")
     return outcome_of(project)
 
 
-def test_a_batch_is_taken_trained_on_and_noted_once(undisturbed: dict[str, Any]) -> None:
+def test_a_batch_is_taken_trained_on_and_noted_once_and_a_bad_one_beside_it_is_set_aside(
+    undisturbed: dict[str, Any],
+) -> None:
     assert undisturbed == {
         "model": ["0000-first.zip", "0001-north.zip"],
         "version": "2",
         "archives": ["0000-first.zip", "0001-north.zip"],
         "record": [("0001-north.zip", 8, "2")],
-        "inbox": [],
+        "inbox": ["refused", "south.7z"],
+        "refused": ["bad.zip", "bad.zip.txt"],
     }
 
 
 def test_a_red_stage_fails_the_run_and_a_later_run_goes_on_with_the_batch(tmp_path: Path, prefect_api: str) -> None:
     project = make_project(tmp_path / "project")
-    drop(project, "north.zip", seed=6)
+    drop(project)
     red = STAGES["train"] | {"cmd": "echo 'error: The data are red.'; exit 3"}
     write_stages(project.root, STAGES | {"train": red})
     failed = retrain(project, prefect_api, expected_code=1)
     assert failed == "ended as Failed: Stage train failed. The data are red."
     assert outcome_of_record(project) == [("0001-north.zip", None)]
-    (told,) = json.loads((project.root / "data" / "inbox" / ".told.json").read_text()).values()
+    told = project.json("data/inbox/.told.json")["failure"]
     assert told == ["Concrete cracks: retraining failed", *failed.split("ended as Failed: ")[1:], *told[2:]]
     write_stages(project.root, STAGES)
     assert retrain(project, prefect_api) == "ended as Completed: version 2 is promoted"
     assert outcome_of_record(project) == [("0001-north.zip", "2")]
-    assert set(project.json("data/inbox/.told.json")) == {"training"}  # the failure has passed
+    assert set(project.json("data/inbox/.told.json")) == {"training", "bad.zip"}  # the failure has passed
 
 
 def outcome_of_record(project: Project) -> list[tuple[str, str | None]]:
     return [(row["file"], row["trained_as"]) for row in project.json("data/batches.json")]
-
-
-def test_a_bad_batch_is_set_aside_and_the_good_one_beside_it_is_trained_on(tmp_path: Path, prefect_api: str) -> None:
-    project = make_project(tmp_path / "project")
-    drop(project, "north.zip", seed=6)
-    write_zip(project.root / "data" / "inbox" / "bad.zip", {"crack/a.jpg": b"no image"})
-    (project.root / "data" / "inbox" / "bad.zip.done").touch()
-    assert retrain(project, prefect_api) == "ended as Completed: version 2 is promoted"
-    assert outcome_of_record(project) == [("0001-north.zip", "2")]
-    names = sorted(path.name[9:] for path in (project.root / "data" / "inbox" / "refused").iterdir())
-    assert names == ["bad.zip", "bad.zip.txt"]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +145,7 @@ def seconds(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> float
     import time
 
     project = make_project(tmp_path_factory.mktemp("timed") / "project")
-    drop(project, "north.zip", seed=6)
+    drop(project)
     began_s = time.monotonic()
     retrain(project, prefect_api)
     return time.monotonic() - began_s
@@ -160,7 +157,7 @@ def test_after_a_kill_at_any_moment_the_next_run_ends_as_an_undisturbed_one(
     tmp_path: Path, prefect_api: str, undisturbed: dict[str, Any], seconds: float, moment: float
 ) -> None:
     project = make_project(tmp_path / "project")
-    drop(project, "north.zip", seed=6)
+    drop(project)
     process = project.start(sys.executable, "-c", FLOW, PREFECT_API_URL=prefect_api)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(moment * seconds)
