@@ -47,6 +47,10 @@ DOCUMENT = {
         },
         "drawn": {"source": "data/demo.yaml", "labels": None, "photo_pattern": None},
         "site": {"source": "data/incoming/site", "labels": None, "photo_pattern": None},
+        "outlined": {
+            "source": "outlined.zip",
+            "masks": {"folders": {"rgb": "truth"}, "coco": None, "crack": [255], "tile_px": 128, "min_crack_px": 16},
+        },
     },
     "ingest": {
         "max_files": 1000,
@@ -143,7 +147,7 @@ DOCUMENT = {
 
 def parameters(value, *place):
     """Yield the place of every parameter, leaving out what a person names freely and what picks the section."""
-    if not isinstance(value, dict) or (place and place[-1] in {"labels", "ranges", "photos", "floors"}):
+    if not isinstance(value, dict) or (place and place[-1] in {"labels", "ranges", "photos", "floors", "folders"}):
         return
     are_names = place in {("datasets",), ("backbones",), ("candidates",)}
     for key, inner in value.items():
@@ -259,12 +263,16 @@ def test_a_candidate_may_be_called_like_a_kind(load):
 REQUIRED = [
     place
     for place in PLACES
-    if place[-1]
+    if place != ("datasets", "outlined", "masks", "tile_px")
+    and place[-1]
     not in {
         "labels",
         "photo_pattern",
         "citation",
         "licence",
+        "masks",
+        "folders",
+        "coco",
         "photos",
         "timezone",
         "feature_layers",
@@ -296,7 +304,11 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ("contract.min_size_px", 31, r"contract\.min_size_px: .* 32 \(received 31\)"),
         ("split.seed", 0.5, r"split\.seed: .* integer.* \(received 0\.5\)"),
         ("split.train_on", [], r"split\.train_on: .* at least 1 item"),
-        ("split.train_on", ["wals"], r"split\.train_on names 'wals', datasets has \['drawn', 'site', 'walls'\]"),
+        (
+            "split.train_on",
+            ["wals"],
+            r"split\.train_on names 'wals', datasets has \['drawn', 'outlined', 'site', 'walls'\]",
+        ),
         ("split.copies.min_correlation", float("nan"), r"split\.copies\.min_correlation: .*\(received nan\)"),
         ("split.photos", {"tests": ["walls/a"]}, r"split\.photos\.tests\.\[key\]: .*'test'.*\(received 'tests'\)"),
         (
@@ -480,7 +492,7 @@ def test_params_are_a_demo_if_drawn_images_are_trained_on(train_on, is_demo):
 def test_a_data_set_with_a_yaml_source_is_drawn():
     params = Params.model_validate(DOCUMENT)
     drawn = {name: dataset.is_drawn for name, dataset in params.datasets.items()}
-    assert drawn == {"walls": False, "drawn": True, "site": False}
+    assert drawn == {"walls": False, "drawn": True, "site": False, "outlined": False}
 
 
 def test_a_margin_that_needs_more_groups_is_refused_with_the_number_needed(load):

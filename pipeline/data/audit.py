@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pipeline.data.contract import Rule, check, dataset_rules, files_table
+from pipeline.data.contract import Rule, check, dataset_rules, files_table, mask_rule
 from pipeline.data.contract_page import CopyGroup, captioned, render_contract, violations
 from pipeline.data.images import PackedImages
 from pipeline.data.near_duplicates import connected_groups, find_copies
@@ -45,6 +45,7 @@ def audit(
     inventory = images.inventory
     copies = copies_within(inventory, params.split.copies)
     wanted = expectations(params.contract, photos_are_named=dataset.photo_pattern is not None)
+    wanted += [mask_rule()] if dataset.masks else []
     suite = name if context else "contract"  # an archive may have any name, a data set only a simple one
     rules = [*check(files_table(inventory, quarantine, copies), wanted, suite, context), *more_rules]
     headline = facts(inventory, quarantine, copies)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from pipeline.data.data_context import run_checkpoint
+from pipeline.data.images import MISFIT
 from pipeline.errors import RefusedError
 from pipeline.files import write_json
 from pipeline.params import Contract
@@ -42,17 +43,20 @@ class Rule:
 
 
 def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
-    """Return the inventory with 0/1 columns is_crack, is_copy and is_conflict, and a row for each unreadable file.
+    """Return the inventory with 0/1 columns is_crack, is_copy and is_conflict, and a row for each unusable file.
 
-    Of files that cannot be read, only `path` is set; readable images in quarantine, whose label is missing or disputed,
-    are left out. `copies` has the columns is_copy and is_conflict, and rows as in the inventory.
+    Of files that cannot be used, only `path` and is_misfit are set, 1 if its mask does not fit; readable images in
+    quarantine, whose label is missing or disputed, are left out. `copies` has the columns is_copy and is_conflict, and
+    rows as in the inventory.
     """
     images = inventory.assign(
         is_crack=(inventory["label"] == "crack").astype(int),
         is_copy=copies["is_copy"].astype(int).to_numpy(),
         is_conflict=copies["is_conflict"].astype(int).to_numpy(),
     ).drop(columns=["fingerprint"])
-    return pd.concat([images, quarantine.loc[~quarantine["is_image"], ["path"]]], ignore_index=True)
+    unusable = quarantine[~quarantine["is_image"]]
+    misfits = unusable[["path"]].assign(is_misfit=unusable["reason"].str.startswith(MISFIT).astype(int))
+    return pd.concat([images, misfits], ignore_index=True)
 
 
 def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectation"]:
@@ -130,6 +134,15 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
             )
         )
     return rules
+
+
+def mask_rule() -> "Expectation":
+    """Return the rule for a data set that is labelled by masks."""
+    import great_expectations.expectations as gxe
+
+    return gxe.ExpectColumnValuesToBeInSet(
+        column="is_misfit", value_set=[0], notes="every image has a mask that fits, and every mask an image"
+    )
 
 
 def check(

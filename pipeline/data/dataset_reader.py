@@ -24,6 +24,7 @@ from pipeline.data.images import (
     thumbnail,
     to_pixels,
 )
+from pipeline.data.masks import labelled_entries
 from pipeline.data.path_metadata import DEFAULT_LABELS, check_photo_pattern, label_of, photo_of, slice_of
 from pipeline.data.reviews import PROVENANCE, REVIEWS_FILE, Verdict, apply_reviews, read_reviews
 from pipeline.data.sources import Batch, batches_of, read_batch
@@ -61,9 +62,12 @@ def describe(file: tuple[str, bytes, int]) -> dict[str, Any]:
 
 
 def entries_of(dataset: Dataset, batch: Batch, limits: Limits) -> Iterator[Entry]:
-    """Yield every file of a batch of the data set, drawn or read."""
+    """Yield every file of a batch of the data set, drawn, labelled by a mask, or as it is."""
     if dataset.is_drawn:
         return (Entry(path, content) for path, content in draw(read_recipe(dataset.source)))
+    if dataset.masks:
+        max_pixels = limits.max_image_megapixels * 1_000_000
+        return labelled_entries(lambda: read_batch(batch, limits), dataset.masks, max_pixels)
     return read_batch(batch, limits)
 
 
@@ -104,8 +108,9 @@ class _Inventory:
 
     def add(self, batch: str, entry: Entry, measured: dict[str, Any]) -> None:
         """Pack an image and add its row, or add the file to the quarantine."""
-        if entry.content is None or "reason" in measured:
-            self._quarantine(batch, entry.path, entry.reason or measured["reason"], is_image=False)
+        if entry.content is None or entry.reason or "reason" in measured:
+            is_image = entry.content is not None and "reason" not in measured
+            self._quarantine(batch, entry.path, entry.reason or measured["reason"], is_image=is_image)
             return
         label = label_of(entry.path, self._labels)
         row = {

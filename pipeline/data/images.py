@@ -29,6 +29,7 @@ DARK_BELOW, BRIGHT_FROM = 5, 251  # grey levels; darker and brighter pixels hold
 IMAGES_FILE = "images.bin"
 INVENTORY_FILE = "inventory.parquet"
 QUARANTINE_FILE = "quarantine.csv"
+MISFIT = "its mask does not fit: "  # begins such a reason in the quarantine
 
 
 class UnreadableImageError(Exception):

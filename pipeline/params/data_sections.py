@@ -1,11 +1,27 @@
 """The sections of params.yaml about data: data sets, limits of reading, the data contract and the split."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.params.section import Label, Measure, Name, Section, Share
+
+
+class Masks(Section):
+    """Masks that show where the cracks of images are, and how they label the images, or tiles of them."""
+
+    folders: dict[str, str] = Field(default={}, description="folder of images -> folder of their masks, .png or .mat")
+    coco: str | None = Field(default=None, description="name of files of polygons in COCO's format, instead of masks")
+    crack: tuple[int | str, ...] = Field(min_length=1, description="values, or names of categories, that mean crack")
+    tile_px: int | None = Field(default=None, ge=32, description="side of the tiles to cut; null: whole images")
+    min_crack_px: int = Field(ge=1, description="length of a connected crack; an image with less is left out")
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "Masks":
+        if bool(self.folders) == bool(self.coco):
+            raise ValueError("either folders or coco must say where the masks are, and not both")
+        return self
 
 
 class Dataset(Section):
@@ -16,6 +32,21 @@ class Dataset(Section):
     photo_pattern: str | None = Field(default=None, description="regex on the path; its first group names the photo")
     citation: str | None = Field(default=None, description="who published it, where; for the model card")
     licence: str | None = Field(default=None, description="of the images; for the model card")
+    masks: Masks | None = Field(default=None, description="that label the images, instead of folders")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_photos_of_tiles(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Give tiles the pattern of their names, photo-Y-X.png, unless there is another."""
+        masks = given.get("masks")
+        tile_px = masks.get("tile_px") if isinstance(masks, dict) else getattr(masks, "tile_px", None)
+        return {"photo_pattern": r"([^/]+?)(?:-\d+-\d+)?\.\w+$"} | given if tile_px else given
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> "Dataset":
+        if self.masks and self.labels:
+            raise ValueError("masks label the images, so labels must be left out")
+        return self
 
     @property
     def is_drawn(self) -> bool:
