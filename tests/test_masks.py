@@ -205,10 +205,15 @@ def test_a_damaged_file_of_annotations_is_refused(read, image):
             read({"rgb/a.jpg": image, "rgb/c.json": content}, settings)
 
 
-def test_masks_without_the_value_of_a_crack_are_refused(read, image, encode):
+def test_a_warning_says_that_no_mask_has_the_value_of_a_crack(read, image, encode, caplog):
     files = {"rgb/a.jpg": image, "truth/a.png": encode(mask_of(rows=10, columns=slice(20, 100), value=1), "PNG")}
-    with pytest.raises(CracksError, match=r"No mask has a crack: none has 255\. Correct `masks.crack`"):
-        read(files, masks())
+    assert set(read(files, masks()).values()) == {None}
+    assert caplog.messages == ["No mask of these images has a crack: 255, by `masks.crack`"]
+
+
+def test_an_empty_batch_gives_neither_an_image_nor_a_warning(read, caplog):
+    assert read({}, masks()) == {}
+    assert not caplog.messages
 
 
 def test_a_mat_that_claims_more_than_it_holds_is_unreadable_and_takes_no_memory():

@@ -6,6 +6,7 @@ empty. One with less of a crack is neither, and goes to quarantine.
 
 import io
 import json
+import logging
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ from pipeline.data.images import MISFIT, Pixels, UnreadableImageError, encode_pn
 from pipeline.errors import CracksError
 from pipeline.params import Masks
 
+log = logging.getLogger(__name__)
+
 Crack = npt.NDArray[np.bool_]  # (height, width), True where there is a crack
 Shape = tuple[int, int]  # height and width in pixels
 MaskReader = Callable[[Shape], Crack]  # shape of the image -> its mask; raises UnreadableImageError
@@ -35,7 +38,7 @@ def labelled_entries(read: Callable[[], Iterator[Entry]], masks: Masks, max_pixe
     """Yield the images of a batch, or their tiles, in a folder named by their label, and what cannot be used.
 
     `read` yields every file of the batch; it is called twice, because a mask may come after its image. A tile of
-    photo.jpg is photo-Y-X.png, by its upper left corner in pixels. Raises CracksError if no mask has a crack.
+    photo.jpg is photo-Y-X.png, by its upper left corner in pixels.
     """
     readers: dict[str, tuple[str, MaskReader]] = {}  # path of an image, without suffix -> path of its mask, reader
     mask_paths, found_crack = set(), False
@@ -59,11 +62,8 @@ def labelled_entries(read: Callable[[], Iterator[Entry]], masks: Masks, max_pixe
             yield Entry(str(path.parent / label / (path.stem + (name or path.suffix))), content, reason)
     for key, (mask_path, _) in readers.items():
         yield Entry(mask_path, None, f"{MISFIT}there is no image {key}")
-    if not found_crack:
-        raise CracksError(
-            f"No mask has a crack: none has {', '.join(map(str, masks.crack))}. Correct `masks.crack` of this data set "
-            "in params.yaml: values of the masks, such as 255, or names of categories."
-        )
+    if mask_paths and not found_crack:
+        log.warning("No mask of these images has a crack: %s, by `masks.crack`", ", ".join(map(str, masks.crack)))
 
 
 def _read(entry: Entry, max_pixels: int, mask_path: str, reader: MaskReader | None) -> tuple[Pixels, Crack]:
