@@ -10,13 +10,13 @@ import logging
 from dataclasses import fields
 from pathlib import Path
 
-from pipeline.errors import UnavailableError
 from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.project import in_experiment
 from pipeline.registry import runs, tracking
 from pipeline.registry.mlflow_runs import Results, complete_candidates, complete_parent, version_tags
 from pipeline.registry.registration import register
+from pipeline.registry.store_errors import explained
 from pipeline.registry.versions import CHALLENGER
 from pipeline.stage import run_main, stage_parser
 
@@ -27,8 +27,8 @@ def run(params: Params, results: Results, out: Path) -> None:
     """Record the repro and register the best model.
 
     Raises:
+        CracksError: the tracking store cannot be used as it is.
         UnavailableError: the tracking server failed; the next run continues from what is recorded.
-
     """
     name = params.register_as.name
     if in_experiment():
@@ -36,22 +36,17 @@ def run(params: Params, results: Results, out: Path) -> None:
         write_json(out, {"name": name, "version": None, "run_id": None})
         return
     client, experiment_id = tracking.connect()
-    from mlflow.exceptions import MlflowException
-
     scores = json.loads(results.scores.read_text())
     best = scores["candidate"]
-    try:
+    advice = "Nothing is lost: once it works again, run `dvc repro`; finished stages are not repeated."
+    with explained(advice):
         parent_id = runs.parent_run(client, experiment_id, params, results.manifest)
-        run_ids = complete_candidates(client, experiment_id, parent_id, params, results)
-        complete_parent(client, parent_id, params, results, scores)
-        tags = version_tags(params, results, scores)
-        version = register(client, results.models / best, results, run_ids[best], name, tags)
-        client.set_registered_model_alias(name, CHALLENGER, version.version)
-    except (MlflowException, OSError) as error:
-        raise UnavailableError(
-            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Nothing is lost: once "
-            "it works again, run `dvc repro`; finished stages are not repeated."
-        ) from error
+        with runs.ending(client, parent_id):
+            run_ids = complete_candidates(client, experiment_id, parent_id, params, results)
+            complete_parent(client, parent_id, params, results, scores)
+            tags = version_tags(params, results, scores)
+            version = register(client, results.models / best, results, run_ids[best], name, tags)
+            client.set_registered_model_alias(name, CHALLENGER, version.version)
     write_json(out, {"name": name, "version": str(version.version), "run_id": version.run_id})
     log.info("%s version %s has alias %s", name, version.version, CHALLENGER)
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipeline.crack_maps.crack_map import CrackMapper
-from pipeline.errors import CracksError, UnavailableError
+from pipeline.errors import CracksError
 from pipeline.files import replacing_folder, write_json
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.params import Map
@@ -182,7 +182,7 @@ class ModelHolder:
                 if self.is_registry_unavailable:
                     log.info("The registry answers again.")
                 self.is_registry_unavailable = False
-            except UnavailableError as error:
+            except CracksError as error:
                 if not self.is_registry_unavailable:
                     log.warning("%s Trying again every %g s.", error, self._poll_s / 2)
                 self.is_registry_unavailable = True

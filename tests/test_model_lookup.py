@@ -117,10 +117,35 @@ def test_a_model_that_does_not_exist_is_named_with_how_to_make_one(registry, nam
     assert caught.value.exit_code == 2
 
 
-def test_a_version_whose_files_are_gone_is_said_to_be_unavailable(registry, fetched_to):
+def test_a_version_whose_files_are_gone_is_a_mistake_that_waiting_does_not_mend(registry, fetched_to):
     registry.client.create_model_version("cracks", str(registry.root / "gone"))
-    with pytest.raises(UnavailableError, match=r"cracks version 3 cannot be fetched: .*make run"):
+    with pytest.raises(
+        CracksError, match=r"cracks version 3 cannot be fetched: its files are gone .*make run"
+    ) as caught:
         locate("cracks", "3", fetched_to)
+    assert caught.value.exit_code == 2
+
+
+def test_a_production_version_that_was_deleted_is_an_error_and_not_a_reason_for_another_model(registry, fetched_to):
+    registry.client.set_registered_model_alias("cracks", "production", "2")
+    decisions = registry.client.create_experiment("cracks-decisions")
+    registry.client.create_run(decisions, tags={"outcome": "promoted", "version": "1"}, start_time=1)
+    registry.client.create_run(decisions, tags={"outcome": "rolled back", "version": "2"}, start_time=2)
+    registry.client.delete_model_version("cracks", "2")
+    for wanted in (None, "production"):
+        with pytest.raises(
+            CracksError, match=r"Version 2 of cracks, which was in production, has been deleted"
+        ) as caught:
+            locate("cracks", wanted, fetched_to)
+        assert caught.value.exit_code == 2
+        assert "cracks rollback --reason TEXT" in str(caught.value)
+    assert locate("cracks", "challenger", fetched_to)[2] == "1"
+
+
+def test_an_alias_that_a_person_took_away_leaves_the_challenger(registry, fetched_to):
+    decisions = registry.client.create_experiment("cracks-decisions")
+    registry.client.create_run(decisions, tags={"outcome": "promoted", "version": "2"})
+    assert locate("cracks", None, fetched_to)[1] == "cracks version 1 (challenger)"
 
 
 def test_a_server_that_fails_is_not_taken_for_a_registry_without_the_model(registry, monkeypatch, fetched_to):
@@ -146,8 +171,9 @@ def test_a_server_that_forbids_asking_has_no_such_model_unless_it_lists_one(regi
 
     monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", forbid)
     assert locate("other", None, fetched_to)[2] == "starter"
-    with pytest.raises(UnavailableError, match="Permission denied"):
+    with pytest.raises(CracksError, match="refuses the request: Permission denied") as caught:
         locate("cracks", None, fetched_to)
+    assert caught.value.exit_code == 2
 
 
 def test_a_served_form_is_used_as_it_is_and_needs_no_tensorflow(folder):

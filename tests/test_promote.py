@@ -296,6 +296,40 @@ def test_rollback_goes_to_no_version_that_was_never_in_production(models):
             promote.rollback(params, to, "why not", "Ada")
 
 
+def test_from_a_version_that_was_deleted_rollback_goes_to_the_one_before_and_every_command_says_so(
+    models, cracks, capsys
+):
+    first, second = in_production(models), in_production(models)
+    models.client.delete_model_version("cracks", second)
+    assert cracks("history") == 2
+    printed = capsys.readouterr()
+    assert f"promoted     version {second}" in printed.out
+    assert f"production points nowhere: version {second} has been deleted" in printed.err
+    third = models.add(GOOD)
+    for command in (("predict", "x.png", "--out", "o.csv"), ("promote", third), ("promote", third, "--dry-run")):
+        Path("x.png").write_bytes(b"never read")
+        assert cracks(*command) == 2
+        assert f"Version {second} of cracks, which was in production, has been deleted" in capsys.readouterr().err
+    assert cracks("rollback", "--to", second, "--reason", "why") == 2
+    assert f"Version {second}, which was in production, has been deleted" in capsys.readouterr().err
+    assert cracks("rollback", "--reason", "deleted by mistake") == 0
+    assert models.production() == first
+    assert cracks("history") == 0
+    assert decide(models, third).outcome == "promoted"
+
+
+def test_where_all_that_was_in_production_is_deleted_rollback_says_so_and_another_can_be_promoted(models):
+    only, other = in_production(models), models.add(GOOD)
+    models.client.delete_model_version("cracks", only)
+    params = load_params(models.root / "params.yaml")
+    with pytest.raises(
+        CracksError, match=rf"Version {only}, which was in production, has been deleted.*cracks promote"
+    ):
+        promote.rollback(params, None, "why", "Ada")
+    assert decide(models, other).outcome == "promoted"
+    assert models.production() == other
+
+
 def test_rollback_to_a_model_that_cannot_be_served_is_refused(models):
     first = in_production(models)
     second = models.add(GOOD)

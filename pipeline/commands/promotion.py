@@ -5,7 +5,7 @@ import getpass
 from typing import TYPE_CHECKING
 
 from pipeline.commands import Commands, project_params
-from pipeline.errors import RefusedError
+from pipeline.errors import CracksError, RefusedError
 
 if TYPE_CHECKING:
     from pipeline.registry.promote import Decided
@@ -75,15 +75,20 @@ def _history(args: argparse.Namespace) -> None:
     import json
 
     from pipeline.registry.history import opened
+    from pipeline.registry.versions import deleted_production
 
     with opened(project_params().register_as.name) as history:
         records, production = history.records(), history.production()
+        deleted = deleted_production(history.client, history.model) if production is None else None
         if args.json:
             print(json.dumps([record.as_dict() | history.details(record) for record in records], indent=2))
             return
     for record in records:
         print(_line(record))
     latest = next((record.version for record in records if record.has_moved), None)
+    if deleted is not None:
+        raise CracksError(f"The alias production points nowhere: version {deleted} has been deleted in the registry. "
+                          "`cracks rollback --reason TEXT` puts the version before it back.")  # fmt: skip
     if production != latest:
         print(f"The alias production is at {production or 'no version'}; it was not moved by a recorded decision.")
     elif not records:

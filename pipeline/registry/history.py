@@ -29,7 +29,8 @@ from pipeline.registry.promotion_records import (
     states_after,
     with_final_outcome,
 )
-from pipeline.registry.versions import PRODUCTION, find_version
+from pipeline.registry.store_errors import explained
+from pipeline.registry.versions import PRODUCTION, decisions_of, lookup
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,12 +50,16 @@ class History:
         self.client = client
         self.model = model
         self._now_s = now_s
-        self._experiment_id = tracking.experiment_id(client, f"{model}-decisions")
+        self._experiment_id = tracking.experiment_id(client, decisions_of(model))
 
     def production(self) -> str | None:
         """Return the version with the alias `production`, None if there is none."""
-        found = find_version(self.client, self.model, PRODUCTION)
+        found = lookup(self.client, self.model, PRODUCTION)
         return None if found is None else str(found.version)
+
+    def versions(self) -> frozenset[str]:
+        """Return the versions that exist; any may have been deleted since a decision about it."""
+        return frozenset(str(found.version) for found in self.client.search_model_versions(f"name = '{self.model}'"))
 
     def records(self) -> list[Record]:
         """Return all decisions, newest first; one left open by a crash has its actual outcome."""
@@ -178,8 +183,10 @@ class History:
 
     def _close(self, record: Record, outcome: Outcome) -> Record:
         """Store the outcome of a decision, first as tags of the versions concerned."""
+        existing = self.versions()
         for version, state in states_after(record, outcome):
-            self.client.set_model_version_tag(self.model, version, "state", state)
+            if version in existing:
+                self.client.set_model_version_tag(self.model, version, "state", state)
         self.client.set_tag(record.run_id, "outcome", outcome)
         self.client.set_terminated(record.run_id, "FINISHED")
         return replace(record, outcome=outcome)
@@ -209,12 +216,5 @@ def opened(model: str) -> Iterator[History]:
         UnavailableError: the store does not answer, on opening or inside the block.
     """
     client, _ = tracking.connect()
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with explained("Run the command again when it is back: what was begun is then seen, and ended or taken back."):
         yield History(client, model)
-    except (MlflowException, OSError) as error:
-        raise UnavailableError(
-            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Run the command again "
-            "when it is back: what was begun is then seen, and ended or taken back."
-        ) from error

@@ -14,6 +14,8 @@ from pipeline.registry import runs
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+MAX_NAME = 500  # characters in the name of an MLflow data set
+
 
 @dataclass(frozen=True)
 class Results:
@@ -33,15 +35,19 @@ class Results:
     dvc_lock: Path = field(metadata={"help": "dvc.lock, for the hashes of the data"})
 
 
-def data_hashes(dvc_lock: Path) -> dict[str, str]:
-    """Return the DVC hash of each source and each ingested data set, read from dvc.lock."""
-    stages = (yaml.safe_load(dvc_lock.read_text()) if dvc_lock.exists() else {}).get("stages", {})
+def data_hashes(dvc_lock: Path, params: Params) -> dict[str, str]:
+    """Return tags with the DVC hash of each data set's source and of what `ingest` wrote, read from dvc.lock.
+
+    A path is part of the value, because MLflow takes few characters in names. Stages of data sets that are no longer in
+    params.yaml, which DVC keeps in dvc.lock, are left out.
+    """
+    stages = (yaml.safe_load(dvc_lock.read_text(encoding="utf-8")) if dvc_lock.exists() else {}).get("stages", {})
     return {
-        f"dvc.{entry['path']}": entry["md5"]
-        for name, stage in stages.items()
-        if name.startswith("ingest@")
-        for entry in [*stage["deps"], *stage["outs"]]
-        if not entry["path"].startswith("pipeline")
+        f"dvc.{name}.{kind}": f"{entry['md5']} {entry['path']}"
+        for name in params.datasets
+        for kind, entries in (("source", "deps"), ("images", "outs"))
+        for entry in stages.get(f"ingest@{name}", {}).get(entries, ())
+        if not entry["path"].startswith("pipeline/")
     }
 
 
@@ -64,12 +70,12 @@ def complete_candidates(
             if run.info.status in ("RUNNING", "FINISHED")
         ]
         run_id = usable[0].info.run_id if usable else runs.create_child(client, experiment_id, parent_id, params, name)
-        rows = pd.read_csv(results.histories / f"{name}.csv").to_dict(orient="records")
-        known = {metric.step for metric in client.get_metric_history(run_id, "val_loss")}
-        runs.log_epochs(client, run_id, [row for row in rows if row["step"] not in known])  # type: ignore[misc]
-        scores = json.loads((results.candidates / f"{name}.json").read_text())
-        _log_scores(client, run_id, {"validation": scores})
-        client.set_terminated(run_id, "FINISHED")
+        with runs.ending(client, run_id):
+            rows = pd.read_csv(results.histories / f"{name}.csv").to_dict(orient="records")
+            known = {metric.step for metric in client.get_metric_history(run_id, "val_loss")}
+            runs.log_epochs(client, run_id, [row for row in rows if row["step"] not in known])  # type: ignore[misc]
+            scores = json.loads((results.candidates / f"{name}.json").read_text())
+            _log_scores(client, run_id, {"validation": scores})
         run_ids[name] = str(run_id)
     return run_ids
 
@@ -89,7 +95,7 @@ def complete_parent(
 
     left_out = {"candidates", *runs.SECTIONS_OUTSIDE_REPRO}
     runs.log_params(client, parent_id, params.model_dump(mode="json", by_alias=True, exclude=left_out))
-    hashes = data_hashes(results.dvc_lock)
+    hashes = data_hashes(results.dvc_lock, params)
     for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():
         client.set_tag(parent_id, name, value)
     _log_scores(client, parent_id, {name: scores[name] for name in ("split", "test", "tests", "external")})
@@ -103,7 +109,7 @@ def complete_parent(
         for split, rows in manifest.groupby("split"):
             names = "+".join(sorted(rows["dataset"].unique()))
             table = rows[["dataset", "path", "label", "group"]].reset_index(drop=True)
-            dataset = from_pandas(table, source=CodeDatasetSource(hashes), name=names, targets="label")
+            dataset = from_pandas(table, source=CodeDatasetSource(hashes), name=names[:MAX_NAME], targets="label")
             mlflow.log_input(dataset, context=str(split))
 
 
@@ -116,7 +122,7 @@ def version_tags(params: Params, results: Results, scores: dict[str, Any]) -> di
         "contract": contract_state(results.validated, params),
         **{f"test_{score}": _rounded(scores["test"][score]) for score in ("f1", "auroc", "ece")},
         **runs.code_version(),
-        **data_hashes(results.dvc_lock),
+        **data_hashes(results.dvc_lock, params),
     }
 
 

@@ -1,6 +1,7 @@
 """Promote a version that passes the gate, or roll back to an earlier one; every decision is recorded."""
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ def run(
         approved: whether a person approved it, where params require that.
 
     Raises:
-        CracksError: there is no such version, or the current test images are missing.
+        CracksError: there is no such version, the current test images are missing, or what was in production has been
+            deleted while a version before it can come back.
         RefusedError: it is in production already.
         UnavailableError: the registry does not answer, or another promotion is under way.
     """
@@ -70,7 +72,9 @@ def run(
         number, production = str(challenger.version), history.production()
         if number == production:
             raise RefusedError(f"Version {number} is in production already. Nothing has moved.")
-        moves = history.moves()
+        moves, existing = history.moves(), history.versions()
+        if production is None and any(former in existing for former in stack_of(moves)):
+            find_version(history.client, history.model, PRODUCTION)  # an error if what was there has been deleted
         test_set = read_test_set(root / MANIFEST, root / DATASETS)
         lineage = lineage_of(
             history.client,
@@ -80,7 +84,7 @@ def run(
             demo_is_allowed=allow_demo,
             was_rolled_back=number in rolled_back(moves),
         )
-        incumbents = incumbents_of(number, production, best_of(moves))
+        incumbents = incumbents_of(number, production, best_of(moves, existing))
         evidence, predictions = collect(history.model, number, incumbents, lineage, test_set, params.decide)
         judgement = decide(evidence, params.promote)
         record = Record(
@@ -139,7 +143,7 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
     with opened(params.register_as.name) as history, tempfile.TemporaryDirectory() as scratch:
         history.close_interrupted()
         production = history.production()
-        target = rollback_target(history.moves(), production, to)
+        target = rollback_target(history.moves(), history.versions(), production, to)
         if is_demo(get_version(history, target)) and production and not is_demo(get_version(history, production)):
             raise RefusedError(
                 f"Version {target} has learned from drawn images, and version {production} has not. Nothing has moved. "
@@ -201,11 +205,18 @@ def outcome_of(judgement: Judgement, *, needs_approval: bool) -> Outcome:
     return "pending" if needs_approval else "promoted"
 
 
-def rollback_target(moves: list[Record], production: str | None, to: str | None) -> str:
-    """Return the version to roll back to. Raises CracksError if there is none, or `to` was never in production."""
-    before = [version for version in stack_of(moves) if version != production]
+def rollback_target(moves: list[Record], existing: Collection[str], production: str | None, to: str | None) -> str:
+    """Return the version to roll back to. Raises CracksError if none is left, or `to` was never in production."""
+    stack = stack_of(moves)
+    before = [version for version in stack if version != production and version in existing]
     if to is None and before:
         return before[-1]
+    deleted = [version for version in stack if version not in existing]
+    if to in deleted or (to is None and deleted):
+        raise CracksError(
+            f"Version {to or deleted[-1]}, which was in production, has been deleted in {tracking.shown_uri()}. "
+            "`cracks history` shows what was in production, `cracks promote VERSION` puts another version there."
+        )
     if to is None:
         raise CracksError("Nothing was in production before. `cracks history` shows what was, --to names a version.")
     if to == production or to not in {move.version for move in moves}:

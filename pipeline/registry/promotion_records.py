@@ -1,7 +1,7 @@
 """Records of promotion decisions, and what follows from them: former production versions and the best version."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -94,14 +94,15 @@ def rolled_back(moves: Iterable[Record]) -> frozenset[str]:
     return frozenset(found)
 
 
-def best_of(moves: Iterable[Record]) -> str | None:
-    """Return the best version that was promoted and not rolled back; `moves` are oldest first.
+def best_of(moves: Iterable[Record], existing: Collection[str]) -> str | None:
+    """Return the best existing version that was promoted and not rolled back; `moves` are oldest first.
 
     Each promotion records the better of its version and the best so far, scored on the same images.
     """
     moves = list(moves)
     withdrawn = rolled_back(moves)
-    return next((move.best for move in reversed(moves) if move.best and move.best not in withdrawn), None)
+    best = (move.best for move in reversed(moves) if move.best in existing and move.best not in withdrawn)
+    return next(best, None)
 
 
 def may_be_running(record: Record, now_ms: int) -> bool:

@@ -21,6 +21,7 @@ from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import GOLDEN_FILE, MAX_GOLDEN_DIFFERENCE, ServedModel
 from pipeline.models.model_files import MODEL_FILE
 from pipeline.registry.mlflow_runs import Results
+from pipeline.registry.versions import files_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,9 +74,10 @@ def register(
 
 
 def version_with_hash(client: "MlflowClient", name: str, content_hash: str) -> "ModelVersion | None":
-    """Return the registered version with this content hash, None if there is none."""
+    """Return the registered version with this content hash, None if there is none or its files are gone."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{HASH_TAG}` = '{content_hash}'")
-    return max(found, key=lambda version: int(version.version), default=None)
+    newest = max(found, key=lambda version: int(version.version), default=None)
+    return newest if newest is not None and files_of(name, newest.version) else None
 
 
 def write_served_files(classifier: "Classifier", results: Results, out: Path) -> None:

@@ -4,8 +4,8 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UnavailableError
 from pipeline.registry import tracking
+from pipeline.registry.store_errors import explained
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,15 +48,9 @@ def clean_registry(name: str, before: datetime, *, dry_run: bool) -> None:
         UnavailableError: the tracking server does not answer, or does not allow it.
     """
     client, _ = tracking.connect()
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with explained("Run `make gc` again."):
         for version in refused_versions(client, name, before):
             made = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).date()
             log.info("%s version %s, refused, made on %s", name, version.version, made)
             if not dry_run:
                 delete(client, version)
-    except MlflowException as error:
-        raise UnavailableError(
-            f"MLflow could not list or delete refused models: {tracking.first_line(error)}. Run `make gc` again."
-        ) from None

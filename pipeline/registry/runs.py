@@ -5,6 +5,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ DIRTY_TAG = "cracks.dirty"
 CHANGED_TAG = "cracks.changed_files"
 # Not code, see docs/decisions/0019-what-counts-as-code.md: a version carries its params and the hashes of its data.
 NOT_CODE = ("params.yaml", "dvc.lock", "*.dvc", ".dvc", "data", str(REPORTS))
+NAME_OF_MLFLOW = re.compile(r"[\w.-]{1,64}")  # it takes a few more, and 250 in all
 N_SHOWN = 5  # changed files, in the tag
 # sections of params.yaml that do not affect the results of a repro
 SECTIONS_OUTSIDE_REPRO = {"flow", "map", "monitor", "promote", "retention", "retrain", "serve"}
@@ -82,6 +84,20 @@ def child_runs(client: "MlflowClient", experiment_id: str, parent_id: str, candi
     return list(client.search_runs([experiment_id], condition, order_by=["attributes.start_time DESC"]))
 
 
+@contextlib.contextmanager
+def ending(client: "MlflowClient", run_id: str) -> Iterator[None]:
+    """End the run with the block, as FINISHED or as FAILED; a store that is away by then leaves it as it is."""
+    from mlflow.exceptions import MlflowException
+
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    finally:
+        with contextlib.suppress(MlflowException):
+            client.set_terminated(run_id, status)
+
+
 def create_child(client: "MlflowClient", experiment_id: str, parent_id: str, params: Params, candidate: str) -> str:
     """Create a run of a candidate with its params; return its id."""
     tags = {"mlflow.parentRunId": parent_id, CANDIDATE_TAG: candidate, **code_version()}
@@ -100,10 +116,11 @@ def log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> N
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries; keys are joined by dots."""
+    """Flatten nested dictionaries; keys are joined by dots. One with keys that MLflow does not take is a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        is_nested = isinstance(value, dict) and all(NAME_OF_MLFLOW.fullmatch(str(inner)) for inner in value)
+        flat |= flatten(value, f"{prefix}{key}.") if is_nested else {f"{prefix}{key}": value}
     return flat
 
 
@@ -136,15 +153,16 @@ def live_run(params: Params, manifest: Path, candidate: str) -> Iterator[Callabl
         log_epochs(client, run_id, [{"step": step, **values}], synchronous=False)
 
     status = "FAILED"
-    try:
-        yield report
-        status = "FINISHED"
-    finally:
+    with ending(client, parent_id):  # it goes on if another candidate or `register` does
         try:
-            mlflow.flush_async_logging()
-            mlflow.end_run(status)
-        except MlflowException as error:
-            warn_incomplete(error)
+            yield report
+            status = "FINISHED"
+        finally:
+            try:
+                mlflow.flush_async_logging()
+                mlflow.end_run(status)
+            except MlflowException as error:
+                warn_incomplete(error)
 
 
 def log_epochs(client: "MlflowClient", run_id: str, rows: list[dict[str, Any]], *, synchronous: bool = True) -> None:

@@ -1,12 +1,15 @@
 """Find versions in MLflow's model registry by number or alias, and download their files."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UnavailableError
+from pipeline.errors import CracksError
 from pipeline.models.model_files import SERVED, SERVED_BEFORE
 from pipeline.registry import tracking
+from pipeline.registry.promotion_records import MOVED
+from pipeline.registry.store_errors import explained
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,13 +29,26 @@ def find_version(client: "MlflowClient", name: str, reference: str | None = None
         reference: number or alias; None means the version in production, else the challenger.
 
     Raises:
+        CracksError: the version that was put into production has been deleted.
         UnavailableError: the tracking server does not answer.
     """
-    if reference is None:
-        return find_version(client, name, PRODUCTION) or find_version(client, name, CHALLENGER)
+    found = lookup(client, name, reference or PRODUCTION)
+    if found is None and reference in (None, PRODUCTION):
+        deleted = deleted_production(client, name)
+        if deleted is not None:
+            raise CracksError(
+                f"Version {deleted} of {name}, which was in production, has been deleted in {tracking.shown_uri()}: "
+                "the alias production points nowhere. `cracks rollback --reason TEXT` puts the version before it back, "
+                "`cracks promote VERSION` another one."
+            )
+    return found if found or reference else lookup(client, name, CHALLENGER)
+
+
+def lookup(client: "MlflowClient", name: str, reference: str) -> "ModelVersion | None":
+    """Return the version with this number or alias, None if there is none. Raises UnavailableError."""
     from mlflow.exceptions import MlflowException
 
-    try:
+    with explained("Try again later."):
         try:
             if reference.isdecimal():
                 return client.get_model_version(name, reference)
@@ -43,10 +59,42 @@ def find_version(client: "MlflowClient", name: str, reference: str | None = None
             if error.error_code == FORBIDDEN and not client.search_registered_models(f"name = '{name}'"):
                 return None
             raise
-    except (MlflowException, OSError) as error:
-        raise UnavailableError(
-            f"The tracking store {tracking.shown_uri()} failed: {tracking.first_line(error)}. Try again later."
-        ) from None
+
+
+def deleted_production(client: "MlflowClient", name: str) -> str | None:
+    """Return the version that was last put into production if it exists no more; MLflow deletes its aliases with it."""
+    from mlflow.entities import ViewType
+    from mlflow.exceptions import MlflowException
+
+    with explained("Try again later."):
+        try:
+            decisions = client.get_experiment_by_name(decisions_of(name))
+            if decisions is None:
+                return None
+            moves = [
+                run
+                for outcome in MOVED
+                for run in client.search_runs(
+                    [decisions.experiment_id],
+                    f"tags.outcome = '{outcome}'",
+                    ViewType.ALL,
+                    max_results=1,
+                    order_by=["attributes.start_time DESC"],
+                )
+            ]
+        except MlflowException as error:
+            if error.error_code == FORBIDDEN:  # the account of the API may not read decisions
+                return None
+            raise
+    if not moves:
+        return None
+    version = str(max(moves, key=lambda run: run.info.start_time).data.tags["version"])
+    return None if lookup(client, name, version) else version
+
+
+def decisions_of(name: str) -> str:
+    """Return the name of the experiment with the decisions about the registered model `name`."""
+    return f"{name}-decisions"
 
 
 def version_for_photos(name: str) -> "ModelVersion | None":
@@ -84,30 +132,45 @@ def is_registered(out: Path) -> bool:
         return False
     client, _ = tracking.connect()
     found = find_version(client, written["name"], written["version"])
-    return found is not None and found.run_id == written["run_id"]
+    return found is not None and found.run_id == written["run_id"] and bool(files_of(written["name"], found.version))
+
+
+def files_of(name: str, version: str) -> frozenset[str]:
+    """Return the files and folders at the top of a version; empty if they are gone. Raises UnavailableError."""
+    from mlflow.artifacts import list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with explained("Try again later."):
+        try:
+            listed = list_artifacts(f"models:/{name}/{version}", tracking_uri=tracking.tracking_uri())
+        except MlflowException as error:
+            if error.error_code in NOT_FOUND:
+                return frozenset()
+            raise
+        return frozenset(found.path for found in listed)
 
 
 def fetch(name: str, version: str, folder: Path, *, only_served: bool = False) -> Path:
     """Download a version, or only the served model and what is beside it, into `folder`; return the path of the files.
 
     Raises:
-        UnavailableError: the store does not have the files, or does not answer.
+        CracksError: the store does not have the files.
+        UnavailableError: the store does not answer.
     """
-    from mlflow.artifacts import download_artifacts, list_artifacts
-    from mlflow.exceptions import MlflowException
+    from mlflow.artifacts import download_artifacts
 
+    from pipeline.registry.bounded_requests import TRANSFER_S, within
+
+    files = files_of(name, version)
+    if not files:
+        raise CracksError(
+            f"{name} version {version} cannot be fetched: its files are gone from {tracking.shown_uri()}. Restore them "
+            "from a backup, or run `make run`, which registers the model again."
+        )
     uri = tracking.tracking_uri()
     source = f"models:/{name}/{version}"
-    try:
-        if only_served:
-            folders = {found.path for found in list_artifacts(source, tracking_uri=uri)}
-            source += f"/{SERVED if 'artifacts' in folders else SERVED_BEFORE}"
-        found = Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri))
-        if found.is_dir() and not any(found.iterdir()):  # MLflow leaves an empty folder if the source is gone
-            raise FileNotFoundError("its files are gone")
-        return found
-    except (MlflowException, OSError) as error:
-        raise UnavailableError(
-            f"{name} version {version} cannot be fetched: {tracking.first_line(error)}. Repair the store, or "
-            "run `make run`, which registers a model again."
-        ) from None
+    if only_served:
+        source += f"/{SERVED if 'artifacts' in files else SERVED_BEFORE}"
+    download = partial(download_artifacts, source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
+    with explained(f"{name} version {version} cannot be fetched. Try again later."):
+        return Path(within(TRANSFER_S, download))
