@@ -2,7 +2,9 @@ import base64
 import json
 import shutil
 import socket
+import sqlite3
 import sys
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from drawn_data import drawn_files, ingest_files
 
 from pipeline.data.images import INVENTORY_FILE, decode
@@ -22,10 +25,10 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
 from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
-from pipeline.params import load_params
+from pipeline.params import Params, load_params
 from pipeline.register import main, run
 from pipeline.registry import runs, tracking
-from pipeline.registry.mlflow_runs import Results, data_hashes
+from pipeline.registry.mlflow_runs import Results, complete_parent, data_hashes
 from pipeline.registry.versions import is_registered
 from pipeline.stage import run_main
 
@@ -73,6 +76,7 @@ stages:
     outs:
     - {path: data/manifest.parquet, hash: md5, md5: ddd, size: 1}
 """
+HASHES = {"dvc.demo.source": "aaa data/demo.yaml", "dvc.demo.images": "ccc.dir data/datasets/demo"}
 
 
 def save_model(folder, *, weight=-1.0):
@@ -197,8 +201,94 @@ def children(project, name):
 
 def test_hashes_are_those_of_the_data_and_not_of_the_code(tmp_path):
     (tmp_path / "dvc.lock").write_text(DVC_LOCK)
-    assert data_hashes(tmp_path / "dvc.lock") == {"dvc.data/demo.yaml": "aaa", "dvc.data/datasets/demo": "ccc.dir"}
-    assert data_hashes(tmp_path / "missing.lock") == {}
+    assert data_hashes(tmp_path / "dvc.lock", PARAMS) == HASHES
+    assert data_hashes(tmp_path / "missing.lock", PARAMS) == {}
+
+
+def test_hashes_of_a_data_set_that_is_no_longer_in_params_are_left_out(tmp_path):
+    (tmp_path / "dvc.lock").write_text(DVC_LOCK.replace("ingest@demo", "ingest@before"))
+    assert data_hashes(tmp_path / "dvc.lock", PARAMS) == {}
+
+
+def test_any_path_and_any_label_can_be_logged(project):
+    paths = ("data/archive (1).zip", "../Brücke Süd (2024)/", "a&b,c[d]+#\N{SNOWMAN}.zip", "/absolute//path")
+    datasets = {f"d{number}": {"source": path} for number, path in enumerate(paths)}
+    datasets["d0"]["labels"] = {"Gerissen & kaputt": "crack", "ganz": "intact"}
+    document = yaml.safe_load(PARAMS_FILE.read_text())
+    document["datasets"], document["split"]["train_on"] = datasets, ["d0"]
+    params = Params.model_validate(document)
+    entries = {name: {"deps": [{"path": data["source"], "md5": "aaa"}], "outs": []} for name, data in datasets.items()}
+    lock = {"stages": {f"ingest@{name}": entry for name, entry in entries.items()}}
+    project.results.dvc_lock.write_text(yaml.safe_dump(lock), encoding="utf-8")
+    scores = json.loads(project.results.scores.read_text())
+    parent_id = runs.parent_run(project.client, project.experiment_id, params, project.results.manifest)
+    complete_parent(project.client, parent_id, params, project.results, scores)
+    parent = project.client.get_run(parent_id)
+    assert [parent.data.tags[f"dvc.d{n}.source"] for n in range(4)] == [f"aaa {path}" for path in paths]
+    assert parent.data.params["datasets.d0.labels"] == "{'Gerissen & kaputt': 'crack', 'ganz': 'intact'}"
+    project.client.set_model_version_tag("cracks", "1", "dvc.d1.source", parent.data.tags["dvc.d1.source"])
+
+
+def test_a_registration_that_fails_leaves_no_run_that_seems_to_go_on(project):
+    (project.results.candidates / f"{FINETUNE}.json").write_text("no JSON")
+    params = PARAMS.model_copy(update={"decide": PARAMS.decide.model_copy(update={"missed_crack_cost": 9})})
+    with pytest.raises(ValueError, match="Expecting value"):
+        run(params, project.results, project.out)
+    found = reversed(project.client.search_runs([project.experiment_id]))  # the newest of a name last
+    states = {run.info.run_name: run.info.status for run in found}
+    assert states["demo (demo)"] == states[FINETUNE] == "FAILED"
+
+
+def test_the_runs_of_an_experiment_end_with_its_training(project, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    params = PARAMS.model_copy(update={"decide": PARAMS.decide.model_copy(update={"missed_crack_cost": 9})})
+    with runs.live_run(params, project.results.manifest, PROBE) as report:
+        report(0, {"val_loss": 1.0})
+    run(params, project.results, project.out)
+    states = [found.info.status for found in project.client.search_runs([project.experiment_id])]
+    assert states == ["FINISHED"] * 5
+
+
+def test_a_model_whose_files_are_gone_counts_as_not_registered_and_is_registered_anew(project):
+    assert is_registered(project.out)
+    shutil.rmtree(project.root / "mlflow" / "artifacts")
+    assert not is_registered(project.out)
+    run(PARAMS, project.results, project.out)
+    assert is_registered(project.out)
+    assert challenger(project).version == 2
+
+
+def test_the_store_of_a_project_that_was_copied_reads_and_writes_its_own_files(first, project):
+    before = {path for path in first.root.rglob("*") if path.is_file()}
+    locations = [project.client.get_experiment(project.experiment_id).artifact_location]
+    locations += [found.info.artifact_uri for found in project.client.search_runs([project.experiment_id])]
+    with sqlite3.connect(project.root / "mlflow" / "mlflow.db") as store:
+        locations += [location for (location,) in store.execute("select artifact_location from logged_models")]
+    assert len(locations) == 5
+    assert all(location.startswith((project.root / "mlflow" / "artifacts").as_uri()) for location in locations)
+    project.client.log_text(project.client.search_runs([project.experiment_id])[0].info.run_id, "new", "new.txt")
+    assert {path for path in first.root.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_of_keras_that_wants_torch_is_no_model_and_says_so(project):
+    path = project.results.models / PROBE / "model.keras"
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(contents["config.json"])
+    config["config"]["layers"][1] = {
+        "module": "keras.layers",
+        "class_name": "TorchModuleWrapper",
+        "config": {"name": "torch", "module": "gASVAAAA", "trainable": True},
+        "registered_name": None,
+        "name": config["config"]["layers"][1]["name"],
+        "inbound_nodes": config["config"]["layers"][1]["inbound_nodes"],
+    }
+    contents["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with pytest.raises(CracksError, match="contains no model that can be loaded"):
+        Classifier.load(path.parent)
 
 
 def test_in_an_experiment_nothing_is_registered(tmp_path, monkeypatch):
@@ -261,8 +351,7 @@ def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
         "test_auroc": "none",
         "test_ece": "0.1000",
         **runs.code_version(),
-        "dvc.data/demo.yaml": "aaa",
-        "dvc.data/datasets/demo": "ccc.dir",
+        **HASHES,
     }
     assert is_registered(project.out)
 
@@ -319,7 +408,7 @@ def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
     parent = project.client.get_run(parent_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.params["split.fractions.train"] == "0.6"
-    assert parent.data.tags["dvc.data/datasets/demo"] == "ccc.dir"
+    assert parent.data.tags["dvc.demo.images"] == HASHES["dvc.demo.images"]
     scores = {name: parent.data.metrics[name] for name in ("test.f1", "external.bridge.f1", "split.leaks")}
     assert scores == {"test.f1": 0.8, "external.bridge.f1": 0.3, "split.leaks": 0}
     names = {item.path for folder in (None, "plots") for item in project.client.list_artifacts(parent_id, folder)}

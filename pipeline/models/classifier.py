@@ -29,11 +29,11 @@ class Classifier:
         try:
             decision = load_decision(served_folder(folder))
             return cls(keras.models.load_model(keras_file(folder), compile=False, safe_mode=True), decision)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # the layers that a file names raise whatever they like
             raise CracksError(
                 f"{folder} contains no model that can be loaded: {error}. It needs {MODEL_FILE} and {DECISION_FILE}, "
                 "as `dvc repro` writes them into models/CANDIDATE."
-            ) from None
+            ) from error
 
     def probabilities(self, images: Images, *, progress: str) -> npt.NDArray[np.float32]:
         """Return the probability of a crack in each image, float32, (n,); `progress` labels the progress bar."""
