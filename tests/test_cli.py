@@ -2,6 +2,7 @@ import json
 import re
 import runpy
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from page_reader import Page
 from PIL import Image
 
 from pipeline import cli
+from pipeline.commands import repro
 from pipeline.errors import UnavailableError
 from pipeline.registry import versions
 
@@ -43,6 +45,7 @@ def cracks(tmp_path, monkeypatch):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # which MLflow sets itself; as good as unset
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["cracks", *map(str, arguments)])
@@ -138,9 +141,50 @@ def test_a_source_that_is_missing_is_found_before_a_stage_runs(cracks, capsys):
     assert "The source data/demo.yaml named in params.yaml does not exist" in capsys.readouterr().err
     Path("data").mkdir()
     shutil.copy(ROOT / "data" / "demo.yaml", "data")
-    assert cracks("check") == 0
     assert cracks("check", "--params", "other.yaml") == 2
     assert "There is no other.yaml" in capsys.readouterr().err
+
+
+@pytest.fixture
+def ready(cracks, empty_store):
+    """The command line in a project that can be trained."""
+    Path("data").mkdir()
+    shutil.copy(ROOT / "data" / "demo.yaml", "data")
+    Path("mlflow").mkdir()
+    shutil.copy(empty_store, "mlflow/mlflow.db")
+    assert cracks("check") == 0
+    return cracks
+
+
+def test_a_tracking_store_that_cannot_be_used_is_found_before_a_stage_runs(ready, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "localhost:5000")
+    assert ready("check") == 2
+    assert "did you mean http://localhost:5000?" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    with sqlite3.connect("mlflow/mlflow.db") as store:
+        store.execute(
+            "create trigger no_more before insert on experiment_tags begin select raise(fail, 'readonly database'); end"
+        )
+        store.execute("delete from experiment_tags")
+    assert ready("check") == 2
+    assert "cannot be opened or written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_found_before_a_stage_runs(ready, monkeypatch, capsys):
+    monkeypatch.setattr(repro, "MIN_FREE_GB", 10**9)
+    assert ready("check") == 2
+    assert re.search(
+        r"GB are free on the disk of .*, about 1000000000\.0 GB are needed\. Make room", capsys.readouterr().err
+    )
+
+
+def test_a_missing_git_repository_is_found_before_a_stage_runs(ready, monkeypatch, capsys):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path.cwd().parent))
+    shutil.copytree(ROOT / ".dvc", ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+    assert ready("check") == 2
+    assert re.search(
+        r"DVC cannot run the stages: .* is not a git repository. Run: git init && git add", capsys.readouterr().err
+    )
 
 
 def test_the_exit_code_says_whether_the_store_has_the_model(cracks, monkeypatch):

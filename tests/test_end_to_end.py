@@ -203,6 +203,8 @@ def test_an_experiment_registers_nothing(project: Project) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert project.json("reports/registered.json")["version"] is None
     assert project.model_versions() == [("1", "challenger")]
+    with sqlite3.connect(project.root / "mlflow" / "mlflow.db") as store:
+        assert set(store.execute("select status from runs")) == {("FINISHED",)}
 
 
 def test_an_experiment_in_a_temporary_folder_uses_the_store_of_the_project(project: Project) -> None:
@@ -228,6 +230,8 @@ def test_a_registration_is_never_taken_from_the_run_cache(project: Project) -> N
 
 def test_a_model_that_the_store_lacks_is_noticed(project: Project) -> None:
     assert project.run("cracks", "registered").returncode == 0
+    shutil.rmtree(project.root / "mlflow" / "artifacts")
+    assert project.run("cracks", "registered").returncode == 1
     (project.root / "mlflow" / "mlflow.db").unlink()
     assert project.run("cracks", "registered").returncode == 1
     project.repro("--single-item", "--force", "register")
@@ -236,11 +240,17 @@ def test_a_model_that_the_store_lacks_is_noticed(project: Project) -> None:
 
 def test_with_the_tracking_server_away_training_goes_on_and_the_next_run_registers(project: Project) -> None:
     project.edit_params(lambda params: params["candidates"]["probe"].update(n_components=7))
+    first, *_ = project.run("cracks", "summary").stdout.splitlines()
+    assert first.startswith("These are results of an EARLIER run: train@probe failed or did not run since")
     away = project.run("dvc", "repro", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     printed = away.stdout + away.stderr
     assert away.returncode != 0
     assert "error: The tracking store http://127.0.0.1:9 does not answer" in printed
     assert "Traceback" not in printed
+    summary = project.run("cracks", "summary").stdout
+    assert "NOT registered yet; `dvc repro` registers it. cracks version 1 is of an earlier run." in summary
+    promotion = project.run("cracks", "promote", "--dry-run").stderr
+    assert "register failed or did not run since: the challenger is of an earlier run" in promotion
     later = project.repro()
     assert "Running stage 'train@probe'" not in later
     assert "Running stage 'register'" in later

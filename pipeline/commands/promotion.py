@@ -2,6 +2,7 @@
 
 import argparse
 import getpass
+import logging
 from typing import TYPE_CHECKING
 
 from pipeline.commands import Commands, project_params
@@ -10,6 +11,8 @@ from pipeline.errors import CracksError, RefusedError
 if TYPE_CHECKING:
     from pipeline.registry.promote import Decided
     from pipeline.registry.promotion_records import Record
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
@@ -49,7 +52,10 @@ def add(commands: Commands) -> None:
 
 def _promote(args: argparse.Namespace) -> None:
     from pipeline.registry import promote
+    from pipeline.registry.run_summary import outdated_stages
 
+    if args.version is None and (outdated := outdated_stages()):
+        log.warning("%s failed or did not run since: the challenger is of an earlier run", ", ".join(outdated))
     by = args.by or getpass.getuser()
     allowed = {"allow_dirty": args.allow_dirty, "allow_demo": args.demo}
     decided = promote.run(project_params(), args.version, dry_run=args.dry_run, by=by, **allowed)

@@ -2,10 +2,13 @@
 
 import json
 import os
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CracksError
+from pipeline.project import project_root
 from pipeline.registry import tracking
 from pipeline.registry.versions import CHALLENGER
 
@@ -44,16 +47,39 @@ def _written(scores: dict[str, float | None]) -> dict[str, str]:
     return {name: "none" if (value := scores[name]) is None else f"{value:.4f}" for name in shown}
 
 
-def summary_lines(folder: Path) -> list[str]:
-    """Return a summary of the last run; a demo is marked as such in the first line."""
+def outdated_stages() -> list[str]:
+    """Return the stages that `dvc status` lists: those that failed, or did not run since what they read changed."""
+    root = project_root()
+    if not (root / "dvc.lock").exists():
+        return []
+    asked = subprocess.run(["dvc", "status", "--json"], cwd=root, capture_output=True, text=True, check=False)
+    return [] if asked.returncode else [name for name in json.loads(asked.stdout) if not name.endswith(".dvc")]
+
+
+def summary_lines(folder: Path, outdated: Sequence[str] = ()) -> list[str]:
+    """Return a summary of the last run; the first lines say whether it is a demo, and whether a run failed since.
+
+    Args:
+        folder: folder of the reports.
+        outdated: stages that are not up to date (`outdated_stages`).
+    """
     metrics, registered = read_report(folder, "scores.json"), read_report(folder, "registered.json")
-    lines = ["Demo: drawn images. These numbers say nothing about real concrete."] if metrics["demo"] else []
+    is_only_unregistered = list(outdated) == ["register"]
+    lines = []
+    if outdated and not is_only_unregistered:
+        lines.append(f"These are results of an EARLIER run: {', '.join(outdated)} failed or did not run since. "
+                     "`dvc repro` brings them up to date.")  # fmt: skip
+    if metrics["demo"]:
+        lines.append("Demo: drawn images. These numbers say nothing about real concrete.")
     lines.append(f"Best candidate, chosen on validation: {metrics['candidate']}")
     for name, scores in {"test": metrics["test"], **metrics["external"]}.items():
         auroc = "none" if scores["auroc"] is None else f"{scores['auroc']:.4f}"
         lines.append(f"  {name}: F1 {scores['f1']:.4f}, AUROC {auroc}, ECE {scores['ece']:.4f}, {scores['n']} images")
     if registered["version"] is None:
         lines.append("Registered: nothing, this was an experiment")
+    elif is_only_unregistered:
+        lines.append(f"NOT registered yet; `dvc repro` registers it. {registered['name']} version "
+                     f"{registered['version']} is of an earlier run.")  # fmt: skip
     else:
         lines.append(f"Registered: {registered['name']} version {registered['version']}, alias {CHALLENGER}")
     lines.append(f"Report: {folder / 'report.html'}")

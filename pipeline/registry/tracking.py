@@ -153,6 +153,20 @@ def connect() -> tuple["MlflowClient", str]:
         return client, experiment_id(client, EXPERIMENT)
 
 
+def check_writable() -> None:
+    """Write to the store, as a run would hours later.
+
+    Raises:
+        CracksError: MLFLOW_TRACKING_URI is wrong, or the store cannot be read or written.
+        UnavailableError: the tracking server does not answer.
+    """
+    from pipeline.registry.store_errors import explained
+
+    client, number = connect()
+    with explained("Start it, and run again."):
+        client.set_experiment_tag(number, "cracks.checked", "writable")
+
+
 def experiment_id(client: "MlflowClient", name: str) -> str:
     """Return the id of the experiment of this name, which is created if needed; CracksError if it was deleted."""
     from mlflow.exceptions import MlflowException
