@@ -4,12 +4,15 @@ import http.server
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.registry import bounded_requests, tracking
@@ -191,3 +194,30 @@ def test_a_file_where_the_folder_of_the_store_should_be_is_a_mistake(project: Pa
     shutil.rmtree(project / "mlflow")
     (project / "mlflow").write_text("a file")
     connecting_fails(CracksError)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}], ids=["no keys", "away"]
+)
+def test_a_store_is_not_moved_to_a_bucket_that_cannot_be_used_and_the_reason_is_said(
+    project: Path, empty_store: Path, keys: dict[str, str]
+) -> None:
+    shutil.copy(empty_store, project / "mlflow" / "mlflow.db")
+    shutil.copy(empty_store, project / "target.db")
+    tracking.connect()
+    (project / "mlflow" / "artifacts").mkdir()
+    (project / "mlflow" / "artifacts" / "file").write_text("a file")
+    where = ("--backend-store-uri", f"sqlite:///{project}/target.db", "--artifacts-destination", "s3://bucket")
+    aws = {"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
+    moved = subprocess.run(
+        [sys.executable, ROOT / "pipeline/registry/move_store.py", project / "mlflow", *where],
+        env={**os.environ, "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", **aws, **keys},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert moved.returncode == 2
+    assert "The database is as it was" in moved.stderr
+    assert "Traceback" not in moved.stderr
+    with sqlite3.connect(project / "target.db") as target:
+        assert target.execute("select count(*) from experiments where name = 'cracks'").fetchone() == (0,)

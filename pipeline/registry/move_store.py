@@ -70,6 +70,16 @@ def _rows(source: sa.Connection, table: sa.Table, old_root: str) -> Iterator[lis
         yield new
 
 
+def errors_of_s3() -> tuple[type[Exception], ...]:
+    """Return what an S3 store raises for a wrong address, bucket or key; nothing where boto3 is not installed."""
+    try:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return ()
+    return Boto3Error, BotoCoreError, ClientError
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,7 +97,7 @@ def main() -> None:
         with source.connect() as reading, target.begin() as writing:
             copy_rows(reading, writing)
             get_artifact_repository(args.artifacts_destination).log_artifacts(str(args.store / "artifacts"))
-    except (ValueError, OSError, MlflowException, sa.exc.SQLAlchemyError) as error:
+    except (ValueError, OSError, MlflowException, sa.exc.SQLAlchemyError, *errors_of_s3()) as error:
         parser.error(f"{error}. The database is as it was; files that were copied already are replaced by the next try")
 
 
