@@ -13,7 +13,9 @@ import yaml
 ROOT = Path(__file__).parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 # What these do decides no result; the values of params are followed by DVC itself.
-NOT_FOLLOWED = re.compile(r"pipeline/(errors|files|project|stage|params/\w+|registry/(tracking|runs))\.py")
+NOT_FOLLOWED = re.compile(
+    r"pipeline/(errors|files|project|stage|params/\w+|registry/(bounded_requests|runs|store_errors|tracking))\.py"
+)
 
 
 def file_of(module: str, root: Path) -> Path | None:

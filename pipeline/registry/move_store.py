@@ -93,11 +93,14 @@ def main() -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    expected: tuple[type[Exception], ...] = (
+        ValueError, OSError, MlflowException, sa.exc.SQLAlchemyError, *errors_of_s3(),
+    )  # fmt: skip
     try:
         with source.connect() as reading, target.begin() as writing:
             copy_rows(reading, writing)
             get_artifact_repository(args.artifacts_destination).log_artifacts(str(args.store / "artifacts"))
-    except (ValueError, OSError, MlflowException, sa.exc.SQLAlchemyError, *errors_of_s3()) as error:
+    except expected as error:
         parser.error(f"{error}. The database is as it was; files that were copied already are replaced by the next try")
 
 

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pipeline.process_identity import ProcessIdentity, is_gone
+from pipeline.registry.versions import MOVED
 
 LEASE_S = 120  # an older open record was left by a process that died, on this machine or another
 
 Action = Literal["promotion", "rollback"]
 Outcome = Literal["open", "promoted", "rolled back", "refused", "pending", "withdrawn"]
-MOVED: tuple[Outcome, ...] = ("promoted", "rolled back")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pipeline.errors import CracksError
 from pipeline.models.model_files import SERVED, SERVED_BEFORE
 from pipeline.registry import tracking
-from pipeline.registry.promotion_records import MOVED
 from pipeline.registry.store_errors import explained
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 PRODUCTION, CHALLENGER = "production", "challenger"  # aliases
+MOVED = ("promoted", "rolled back")  # outcomes of decisions that moved the alias `production`
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
 FORBIDDEN = "PERMISSION_DENIED"  # a server with sign-in also returns it for a missing model, except to administrators
 
