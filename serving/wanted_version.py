@@ -48,7 +48,7 @@ class Registry:
     def wanted(self) -> Version | None:
         """Return the version that answers about photos, None if that is the starter model.
 
-        Raises UnavailableError if the registry does not answer.
+        Raises UnavailableError if the registry does not answer, CracksError if what was in production was deleted.
         """
         found = version_for_photos(self._name)
         if found is None:

@@ -104,10 +104,11 @@ def version_for_photos(name: str) -> "ModelVersion | None":
     that does not exist is not created.
 
     Raises:
+        CracksError: the version that was put into production has been deleted, or MLFLOW_TRACKING_URI is wrong.
         UnavailableError: the tracking server does not answer.
     """
-    uri = tracking.tracking_uri()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    database = tracking.local_database()
+    if tracking.tracking_uri() == f"{tracking.SQLITE}{database}" and not database.exists():
         return None
     client = tracking.open_client()
     found = (find_version(client, name, alias) for alias in (PRODUCTION, CHALLENGER))
