@@ -75,10 +75,8 @@ def keep_heartbeat(stop: threading.Event, wanted: set[str]) -> None:
             if clean_up() and is_polled(wanted, max(started, datetime.now(UTC) - POLLED_WITHIN)):
                 renew_heartbeat()
                 is_serving = True
-        except OSError as error:  # such as a full disk: the schedules continue, and so must this thread
-            log.warning("The heartbeat could not be renewed: %s", error)
-        except Exception:
-            log.exception("The heartbeat could not be renewed")
+        except Exception as error:  # such as a full disk: the schedules continue, and so must this thread
+            log.error("The heartbeat could not be renewed: %s", error, exc_info=not isinstance(error, OSError))
         stop.wait(INTERVAL_S if is_serving else 1)
 
 

@@ -76,17 +76,14 @@ def retries(settings: params.Flow, ended: threading.Event | None = None) -> dict
     return {"retries": settings.max_retries, "retry_condition_fn": is_tried_again}
 
 
-class WithoutEmptyTraceback(logging.Filter):
-    """Removes the traceback "NoneType: None", which Prefect logs for a task that failed without an exception."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Pass every record on."""
-        if record.exc_info and record.exc_info[0] is None:
-            record.exc_info = None
-        return True
+def without_empty_traceback(record: logging.LogRecord) -> bool:
+    """Remove the traceback "NoneType: None", which Prefect logs for a task without an exception; a filter."""
+    if record.exc_info and record.exc_info[0] is None:
+        record.exc_info = None
+    return True
 
 
-logging.getLogger("prefect.task_runs").addFilter(WithoutEmptyTraceback())
+logging.getLogger("prefect.task_runs").addFilter(without_empty_traceback)
 
 
 def end_orphans(log_line: LogLine) -> None:

@@ -21,7 +21,7 @@ from prefect.settings import get_current_settings
 
 from flows.services import TAG, reaching_prefect
 from pipeline.errors import CracksError
-from pipeline.params import Params, load_params
+from pipeline.params import load_params
 from pipeline.project import project_root
 from pipeline.registry.retention import clean_registry
 from pipeline.stage import run_main
@@ -58,28 +58,22 @@ def clean_runs(client: SyncPrefectClient, before: datetime, *, dry_run: bool) ->
     return n_found
 
 
-def clean(params: Params, *, dry_run: bool) -> None:
-    """List or delete what is older than its retention. Raises UnavailableError if a service does not answer."""
-    now, keep = datetime.now(UTC), params.retention
-    log.info("DVC's cache, of commits older than %d days:", keep.dvc_cache_days)
-    clean_cache(now - timedelta(days=keep.dvc_cache_days), dry_run=dry_run)
-    log.info("Models that were refused more than %d days ago:", keep.refused_models_days)
-    clean_registry(params.register_as.name, now - timedelta(days=keep.refused_models_days), dry_run=dry_run)
-    log.info("Runs in Prefect that ended more than %d days ago:", keep.flow_runs_days)
-    with get_client(sync_client=True) as client:
-        n_runs = clean_runs(client, now - timedelta(days=keep.flow_runs_days), dry_run=dry_run)
-    log.info("%d runs", n_runs)
-    log.info("Nothing was deleted. `make gc CONFIRM=yes` deletes it." if dry_run else "Deleted.")
-
-
 def main() -> None:
-    """Parse the command line and clean, once the Prefect server answers."""
+    """List or delete what is older than its retention."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--delete", action="store_true", help="delete; by default only list")
     dry_run = not parser.parse_args().delete
-    with reaching_prefect(get_current_settings().api.url):
-        clean(load_params(project_root() / "params.yaml"), dry_run=dry_run)
+    params, now = load_params(project_root() / "params.yaml"), datetime.now(UTC)
+    keep = params.retention
+    with reaching_prefect(get_current_settings().api.url), get_client(sync_client=True) as client:
+        log.info("DVC's cache, of commits older than %d days:", keep.dvc_cache_days)
+        clean_cache(now - timedelta(days=keep.dvc_cache_days), dry_run=dry_run)
+        log.info("Models that were refused more than %d days ago:", keep.refused_models_days)
+        clean_registry(params.register_as.name, now - timedelta(days=keep.refused_models_days), dry_run=dry_run)
+        log.info("Runs in Prefect that ended more than %d days ago:", keep.flow_runs_days)
+        log.info("%d runs", clean_runs(client, now - timedelta(days=keep.flow_runs_days), dry_run=dry_run))
+    log.info("Nothing was deleted. `make gc CONFIRM=yes` deletes it." if dry_run else "Deleted.")
 
 
 if __name__ == "__main__":

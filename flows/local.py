@@ -60,16 +60,10 @@ class Service:
 
 
 def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path | None) -> list[Service]:
-    """Return the services to start, in order; `starter` is the model that the API serves until it has another.
-
-    Raises UnavailableError if no Prefect server answers at PREFECT_API_URL.
-    """
+    """Return the services to start, in order; `starter` is the model that the API serves until it has another."""
     found: list[Service] = []
     prefect_api, mlflow_address = os.environ.get(PREFECT_VARIABLE), os.environ.get(MLFLOW_VARIABLE)
-    if prefect_api:
-        with reaching_prefect(prefect_api):
-            pass
-    else:
+    if not prefect_api:
         prefect_api = f"http://{HOST}:{prefect_port}/api"
         command = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
         # its page requests its data from this address; the default is port 4200
@@ -227,7 +221,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "up":
         load_params(project_root() / "params.yaml")  # a mistake in it is said here, not in the log of a service
-        up(services(args.prefect_port, args.mlflow_port, args.api_port, args.starter))
+        with reaching_prefect(os.environ.get(PREFECT_VARIABLE) or None):
+            up(services(args.prefect_port, args.mlflow_port, args.api_port, args.starter))
     else:
         {"down": down, "status": status}[args.command]()
 

@@ -74,8 +74,8 @@ def reaching_prefect(api: str | None) -> Iterator[None]:
     except httpx.HTTPError as error:
         why = (str(error) or type(error).__name__).partition("\n")[0]
     raise kind(
-        f"The Prefect server {api} does not answer: {why}. Start it, or correct or unset PREFECT_API_URL; without it, "
-        "`make up` starts a server, and a single flow one of its own."
+        f"The Prefect server {api or 'that was started'} does not answer: {why}. Start it, or correct or unset "
+        "PREFECT_API_URL; without it, `make up` starts a server, and a single flow one of its own."
     )
 
 

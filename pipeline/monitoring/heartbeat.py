@@ -90,10 +90,8 @@ def watch_heartbeat(stopping: threading.Event) -> None:
     while not stopping.is_set():
         try:
             watch.check(time.monotonic())
-        except OSError as error:
-            log.warning("The heartbeat of the schedules cannot be checked: %s", error)
-        except Exception:
-            log.exception("The heartbeat of the schedules cannot be checked")
+        except Exception as error:
+            log.error("The heartbeat cannot be checked: %s", error, exc_info=not isinstance(error, OSError))
         stopping.wait(INTERVAL_S)
 
 
