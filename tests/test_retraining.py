@@ -4,70 +4,95 @@ import contextlib
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pandas as pd
 import pytest
-from conftest import Project, copy_of, unused_port, wait_until
+import yaml
+from conftest import QUICK_POLL, ROOT, Project, copy_of, unused_port, wait_until
 from drawn_data import drawn_files
 from PIL import Image
 from prefect.client.orchestration import SyncPrefectClient
 from webhook import webhook
 
+from flows.flow_runs import our_deployments
 from pipeline.data.images import Pixels
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
 
 SITE = "data/incoming/site"
-N_IMAGES = 60
+N_IMAGES = 60  # of the batch; with those of the first archive, enough groups to test on for `promote.min_groups`
+N_FIRST = 340
 N_KILLS, SEED = int(os.environ.get("CRACKS_KILLS", "1")), 20260501
 PATIENCE_S = 400
 RETRAIN = (sys.executable, "-m", "flows.retraining")
-SCHEDULE = """
-from prefect.types.entrypoint import EntrypointType
-from flows.retraining import retraining
-retraining.serve("retraining", interval=20, limit=1, entrypoint_type=EntrypointType.MODULE_PATH)
-"""
+NIGHTLY, EVERY_MINUTE = '"0 3 * * *"', '"* * * * *"'
 
 
-def open_the_inbox(project: Project) -> None:
-    """Let batches join a data set that is trained on alone, and the gate let pass what few images say."""
+@dataclass(frozen=True)
+class Documented:
+    """What docs/retraining.md tells a person to do, in the order in which it does."""
+
+    first_archive: str
+    settings: str  # of params.yaml
+    serve: list[str]
+    batch: str
+
+
+def documented() -> Documented:
+    """Return the blocks of commands and settings of the document's setup."""
+    text = (ROOT / "docs" / "retraining.md").read_text(encoding="utf-8")
+    setup = text.split("## Set up\n")[1].split("\n## ")[0]
+    first, settings, serve, batch = map(textwrap.dedent, re.findall(r"(?:(?<=\n\n)|(?<=\n))(?: {4}.*\n)+", setup))
+    return Documented(first, settings, serve.splitlines(), batch)
+
+
+def write_archive(path: Path, n: int, seed: int) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in drawn_files(n=n // 2, seed=seed).items():
+            archive.writestr(name, content)
+
+
+def follow(project: Project, script: str) -> None:
+    """Run commands of the document in the project, as a person would."""
+    finished = project.run("sh", "-ec", script)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def set_up(project: Project) -> None:
+    """Follow the document up to the flows, but for the time of day; the budgets are of a machine with nothing else."""
+    write_archive(project.root / "first.zip", N_FIRST, seed=12)
+    follow(project, documented().first_archive)
+    settings = documented().settings
+    assert settings.count(NIGHTLY) == 1
 
     def change(params: dict[str, Any]) -> None:
-        params["datasets"]["site"] = {"source": SITE}
-        params["split"]["train_on"] = ["site"]  # a model of the demo would not be promoted
+        for section, values in yaml.safe_load(settings.replace(NIGHTLY, EVERY_MINUTE)).items():
+            params[section] |= values
         del params["candidates"]["finetune"]
-        params["retrain"] |= {"dataset": "site"}
-        params["promote"] |= {
-            "floors": {},
-            "max_ece": 1,
-            "min_slice_recall": 0,
-            "min_groups": 4,
-            "margins": {"test": 1, "slice": 1, "external": 1},
-            "budgets": {"p95_ms": 10000, "resident_mb": 10000, "size_mb": 1000},
-        }
+        params["promote"]["budgets"] = {"p95_ms": 10000, "resident_mb": 10000, "size_mb": 1000}
 
     project.edit_params(change)
 
 
 def drop_batch(project: Project) -> None:
-    inbox = project.root / "data" / "inbox"
-    with zipfile.ZipFile(inbox / "north.zip", "w") as archive:
-        for path, content in drawn_files(n=N_IMAGES // 2, seed=11).items():
-            archive.writestr(path, content)
-    (inbox / "north.zip.done").touch()
+    write_archive(project.root / "north-pier.zip", N_IMAGES, seed=11)
+    follow(project, documented().batch)
 
 
 @contextmanager
@@ -101,7 +126,7 @@ def outcome_of(project: Project) -> dict[str, Any]:
         "version": registered["version"],
         "models": sorted(hashes),
         "aliases": project.model_versions(),
-        "images of the batch": int((manifest["dataset"] == "site").sum()),
+        "images of the site": int((manifest["dataset"] == "site").sum()),
         "record": [(row["file"], row["n_images"], row["trained_as"]) for row in project.json("data/batches.json")],
         "archives": sorted(path.name for path in (project.root / SITE).iterdir()),
         "inbox": sorted(path.name for path in (project.root / "data" / "inbox").iterdir() if path.suffix == ".zip"),
@@ -111,21 +136,23 @@ def outcome_of(project: Project) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def waiting(trained: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Return a trained project with a new batch in its inbox; tests work on copies of it."""
+    """Return a trained project set up by the document, with a new batch in its inbox; tests work on copies of it."""
     project = copy_of(trained.root, tmp_path_factory.mktemp("waiting") / "project")
-    open_the_inbox(project)
+    set_up(project)
     drop_batch(project)
     return project
 
 
 class Undisturbed:
-    """What an interval schedule did by itself: its runs, the messages that it sent, the project afterwards."""
+    """What the served schedules did by themselves: the runs, the messages that were sent, the project afterwards."""
 
     def __init__(self, project: Project, api: str) -> None:
         self.project = project
+        check, serve = documented().serve
+        follow(project, check)
         with webhook() as (address, self.messages):
-            env = {"PREFECT_API_URL": api, "CRACKS_NOTIFY_URL": address}
-            with running(project, sys.executable, "-c", SCHEDULE, **env):
+            env = {"PREFECT_API_URL": api, "CRACKS_NOTIFY_URL": address, **QUICK_POLL}
+            with running(project, *serve.split(), **env):
                 wait_until(lambda: len(runs_of_retraining(api)) >= 2, PATIENCE_S)
                 self.runs = runs_of_retraining(api)
         self.outcome = outcome_of(project)
@@ -137,11 +164,14 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(waiting: Project, prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return Undisturbed(copy_of(waiting.root, tmp_path_factory.mktemp("undisturbed") / "project"), prefect_api)
+def undisturbed(waiting: Project, prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+    yield Undisturbed(copy_of(waiting.root, tmp_path_factory.mktemp("undisturbed") / "project"), prefect_api)
+    with SyncPrefectClient(prefect_api) as client:  # its schedules would go on
+        for deployment in our_deployments(client):
+            client.request("DELETE", f"/deployments/{deployment.id}")
 
 
-def test_a_schedule_finds_the_batch_retrains_promotes_and_tells_then_finds_nothing_to_do(
+def test_who_follows_the_document_in_a_clone_of_git_finds_the_batch_in_production_and_nothing_done_twice(
     undisturbed: Undisturbed,
 ) -> None:
     first, second = undisturbed.runs[:2]
@@ -149,14 +179,14 @@ def test_a_schedule_finds_the_batch_retrains_promotes_and_tells_then_finds_nothi
     assert (second["state_name"], second["state"]["message"]) == ("Nothing to do", "No new batch is in the inbox.")
     assert second["total_run_time"] < 15
     assert undisturbed.outcome["aliases"] == [("1", ""), ("2", "challenger"), ("2", "production")]
-    assert undisturbed.outcome["record"] == [("0001-north.zip", N_IMAGES, "2")]
-    assert undisturbed.outcome["images of the batch"] == N_IMAGES
+    assert undisturbed.outcome["record"] == [("0001-north-pier.zip", N_IMAGES, "2")]
+    assert undisturbed.outcome["images of the site"] == N_FIRST + N_IMAGES
     assert undisturbed.outcome["uncommitted"] == ""
     (message,) = undisturbed.messages
     assert message["title"] == "Concrete cracks: version 2 is promoted"
     lines = message["message"].splitlines()
     assert len(lines) == 5
-    assert lines[0] == f"New batches of site: 0001-north.zip ({N_IMAGES} images)"
+    assert lines[0] == f"New batches of site: 0001-north-pier.zip ({N_IMAGES} images)"
 
 
 def test_an_old_model_is_told_of_once_with_the_images_most_worth_labelling(
@@ -283,7 +313,7 @@ def test_a_retraining_whose_services_go_away_fails_in_words_and_later_runs_end_a
             env["MLFLOW_TRACKING_URI"] = tracking.enter_context(tracking_server(project, mlflow_port))
             printed = retrain_until(project, "train@", tracking.close, env)
         assert [f"will start {pause_s}.0 second" in printed for pause_s in (1, 2, 4)] == [True, True, False]
-        assert outcome_of(project)["record"] == [("0001-north.zip", N_IMAGES, None)]
+        assert outcome_of(project)["record"] == [("0001-north-pier.zip", N_IMAGES, None)]
         assert project.model_versions() == [("1", "challenger")]
 
         with tracking_server(project, mlflow_port):
@@ -291,7 +321,7 @@ def test_a_retraining_whose_services_go_away_fails_in_words_and_later_runs_end_a
             assert "Running stage 'train@" not in printed
             assert [f"will start {pause_s}.0 second" in printed for pause_s in (1, 2, 4)] == [True, True, False]
             assert project.model_versions() == [("1", ""), ("2", "challenger")]
-            assert outcome_of(project)["record"] == [("0001-north.zip", N_IMAGES, None)]
+            assert outcome_of(project)["record"] == [("0001-north-pier.zip", N_IMAGES, None)]
 
             store.start()
             ended = project.run(*RETRAIN, **env)

@@ -18,12 +18,12 @@ from toy_project import toy_project, write_stages
 
 pytestmark = pytest.mark.slow
 
-SITE = "data/incoming/site"
+SITE = "data/incoming/Brücke Süd (2024)"  # a name as people give it
 FILES = drawn_files(n=4, seed=5)
 # The model is the list of the archives, and its version how many there are; the gate says yes.
 REGISTERED = '{\\"name\\": \\"cracks\\", \\"version\\": \\"$n\\", \\"run_id\\": \\"1\\"}'
 STAGES = {
-    "list": {"cmd": f"ls {SITE} > list", "deps": [SITE], "outs": ["list"]},
+    "list": {"cmd": f"ls '{SITE}' > list", "deps": [SITE], "outs": ["list"]},
     "train": {"cmd": "sleep 1 && cat list > model", "deps": ["list"], "outs": ["model"]},
     "register": {
         "cmd": f'n=$(wc -l < model) && echo "{REGISTERED}" > reports/registered.json',
