@@ -5,6 +5,7 @@ The server is asked by HTTP, because an import of Prefect takes a second.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -73,8 +74,9 @@ def reaching_prefect(api: str | None) -> Iterator[None]:
         kind, why = CracksError, str(error).rstrip(".")
     except httpx.HTTPError as error:
         why = (str(error) or type(error).__name__).partition("\n")[0]
+    shown = re.sub("//[^/]*@", "//", api or "that was started")  # without a password
     raise kind(
-        f"The Prefect server {api or 'that was started'} does not answer: {why}. Start it, or correct or unset "
+        f"The Prefect server {shown} does not answer: {why}. Start it, or correct or unset "
         "PREFECT_API_URL; without it, `make up` starts a server, and a single flow one of its own."
     )
 

@@ -180,6 +180,8 @@ def clear_locks(log_line: LogLine) -> None:
 
     root = project_root()
     folder = root / ".dvc" / "tmp"
+    if not folder.parent.is_dir():
+        return  # no project, as `read_graph` will say
     folder.mkdir(exist_ok=True)
     try:
         with make_lock(str(folder / "lock")), make_lock(str(folder / "rwlock.lock")):

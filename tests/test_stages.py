@@ -200,6 +200,21 @@ def test_locks_that_a_killed_dvc_left_do_not_stop_the_next(at, left):
     assert runner().reproduce("one", lambda line: None)
 
 
+def test_outside_a_project_nothing_is_repaired_and_a_sentence_says_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    stages.clear_locks(lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CracksError, match="not inside of a DVC repository"):
+        stages.read_graph()
+
+
+def test_a_killed_stage_is_said_to_be_killed(at):
+    at({"one": {"cmd": "kill -9 $$", "outs": ["out"]}})
+    with pytest.raises(CracksError, match=r"Stage one failed. It was killed by signal 9\. The machine may have"):
+        runner().reproduce("one", lambda line: None)
+
+
 def test_the_locks_of_a_dvc_at_work_are_left_to_it(at):
     project = at({"one": {"cmd": "echo $$ > pid; sleep 611; echo done > out", "outs": ["out"]}})
     stage_runner = runner()

@@ -72,6 +72,13 @@ def test_what_answers_and_is_no_prefect_server_is_not_taken_for_one(no_prefect):
         pytest.fail("the block was run")
 
 
+def test_a_password_in_the_address_is_not_shown():
+    with pytest.raises(UnavailableError) as raised, reaching_prefect("http://ada:secret@127.0.0.1:9/api"):
+        pytest.fail("the block was run")
+    assert "The Prefect server http://127.0.0.1:9/api does not answer" in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
 @pytest.mark.parametrize("address", ["localhost:4200/api", "htttp://localhost/api", "http://localhost:port/api"])
 def test_what_is_no_address_is_a_mistake_and_no_outage(address):
     with pytest.raises(CracksError, match="correct or unset PREFECT_API_URL") as raised, reaching_prefect(address):
