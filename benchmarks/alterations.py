@@ -1,4 +1,4 @@
-"""Makes copies of images as people do: saved again, brightened, resized, mirrored, turned."""
+"""Makes copies of images as people do: saved again, brightened, resized, mirrored, turned, cropped."""
 
 import io
 import zipfile
@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from pipeline.data.fingerprints import Fingerprints, fingerprint
-from pipeline.data.images import decode, thumbnail
+from pipeline.data.images import Pixels, decode, thumbnail
+from pipeline.data.near_duplicates import Measure, Positions
+from pipeline.data.pixel_agreement import Greys, Values, agreements
 from pipeline.params import Copies
 
 LIMITS = Copies(min_correlation=0.55)
@@ -17,12 +19,18 @@ TURNS = Image.Transpose
 
 
 def altered(
-    *, quality: int = 95, brightness: float = 1, scale: float = 1, turn: Image.Transpose | None = None
+    *,
+    quality: int = 95,
+    brightness: float = 1,
+    scale: float = 1,
+    turn: Image.Transpose | None = None,
+    cropped_px: int = 0,  # at the left and at the top
 ) -> Callable[[bytes], bytes]:
     """Return a function from the bytes of an image to those of an altered copy, a JPEG."""
 
     def alter(content: bytes) -> bytes:
         image = Image.open(io.BytesIO(content)).convert("RGB")
+        image = image.crop((cropped_px, cropped_px, image.width, image.height))
         if scale != 1:
             image = image.resize((round(image.width * scale), round(image.height * scale)))
         if brightness != 1:
@@ -57,6 +65,8 @@ ALTERATIONS = {
     "size x 0.75, brightness x 1.15, turned by 90, 50": altered(
         scale=0.75, brightness=1.15, turn=TURNS.ROTATE_90, quality=50
     ),
+    "shifted crop, 2 px": altered(cropped_px=2),
+    "shifted crop, 4 px": altered(cropped_px=4),
 }
 
 
@@ -69,12 +79,39 @@ def new_piece(content: bytes, seed: int) -> Image.Image:
     return image.resize(image.size, Image.Resampling.BICUBIC, (left, top, left + side, top + side))
 
 
-def read_images(archive: Path) -> list[bytes]:
-    """Return the JPEG files of an archive, in order."""
+def read_images(archive: Path) -> dict[str, bytes]:
+    """Return the JPEG files of an archive by name, in order."""
     with zipfile.ZipFile(archive) as opened:
-        return [opened.read(name) for name in opened.namelist() if name.lower().endswith(".jpg")]
+        return {name: opened.read(name) for name in opened.namelist() if name.lower().endswith(".jpg")}
+
+
+def thumbnail_of(content: bytes) -> Pixels:
+    """Return an image's grey thumbnail, uint8, shape (64, 64)."""
+    return thumbnail(decode(content))
 
 
 def fingerprint_of(content: bytes) -> Fingerprints:
     """Return an image's fingerprint, int8, shape (32, 32)."""
-    return fingerprint(thumbnail(decode(content)))
+    return fingerprint(thumbnail_of(content))
+
+
+def fingerprint_only(pairs: Positions, symmetries: Positions) -> Values:
+    """Confirm every pair whose fingerprints correlate."""
+    return np.ones(len(pairs), np.float32)
+
+
+def measure_of(greys: Greys) -> Measure:
+    """Return the function that compares the pixels of thumbnails, shape (n, 64, 64)."""
+
+    def measure(pairs: Positions, symmetries: Positions) -> Values:
+        chunks = np.array_split(np.arange(len(pairs)), max(1, len(pairs) // 256))
+        return np.concatenate(
+            [
+                agreements(greys[pairs[chunk, 0]], greys[pairs[chunk, 1]], symmetries[chunk])
+                for chunk in chunks
+                if len(chunk)
+            ]
+            or [np.empty(0, np.float32)]
+        )
+
+    return measure

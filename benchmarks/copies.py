@@ -1,9 +1,11 @@
-"""Measures how well and how fast near-duplicates are found, with copies made of real images.
+"""Measures how well and how fast near-duplicates are found, with copies made of real and drawn images.
 
-    python -m benchmarks.copies --metu metu.zip --sdnet sdnet.zip --curve docs/copies.svg
+    python -m benchmarks.copies --chosen-on metu.zip sdnet.zip --measured-on sdnet-more.zip
 
-Prints tables in Markdown. False merges are counted among images that are no copies: tiles of SDNET, which show
-different places, and pairs of an image of METU and one of SDNET.
+Prints tables in Markdown. The limits of `pipeline.data.near_duplicates` were chosen on the first archives; the others,
+and drawn images, only measure. Tiles of SDNET2018 show different places and drawn images are all different, so that a
+pair of them is no copy; nor is a pair of different labels of METU, or of two archives. Images are altered in each way
+and searched for among all: the precision is the share of pairs, of all that are found, which are of one original.
 """
 
 import argparse
@@ -14,26 +16,105 @@ import multiprocessing.pool
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
-from benchmarks.alterations import ALTERATIONS, LIMITS, fingerprint_of, read_images
+from benchmarks.alterations import ALTERATIONS, LIMITS, fingerprint_only, measure_of, read_images, thumbnail_of
 from benchmarks.growth import print_growth
+from pipeline.data.demo import draw, read_recipe
 from pipeline.data.fingerprints import Fingerprints, compare, fingerprint
 from pipeline.data.images import decode, thumbnail
-from pipeline.data.near_duplicates import connected_groups, copy_pairs
+from pipeline.data.near_duplicates import (
+    DOUBTFUL_FROM,
+    MIN_AGREEMENT,
+    TILE_WEIGHT,
+    Measure,
+    Positions,
+    connected_groups,
+    copy_pairs,
+)
+from pipeline.data.pixel_agreement import Greys
+from pipeline.project import project_root
 
-THRESHOLDS = np.linspace(0, 1, 101)
-Array = npt.NDArray[np.float64]
+CANDIDATES_FROM = 0.4  # correlation of pairs that are compared on pixels here, far below LIMITS
+N_DRAWN = 1500  # of each label
 
 
-def altered_fingerprints(content: bytes) -> Fingerprints:
-    """Return the fingerprints of all altered copies of an image, int8, shape (n_alterations, 32, 32)."""
-    return np.stack([fingerprint_of(alter(content)) for alter in ALTERATIONS.values()])
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with their thumbnails and fingerprints."""
+
+    contents: list[bytes]
+    originals: list[str]  # what two images must have in common to be copies: a name, or only a label
+    are_tiles: bool  # of known photos
+    greys: Greys
+    fingerprints: Fingerprints
+
+    @property
+    def sha256(self) -> list[str]:
+        """Of the bytes of each image."""
+        return [hashlib.sha256(content).hexdigest() for content in self.contents]
+
+
+def image_set(path: Path, pool: multiprocessing.pool.Pool) -> ImageSet:
+    """Return the JPEG files of an archive, or drawn images if `path` is a recipe."""
+    if path.suffix == ".yaml":
+        recipe = read_recipe(path).model_copy(update={"images_per_class": N_DRAWN, "mirrored_per_class": 0})
+        files = {
+            name: content for name, content in draw(recipe) if int(Path(name).stem) <= N_DRAWN
+        }  # the last is broken
+    else:
+        files = read_images(path)
+    has_copies = any(name.startswith("Positive/") for name in files)  # METU
+    greys = np.stack(pool.map(thumbnail_of, files.values(), chunksize=64))
+    return ImageSet(
+        contents=list(files.values()),
+        originals=[name.split("/")[0] if has_copies else name for name in files],
+        are_tiles="-" in Path(next(iter(files))).stem,
+        greys=greys,
+        fingerprints=np.stack([fingerprint(grey) for grey in greys]),
+    )
+
+
+def weighted(measure: Measure) -> Measure:
+    """Return the measure for tiles of known photos."""
+    return lambda pairs, symmetries: np.float32(TILE_WEIGHT) * measure(pairs, symmetries)
+
+
+def altered_thumbnails(content: bytes) -> Greys:
+    """Return the thumbnails of all altered copies of an image, uint8, shape (n_alterations, 64, 64)."""
+    return np.stack([thumbnail_of(alter(content)) for alter in ALTERATIONS.values()])
+
+
+def print_recall(name: str, images: ImageSet, every: int, pool: multiprocessing.pool.Pool) -> None:
+    """Print the recall and precision of each alteration: by fingerprints alone, confirmed on pixels, as other tiles."""
+    rows = np.arange(0, len(images.greys), every)
+    copies = np.stack(pool.map(altered_thumbnails, [images.contents[row] for row in rows], chunksize=16))
+    sha256 = images.sha256 + [f"copy {row}" for row in rows]
+    originals = np.array(images.originals + [images.originals[row] for row in rows])
+    print(
+        f"\n| {len(rows):,} copies among {len(images.greys):,} of {name} | recall, fingerprints | recall, pixels ",
+        end="",
+    )
+    print("| recall under the name of another photo | precision, fingerprints | precision, pixels | doubtful |")
+    print(f"| --- |{' ---: |' * 6}", flush=True)
+    for kind, alteration in enumerate(ALTERATIONS):
+        greys = np.concatenate([images.greys, copies[:, kind]])
+        fingerprints = np.concatenate([images.fingerprints, [fingerprint(grey) for grey in copies[:, kind]]])
+        by_pixels = measure_of(greys)
+        recalls, precisions, n_doubtful = [], [], []
+        for measure in (fingerprint_only, by_pixels, weighted(by_pixels)):
+            pairs, doubtful = copy_pairs(fingerprints, sha256, LIMITS, measure)
+            groups = connected_groups(len(sha256), pairs[["first", "second"]].to_numpy())
+            recalls.append(np.mean(groups[len(images.greys) :] == groups[rows]))
+            compared = pairs[pairs["kind"] != "identical"]
+            precisions.append(np.mean(originals[compared["first"]] == originals[compared["second"]]))
+            n_doubtful.append(len(doubtful))
+        cells = [f"{share:.4f}" for share in recalls] + [f"{share:.5f}" for share in precisions[:2]]
+        print(f"| {alteration} | {' | '.join(cells)} | {n_doubtful[1]} |", flush=True)
 
 
 def best_correlations(first: Fingerprints, second: Fingerprints) -> Iterator[npt.NDArray[np.float32]]:
@@ -51,77 +132,65 @@ def best_correlations(first: Fingerprints, second: Fingerprints) -> Iterator[npt
         yield best
 
 
-def false_merges(first: Fingerprints, second: Fingerprints | None = None) -> tuple[int, npt.NDArray[np.int64], float]:
-    """Return the number of pairs, the number at or above each threshold, and the greatest correlation, of no copies."""
-    n_pairs, n_above, greatest = 0, np.zeros(len(THRESHOLDS), np.int64), -1.0
-    done = 0
-    for block in best_correlations(first, first if second is None else second):
-        if second is None:  # each pair of two different images once
-            block = block[np.arange(len(first)) > done + np.arange(len(block))[:, None]]
-            done += 500
-        block = block.ravel()
-        n_pairs += len(block)
-        n_above += len(block) - np.searchsorted(np.sort(block), THRESHOLDS)
-        greatest = max(greatest, float(block.max(initial=-1)))
-    return n_pairs, n_above, greatest
+def different_pairs(first: ImageSet, second: ImageSet) -> tuple[int, Positions]:
+    """Return how many pairs are no copies, and those of them that correlate by CANDIDATES_FROM; (n, 2)."""
+    n_pairs, found = 0, [np.empty((0, 2), np.int64)]
+    names = np.array(second.originals)
+    for number, block in enumerate(best_correlations(first.fingerprints, second.fingerprints)):
+        rows = np.arange(500 * number, 500 * number + len(block))
+        is_other = np.array(first.originals)[rows, None] != names if first is second else np.ones(block.shape, bool)
+        if first is second:
+            is_other &= rows[:, None] < np.arange(len(names))  # each pair once
+        n_pairs += int(is_other.sum())
+        hits = np.argwhere(is_other & (block >= CANDIDATES_FROM))
+        found.append(hits + np.array([500 * number, 0]))
+    return n_pairs, np.concatenate(found)
 
 
-def recalls(originals: Fingerprints, sha256: list[str], rows: npt.NDArray[np.int64], copies: Fingerprints) -> Array:
-    """Return for each alteration the share of copies that fall into the group of their original; (n_alterations,).
-
-    Args:
-        originals: fingerprints of the data set, shape (n, 32, 32).
-        sha256: of their bytes.
-        rows: which of them were altered, shape (n_altered,).
-        copies: shape (n_altered, n_alterations, 32, 32).
-
-    """
-    names = sha256 + [f"copy {row}" for row in rows]
-    found = []
-    for kind in range(copies.shape[1]):
-        pairs = copy_pairs(np.concatenate([originals, copies[:, kind]]), names, LIMITS)
-        groups = connected_groups(len(names), pairs[["first", "second"]].to_numpy())
-        found.append(np.mean(groups[len(originals) :] == groups[rows]))
-    return np.array(found)
-
-
-def measure_recall(
-    name: str, originals: Fingerprints, images: list[bytes], every: int, pool: multiprocessing.pool.Pool
-) -> tuple[Array, npt.NDArray[np.float32]]:
-    """Return each alteration's recall and the correlations of copies with originals, (n_altered, n_alterations)."""
-    rows = np.arange(0, len(images), every)
-    copies = np.stack(pool.map(altered_fingerprints, [images[row] for row in rows], chunksize=16))
-    sha256 = [hashlib.sha256(content).hexdigest() for content in images]
-    share = recalls(originals, sha256, rows, copies)
-    n_kinds = len(ALTERATIONS)
-    both = np.concatenate([originals[rows], copies.reshape(-1, 32, 32)])
-    pairs = np.stack([np.repeat(np.arange(len(rows)), n_kinds), len(rows) + np.arange(len(rows) * n_kinds)], axis=1)
-    print(f"{name}: {len(images):,} images, {len(rows):,} of them altered in each way", flush=True)
-    return share, compare(both, pairs)[1].reshape(-1, n_kinds)
+def print_different(name: str, first: ImageSet, second: ImageSet) -> None:
+    """Print how many pairs of different images look alike by fingerprint, and of those by pixels."""
+    n_pairs, pairs = different_pairs(first, second)
+    together = pairs + np.array([0, len(first.greys)])
+    symmetries, correlations = compare(np.concatenate([first.fingerprints, second.fingerprints]), together)
+    measure = measure_of(np.concatenate([first.greys, second.greys]))
+    agreement = (weighted(measure) if first is second and first.are_tiles else measure)(together, symmetries)
+    is_merged = correlations >= LIMITS.min_correlation
+    is_copy = agreement >= MIN_AGREEMENT
+    cells = [
+        f"{n_pairs:,}",
+        f"{is_merged.sum()}",
+        f"{(is_merged & is_copy).sum()}",
+        f"{(is_merged & ~is_copy & (agreement >= DOUBTFUL_FROM)).sum()}",
+        f"{len(pairs)}",
+        f"{agreement.max(initial=-1):.3f}",
+    ]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def print_groups(name: str, fingerprints: Fingerprints, images: list[bytes]) -> None:
-    """Print the near-duplicates in the original data set."""
-    pairs = copy_pairs(fingerprints, [hashlib.sha256(content).hexdigest() for content in images], LIMITS)
-    groups = connected_groups(len(images), pairs[["first", "second"]].to_numpy())
-    sizes = np.unique(groups, return_counts=True)[1]
-    print(f"\n{name} as it is: {len(images):,} images in {len(sizes):,} groups, the largest of {sizes.max()}; pairs:")
-    for kind, count in pairs["kind"].value_counts().items():
-        print(f"- {kind}: {count:,}")
+def print_groups(name: str, images: ImageSet) -> None:
+    """Print the near-duplicates in a data set as it is."""
+    results = []
+    by_pixels = measure_of(images.greys)
+    for measure in (fingerprint_only, weighted(by_pixels) if images.are_tiles else by_pixels):
+        pairs, doubtful = copy_pairs(images.fingerprints, images.sha256, LIMITS, measure)
+        n_groups = len(set(connected_groups(len(images.greys), pairs[["first", "second"]].to_numpy()).tolist()))
+        results.append(f"{len(pairs):,} pairs, {n_groups:,} groups, {len(doubtful)} doubtful pairs")
+    print(f"- {name} ({len(images.greys):,} images): by fingerprints {results[0]}; by pixels {results[1]}", flush=True)
 
 
-def print_cost(images: list[bytes]) -> None:
-    """Print the time per image, on one core."""
-    pixels = [decode(content) for content in images[:500]]
+def print_cost(images: ImageSet) -> None:
+    """Print the time per image and per pair, on one core."""
+    pixels = [decode(content) for content in images.contents[:500]]
+    pairs = np.stack([np.arange(500), np.arange(500)], axis=1)
     timings = {
-        "decoding": lambda: [decode(content) for content in images[:500]],
-        "thumbnail": lambda: [thumbnail(image) for image in pixels],
-        "thumbnail and fingerprint": lambda: [fingerprint(thumbnail(image)) for image in pixels],
+        "an image: decoding": lambda: [decode(content) for content in images.contents[:500]],
+        "an image: thumbnail and fingerprint": lambda: [fingerprint(thumbnail(image)) for image in pixels],
+        "a pair: agreement of pixels": lambda: measure_of(images.greys)(pairs, np.zeros(500, np.int64)),
     }
-    print("\n| an image costs | ms |\n| --- | ---: |")
+    print("\n| one core | ms |\n| --- | ---: |")
     for name, run in timings.items():
         best_s = min(_seconds(run) for _ in range(5))
-        print(f"| {name} | {1000 * best_s / len(pixels):.3f} |")
+        print(f"| {name} | {1000 * best_s / 500:.3f} |")
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -130,84 +199,31 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def draw_curve(
-    path: Path, correlations: dict[str, npt.NDArray[np.float32]], merges_per_million: dict[str, Array]
-) -> None:
-    """Draw recall and false merges over the threshold into the SVG file `path`."""
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    for (name, values), colour in zip(correlations.items(), ("tab:blue", "tab:orange"), strict=True):
-        shares = (values[:, :, None] >= THRESHOLDS).mean(axis=0)  # (n_alterations, n_thresholds)
-        for number, share in enumerate(shares):
-            upper.plot(
-                THRESHOLDS, share, colour, linewidth=0.7, label=None if number else f"{name}, a line for each kind"
-            )
-    for name, rate in merges_per_million.items():
-        lower.plot(
-            THRESHOLDS,
-            np.where(rate > 0, rate, np.nan),
-            marker=".",
-            markevery=[int(np.flatnonzero(rate)[-1])],
-            label=name,
-        )
-    upper.set(ylabel="recall", ylim=(0.9, 1.005), title="Copies found, and other images taken for copies")
-    lower.set(
-        ylabel="false merges per million pairs", xlabel="least correlation of two copies", yscale="log", xlim=(0, 1)
-    )
-    for axes in (upper, lower):
-        axes.axvline(LIMITS.min_correlation, color="black", linestyle=":", label=f"threshold {LIMITS.min_correlation}")
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower left" if axes is upper else "upper right")
-    with matplotlib.rc_context({"svg.hashsalt": "copies"}):  # the same file for the same numbers
-        figure.savefig(path, metadata={"Date": None})
-
-
-def print_recall(columns: dict[str, Array]) -> None:
-    """Print a table of recalls, a row for each alteration."""
-    print(f"\n| copy | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
-    for row, kind in enumerate(ALTERATIONS):
-        print(f"| {kind} | {' | '.join(f'{share[row]:.4f}' for share in columns.values())} |")
-
-
-def print_false_merges(fingerprints: dict[str, Fingerprints]) -> dict[str, Array]:
-    """Print the false merges among images that are no copies; return the rate per million pairs at each threshold."""
-    rates = {}
-    print("\n| no copies | pairs | greatest correlation | false merges per million |\n| --- | ---: | ---: | ---: |")
-    for name, second in (("SDNET with itself", None), ("SDNET with METU", fingerprints["METU"])):
-        n_pairs, n_above, greatest = false_merges(fingerprints["SDNET"], second)
-        rates[name] = 1e6 * n_above / n_pairs
-        rate = np.interp(LIMITS.min_correlation, THRESHOLDS, rates[name])
-        print(f"| {name} | {n_pairs:,} | {greatest:.3f} | {rate:.3g} |", flush=True)
-    return rates
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--metu", type=Path, required=True, help="archive of METU")
-    parser.add_argument("--sdnet", type=Path, required=True, help="archive of SDNET")
-    parser.add_argument("--every", type=int, default=4, help="alter every n-th image (default: 4)")
+    parser.add_argument("--chosen-on", type=Path, nargs="+", required=True, help="archives")
+    parser.add_argument("--measured-on", type=Path, nargs="+", required=True, help="archives")
+    parser.add_argument("--every", type=int, default=8, help="alter every n-th image (default: 8)")
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[12_780, 25_000, 50_000, 100_000], help="images to search"
     )
-    parser.add_argument("--curve", type=Path, help="SVG file to draw recall and false merges into")
     args = parser.parse_args()
-    images = {"METU": read_images(args.metu), "SDNET": read_images(args.sdnet)}
+    paths = [*args.chosen_on, *args.measured_on, project_root() / "data" / "demo.yaml"]
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        fingerprints = {
-            name: np.stack(pool.map(fingerprint_of, contents, chunksize=64)) for name, contents in images.items()
-        }
-        for name, contents in images.items():
-            print_groups(name, fingerprints[name], contents)
-        measured = {name: measure_recall(name, fingerprints[name], images[name], args.every, pool) for name in images}
-        columns = {name: share for name, (share, _) in measured.items()}
-        print_recall(columns)
-        rates = print_false_merges(fingerprints)
-        if args.curve:
-            draw_curve(args.curve, {name: values for name, (_, values) in measured.items()}, rates)
-        print_cost(images["METU"])
+        sets = {path.stem: image_set(path, pool) for path in paths}
+        for name, images in sets.items():
+            print_groups(name, images)
+        print("\n| different images | pairs | by fingerprints | by pixels | doubtful | correlation of 0.4 ", end="")
+        print(f"| greatest agreement of these |\n| --- |{' ---: |' * 6}")
+        for (name, first), (other, second) in itertools.combinations_with_replacement(sets.items(), 2):
+            print_different(name if name == other else f"{name} and {other}", first, second)
+        for name, images in sets.items():
+            print_recall(name, images, args.every, pool)
+        largest = max(sets.values(), key=lambda images: len(images.greys))
+        print_cost(largest)
         if args.sizes:
-            print_growth(fingerprints["METU"], images["METU"], args.sizes, pool)
+            print_growth(largest.fingerprints, largest.contents, args.sizes, pool)
 
 
 if __name__ == "__main__":

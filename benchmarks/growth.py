@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.alterations import ALTERATIONS, LIMITS, fingerprint_of, new_piece
+from benchmarks.alterations import ALTERATIONS, LIMITS, fingerprint_of, fingerprint_only, new_piece
 from pipeline.data.fingerprints import Fingerprints, fingerprint
 from pipeline.data.images import thumbnail
 from pipeline.data.near_duplicates import connected_groups, copy_pairs
@@ -30,7 +30,7 @@ def timed_search(path: str, results: "multiprocessing.Queue[tuple[float, int, np
     """Group the fingerprints in a file; put seconds, peak memory in bytes and groups into `results`."""
     fingerprints = np.load(path)
     start = time.perf_counter()
-    pairs = copy_pairs(fingerprints, [str(row) for row in range(len(fingerprints))], LIMITS)
+    pairs, _ = copy_pairs(fingerprints, [str(row) for row in range(len(fingerprints))], LIMITS, fingerprint_only)
     groups = connected_groups(len(fingerprints), pairs[["first", "second"]].to_numpy())
     seconds = time.perf_counter() - start
     # not from getrusage, which includes the size of the parent process

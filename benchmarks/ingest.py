@@ -41,7 +41,7 @@ def write_grown_archive(archive: Path, n_images: int, target: Path) -> None:
     """Write an archive of `n_images` images with the label folders of METU: the real ones, then grown ones."""
     with zipfile.ZipFile(archive) as opened:
         labels = [name.split("/")[0] for name in opened.namelist() if name.lower().endswith(".jpg")]
-    real = read_images(archive)
+    real = list(read_images(archive).values())
     tasks = ((number, real[number % len(real)]) for number in range(len(real), n_images))
     with zipfile.ZipFile(target, "w") as grown, Pool() as pool:
         for number, content in enumerate([*real[:n_images], *pool.imap(grown_image, tasks, chunksize=64)]):

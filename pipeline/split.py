@@ -11,21 +11,21 @@ as --report and --page. Ends with exit code 3 if the split breaks its contract.
 import json
 import logging
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import pandas as pd
 
-from pipeline.data.contract import Rule, check, enforce
-from pipeline.data.contract_page import render_contract, violations
+from pipeline.data.contract import NONE_DOUBTFUL, Rule, check, enforce
+from pipeline.data.contract_page import doubtful_groups, render_contract, violations
 from pipeline.data.group_split import EXCLUDED, SIDES, arrival_order, build_manifest
 from pipeline.data.images import INVENTORY_FILE, LabelledImages
-from pipeline.data.near_duplicates import find_copies
+from pipeline.data.near_duplicates import connected_groups, find_copies
 from pipeline.data.path_metadata import qualified_photos
 from pipeline.errors import CracksError, RefusedError
 from pipeline.files import replacing, write_json, write_text
-from pipeline.params import Params
+from pipeline.params import CONTENT_ID_LENGTH, Params
 from pipeline.stage import run_main, stage_main
 
 if TYPE_CHECKING:
@@ -52,16 +52,21 @@ def check_validated(validated: Path, names: list[str]) -> None:
             )
 
 
-def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str, ...]) -> pd.DataFrame:
+def with_checks(
+    manifest: pd.DataFrame, pairs: pd.DataFrame, doubtful: pd.DataFrame, train_on: tuple[str, ...]
+) -> pd.DataFrame:
     """Return the manifest with the columns that the rules of the split refer to, each 0 or 1.
 
     They are computed from the finished manifest and the near-duplicates, independently of how sides were assigned.
+    `doubtful` are pairs of different data sets.
     """
     split, used = manifest["split"], manifest["split"] != EXCLUDED
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
 
-    def in_pairs(of: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> pd.Series:
-        return pd.Series(manifest.index.isin(np.concatenate([first[of], second[of]])), manifest.index).astype(int)
+    def in_pairs(linked: pd.DataFrame) -> pd.Series:
+        return pd.Series(manifest.index.isin(linked[["first", "second"]].to_numpy().ravel()), manifest.index).astype(
+            int
+        )
 
     def on_two_sides(key: pd.Series) -> pd.Series:
         return split[used].groupby(key[used]).transform("nunique").reindex(manifest.index, fill_value=1) > 1
@@ -69,12 +74,13 @@ def with_checks(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str
     both_used = used.to_numpy()[first] & used.to_numpy()[second]
     side, dataset, label = (manifest[column].to_numpy() for column in ("split", "dataset", "label"))
     external = ~manifest["dataset"].isin(train_on).to_numpy()
-    leaking = in_pairs(both_used & (side[first] != side[second]))
+    leaking = in_pairs(pairs[both_used & (side[first] != side[second])])
     return manifest.assign(
         is_leak=(on_two_sides(manifest["group"]) | on_two_sides(qualified_photos(manifest))).astype(int) | leaking,
         is_duplicate_across_sides=on_two_sides(manifest["sha256"]).astype(int),
-        is_shared=in_pairs(external[first] != external[second]),
-        is_conflict=in_pairs((label[first] != label[second]) & (dataset[first] != dataset[second])),
+        is_shared=in_pairs(pairs[external[first] != external[second]]),
+        is_conflict=in_pairs(pairs[(label[first] != label[second]) & (dataset[first] != dataset[second])]),
+        is_doubtful=in_pairs(doubtful),
     )
 
 
@@ -97,6 +103,9 @@ def split_rules() -> list["Expectation"]:
             mostly=0.99,
             severity=FailureSeverity.WARNING,
             notes="at most 1.0 % of the images are excluded",
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="is_doubtful", value_set=[0], severity=FailureSeverity.WARNING, notes=NONE_DOUBTFUL
         ),
     ]
 
@@ -124,14 +133,14 @@ def check_sides(manifest: pd.DataFrame) -> None:
                 )
 
 
-def summarise(manifest: pd.DataFrame, train_on: tuple[str, ...]) -> dict[str, int]:
-    """Return counts of the data sets trained on (n_copies: images less groups), and of all leaks."""
+def summarise(manifest: pd.DataFrame, pairs: pd.DataFrame, train_on: tuple[str, ...]) -> dict[str, int]:
+    """Return counts of the data sets trained on (n_copies: those that have an earlier copy), and of all leaks."""
+    contents = pd.Series(connected_groups(len(manifest), pairs[["first", "second"]].to_numpy()), manifest.index)
     trained = manifest[manifest["dataset"].isin(train_on)]
-    n_groups = trained["group"].nunique()
     return {
         "n_images": len(trained),
-        "n_groups": n_groups,
-        "n_copies": len(trained) - n_groups,
+        "n_groups": trained["group"].nunique(),
+        "n_copies": len(trained) - contents[trained.index].nunique(),
         "n_excluded": int((trained["split"] == EXCLUDED).sum()),
         "leaks": int(manifest["is_leak"].sum() + manifest["is_duplicate_across_sides"].sum()),
     }
@@ -153,17 +162,24 @@ def run(
     check_validated(validated, names)
     images = read_inventories(datasets, names)
     images = images.loc[arrival_order(images, train_on).sort_values(kind="stable").index].reset_index(drop=True)
-    pairs = find_copies(images, params.split.copies)
+    pictures = LabelledImages(images, datasets)
+    pairs, doubtful = find_copies(images, pictures, params.split.copies)
+    # those within a data set are on its own page
+    dataset = images["dataset"].to_numpy()
+    doubtful = doubtful[dataset[doubtful["first"]] != dataset[doubtful["second"]]]
+    if unknown := {*chain(*params.split.copies.not_copies)} - {*images["sha256"].str[:CONTENT_ID_LENGTH]}:
+        log.warning("split.copies.not_copies names images that no data set has: %s", ", ".join(sorted(unknown)))
     rows = build_manifest(images, pairs, params.split)
     check_sides(rows[rows["dataset"].isin(train_on)])  # external test sets may hold out a single photo
-    checked = with_checks(rows, pairs, train_on)
+    checked = with_checks(rows, pairs, doubtful, train_on)
     checked["path"] = checked["dataset"] + "/" + checked["path"]  # two data sets may have equal paths
     rules = check(checked, split_rules(), "split", context)
-    numbers = summarise(checked, train_on)
+    numbers = summarise(checked, pairs, train_on)
     sides = rows["split"].value_counts()
     headline = {f"{side} images": f"{n:,}" for side, n in sides.items()}
-    headline |= {name.removeprefix("n_"): f"{n:,}" for name, n in numbers.items()}
-    write_text(page, render_page(params, rules, headline, images, checked, datasets))
+    words = ("images trained on", "groups of these", "copies among these", "excluded of these", "leaks")
+    headline |= {name: f"{n:,}" for name, n in zip(words, numbers.values(), strict=True)}
+    write_text(page, render_page(params, rules, headline, images, checked, pictures, doubtful))
     enforce("split", rules, headline, report=report, page=page)
     with replacing(manifest) as partial:
         rows.to_parquet(partial, index=False)
@@ -177,12 +193,14 @@ def render_page(
     headline: dict[str, str],
     inventory: pd.DataFrame,
     checked: pd.DataFrame,
-    datasets: Path,
+    images: LabelledImages,
+    doubtful: pd.DataFrame,
 ) -> str:
-    """Return the page of the results of the rules, with pictures of the images that break them."""
-    shown = checked[checked["path"].isin({path for rule in rules if not rule.success for path in rule.paths})]
-    images = LabelledImages(shown, datasets)
-    rows = images.rows.assign(caption=images.rows["dataset"] + ", " + images.rows["split"])
+    """Return the page of the results of the rules, with pictures of the images that break them and of doubtful pairs.
+
+    `inventory`, `checked` (the manifest) and `images` have the same rows.
+    """
+    rows = checked.assign(caption=checked["dataset"] + ", " + checked["split"])
     return render_contract(
         name="split",
         is_drawn=params.is_demo,
@@ -190,6 +208,8 @@ def render_page(
         rules=rules,
         violations=violations(rules, rows, images),
         inventory=inventory,
+        doubtful=doubtful_groups(doubtful, checked, images),
+        n_doubtful=len(doubtful),
     )
 
 

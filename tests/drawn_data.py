@@ -74,3 +74,15 @@ def pairs_of(*pairs):
 
 
 NO_PAIRS = pairs_of()
+
+
+def wall_with_a_hole(seed, *, hole=110, shared=0.0, size_px=128):
+    """A drawn wall as PNG: grain, of which a part is `shared`, and a dark hole that is always at the same place."""
+    common, own = (np.random.default_rng(number).normal(0, 8, (size_px, size_px)) for number in (0, 1000 + seed))
+    y, x = np.mgrid[:size_px, :size_px] / size_px
+    edge = 0.01 * np.cos(5 * np.arctan2(y - 0.35, x - 0.63))
+    depth = 1 / (1 + np.exp((np.hypot(y - 0.35, x - 0.63) + edge - 0.06) / 0.008))
+    grey = 150 + np.sqrt(1 - shared**2) * own + shared * common - hole * depth
+    buffer = io.BytesIO()
+    Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_data import changed, drawn_files, ingest_files, params_for
+from drawn_data import NO_PAIRS, changed, drawn_files, ingest_files, params_for
 from page_reader import Page
 from PIL import ImageOps
 
@@ -11,6 +11,7 @@ from pipeline.data.audit import audit, copies_within, copy_groups, facts
 from pipeline.data.contract import Rule
 from pipeline.data.contract_page import violations
 from pipeline.data.images import PackedImages, read_quarantine
+from pipeline.data.near_duplicates import find_copies
 from pipeline.params import Copies
 
 LIMITS = Copies(min_correlation=0.55)
@@ -44,8 +45,13 @@ def images(folder):
 
 
 @pytest.fixture(scope="module")
-def copies(images):
-    return copies_within(images.inventory, LIMITS)
+def pairs(images):
+    return find_copies(images.inventory, images, LIMITS)[0]
+
+
+@pytest.fixture(scope="module")
+def copies(images, pairs):
+    return copies_within(images.inventory, pairs, NO_PAIRS)
 
 
 def test_mirrored_turned_saved_and_identical_copies_are_found_with_their_kind(images, copies):
@@ -68,10 +74,9 @@ def test_all_members_of_a_group_with_two_labels_are_a_conflict(images, copies):
     assert conflicts.tolist() == ["crack/0002.jpg", "crack/0014.jpg", "intact/0011.jpg"]
 
 
-def test_a_copy_that_only_a_later_image_links_is_not_called_the_first(monkeypatch):
+def test_a_copy_that_only_a_later_image_links_is_not_called_the_first():
     pairs = pd.DataFrame({"first": [0, 1], "second": [2, 2], "kind": ["saved again", "identical"]})
-    monkeypatch.setattr("pipeline.data.audit.find_copies", lambda inventory, limits: pairs)
-    found = copies_within(pd.DataFrame({"label": ["crack"] * 4}), LIMITS)
+    found = copies_within(pd.DataFrame({"label": ["crack"] * 4}), pairs, NO_PAIRS)
     assert found["group"].tolist() == [0, 0, 0, 3]
     assert found["kind"].tolist() == ["the first", "by a later copy", "saved again", "the first"]
 
@@ -117,8 +122,8 @@ def test_the_leak_of_a_random_split_agrees_with_a_simulation(sizes):
     assert float(stated.rstrip(" %")) / 100 == pytest.approx(simulated, abs=0.005)
 
 
-def test_groups_are_shown_conflicts_first_then_the_largest(images, copies):
-    groups = copy_groups(copies, images)
+def test_groups_are_shown_conflicts_first_then_the_largest(images, copies, pairs):
+    groups = copy_groups(copies, pairs, images)
     assert [(group.n_images, group.is_conflict) for group in groups] == [(3, True), (4, False), (2, False)]
     first = groups[0].tiles
     assert [tile.path for tile in first] == ["crack/0002.jpg", "intact/0011.jpg", "crack/0014.jpg"]
@@ -129,7 +134,7 @@ def test_groups_are_shown_conflicts_first_then_the_largest(images, copies):
 def test_of_a_large_group_eight_images_are_shown_and_of_a_conflict_both_labels(images):
     n = len(images.inventory)
     one_group = pd.DataFrame({"group": 0, "is_copy": True, "is_conflict": True, "kind": "identical"}, index=range(n))
-    (group,) = copy_groups(one_group, images)
+    (group,) = copy_groups(one_group, NO_PAIRS.assign(kind=""), images)
     assert (group.n_images, len(group.tiles)) == (n, 8)
     assert [tile.label for tile in group.tiles] == ["crack", "intact"] * 4
 

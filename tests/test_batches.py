@@ -145,7 +145,7 @@ def test_a_batch_that_breaks_the_contract_is_set_aside_with_reason_and_page(inge
     bad = BATCH | {"crack/broken.jpg": b"no image"}
     drop(ingested, bad)
     reason, page = refused(ingested, *take(ingested, params))
-    assert "at least 95.0 % of the files are images that can be read. Observed: 0.9091" in reason
+    assert "at least 95.0 % of the files are images that can be read. Observed: 90.91 %" in reason
     assert "crack/broken.jpg" in page
 
 

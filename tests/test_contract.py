@@ -57,9 +57,9 @@ def quarantine(n):
     return pd.DataFrame({"path": paths, "reason": "not an image", "is_image": np.zeros(n, bool)})
 
 
-def copies(n=20, is_copy=0, is_conflict=0):
-    place = pd.Series(range(n))
-    return pd.DataFrame({"is_copy": place < is_copy, "is_conflict": place < is_conflict})
+def copies(n=20, is_copy=0, is_conflict=0, is_doubtful=0):
+    first = {"is_copy": is_copy, "is_conflict": is_conflict, "is_doubtful": is_doubtful}
+    return pd.DataFrame({name: np.arange(n) < count for name, count in first.items()})
 
 
 def outcomes(images, broken=None, found=None, contract=CONTRACT, photos_are_named=True):
@@ -68,7 +68,7 @@ def outcomes(images, broken=None, found=None, contract=CONTRACT, photos_are_name
     return check(table, dataset_rules(contract, photos_are_named=photos_are_named))
 
 
-ONE = "1 images that break the rule"
+ONE = "1 image that breaks the rule"
 # The images, broken files and copies that break one rule and no other; the rule; what is observed; violations.
 BROKEN = {
     "another label": (
@@ -79,11 +79,11 @@ BROKEN = {
         "missing [], unexpected ['rust']",
         (),
     ),
-    "few cracks": (inventory(3, 9), 0, {}, "at least 4 images are labelled crack", "3", ()),
-    "few intact": (inventory(9, 3), 0, {}, "at least 4 images are labelled intact", "3", ()),
-    "cracks rare": (inventory(4, 16), 0, {}, "the rarer label makes up at least 25.0 %", "0.2", ()),
-    "intact rare": (inventory(16, 4), 0, {}, "the rarer label makes up at least 25.0 %", "0.8", ()),
-    "much broken": (inventory(), 5, {}, "at least 90.0 % of the files are images that can be read", "0.8", ()),
+    "few cracks": (inventory(3, 9), 0, {}, "at least 4 images are labelled crack", "3 images", ()),
+    "few intact": (inventory(9, 3), 0, {}, "at least 4 images are labelled intact", "3 images", ()),
+    "cracks rare": (inventory(4, 16), 0, {}, "the rarer label makes up at least 25.0 %", "20 %", ()),
+    "intact rare": (inventory(16, 4), 0, {}, "the rarer label makes up at least 25.0 %", "80 %", ()),
+    "much broken": (inventory(), 5, {}, "at least 90.0 % of the files are images that can be read", "80 %", ()),
     "too low": (
         first_is("height", 63),
         0,
@@ -132,14 +132,22 @@ BROKEN = {
         "2 images that break the rule",
         ("00000.jpg", "00001.jpg"),
     ),
-    "copies": (inventory(), 0, {"is_copy": 3}, "at most 10.0 % of the images are copies of others", "0.15", ()),
+    "doubtful": (
+        inventory(),
+        0,
+        {"is_doubtful": 2},
+        "of no two images is it doubtful whether they are copies",
+        "2 images that break the rule",
+        ("00000.jpg", "00001.jpg"),
+    ),
+    "copies": (inventory(), 0, {"is_copy": 3}, "at most 10.0 % of the images are copies of others", "15 %", ()),
     "photo unknown": (first_is("photo", None), 0, {}, "the photo of every image is known", ONE, ("00000.jpg",)),
 } | {
     f"{column} {value:g}": (
         first_is(column, value, n=2),
         0,
         {},
-        f"{column} is between {low:g} and {high:g} for at least 95.0 % of the images",
+        f"{column} is between {low:,g} and {high:,g} for at least 95.0 % of the images",
         "2 images that break the rule",
         ("00000.jpg", "00001.jpg"),
     )
@@ -155,7 +163,7 @@ def test_each_rule_alone_can_be_broken(images, n_broken, found, rule, observed, 
         for outcome in outcomes(images, quarantine(n_broken), copies(len(images), **found))
         if not outcome.success
     ]
-    severity = "warn" if "copies of others" in rule else "fail"
+    severity = "warn" if "copies of others" in rule or "doubtful" in rule else "fail"
     assert [(one.text, one.severity, one.observed, one.paths) for one in broken] == [(rule, severity, observed, paths)]
 
 
@@ -201,14 +209,14 @@ def test_photos_must_be_known_only_if_names_contain_them():
 
 
 def test_the_table_has_a_row_for_each_file_found():
-    table = files_table(inventory(2, 1), quarantine(1), copies(3, is_copy=1, is_conflict=2))
-    columns = ["path", "label", "is_crack", "is_copy", "is_conflict"]
+    table = files_table(inventory(2, 1), quarantine(1), copies(3, is_copy=1, is_conflict=2, is_doubtful=1))
+    columns = ["path", "label", "is_crack", "is_copy", "is_conflict", "is_doubtful"]
     expected = pd.DataFrame(
         [
-            ["00000.jpg", "crack", 1, 1, 1],
-            ["00001.jpg", "crack", 1, 0, 1],
-            ["00002.jpg", "intact", 0, 0, 0],
-            ["broken-0.jpg", *[None] * 4],
+            ["00000.jpg", "crack", 1, 1, 1, 1],
+            ["00001.jpg", "crack", 1, 0, 1, 0],
+            ["00002.jpg", "intact", 0, 0, 0, 0],
+            ["broken-0.jpg", *[None] * 5],
         ],
         columns=columns,
     )

@@ -208,7 +208,8 @@ def test_each_quantity_has_a_plot_and_the_median_of_each_label(page):
     medians = drawn_inventory().groupby("label").median(numeric_only=True)
     for quantity in ("brightness", "contrast", "sharpness"):
         crack, intact = medians[quantity]
-        assert f"Median: crack {crack:.1f}, intact {intact:.1f}" in page.text
+        unit = "" if quantity == "sharpness" else " grey levels"
+        assert f"Median: crack {crack:.1f}, intact {intact:.1f}{unit}" in page.text
     assert len(plots_of(page)) == 3
 
 
@@ -224,6 +225,22 @@ def test_a_plot_compares_shares_so_that_a_rare_label_is_seen():
 @pytest.mark.parametrize("quantity", ["brightness", "sharpness"])
 def test_images_of_one_colour_and_images_that_look_alike_are_drawn_too(quantity, values):
     assert "<path" in _histogram(pd.Series(["intact", "intact"]), pd.Series(values), quantity)
+
+
+@pytest.mark.parametrize("n", [100, 700, 3000])
+def test_the_ticks_of_a_plot_state_the_shares_at_which_they_stand(n):
+    plot = _histogram(pd.Series(["crack"] * n), pd.Series(np.linspace(0, 200, n)), "brightness")
+    ticks = np.array(re.findall(r'y="([\d.]+)"[^>]*>([\d.]+)\N{NO-BREAK SPACE}%<', plot), float)
+    line = np.polyfit(ticks[:, 0], ticks[:, 1], 1)
+    assert len(ticks) > 2
+    np.testing.assert_allclose(np.polyval(line, ticks[:, 0]), ticks[:, 1], atol=1e-3)
+
+
+def test_large_values_have_marks_of_thousands():
+    plot = _histogram(pd.Series(["crack"] * 2), pd.Series([5e4, 5e6]), "sharpness")
+    assert re.findall(r">([\d,.e+]+)<", plot) == ["100,000", "300,000", "1,000,000", "3,000,000"]
+    plot = _histogram(pd.Series(["crack"] * 2), pd.Series([127.0, 127.002]), "brightness")
+    assert re.findall(r">(\+[\d.e+]+)<", plot) == []
 
 
 def test_a_label_without_images_is_left_out_of_the_plots():

@@ -207,3 +207,20 @@ def test_files_of_a_recipe_are_drawn(tmp_path):
     entries = list(entries_of(dataset, batch, LIMITS))
     assert [(entry.path, entry.content) for entry in entries] == list(draw(recipe))
     assert {label_of(entry.path, DEFAULT_LABELS) for entry in entries} == {"crack", "intact"}
+
+
+def test_a_label_that_params_correct_is_changed_and_the_first_one_is_kept(bad_source, files, tmp_path):
+    name = hashlib.sha256(files["Negative/deck.jpg"]).hexdigest()[:16]
+    pack_dataset(Dataset(source=bad_source(files), corrected_labels={name: "crack"}), LIMITS, tmp_path / "out")
+    inventory = pd.read_parquet(tmp_path / "out" / INVENTORY_FILE)
+    labels = inventory.set_index("path")[["label", "first_label"]].T.to_dict("list")
+    assert labels == {"Positive/wall.jpg": ["crack", "crack"], "Negative/deck.jpg": ["crack", "intact"]}
+
+
+def test_a_corrected_label_of_an_image_that_is_not_there_is_refused(bad_source, files, tmp_path):
+    dataset = Dataset(source=bad_source(files), corrected_labels={"0" * 16: "crack"})
+    with pytest.raises(
+        CracksError, match=r"walls\.zip has no image of the id 0{16}, which corrected_labels names\. Copy"
+    ):
+        pack_dataset(dataset, LIMITS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -383,7 +383,7 @@ def test_reviews_are_in_training_or_excluded_and_move_and_correct_no_image_onto_
     undisputed = older.index.difference(disputed)
     assert manifest.loc[undisputed, ["group", "split"]].equals(before.loc[undisputed, ["group", "split"]])
     assert set(manifest.loc[images["is_review"], "split"]) <= {"train", "excluded"}
-    assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
+    assert with_checks(manifest, pairs, NO_PAIRS, TRAIN_ON)["is_leak"].sum() == 0
 
 
 def test_a_review_linked_to_a_test_image_is_excluded_and_counted():
@@ -393,7 +393,7 @@ def test_a_review_linked_to_a_test_image_is_excluded_and_counted():
     params = split_params(fractions={"train": 0, "validation": 0, "test": 1})
     manifest = build_manifest(images, pairs_of((0, 1)), params)
     assert manifest["split"].tolist() == ["test", "excluded", "train"]
-    assert summarise(with_checks(manifest, pairs_of((0, 1)), TRAIN_ON), TRAIN_ON)["n_excluded"] == 1
+    assert summarise(with_checks(manifest, pairs_of((0, 1)), NO_PAIRS, TRAIN_ON), NO_PAIRS, TRAIN_ON)["n_excluded"] == 1
 
 
 def test_a_review_in_an_external_test_set_stays_external():
@@ -404,7 +404,7 @@ def test_a_review_in_an_external_test_set_stays_external():
 def test_an_image_shared_with_an_external_test_set_is_excluded_and_reported():
     images = images_of([image("bridges"), image("bridges"), image(), image()])
     pairs = pairs_of((0, 2))
-    found = with_checks(build_manifest(images, pairs, split_params()), pairs, TRAIN_ON)
+    found = with_checks(build_manifest(images, pairs, split_params()), pairs, NO_PAIRS, TRAIN_ON)
     assert found["split"].tolist()[:3] == ["external", "external", "excluded"]
     assert found["split"][3] in SIDES
     assert found["is_shared"].tolist() == [1, 0, 1, 0]
@@ -417,13 +417,13 @@ def test_a_held_out_external_photo_is_in_validation_and_its_copies_are_not_train
     pairs = pairs_of((0, 3))
     manifest = build_manifest(images, pairs, split_params(photos={"validation": ["bridges/1"]}))
     assert manifest["split"].tolist() == ["validation", "validation", "external", "excluded"]
-    assert with_checks(manifest, pairs, TRAIN_ON)["is_leak"].sum() == 0
+    assert with_checks(manifest, pairs, NO_PAIRS, TRAIN_ON)["is_leak"].sum() == 0
 
 
 def test_a_held_out_photo_with_a_copy_in_another_external_photo_is_a_leak():
     images = images_of([image("bridges", photo="1"), image("bridges", photo="2")])
     manifest = build_manifest(images, pairs_of((0, 1)), split_params(photos={"validation": ["bridges/1"]}))
-    assert with_checks(manifest, pairs_of((0, 1)), TRAIN_ON)["is_leak"].tolist() == [1, 1]
+    assert with_checks(manifest, pairs_of((0, 1)), NO_PAIRS, TRAIN_ON)["is_leak"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -79,7 +79,7 @@ def test_a_failed_contract_stops_the_line(untouched: Project) -> None:
     finished = untouched.run("dvc", "repro")
     printed = finished.stdout + finished.stderr
     assert finished.returncode != 0
-    assert "broken: at least 1000 images are labelled crack. Observed: 45" in printed
+    assert "broken: at least 1,000 images are labelled crack. Observed: 45 images" in printed
     assert "Traceback" not in printed
     assert untouched.json("reports/validation-demo.json")["success"] is False
     assert not (untouched.root / "data" / "manifest.parquet").exists()

@@ -1,17 +1,20 @@
+import hashlib
 import os
 import zipfile
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
+from drawn_data import wall_with_a_hole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import near_duplicates
 from pipeline.data.fingerprints import fingerprint
-from pipeline.data.images import decode, thumbnail
-from pipeline.data.near_duplicates import connected_groups, copy_pairs
+from pipeline.data.images import EncodedImages, decode, thumbnail
+from pipeline.data.near_duplicates import connected_groups, copy_pairs, find_copies
 from pipeline.params import Copies
 
 LIMITS = Copies(min_correlation=0.55)
@@ -29,10 +32,16 @@ def blurred(fingerprints, share, seed=1):
     return np.rint(mixed).clip(-127, 127).astype(np.int8)
 
 
+def agree(pairs, symmetries):
+    """The agreement of pixels that are all alike."""
+    return np.ones(len(pairs), np.float32)
+
+
 def found(fingerprints, contents=None, limits=LIMITS):
     """The pairs with their kinds."""
     contents = [str(row) for row in range(len(fingerprints))] if contents is None else contents
-    pairs = copy_pairs(fingerprints, contents, limits)
+    pairs, doubtful = copy_pairs(fingerprints, contents, limits, agree)
+    assert doubtful.empty
     return sorted(pairs[["first", "second", "kind"]].itertuples(index=False, name=None))
 
 
@@ -42,7 +51,7 @@ def fingerprints_of(images):
 
 def groups_among(fingerprints, contents=None):
     contents = [str(row) for row in range(len(fingerprints))] if contents is None else contents
-    pairs = copy_pairs(fingerprints, contents, LIMITS)
+    pairs, _ = copy_pairs(fingerprints, contents, LIMITS, agree)
     return connected_groups(len(fingerprints), pairs[["first", "second"]].to_numpy())
 
 
@@ -73,12 +82,13 @@ def test_each_pair_comes_once_the_earlier_image_first_with_its_kind():
 
 
 def test_pairs_are_typed_as_promised():
-    pairs = copy_pairs(noise(1).repeat(3, axis=0), ["a", "b", "a"], LIMITS)
+    pairs, _ = copy_pairs(noise(1).repeat(3, axis=0), ["a", "b", "a"], LIMITS, agree)
     assert pairs.dtypes.astype(str).to_dict() == {
         "first": "int64",
         "second": "int64",
         "kind": "str",
         "correlation": "float32",
+        "agreement": "float32",
     }
     assert pairs[["first", "second"]].to_numpy().tolist() == [[0, 2], [0, 1]]
     assert pairs["kind"].tolist() == ["identical", "saved again"]
@@ -87,8 +97,8 @@ def test_pairs_are_typed_as_promised():
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5])
 def test_images_with_nothing_in_common_are_no_copies(n):
-    pairs = copy_pairs(noise(n), [str(row) for row in range(n)], LIMITS)
-    assert pairs.shape == (0, 4)
+    pairs, _ = copy_pairs(noise(n), [str(row) for row in range(n)], LIMITS, agree)
+    assert pairs.shape == (0, 5)
     assert pairs["first"].dtype == np.int64
 
 
@@ -115,6 +125,77 @@ def test_plain_images_are_copies_only_where_their_bytes_are_equal(n_compared):
     images = np.concatenate([np.zeros((4, 32, 32), np.int8), noise(2)])
     assert found(images, ["a", "b", "a", "c", "d", "e"]) == [(0, 2, "identical")]
     assert n_compared == [1]  # the two that are not plain
+
+
+def measured(table):
+    """Agreements by pair; of pairs that are not listed, 1."""
+    return lambda pairs, symmetries: np.array([table.get(tuple(pair), 1) for pair in pairs.tolist()], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "n_copies", "n_doubtful"), [(0.14, 0, 0), (0.15, 0, 1), (0.24, 0, 1), (0.25, 1, 0)]
+)
+def test_pixels_decide_about_images_of_similar_fingerprints(agreement, n_copies, n_doubtful):
+    both = noise(1).repeat(2, axis=0)
+    pairs, doubtful = copy_pairs(both, ["a", "b"], LIMITS, measured({(0, 1): agreement}))
+    assert (len(pairs), len(doubtful)) == (n_copies, n_doubtful)
+    assert [*pairs["agreement"], *doubtful["agreement"]] == pytest.approx([agreement] * (n_copies + n_doubtful))
+
+
+def test_a_pair_that_a_third_image_links_is_not_doubtful():
+    pairs, doubtful = copy_pairs(noise(1).repeat(3, axis=0), ["a", "b", "c"], LIMITS, measured({(0, 2): 0.2}))
+    assert pairs[["first", "second"]].to_numpy().tolist() == [[0, 1], [1, 2]]
+    assert doubtful.empty
+
+
+def inventory_of(contents, **columns):
+    """An inventory of images and these."""
+    images = EncodedImages(contents, np.array([[64, 64]] * len(contents)))
+    prints = [fingerprint(thumbnail(images.pixels(row))).tobytes() for row in range(len(contents))]
+    sha256 = [hashlib.sha256(content).hexdigest() for content in contents]
+    return pd.DataFrame({"sha256": sha256, "fingerprint": prints, "photo": None} | columns), images
+
+
+def numbers(tables):
+    return [table[["first", "second"]].to_numpy().tolist() for table in tables]
+
+
+def test_two_walls_with_a_hole_at_the_same_place_are_no_copies_and_their_saved_copies_are(encode):
+    walls = [wall_with_a_hole(seed) for seed in range(4)]
+    contents = [*walls, *(encode(np.fliplr(decode(wall)), quality=70) for wall in walls)]
+    assert numbers(find_copies(*inventory_of(contents), LIMITS)) == [[[n, n + 4] for n in range(4)], []]
+
+
+@pytest.mark.parametrize(
+    ("photos", "datasets", "is_copy"),
+    [
+        ([None, None], ["walls", "walls"], True),
+        (["1", None], ["walls", "walls"], True),
+        (["1", "2"], ["walls", "walls"], False),
+        (["1", "1"], ["walls", "walls"], False),
+        (["1", "2"], ["walls", "decks"], True),
+    ],
+)
+def test_tiles_of_known_photos_of_a_data_set_must_agree_more(photos, datasets, is_copy):
+    contents = [wall_with_a_hole(seed, shared=0.55) for seed in (1, 2)]  # they agree by 0.31
+    found = numbers(find_copies(*inventory_of(contents, photo=photos, dataset=datasets), LIMITS))
+    assert found == ([[[0, 1]], []] if is_copy else [[], [[0, 1]]])
+
+
+def test_a_tile_that_was_filed_under_two_photos_is_a_copy(encode):
+    wall = wall_with_a_hole(1)
+    contents = [wall, encode(decode(wall), quality=70)]
+    assert numbers(find_copies(*inventory_of(contents, photo=["1", "2"]), LIMITS)) == [[[0, 1]], []]
+
+
+@pytest.mark.parametrize("shared", [0.45, 0.9], ids=["doubtful", "copies"])
+def test_pairs_that_a_person_lists_are_no_copies(shared):
+    contents = [wall_with_a_hole(seed, shared=shared) for seed in (1, 2)]
+    inventory, images = inventory_of(contents)
+    assert sorted(numbers(find_copies(inventory, images, LIMITS))) == [[], [[0, 1]]]
+    second, first = inventory["sha256"].str[:16]
+    limits = Copies(min_correlation=0.55, not_copies=((first, second),))
+    assert numbers(find_copies(inventory, images, limits)) == [[], []]
 
 
 def test_an_image_between_two_that_differ_links_them():
@@ -155,7 +236,20 @@ def test_copies_are_found_among_more_images_than_are_compared_one_by_one():
     assert found(images) == pairs
 
 
-@pytest.mark.skipif("CRACKS_REAL_DATA" not in os.environ, reason="CRACKS_REAL_DATA names no folder of real images")
+REAL = pytest.mark.skipif(
+    "CRACKS_REAL_DATA" not in os.environ, reason="CRACKS_REAL_DATA names no folder of real images"
+)
+
+
+@REAL
+def test_no_two_walls_of_sdnet_are_copies_or_doubtful():
+    with zipfile.ZipFile(Path(os.environ["CRACKS_REAL_DATA"]) / "sdnet-more.zip") as archive:
+        names = [name for name in archive.namelist() if name.startswith("Walls/") and name.endswith(".jpg")]
+        inventory, images = inventory_of([archive.read(name) for name in names])
+    assert numbers(find_copies(inventory, images, LIMITS)) == [[], []]  # even if their photos were not known
+
+
+@REAL
 def test_tiles_of_real_photos_are_not_copies_and_their_saved_copies_are(encode):
     with zipfile.ZipFile(Path(os.environ["CRACKS_REAL_DATA"]) / "sdnet-subset.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".jpg")]

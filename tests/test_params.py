@@ -41,6 +41,7 @@ DOCUMENT = {
         "walls": {
             "source": "walls.zip",
             "labels": {"Riss": "crack", "heil": "intact"},
+            "corrected_labels": {"0123456789abcdef": "intact"},
             "photo_pattern": "(.*)_",
             "citation": "Walls, A. Person 2020",
             "licence": "CC BY 4.0",
@@ -73,7 +74,7 @@ DOCUMENT = {
         "train_on": ["walls"],
         "fractions": {"train": 0.6, "validation": 0.2, "test": 0.2},
         "seed": 0,
-        "copies": {"min_correlation": 0.55},
+        "copies": {"min_correlation": 0.55, "not_copies": [["0123456789abcdef", "fedcba9876543210"]]},
         "photos": {"validation": ["walls/deck-2", "drawn/any photo"]},
     },
     "embed": {"dask_address": None},
@@ -147,7 +148,9 @@ DOCUMENT = {
 
 def parameters(value, *place):
     """Yield the place of every parameter, leaving out what a person names freely and what picks the section."""
-    if not isinstance(value, dict) or (place and place[-1] in {"labels", "ranges", "photos", "floors", "folders"}):
+    if not isinstance(value, dict) or (
+        place and place[-1] in {"labels", "corrected_labels", "ranges", "photos", "floors", "folders"}
+    ):
         return
     are_names = place in {("datasets",), ("backbones",), ("candidates",)}
     for key, inner in value.items():
@@ -267,6 +270,8 @@ REQUIRED = [
     and place[-1]
     not in {
         "labels",
+        "corrected_labels",
+        "not_copies",
         "photo_pattern",
         "citation",
         "licence",
@@ -309,6 +314,13 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
             ["wals"],
             r"split\.train_on names 'wals', datasets has \['drawn', 'outlined', 'site', 'walls'\]",
         ),
+        (
+            "split.copies.not_copies",
+            [["0" * 16] * 2],
+            r"0{16} is paired with itself; images of the same bytes are always",
+        ),
+        ("split.copies.not_copies", [["walls/1.jpg", "0" * 16]], r"split\.copies\.not_copies\.0\.0: .*'walls/1.jpg'"),
+        ("datasets.walls.corrected_labels", {"0" * 16: "dirt"}, r"corrected_labels\.0{16}: .*\(received 'dirt'\)"),
         ("split.copies.min_correlation", float("nan"), r"split\.copies\.min_correlation: .*\(received nan\)"),
         ("split.photos", {"tests": ["walls/a"]}, r"split\.photos\.tests\.\[key\]: .*'test'.*\(received 'tests'\)"),
         (

@@ -125,7 +125,7 @@ def test_a_tenth_of_broken_files_stops_the_run(files, validated, tmp_path):
     broken = {
         path: content[:300] if number % 10 == 0 else content for number, (path, content) in enumerate(files.items())
     }
-    rule = "at least 95.0 % of the files are images that can be read. Observed: 0.9"
+    rule = "at least 95.0 % of the files are images that can be read. Observed: 90 %"
     with pytest.raises(RefusedError, match=refused(rule)):
         validated(broken)
     assert len(read_quarantine(tmp_path / "dataset")) == 4
@@ -137,7 +137,7 @@ def test_a_missing_class_stops_the_run(files, validated):
     with pytest.raises(RefusedError, match="both labels are there, and no other") as caught:
         validated(only_intact)
     assert "Observed: missing ['crack'], unexpected []" in str(caught.value)
-    assert "at least 4 images are labelled crack. Observed: 0" in str(caught.value)
+    assert "at least 4 images are labelled crack. Observed: 0 images" in str(caught.value)
 
 
 @pytest.mark.parametrize("shift", [-110, 110])
@@ -154,14 +154,14 @@ def test_a_shift_of_brightness_stops_the_run(files, validated, shift):
 @pytest.mark.parametrize(
     ("size", "rule"),
     [
-        ((64, 60), "the height of every image is between 64 and 4096 px"),
-        ((4100, 64), "the width of every image is between 64 and 4096 px"),
+        ((64, 60), "the height of every image is between 64 and 4,096 px"),
+        ((4100, 64), "the width of every image is between 64 and 4,096 px"),
     ],
     ids=["small", "large"],
 )
 def test_an_image_of_the_wrong_size_stops_the_run(files, validated, size, rule):
     odd = changed(files["crack/0003.jpg"], lambda image: image.resize(size))
     with pytest.raises(
-        RefusedError, match=refused(f"{rule}. Observed: 1 images that break the rule", "crack/0003.jpg")
+        RefusedError, match=refused(f"{rule}. Observed: 1 image that breaks the rule", "crack/0003.jpg")
     ):
         validated(files | {"crack/0003.jpg": odd})

@@ -5,10 +5,11 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from drawn_data import changed, drawn_files, ingest_files, params_for
+from drawn_data import changed, drawn_files, ingest_files, params_for, wall_with_a_hole
 from page_reader import Page
 
 from pipeline import split
+from pipeline.data.contract import NONE_DOUBTFUL
 from pipeline.data.data_context import RESULTS
 from pipeline.data.group_split import SIDES, build_manifest
 from pipeline.data.images import INVENTORY_FILE
@@ -71,7 +72,7 @@ def test_a_split_that_passes_writes_manifest_summary_report_and_page(places, par
     summary = json.loads(places["summary"].read_text())
     assert summary == {"n_images": 48, "n_groups": 40, "n_copies": 8, "n_excluded": 0, "leaks": 0}
     report = json.loads(places["report"].read_text())
-    assert (report["dataset"], report["success"], len(report["rules"])) == ("split", True, 5)
+    assert (report["dataset"], report["success"], len(report["rules"])) == ("split", True, 6)
     assert report["facts"]["external images"] == "16"
     page = Page(places["page"].read_text())
     assert "no group, and no photo, is on two sides of the split" in page.text
@@ -115,6 +116,22 @@ def test_a_copy_in_an_external_test_set_is_refused(places, params, tmp_path):
     ):
         split.run(params, **places)
     assert not places["manifest"].exists()
+
+
+def test_a_doubtful_copy_in_an_external_test_set_is_a_warning_with_pictures(places, params, tmp_path, caplog):
+    walls, bridges = ({"crack/1.png": wall_with_a_hole(seed, shared=0.45)} for seed in (1, 2))
+    for name, files in (("walls", drawn_files(n=20, seed=1) | walls), ("bridges", drawn_files(n=4, seed=2) | bridges)):
+        (places["datasets"] / name).unlink()
+        ingest_files(files, tmp_path / name).rename(places["datasets"] / name)
+    copies = params.split.copies.model_copy(update={"not_copies": (("0" * 16, "1" * 16),)})
+    split.run(params.model_copy(update={"split": params.split.model_copy(update={"copies": copies})}), **places)
+    assert caplog.messages == [
+        f"split.copies.not_copies names images that no data set has: {'0' * 16}, {'1' * 16}",
+        f"split: warning: {NONE_DOUBTFUL}. Observed: 2 images that break the rule",
+    ]
+    section = Page(places["page"].read_text().partition('<section id="doubtful">')[2].partition("</section>")[0])
+    assert "1 pair of images that may be copies" in section.text
+    assert [image["alt"] for image in section.all("img")] == ["crack: bridges/crack/1.png", "crack: walls/crack/1.png"]
 
 
 def test_the_command_line_exits_with_3_where_a_contract_is_missing(places, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from drawn_data import NO_PAIRS, pairs_of
 
-from pipeline.data.contract import check
+from pipeline.data.contract import NONE_DOUBTFUL, check
 from pipeline.data.group_split import SIDES
 from pipeline.errors import CracksError
 from pipeline.split import check_sides, split_rules, summarise, with_checks
@@ -19,8 +19,8 @@ def manifest_of(rows):
     return manifest.assign(path=[f"{n}.jpg" for n in range(len(manifest))], slice="", batch="", row=0)
 
 
-def checked(rows, pairs=NO_PAIRS):
-    return with_checks(manifest_of(rows), pairs, TRAIN_ON)
+def checked(rows, pairs=NO_PAIRS, doubtful=NO_PAIRS):
+    return with_checks(manifest_of(rows), pairs, doubtful, TRAIN_ON)
 
 
 # Each manifest as (dataset, photo, label, group, sha256, split), the copies, and the rows where a column is 1.
@@ -99,16 +99,28 @@ def test_too_many_excluded_images_are_a_warning():
     rows = [("walls", None, "crack", str(n), str(n), "train") for n in range(n)]
     for n_excluded, is_met in ((2, True), (3, False)):
         few = [(*row[:5], "excluded") if number < n_excluded else row for number, row in enumerate(rows)]
-        *others, rule = check(checked(few), split_rules())
-        assert all(other.success for other in others)
+        *others, rule, of_doubt = check(checked(few), split_rules())
+        assert all(other.success for other in (*others, of_doubt))
         assert (rule.severity, rule.success) == ("warn", is_met)
         assert rule.observed == f"{n_excluded} images that break the rule"
+
+
+def test_a_doubtful_copy_in_another_data_set_is_a_warning_and_no_leak():
+    rows = [("walls", None, "crack", "a", "1", "train"), ("bridges", None, "intact", "b", "2", "external")]
+    broken = [rule for rule in check(checked(rows, doubtful=pairs_of((0, 1))), split_rules()) if not rule.success]
+    assert [(rule.text, rule.severity, rule.paths) for rule in broken] == [(NONE_DOUBTFUL, "warn", ("0.jpg", "1.jpg"))]
+
+
+def test_tiles_of_a_photo_are_a_group_and_no_copies():
+    rows = [("walls", "1", "crack", "a", str(number), "train") for number in range(3)]
+    summary = summarise(checked(rows), NO_PAIRS, TRAIN_ON)
+    assert (summary["n_groups"], summary["n_copies"]) == (1, 0)
 
 
 def test_images_of_one_path_in_two_data_sets_are_two_images():
     rows = [("walls", None, "crack", "a", "1", "train"), ("decks", None, "crack", "b", "2", "test")]
     manifest = manifest_of(rows).assign(path="crack/0001.jpg")
-    assert with_checks(manifest, NO_PAIRS, TRAIN_ON)["is_leak"].sum() == 0
+    assert with_checks(manifest, NO_PAIRS, NO_PAIRS, TRAIN_ON)["is_leak"].sum() == 0
 
 
 def sides_and_labels(n=2, **columns):
@@ -169,6 +181,7 @@ def test_the_summary_of_a_hand_worked_example():
             ("bridges", None, "crack", "c", "5", "external"),
         ]
     )
-    summary = summarise(found, TRAIN_ON)
+    # of the copies one is of the same photo as its original, and one is outside of what is trained on
+    summary = summarise(found, pairs_of((0, 1), (2, 3), (4, 5)), TRAIN_ON)
     # two of one group on two sides are a leak each, and of the same bytes besides
     assert summary == {"n_images": 5, "n_groups": 3, "n_copies": 2, "n_excluded": 1, "leaks": 4}

@@ -1,3 +1,5 @@
+import hashlib
+import html
 import json
 import re
 import sys
@@ -43,7 +45,7 @@ def test_a_passed_contract_writes_report_page_and_result(dataset, places, caplog
     report = json.loads(places["report"].read_text())
     assert (report["dataset"], report["success"]) == ("walls", True)
     assert report["facts"]["images"] == "12"
-    assert len(report["rules"]) == 15
+    assert len(report["rules"]) == 16
     assert len(list((places["context"] / RESULTS).glob("walls/*/*/*.json"))) == 1
     assert all(rule["success"] for rule in report["rules"])
     assert "crack/broken.jpg" in Page(places["page"].read_text()).text
@@ -55,7 +57,7 @@ def test_a_broken_rule_is_refused_with_what_was_observed_and_the_paths(dataset, 
     lines = ["walls breaks its contract:"]
     for side in ("height", "width"):
         lines += [
-            f"  broken: the {side} of every image is between 65 and 4096 px. Observed: 12 images that break the rule"
+            f"  broken: the {side} of every image is between 65 and 4,096 px. Observed: 12 images that break the rule"
         ]
         lines += paths
     lines += [
@@ -68,14 +70,14 @@ def test_a_broken_rule_is_refused_with_what_was_observed_and_the_paths(dataset, 
     assert report["success"] is False
     broken = [rule for rule in report["rules"] if not rule["success"]]
     assert [(rule["severity"], len(rule["paths"])) for rule in broken] == [("fail", 10)] * 2
-    assert "the height of every image is between 65 and 4096 px" in Page(places["page"].read_text()).text
+    assert "the height of every image is between 65 and 4,096 px" in Page(places["page"].read_text()).text
     assert not places["result"].exists()
 
 
 def test_every_broken_rule_is_named(dataset, places):
     with pytest.raises(RefusedError, match="at least 7 images are labelled crack") as caught:
         validate.run(params_with(min_images_per_label=7), "walls", dataset, **places)
-    assert "at least 7 images are labelled intact. Observed: 6" in str(caught.value)
+    assert "at least 7 images are labelled intact. Observed: 6 images" in str(caught.value)
 
 
 def test_a_warning_is_reported_and_fails_nothing(places, tmp_path, caplog):
@@ -89,7 +91,7 @@ def test_a_warning_is_reported_and_fails_nothing(places, tmp_path, caplog):
     assert (broken["severity"], report["success"]) == ("warn", True)
     text = "at most 5.0 % of the images are copies of others"
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert warnings == [f"walls: warning: {text}. Observed: 0.1667"]
+    assert warnings == [f"walls: warning: {text}. Observed: 16.67 %"]
     assert text in Page(places["page"].read_text()).text
 
 
@@ -149,10 +151,20 @@ def test_the_inventory_that_is_checked_is_the_one_of_the_folder(dataset, places)
     assert json.loads(places["report"].read_text())["facts"]["images"] == str(n_images)
 
 
-def test_a_mirrored_copy_with_the_other_label_is_refused(places, tmp_path):
-    files = drawn_files(n=5)
-    conflicting = ingest_files(files | {"intact/copy.jpg": changed(files["crack/0002.jpg"])}, tmp_path)
+def test_a_mirrored_copy_with_the_other_label_is_refused_and_the_page_says_what_to_write(tmp_path, places):
+    originals = drawn_files(n=6)
+    files = originals | {"intact/copy.jpg": changed(originals["crack/0001.jpg"])}
+    folder = ingest_files(files, tmp_path)
     lines = "no image has a copy with the other label. Observed: 2 images that break the rule\n"
-    match = re.escape(lines + "    crack/0002.jpg\n    intact/copy.jpg\n")
-    with pytest.raises(RefusedError, match=match):
-        validate.run(params_with(), "walls", conflicting, **places)
+    with pytest.raises(RefusedError, match=re.escape(lines + "    crack/0001.jpg\n    intact/copy.jpg\n")):
+        validate.run(params_with(), "walls", folder, **places)
+    page = places["page"].read_text()
+    labels, pairs = (yaml.safe_load(html.unescape(text)) for text in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL))
+    params = params_for(["walls"], copies={"min_correlation": 0.55} | pairs["split"]["copies"])
+    validate.run(params, "walls", folder, **places)
+    corrected = labels["datasets"]["walls"]["corrected_labels"]
+    ids = {hashlib.sha256(files[path]).hexdigest()[:16]: path for path in ("crack/0001.jpg", "intact/copy.jpg")}
+    assert {ids[name]: label for name, label in corrected.items()} == {
+        "crack/0001.jpg": "intact",
+        "intact/copy.jpg": "crack",
+    }

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.contract import Rule, check, dataset_rules, files_table, mask_rule
-from pipeline.data.contract_page import CopyGroup, captioned, render_contract, violations
+from pipeline.data.contract_page import CopyGroup, captioned, doubtful_groups, render_contract, violations
 from pipeline.data.images import PackedImages
 from pipeline.data.near_duplicates import connected_groups, find_copies
-from pipeline.params import Copies, Dataset, Params
+from pipeline.params import CONTENT_ID_LENGTH, Dataset, Params
 
 if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
@@ -43,7 +43,8 @@ def audit(
 ) -> Audit:
     """Return the audit of an ingested data set or batch, with `name` as the title of the page."""
     inventory = images.inventory
-    copies = copies_within(inventory, params.split.copies)
+    pairs, doubtful = find_copies(inventory, images, params.split.copies)
+    copies = copies_within(inventory, pairs, doubtful)
     wanted = expectations(params.contract, photos_are_named=dataset.photo_pattern is not None)
     wanted += [mask_rule()] if dataset.masks else []
     suite = name if context else "contract"  # an archive may have any name, a data set only a simple one
@@ -55,32 +56,37 @@ def audit(
         facts=headline,
         rules=rules,
         violations=violations(rules, inventory.assign(caption=""), images),
-        copy_groups=copy_groups(copies, images),
+        copy_groups=copy_groups(copies, pairs, images),
         n_copy_groups=int((copies["group"].value_counts() > 1).sum()),
+        doubtful=doubtful_groups(doubtful, inventory, images),
+        n_doubtful=len(doubtful),
         quarantine=quarantine,
         inventory=inventory,
     )
     return Audit(rules, headline, page)
 
 
-def copies_within(inventory: pd.DataFrame, limits: Copies) -> pd.DataFrame:
-    """Return for each image `group` (a position), `is_copy` (not the first of its group), `is_conflict` and `kind`.
+def copies_within(inventory: pd.DataFrame, pairs: pd.DataFrame, doubtful: pd.DataFrame) -> pd.DataFrame:
+    """Return what is known of each image of an inventory from the two results of `find_copies`.
 
-    `is_conflict` is true if the group has both labels. `kind` is the transformation from an earlier image of the group
-    to this one, if the two are linked directly.
+    Columns are `group` (a position), `is_copy` (not the first of its group), `is_conflict` (its group has both labels),
+    `is_doubtful` (it is in a doubtful pair) and `kind`, the transformation from an earlier image of the group to this
+    one, if the two are linked directly.
     """
-    pairs = find_copies(inventory, limits)
     groups = pd.Series(connected_groups(len(inventory), pairs[["first", "second"]].to_numpy()), index=inventory.index)
     is_copy = groups.to_numpy() != np.arange(len(inventory))
     n_labels = inventory["label"].groupby(groups).transform("nunique")
     kinds = pairs.drop_duplicates("second").set_index("second")["kind"].reindex(inventory.index)
     others = pd.Series(np.where(is_copy, "by a later copy", "the first"), inventory.index)
-    columns = {"group": groups, "is_copy": is_copy, "is_conflict": n_labels > 1, "kind": kinds.fillna(others)}
-    return pd.DataFrame(columns)
+    is_doubtful = inventory.index.isin(doubtful[["first", "second"]].to_numpy().ravel())
+    columns = {"group": groups, "is_copy": is_copy, "is_conflict": n_labels > 1, "is_doubtful": is_doubtful}
+    return pd.DataFrame(columns | {"kind": kinds.fillna(others)})
 
 
-def copy_groups(copies: pd.DataFrame, images: PackedImages) -> list[CopyGroup]:
+def copy_groups(copies: pd.DataFrame, pairs: pd.DataFrame, images: PackedImages) -> list[CopyGroup]:
     """Return the groups to show: conflicts first, then the largest; of each, some images of both labels."""
+    label, ids = images.inventory["label"].to_numpy(), images.inventory["sha256"].str[:CONTENT_ID_LENGTH].to_numpy()
+    crossing = pairs[(label[pairs["first"]] != label[pairs["second"]]) & (pairs["kind"] != "identical")]
     sizes = copies.groupby("group").agg(n=("is_copy", "size"), is_conflict=("is_conflict", "any"))
     shown = sizes[sizes["n"] > 1].sort_values(["is_conflict", "n"], ascending=False).head(N_GROUPS_SHOWN)
     groups = []
@@ -89,7 +95,8 @@ def copy_groups(copies: pd.DataFrame, images: PackedImages) -> list[CopyGroup]:
         # the labels alternate, so that a conflict is visible
         members = members.loc[members.groupby("label").cumcount().sort_values(kind="stable").index[:N_TILES_SHOWN]]
         tiles = tuple(captioned(members.loc[at], images.pixels(int(at))) for at in members.index.to_numpy())
-        groups.append(CopyGroup(tiles, n_images=int(row["n"]), is_conflict=bool(row["is_conflict"])))
+        links = crossing.loc[copies["group"].to_numpy()[crossing["first"]] == group, ["first", "second"]].to_numpy()
+        groups.append(CopyGroup(tiles, int(row["n"]), bool(row["is_conflict"]), tuple(map(tuple, ids[links].tolist()))))
     return groups
 
 

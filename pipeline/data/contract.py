@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NONE_DOUBTFUL = "of no two images is it doubtful whether they are copies"
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -43,16 +45,14 @@ class Rule:
 
 
 def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
-    """Return the inventory with 0/1 columns is_crack, is_copy and is_conflict, and a row for each unusable file.
+    """Return the inventory with the 0/1 columns that rules refer to, and a row for each unusable file.
 
     Of files that cannot be used, only `path` and is_misfit are set, 1 if its mask does not fit; readable images in
-    quarantine, whose label is missing or disputed, are left out. `copies` has the columns is_copy and is_conflict, and
-    rows as in the inventory.
+    quarantine, whose label is missing or disputed, are left out. `copies` is the result of `audit.copies_within`.
     """
     images = inventory.assign(
         is_crack=(inventory["label"] == "crack").astype(int),
-        is_copy=copies["is_copy"].astype(int).to_numpy(),
-        is_conflict=copies["is_conflict"].astype(int).to_numpy(),
+        **{name: copies[name].astype(int).to_numpy() for name in ("is_copy", "is_conflict", "is_doubtful")},
     ).drop(columns=["fingerprint"])
     unusable = quarantine[~quarantine["is_image"]]
     misfits = unusable[["path"]].assign(is_misfit=unusable["reason"].str.startswith(MISFIT).astype(int))
@@ -73,7 +73,7 @@ def dataset_rules(contract: Contract, *, photos_are_named: bool) -> list["Expect
             gxe.ExpectTableRowCountToBeBetween(
                 row_condition=Column("label") == label,
                 min_value=least,
-                notes=f"at least {least} images are labelled {label}",
+                notes=f"at least {least:,} images are labelled {label}",
             )
             for label in ("crack", "intact")
         ),
@@ -105,13 +105,16 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
                 column=side,
                 min_value=low_px,
                 max_value=high_px,
-                notes=f"the {side} of every image is between {low_px} and {high_px} px",
+                notes=f"the {side} of every image is between {low_px:,} and {high_px:,} px",
             )
             for side in ("height", "width")
         ),
         gxe.ExpectColumnValuesToBeUnique(column="id", notes="every image has an id of its own"),
         gxe.ExpectColumnValuesToBeInSet(
             column="is_conflict", value_set=[0], notes="no image has a copy with the other label"
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="is_doubtful", value_set=[0], severity=FailureSeverity.WARNING, notes=NONE_DOUBTFUL
         ),
         gxe.ExpectColumnMeanToBeBetween(
             column="is_copy",
@@ -121,7 +124,7 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
         ),
     ]
     for column, (low, high) in contract.ranges.items():
-        words = f"{column} is between {low:g} and {high:g} for at least {100 * common:.1f} % of the images"
+        words = f"{column} is between {low:,g} and {high:,g} for at least {100 * common:.1f} % of the images"
         rules.append(
             gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, mostly=common, notes=words)
         )
@@ -195,8 +198,15 @@ def broken_rules(rules: Sequence[Rule]) -> str:
 
 def _observed(result: dict[str, Any]) -> str:
     if (value := result.get("observed_value")) is not None:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):  # all of these are shares
+            return f"{100 * value:.4g} %"
+        return _images(value) if isinstance(value, int) else str(value)
     if "partial_missing_list" in result:  # an expectation about a set of values
         missing, unexpected = result["partial_missing_list"], result["partial_unexpected_list"]
         return f"missing {missing}, unexpected {unexpected}" if missing or unexpected else "exactly these"
-    return f"{result.get('unexpected_count', 0)} images that break the rule"
+    n_broken = result.get("unexpected_count", 0)
+    return f"{_images(n_broken)} that {'breaks' if n_broken == 1 else 'break'} the rule"
+
+
+def _images(n: int) -> str:
+    return f"{n:,} image{'s' if n != 1 else ''}"

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from pipeline.data.contract import Rule
 from pipeline.data.images import Images, Pixels
 from pipeline.page import COLOURS, svg, template
+from pipeline.params import CONTENT_ID_LENGTH
 
 MAX_QUARANTINE_ROWS = 100
 MAX_SIZES = 10
+MAX_DOUBTFUL = 30
 N_BINS = 40
 LEAST_SHARPNESS = 1.0  # an image of one colour has 0, which a logarithmic axis cannot show
 
@@ -40,20 +42,35 @@ class CaptionedImage:
     label: str
     caption: str
     pixels: Pixels
+    id: str = ""  # the first digits of the sha256 of its bytes
 
 
 @dataclass(frozen=True)
 class CopyGroup:
-    """Images that are copies of each other: those to show, how many there are, and whether their labels differ."""
+    """Images that are copies of each other, or perhaps are: those to show, and how many there are."""
 
     tiles: tuple[CaptionedImage, ...]
     n_images: int
-    is_conflict: bool
+    is_conflict: bool  # whether their labels differ
+    pairs: tuple[tuple[str, ...], ...] = ()  # ids, to be listed in params.yaml if the two are no copies
 
 
 def captioned(row: Any, pixels: Pixels) -> CaptionedImage:
-    """Return the picture of a row with path, label and caption."""
-    return CaptionedImage(str(row.path), str(row.label), str(row.caption), pixels)
+    """Return the picture of a row with path, label, caption and sha256."""
+    return CaptionedImage(str(row.path), str(row.label), str(row.caption), pixels, row.sha256[:CONTENT_ID_LENGTH])
+
+
+def doubtful_groups(pairs: pd.DataFrame, rows: pd.DataFrame, images: Images) -> list[CopyGroup]:
+    """Return the doubtful pairs of `find_copies` to show, different labels first; `rows` describe all `images`."""
+    label = rows["label"].to_numpy()
+    differ = label[pairs["first"]] != label[pairs["second"]]
+    shown = pairs.assign(differ=differ).sort_values(["differ", "agreement"], ascending=False).head(MAX_DOUBTFUL)
+    groups = []
+    for pair, both in zip(shown.itertuples(), shown[["first", "second"]].to_numpy().tolist(), strict=True):
+        described = rows.iloc[both].assign(caption=["", f"{pair.kind}?"])
+        tiles = tuple(captioned(described.iloc[side], images.pixels(at)) for side, at in enumerate(both))
+        groups.append(CopyGroup(tiles, len(both), bool(pair.differ), (tuple(tile.id for tile in tiles),)))
+    return groups
 
 
 def violations(rules: Sequence[Rule], rows: pd.DataFrame, images: Images) -> dict[str, list[CaptionedImage]]:
@@ -83,6 +100,8 @@ def render_contract(
     inventory: pd.DataFrame,
     copy_groups: Sequence[CopyGroup] = (),  # those to show
     n_copy_groups: int | None = None,  # of all; None leaves copies out of the page
+    doubtful: Sequence[CopyGroup] = (),  # pairs to show
+    n_doubtful: int = 0,  # of all
     quarantine: pd.DataFrame | None = None,  # batch, path, reason; None leaves it out of the page
 ) -> str:
     """Return the page as self-contained HTML; equal inputs give equal pages.
@@ -103,6 +122,8 @@ def render_contract(
         },
         copy_groups=copy_groups,
         n_copy_groups=n_copy_groups,
+        doubtful=doubtful,
+        n_doubtful=n_doubtful,
         quarantine=None if quarantine is None else list(quarantine.head(MAX_QUARANTINE_ROWS).itertuples()),
         n_quarantine=0 if quarantine is None else len(quarantine),
         histograms=_histograms(inventory),
@@ -117,6 +138,7 @@ def _histograms(inventory: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "quantity": quantity,
             "plot": _histogram(inventory["label"], inventory[quantity], quantity),
+            "unit": "" if quantity == "sharpness" else " grey levels",
             "medians": inventory.groupby("label")[quantity].median().to_dict(),
         }
         for quantity in _AXES
@@ -139,12 +161,14 @@ def _histogram(labels: "pd.Series[str]", values: "pd.Series[float]", quantity: s
             axes.stairs(share, drawn_edges, linewidth=1.4, **_LINES[label])
         axes.set(xlabel=_AXES[quantity], ylabel="share of images")
         axes.set_axisbelow(True)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol="\N{NO-BREAK SPACE}%"))
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.6g}\N{NO-BREAK SPACE}%")
         if is_logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.ticklabel_format(axis="x", useOffset=False)
 
     return svg(quantity, draw, (4.0, 2.6))
 

@@ -30,7 +30,7 @@ from pipeline.data.reviews import PROVENANCE, REVIEWS_FILE, Verdict, apply_revie
 from pipeline.data.sources import Batch, batches_of, read_batch
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
-from pipeline.params import Dataset, Limits
+from pipeline.params import CONTENT_ID_LENGTH, Dataset, Limits
 from pipeline.safe_text import cell, on_texts
 
 log = logging.getLogger(__name__)
@@ -185,6 +185,21 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
     return apply_reviews(pd.DataFrame(inventory.images)), quarantine
 
 
+def with_corrected_labels(inventory: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+    """Return the inventory with the labels that params.yaml corrects; `first_label` stays, so that no image moves.
+
+    Raises CracksError if an image of `corrected_labels` is not there.
+    """
+    ids = inventory["sha256"].str[:CONTENT_ID_LENGTH]
+    if missing := sorted(dataset.corrected_labels.keys() - set(ids)):
+        raise CracksError(
+            f"{dataset.source} has no image of the id {', '.join(missing)}, which corrected_labels names. Copy the id "
+            "from the validation page: the first 16 digits of the sha256 of the file."
+        )
+    labels = zip(ids, inventory["label"], strict=True)
+    return inventory.assign(label=[dataset.corrected_labels.get(name, label) for name, label in labels])
+
+
 def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
     """Read the source of `dataset` and write images, inventory and quarantine into `out`, atomically.
 
@@ -194,6 +209,7 @@ def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
     check_photo_pattern(dataset.photo_pattern)
     with replacing_folder(out) as folder, (folder / IMAGES_FILE).open("wb") as packed:
         inventory, quarantine = read_dataset(dataset, limits, packed)
+        inventory = with_corrected_labels(inventory, dataset)
         inventory.to_parquet(folder / INVENTORY_FILE, index=False)
         on_texts(quarantine, cell).to_csv(folder / QUARANTINE_FILE, index=False)
     log.info("%s: %d images, %d files in quarantine", dataset.source, len(inventory), len(quarantine))

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.params.section import Label, Measure, Name, Section, Share
+from pipeline.params.section import ContentId, Label, Measure, Name, Section, Share
 
 
 class Masks(Section):
@@ -29,6 +29,9 @@ class Dataset(Section):
 
     source: Path = Field(description="folder, .zip, .tar(.gz|.xz|.bz2), or a .yaml file that describes drawn images")
     labels: dict[str, Label] | None = Field(default=None, description="folder -> label; null: names such as Positive")
+    corrected_labels: dict[ContentId, Label] = Field(
+        default={}, description="id of an image on the validation page -> its right label, where its folder is wrong"
+    )
     photo_pattern: str | None = Field(default=None, description="regex on the path; its first group names the photo")
     citation: str | None = Field(default=None, description="who published it, where; for the model card")
     licence: str | None = Field(default=None, description="of the images; for the model card")
@@ -80,7 +83,20 @@ class Contract(Section):
 class Copies(Section):
     """When two images count as near-duplicates."""
 
-    min_correlation: Share = Field(description="of two fingerprints, in the best of the eight orientations")
+    min_correlation: Share = Field(
+        description="of two fingerprints, in the best of the eight orientations; from here on pixels are compared"
+    )
+    not_copies: tuple[tuple[ContentId, ContentId], ...] = Field(
+        default=(), description="pairs that a person knows to be different images, by their ids on a validation page"
+    )
+
+    @field_validator("not_copies")
+    @classmethod
+    def _check_pairs(cls, pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        for first, second in pairs:
+            if first == second:
+                raise ValueError(f"{first} is paired with itself; images of the same bytes are always copies")
+        return pairs
 
 
 class Fractions(Section):

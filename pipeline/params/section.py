@@ -33,6 +33,9 @@ Measure = Literal["brightness", "contrast", "sharpness", "dark_share", "bright_s
 Cron = Annotated[str, AfterValidator(_check_cron)]
 Timezone = Annotated[str, AfterValidator(_check_timezone)]
 Share = Annotated[float, Field(ge=0, le=1)]
+CONTENT_ID_LENGTH = 16
+# The first digits of the sha256 of an image's bytes, by which validation pages name it.
+ContentId = Annotated[str, StringConstraints(pattern=rf"^[0-9a-f]{{{CONTENT_ID_LENGTH}}}$")]
 
 
 class Section(BaseModel):
