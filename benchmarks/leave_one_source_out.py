@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from pipeline import embed
 from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.group_split import build_manifest
-from pipeline.data.images import IMAGES_FILE
+from pipeline.data.images import IMAGES_FILE, LabelledImages
 from pipeline.data.near_duplicates import find_copies
 from pipeline.data.training_images import images_of_side
 from pipeline.evaluation.bootstrap import MIN_GROUPS, resampled_groups, scores_with_intervals
@@ -85,7 +85,7 @@ def ingested(params: Params, cache: Path) -> tuple[pd.DataFrame, Path]:
         if not (folder / name / IMAGES_FILE).exists():
             pack_dataset(dataset, params.ingest, folder / name)
     images = read_inventories(folder, list(params.datasets))
-    pairs = find_copies(images, params.split.copies)
+    pairs, _ = find_copies(images, LabelledImages(images, folder), params.split.copies)
     # where photos are named they are the groups: two walls that are taken for one must not join two blocks
     has_photo = images["photo"].notna().to_numpy()
     pairs = pairs[~has_photo[pairs["first"]] & ~has_photo[pairs["second"]]]
