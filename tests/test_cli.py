@@ -178,15 +178,6 @@ def test_a_full_disk_is_found_before_a_stage_runs(ready, monkeypatch, capsys):
     )
 
 
-def test_a_missing_git_repository_is_found_before_a_stage_runs(ready, monkeypatch, capsys):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path.cwd().parent))
-    shutil.copytree(ROOT / ".dvc", ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
-    assert ready("check") == 2
-    assert re.search(
-        r"DVC cannot run the stages: .* is not a git repository. Run: git init && git add", capsys.readouterr().err
-    )
-
-
 def test_the_exit_code_says_whether_the_store_has_the_model(cracks, monkeypatch):
     asked = []
     monkeypatch.setattr(versions, "is_registered", lambda path: asked.append(path) or len(asked) == 1)
