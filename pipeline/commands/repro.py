@@ -51,8 +51,11 @@ def _check(args: argparse.Namespace) -> None:
     _check_space(params)
     _check_dvc()
     from pipeline.registry import tracking
+    from pipeline.registry.store_errors import explained
 
-    tracking.check_writable()
+    client, experiment_id = tracking.connect()
+    with explained("Start it, and run again."):
+        client.set_experiment_tag(experiment_id, "cracks.checked", "writable")
 
 
 def _check_space(params: "Params") -> None:

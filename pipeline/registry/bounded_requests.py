@@ -6,11 +6,13 @@ The timeout of MLflow and `requests` holds for each read: a server that sends a 
 import json
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import requests
 from mlflow.utils import request_utils
+
+Result = TypeVar("Result")
 
 REQUEST_S = 120  # with its retries
 TRANSFER_S = 1800  # of a file
@@ -28,24 +30,21 @@ PARTS = {
 }
 
 
-def within(limit_s: float, work: Callable[[], Any]) -> Any:
+def within(limit_s: float, work: Callable[[], Result]) -> Result:
     """Return what `work` returns or raises; raise requests.Timeout if it takes longer. It then goes on unnoticed."""
-    ended: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    ended: Future[Result] = Future()
 
     def run() -> None:
         try:
-            ended.put((work(), None))
+            ended.set_result(work())
         except BaseException as error:
-            ended.put((None, error))
+            ended.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()  # as a daemon it does not keep the process alive
     try:
-        value, error = ended.get(timeout=limit_s)
-    except Empty:
+        return ended.result(limit_s)
+    except TimeoutError:
         raise requests.Timeout(f"no complete answer within {limit_s:g} s") from None
-    if error is not None:
-        raise error
-    return value
 
 
 class BoundedAdapter(request_utils.TCPKeepAliveHTTPAdapter):
@@ -63,7 +62,7 @@ class BoundedAdapter(request_utils.TCPKeepAliveHTTPAdapter):
             return response
 
         is_file = not isinstance(request.body, str | bytes | None)
-        response: requests.Response = within(TRANSFER_S if is_file else REQUEST_S, answer)
+        response = within(TRANSFER_S if is_file else REQUEST_S, answer)
         if not stream and response.ok:
             check_answer(str(request.method), request.path_url, response.content)
         return response

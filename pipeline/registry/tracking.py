@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from pipeline.errors import CracksError
 from pipeline.project import project_root
@@ -118,7 +119,7 @@ def follow_moved_project() -> None:
 
     MLflow stores absolute locations. Those below mlflow/artifacts/ of the former path get that of this one.
     """
-    if not (local_database().is_file() and _artifacts().is_dir()):
+    if not local_database().is_file():
         return
     here = _artifacts().as_uri()
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(local_database())) as store:
@@ -126,6 +127,8 @@ def follow_moved_project() -> None:
         for (old,) in store.execute("select distinct artifact_location from experiments").fetchall():
             if old == here or not re.fullmatch(r"file://.*/mlflow/artifacts", old or ""):
                 continue
+            if Path(unquote(old.removeprefix("file://"))).is_dir() and not _artifacts().is_dir():
+                continue  # only the database was copied
             with store:
                 for table, column in LOCATIONS:
                     store.execute(
@@ -151,20 +154,6 @@ def connect() -> tuple["MlflowClient", str]:
     with explained(advice, "does not answer"), store_lock():
         client = open_client()
         return client, experiment_id(client, EXPERIMENT)
-
-
-def check_writable() -> None:
-    """Write to the store, as a run would hours later.
-
-    Raises:
-        CracksError: MLFLOW_TRACKING_URI is wrong, or the store cannot be read or written.
-        UnavailableError: the tracking server does not answer.
-    """
-    from pipeline.registry.store_errors import explained
-
-    client, number = connect()
-    with explained("Start it, and run again."):
-        client.set_experiment_tag(number, "cracks.checked", "writable")
 
 
 def experiment_id(client: "MlflowClient", name: str) -> str:
