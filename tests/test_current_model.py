@@ -6,9 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from conftest import wait_until
 from tiny_model import write_tiny_model
 
-from pipeline.errors import UnavailableError
+from pipeline.errors import CracksError, UnavailableError
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import GOLDEN_FILE, WEIGHTS_FILE
 from pipeline.params import Map
@@ -184,6 +185,22 @@ def test_the_last_good_model_is_served_while_the_registry_is_away(holder, shelf,
     assert other.current.version == ONE
     assert other.is_registry_unavailable
     assert "The registry does not answer. Trying again every 30 s." in caplog.text
+
+
+def test_a_production_version_that_was_deleted_leaves_the_model_that_is_served_and_is_logged_once(
+    holder, shelf, kept, caplog
+):
+    def deleted():
+        raise CracksError("Version 1, which was in production, has been deleted.")
+
+    shelf.put(ONE)
+    holder.poll()
+    shelf.wanted = deleted
+    other = started(ModelHolder(shelf, kept, 0.02, CUT, None, lambda: NOW))
+    wait_until(lambda: "has been deleted. Trying again" in caplog.text)
+    assert other.current.version == ONE
+    assert "Traceback" not in caplog.text
+    assert caplog.text.count("has been deleted") == 1
 
 
 def test_a_fetch_that_fails_leaves_nothing_and_is_tried_again(holder, shelf, kept):
