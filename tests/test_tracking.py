@@ -12,7 +12,7 @@ import mlflow
 import pytest
 from conftest import wait_until
 
-from pipeline.errors import UnavailableError
+from pipeline.errors import CracksError, UnavailableError
 from pipeline.params import load_params
 from pipeline.registry import runs, tracking
 
@@ -157,6 +157,15 @@ def test_training_goes_on_without_a_server(project, monkeypatch, unused_address,
         report(0, {"loss": 1.0})
     (record,) = caplog.records
     assert f"does not have all of {CANDIDATE} yet, `register` sends the rest: The tracking store" in record.message
+
+
+def test_a_mistake_with_the_store_ends_a_training_before_it_begins(store):
+    store.client.delete_experiment(store.experiment_id)
+    with (
+        pytest.raises(CracksError, match=r"experiment 'cracks' was deleted .* mlflow experiments restore"),
+        runs.live_run(PARAMS, store.manifest, CANDIDATE),
+    ):
+        pytest.fail("the training began")
 
 
 @pytest.fixture

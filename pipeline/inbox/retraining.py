@@ -76,7 +76,7 @@ def has_remote(root: Path) -> bool:
 def commit(root: Path, paths: Sequence[Path], message: str) -> None:
     """Commit changes of some files and nothing else, if the project is a git repository.
 
-    If git fails, a warning is logged and retraining continues; the gate will report that the tree is dirty.
+    If git fails, a warning is logged and retraining continues.
     """
     there = [str(path) for path in paths if (root / path).exists()]
     if not (root / ".git").exists() or not there:
