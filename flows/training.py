@@ -92,7 +92,7 @@ def publish_results(params: Params, folder: Path) -> None:
     create_table_artifact(rows, "candidates", "Scores on validation; the lowest selection loss is chosen")
     create_markdown_artifact("\n\n".join(run_summary.summary_lines(folder)), "result", "Results of the run")
     registered = run_summary.read_report(folder, "registered.json")
-    for name, address in run_summary.mlflow_addresses(registered["run_id"]).items() if registered["run_id"] else ():
+    for name, address in run_summary.mlflow_addresses(registered).items():
         create_link_artifact(address, address, f"mlflow-{name}", f"The {name} in MLflow")
 
 

@@ -1,8 +1,8 @@
 """Record the repro in MLflow and register its best model, as a new version with alias `challenger`.
 
 Training curves that could not be logged during training are completed from files. Registering the same model again
-creates no second version. Inside `dvc exp run`, nothing is registered and no alias moves. Writes --out: name, version
-and run_id (null in an experiment).
+creates no second version. Inside `dvc exp run`, nothing is registered and no alias moves. Writes --out: name, version,
+run_id (both null in an experiment), and where MLflow has the report.
 """
 
 import json
@@ -47,7 +47,8 @@ def run(params: Params, results: Results, out: Path) -> None:
             tags = version_tags(params, results, scores)
             version = register(client, results.models / best, results, run_ids[best], name, tags)
             client.set_registered_model_alias(name, CHALLENGER, version.version)
-    write_json(out, {"name": name, "version": str(version.version), "run_id": version.run_id})
+    places = {"run_id": version.run_id, "parent_id": parent_id, "experiment_id": experiment_id}
+    write_json(out, {"name": name, "version": str(version.version), **places})
     log.info("%s version %s has alias %s", name, version.version, CHALLENGER)
 
 

@@ -339,7 +339,13 @@ def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_writ
 def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
     found = challenger(project)
     (probe_run,) = children(project, PROBE)
-    assert json.loads(project.out.read_text()) == {"name": "cracks", "version": "1", "run_id": probe_run.info.run_id}
+    assert json.loads(project.out.read_text()) == {
+        "name": "cracks",
+        "version": "1",
+        "run_id": probe_run.info.run_id,
+        "parent_id": probe_run.data.tags["mlflow.parentRunId"],
+        "experiment_id": project.experiment_id,
+    }
     assert (found.version, found.run_id) == (1, probe_run.info.run_id)
     assert found.tags == {
         "cracks.model_hash": Classifier.load(project.results.models / PROBE).content_hash(),

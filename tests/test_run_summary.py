@@ -1,8 +1,6 @@
 """What the last run came to, as others show it."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from toy_project import CANDIDATES, diamond, toy_project
@@ -56,33 +54,18 @@ def test_a_report_that_is_not_there_names_the_command_that_writes_it(tmp_path):
         run_summary.read_report(tmp_path, "scores.json")
 
 
-class OneRun(BaseHTTPRequestHandler):
-    """Answers as MLflow does about a run."""
-
-    def do_GET(self) -> None:
-        tags = [{"key": "mlflow.parentRunId", "value": "parent"}]
-        answer = {"run": {"info": {"experiment_id": "3"}, "data": {"tags": tags}}}
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
+REGISTERED = {"name": "cracks", "version": "1", "run_id": "child", "parent_id": "parent", "experiment_id": "3"}
 
 
-def test_a_tracking_server_shows_the_run_and_the_report_of_its_parent(monkeypatch):
-    with HTTPServer(("127.0.0.1", 0), OneRun) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert run_summary.mlflow_addresses("child") == {
-            "run": f"{address}/#/experiments/3/runs/child",
-            "report": f"{address}/#/experiments/3/runs/parent/artifacts/report.html",
-        }
-        server.shutdown()
+def test_a_tracking_server_shows_the_run_and_the_report_of_its_parent_and_no_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://someone:secret@host:5000/")
+    assert run_summary.mlflow_addresses(REGISTERED) == {
+        "run": "https://host:5000/#/experiments/3/runs/child",
+        "report": "https://host:5000/#/experiments/3/runs/parent/artifacts/report.html",
+    }
 
 
-@pytest.mark.parametrize("uri", ["", "http://127.0.0.1:9"], ids=["a file", "away"])
-def test_without_a_tracking_server_there_are_no_addresses(uri, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert run_summary.mlflow_addresses("child") == {}
+@pytest.mark.parametrize("registered", [REGISTERED, {"name": "cracks", "version": "1", "run_id": "of 0.1.0"}])
+def test_without_a_tracking_server_or_what_it_needs_there_are_no_addresses(registered, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "" if "parent_id" in registered else "http://host")
+    assert run_summary.mlflow_addresses(registered) == {}

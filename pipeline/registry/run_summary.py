@@ -1,7 +1,6 @@
 """Summarise the last run from its reports, as table rows and lines of text."""
 
 import json
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,20 +92,13 @@ def format_score(scores: dict[str, Any], name: str) -> str:
     return f"{name.upper()} {scores[name]:.4f} ({within})"
 
 
-def mlflow_addresses(run_id: str) -> dict[str, str]:
-    """Return the URLs of a candidate's run and of the report of its repro; empty without a tracking server."""
-    uri = tracking.tracking_uri().rstrip("/")
-    if not uri.startswith("http"):
+def mlflow_addresses(registered: dict[str, Any]) -> dict[str, str]:
+    """Return the URLs of the run in registered.json and of the report of its repro; empty without a tracking server."""
+    uri = tracking.shown_uri().rstrip("/")
+    if not uri.startswith("http") or not registered.get("parent_id"):
         return {}
-    import httpx
-
-    login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-    try:  # without MLflow's client: its import takes longer than a run in which nothing changed
-        answer = httpx.get(f"{uri}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, auth=login, timeout=10)
-        run = answer.raise_for_status().json()["run"]
-    except httpx.HTTPError:
-        return {}
-    experiment_id = run["info"]["experiment_id"]
-    parent_id = next(tag["value"] for tag in run["data"]["tags"] if tag["key"] == "mlflow.parentRunId")
-    page = f"{uri}/#/experiments/{experiment_id}/runs"
-    return {"run": f"{page}/{run_id}", "report": f"{page}/{parent_id}/artifacts/report.html"}
+    page = f"{uri}/#/experiments/{registered['experiment_id']}/runs"
+    return {
+        "run": f"{page}/{registered['run_id']}",
+        "report": f"{page}/{registered['parent_id']}/artifacts/report.html",
+    }
