@@ -76,12 +76,12 @@ def copy_pairs(
 
     The former connect all members of a group, but not each with every other. Columns of both are first and second
     (positions, int64, the smaller one first), kind (the transformation from the first image to the second, of
-    SYMMETRIES, or "identical"), correlation (of fingerprints) and agreement (by `measure`; both float32, 0..1).
+    SYMMETRIES, or "identical") and agreement (by `measure`, float32).
     """
     _, firsts, of = np.unique(np.asarray(sha256), return_index=True, return_inverse=True)
     repeated = np.flatnonzero(firsts[of] != np.arange(len(of)))
     identical = np.stack([firsts[of[repeated]], repeated], axis=1)
-    found = _table(identical, ["identical"] * len(repeated), np.ones(len(repeated)), np.ones(len(repeated)))
+    found = _table(identical, ["identical"] * len(repeated), np.ones(len(repeated), np.float32))
     groups = _groups(len(fingerprints), found)
     # images of one colour have no fingerprint and are compared by sha256 only
     remaining = firsts[fingerprints[firsts].any(axis=(1, 2))].astype(np.int64)
@@ -96,12 +96,9 @@ def copy_pairs(
     return found[found["agreement"] >= MIN_AGREEMENT].reset_index(drop=True), doubtful
 
 
-def _table(
-    pairs: Positions, kinds: Sequence[str], correlations: npt.ArrayLike, agreement: npt.ArrayLike
-) -> pd.DataFrame:
-    columns = {"first": pairs[:, 0], "second": pairs[:, 1], "kind": kinds, "correlation": correlations}
-    types = {"first": "int64", "second": "int64", "kind": "str", "correlation": "float32", "agreement": "float32"}
-    return pd.DataFrame(columns | {"agreement": agreement}).astype(types)
+def _table(pairs: Positions, kinds: Sequence[str], agreement: Values) -> pd.DataFrame:
+    columns = {"first": pairs[:, 0], "second": pairs[:, 1], "kind": pd.Series(kinds, dtype="str")}
+    return pd.DataFrame(columns | {"agreement": agreement})
 
 
 def _groups(n: int, found: pd.DataFrame) -> Positions:
@@ -122,9 +119,7 @@ def _copies_among(
     agreement[candidates] = measure(pairs[candidates], kinds[candidates])
     is_crowded = np.bincount(nearby, weights=(agreement >= MIN_AGREEMENT)[of], minlength=len(chosen)) == N_NEIGHBOURS
     found = agreement >= DOUBTFUL_FROM
-    return _table(
-        pairs[found], [SYMMETRIES[kind] for kind in kinds[found]], correlations[found], agreement[found]
-    ), is_crowded
+    return _table(pairs[found], [SYMMETRIES[kind] for kind in kinds[found]], agreement[found]), is_crowded
 
 
 def _neighbours(vectors: npt.NDArray[np.float32]) -> Positions:
