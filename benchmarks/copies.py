@@ -4,8 +4,8 @@
 
 Prints tables in Markdown. The limits of `pipeline.data.near_duplicates` were chosen on the first archives; the others,
 and drawn images, only measure. Tiles of SDNET2018 show different places and drawn images are all different, so that a
-pair of them is no copy; nor is a pair of different labels of METU, or of two archives. Images are altered in each way
-and searched for among all: the precision is the share of pairs, of all that are found, which are of one original.
+pair of them is no copy; nor is a pair of different labels of METU, or of two archives. Each image is altered in
+one of the ways, in turn, and searched for among all: the precision is the share of pairs that are of one original.
 """
 
 import argparse
@@ -84,37 +84,40 @@ def weighted(measure: Measure) -> Measure:
     return lambda pairs, symmetries: np.float32(TILE_WEIGHT) * measure(pairs, symmetries)
 
 
-def altered_thumbnails(content: bytes) -> Greys:
-    """Return the thumbnails of all altered copies of an image, uint8, shape (n_alterations, 64, 64)."""
-    return np.stack([thumbnail_of(alter(content)) for alter in ALTERATIONS.values()])
+def altered_thumbnail(task: tuple[int, bytes]) -> Greys:
+    """Return the thumbnail of a copy of an image, altered in the way of that number, uint8, shape (64, 64)."""
+    number, content = task
+    return thumbnail_of(list(ALTERATIONS.values())[number](content))
 
 
-def print_recall(name: str, images: ImageSet, every: int, pool: multiprocessing.pool.Pool) -> None:
-    """Print the recall and precision of each alteration: by fingerprints alone, confirmed on pixels, as other tiles."""
-    rows = np.arange(0, len(images.greys), every)
-    copies = np.stack(pool.map(altered_thumbnails, [images.contents[row] for row in rows], chunksize=16))
-    sha256 = images.sha256 + [f"copy {row}" for row in rows]
-    originals = np.array(images.originals + [images.originals[row] for row in rows])
-    print(
-        f"\n| {len(rows):,} copies among {len(images.greys):,} of {name} | recall, fingerprints | recall, pixels ",
-        end="",
-    )
-    print("| recall under the name of another photo | precision, fingerprints | precision, pixels | doubtful |")
-    print(f"| --- |{' ---: |' * 6}", flush=True)
-    for kind, alteration in enumerate(ALTERATIONS):
-        greys = np.concatenate([images.greys, copies[:, kind]])
-        fingerprints = np.concatenate([images.fingerprints, [fingerprint(grey) for grey in copies[:, kind]]])
-        by_pixels = measure_of(greys)
-        recalls, precisions, n_doubtful = [], [], []
-        for measure in (fingerprint_only, by_pixels, weighted(by_pixels)):
-            pairs, doubtful = copy_pairs(fingerprints, sha256, LIMITS, measure)
-            groups = connected_groups(len(sha256), pairs[["first", "second"]].to_numpy())
-            recalls.append(np.mean(groups[len(images.greys) :] == groups[rows]))
-            compared = pairs[pairs["kind"] != "identical"]
-            precisions.append(np.mean(originals[compared["first"]] == originals[compared["second"]]))
-            n_doubtful.append(len(doubtful))
-        cells = [f"{share:.4f}" for share in recalls] + [f"{share:.5f}" for share in precisions[:2]]
-        print(f"| {alteration} | {' | '.join(cells)} | {n_doubtful[1]} |", flush=True)
+def print_recall(name: str, images: ImageSet, pool: multiprocessing.pool.Pool) -> None:
+    """Print the recall of each alteration, and the precision: by fingerprints alone, and by pixels."""
+    n = len(images.greys)
+    kinds = np.arange(n) % len(ALTERATIONS)
+    tasks = zip(kinds.tolist(), images.contents, strict=True)
+    greys = np.concatenate([images.greys, pool.map(altered_thumbnail, tasks, chunksize=16)])
+    fingerprints = np.stack([fingerprint(grey) for grey in greys])
+    sha256 = images.sha256 + [f"copy {row}" for row in range(n)]
+    originals = np.array(images.originals * 2)
+    by_pixels = measure_of(greys)
+    measures = {"fingerprints": fingerprint_only, "pixels": by_pixels, "pixels, other photo": weighted(by_pixels)}
+    recalls = []
+    for method, measure in measures.items():
+        pairs, doubtful = copy_pairs(fingerprints, sha256, LIMITS, measure)
+        groups = connected_groups(2 * n, pairs[["first", "second"]].to_numpy())
+        is_found = groups[n:] == groups[:n]
+        recalls.append(np.bincount(kinds, is_found) / np.bincount(kinds))
+        compared = pairs[pairs["kind"] != "identical"]
+        is_right = originals[compared["first"]] == originals[compared["second"]]
+        print(
+            f"- {name}, {n:,} images and {n:,} copies, by {method}: recall {is_found.mean():.5f}, precision "
+            f"{is_right.mean():.5f} of {len(compared):,} pairs, {len(doubtful)} doubtful pairs",
+            flush=True,
+        )
+    print(f"\n| {name} | {' | '.join(measures)} |\n| --- |{' ---: |' * len(measures)}")
+    for kind, shares in zip(ALTERATIONS, np.transpose(recalls), strict=True):
+        print(f"| {kind} | {' | '.join(f'{share:.4f}' for share in shares)} |", flush=True)
+    print(flush=True)
 
 
 def best_correlations(first: Fingerprints, second: Fingerprints) -> Iterator[npt.NDArray[np.float32]]:
@@ -204,7 +207,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chosen-on", type=Path, nargs="+", required=True, help="archives")
     parser.add_argument("--measured-on", type=Path, nargs="+", required=True, help="archives")
-    parser.add_argument("--every", type=int, default=8, help="alter every n-th image (default: 8)")
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[12_780, 25_000, 50_000, 100_000], help="images to search"
     )
@@ -219,7 +221,7 @@ def main() -> None:
         for (name, first), (other, second) in itertools.combinations_with_replacement(sets.items(), 2):
             print_different(name if name == other else f"{name} and {other}", first, second)
         for name, images in sets.items():
-            print_recall(name, images, args.every, pool)
+            print_recall(name, images, pool)
         largest = max(sets.values(), key=lambda images: len(images.greys))
         print_cost(largest)
         if args.sizes:
