@@ -156,14 +156,15 @@ def print_different(name: str, first: ImageSet, second: ImageSet) -> None:
     together = pairs + np.array([0, len(first.greys)])
     symmetries, correlations = compare(np.concatenate([first.fingerprints, second.fingerprints]), together)
     measure = measure_of(np.concatenate([first.greys, second.greys]))
-    agreement = (weighted(measure) if first is second and first.are_tiles else measure)(together, symmetries)
+    agreement = measure(together, symmetries)
+    counted = agreement * (TILE_WEIGHT if first is second and first.are_tiles else 1)
     is_merged = correlations >= LIMITS.min_correlation
-    is_copy = agreement >= MIN_AGREEMENT
+    is_copy = counted >= MIN_AGREEMENT
     cells = [
         f"{n_pairs:,}",
         f"{is_merged.sum()}",
         f"{(is_merged & is_copy).sum()}",
-        f"{(is_merged & ~is_copy & (agreement >= DOUBTFUL_FROM)).sum()}",
+        f"{(is_merged & ~is_copy & (counted >= DOUBTFUL_FROM)).sum()}",
         f"{len(pairs)}",
         f"{agreement.max(initial=-1):.3f}",
     ]
