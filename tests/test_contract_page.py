@@ -22,13 +22,13 @@ HOSTILE = "\"><script>alert('x')</script>\n\u202egpj.exe\udcff" + "x" * 4000 + "
 NO_QUARANTINE = pd.DataFrame({"batch": [], "path": [], "reason": []})
 
 
-def tile(path="Positive/1.jpg", label="crack", caption="identical", size=(24, 24)):
-    return CaptionedImage(path, label, caption, np.full((*size, 3), 128, np.uint8))
+def tile(path="Positive/1.jpg", label="crack", caption="identical", size=(24, 24), name=""):
+    return CaptionedImage(path, label, caption, np.full((*size, 3), 128, np.uint8), name)
 
 
 def group(labels, n_images=None):
-    tiles = tuple(tile(f"{label}/{number}.jpg", label) for number, label in enumerate(labels))
-    return CopyGroup(tiles, n_images or len(tiles), len(set(labels)) > 1)
+    tiles = tuple(tile(f"{label}/{number}.jpg", label, name=f"{number:016x}") for number, label in enumerate(labels))
+    return CopyGroup(tiles, n_images or len(tiles), len(set(labels)) > 1, ((tiles[0].id, tiles[-1].id),))
 
 
 def drawn_inventory(n_crack=40, n_intact=60):
@@ -163,11 +163,20 @@ def test_without_pictures_of_broken_rules_their_section_is_left_out(page):
 def test_groups_whose_labels_disagree_are_marked(page):
     conflict, calm = groups_of(page)
     assert conflict.all("article")[0]["class"] == "group conflict"
-    assert conflict.text == "✕ Labels disagree: 2 images crack identical crack/0.jpg intact identical intact/1.jpg"
+    first, second = "crack identical crack/0.jpg 0000000000000000", "intact identical intact/1.jpg 0000000000000001"
+    assert conflict.text == f"✕ Labels disagree: 2 images {first} {second}"
     assert calm.all("article")[0]["class"] == "group"
     assert calm.text.startswith("crack 3 images identical crack/0.jpg")
     assert "In 1 group the labels disagree: correct these." in page.text
     assert "disagree" not in page_of(copy_groups=[group(["crack"] * 2)], n_copy_groups=1).text
+
+
+def test_doubtful_pairs_are_shown_with_what_to_write_if_they_are_no_copies():
+    page = page_of(doubtful=[group(["crack", "intact"]), group(["crack", "crack"])], n_doubtful=40)
+    assert "40 pairs, 2 of them shown, of images that may be copies" in page.text
+    assert 'split: copies: not_copies: - ["0000000000000000", "0000000000000001"] - ["' in page.text
+    assert [one.text.split(" crack")[0] for one in groups_of(page)] == ["Different labels", "Same label"]
+    assert "Doubtful" not in page_of().text
 
 
 def test_images_and_groups_that_are_not_shown_are_counted():

@@ -99,6 +99,8 @@ def contract(tmp_path):
         violations={rule.text: [tile(f"{LONG}/{number}.jpg") for number in range(8)] for rule in rules[1:]},
         copy_groups=[group(["crack"] * 8), group(["crack", "intact"] * 4, 1234)],
         n_copy_groups=500,
+        doubtful=[group(["crack", "intact"])] * 3,
+        n_doubtful=500,
         quarantine=pd.DataFrame({"batch": [LONG, "2"], "path": [f"{LONG}/{LONG}", "a"], "reason": [SENTENCE, LONG]}),
         inventory=drawn_inventory(),
     ).html
