@@ -1,6 +1,8 @@
 """The app: its routes and middleware, and the routes that report its state."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -10,6 +12,7 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 
 import pipeline
+from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
 from serving import problems, review_routes, scoring_routes
@@ -36,6 +39,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Maps and overlays: as many at once as there are cores, so that images are scored between their batches.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(N_THREADS, thread_name_prefix="work"))
         state.start()
         yield
         state.stop()

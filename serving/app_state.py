@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.monitoring.heartbeat import watch_heartbeat
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.params import Serve
@@ -17,8 +18,6 @@ from serving.problems import Problem
 from serving.prometheus_metrics import Metrics
 from serving.recording import IMAGES, KeptImages, Recorder
 from serving.uploads import Decoder
-
-IMAGES_PART = 10  # of the pixels that are decoded at once, one in so many is for single images
 
 
 class AppState:
@@ -31,10 +30,12 @@ class AppState:
         self.batcher = Batcher(settings.batch_wait_ms, settings.max_batch_images, self.metrics.batch.observe)
         # Apart, so that photos, which take seconds, delay no image.
         n_requests, on_slow = settings.max_requests, self.metrics.slow_decoders.inc
-        largest, total = settings.max_image_megapixels, settings.max_decoded_megapixels
-        for_images = min(max(largest, total // IMAGES_PART), total - settings.max_photo_megapixels)
-        self.image_decoder = Decoder(largest, for_images, n_requests, on_slow)
-        self.photo_decoder = Decoder(settings.max_photo_megapixels, total - for_images, n_requests, on_slow)
+        total, largest = settings.max_decoded_megapixels, settings.max_photo_megapixels
+        # An image for each thread and one that is next: more would delay little work behind much work.
+        for_images = min((N_THREADS + 1) * settings.max_image_megapixels, total - largest)
+        self.image_decoder = Decoder(settings.max_image_megapixels, for_images, n_requests, N_THREADS, on_slow)
+        # While it is decoded, a photo takes several times its memory.
+        self.photo_decoder = Decoder(largest, total - for_images, n_requests, max(1, N_THREADS // 2), on_slow)
         self.archiving = asyncio.Lock()  # one archive of reviews at a time, for its memory
         max_mb = settings.kept_images_mb
         images = None if max_mb is None else KeptImages(prediction_log.folder / IMAGES, max_mb)

@@ -1,38 +1,32 @@
 """Routes that score uploads, single images and the tiles of a photo, and that describe the model."""
 
 import asyncio
-import base64
-import io
 import threading
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial as bound
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, File, Query, UploadFile
-from PIL import Image
 from pydantic import BaseModel, Field
 
 from pipeline.crack_maps.crack_map import CrackMap, TileLabel
 from pipeline.data.images import Pixels
 from pipeline.data.photos import photographed
 from pipeline.errors import CracksError
-from pipeline.evaluation.examples import occlusion_overlay
-from pipeline.evaluation.occlusion import occlusion_map
 from pipeline.inference.openvino_cpu import Outputs
 from pipeline.models.decision import Verdict
 from serving.app_state import AppState, State
 from serving.current_model import LoadedModel
 from serving.limits import WorkCancelledError, in_thread
+from serving.overlays import OcclusionOverlay, data_url, explained, shrunk
 from serving.problems import V1_PROBLEMS, Problem
 from serving.recording import ScoredImage
 from serving.uploads import MEGA, Files, Upload
 
 IN_DISTRIBUTION = "whether it is similar to the images that the model was validated on; absent or null: not recorded"
 MAX_PREVIEW_PX = 2048  # of the longer side
-MAX_EXPLAINED_PX = 512  # of the longer side: more detail is not needed, and occlusion scores the image 50 times
 router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
 
 
@@ -52,13 +46,6 @@ class ModelAnswer(BaseModel):
     refused: str | None = Field(description="version to be served that was refused because it is broken")
     max_body_mb: int = Field(description="of a request")
     max_files: int = Field(description="of a request")
-
-
-class OcclusionOverlay(BaseModel):
-    """Evidence for a crack in each cell of a grid: the change of the logit when the cell is hidden."""
-
-    logits: list[list[float]] = Field(description="rows of cells; positive where hiding makes a crack less likely")
-    image: str = Field(description="data URL of a PNG: the image under an overlay, red for a crack, blue against one")
 
 
 class Prediction(BaseModel):
@@ -156,7 +143,9 @@ async def _predict_one(
 ) -> Prediction:
     async with decoded as pixels:
         output = await state.batcher.submit(loaded.model, pixels)
-        overlay = await in_thread(lambda _: _explain(loaded, pixels)) if explain else None
+        overlay = None
+        if explain:
+            overlay = await in_thread(bound(explained, loaded.model, pixels, state.settings.max_batch_images))
     state.recorder.put(
         ScoredImage(
             time=datetime.now(UTC),
@@ -179,20 +168,6 @@ async def _predict_one(
     )
 
 
-def _explain(loaded: LoadedModel, pixels: Pixels) -> OcclusionOverlay:
-    small: Pixels = np.asarray(_shrunk(pixels, MAX_EXPLAINED_PX))
-    overlay = occlusion_map(lambda batch: loaded.model.outputs(batch)["probability"], small)
-    return OcclusionOverlay(
-        logits=overlay.tolist(), image=_data_url(Image.fromarray(occlusion_overlay(small, overlay)), "PNG")
-    )
-
-
-def _data_url(picture: Image.Image, file_format: Literal["JPEG", "PNG"]) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, file_format)
-    return f"data:image/{file_format.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 @router.post("/map")
 async def crack_map(
     state: State,
@@ -207,7 +182,7 @@ async def crack_map(
     [upload] = await state.photo_decoder.read([file], 1)
     async with state.photo_decoder.decoded(upload) as pixels:
         crack_map = await in_thread(bound(_mapped, state, loaded, upload, pixels, mm_per_px))
-        shown = await in_thread(lambda _: _data_url(_shrunk(pixels, MAX_PREVIEW_PX), "JPEG")) if preview else None
+        shown = await in_thread(lambda _: data_url(shrunk(pixels, MAX_PREVIEW_PX), "JPEG")) if preview else None
     return MapAnswer(
         file=upload.name,
         width=crack_map.width_px,
@@ -245,9 +220,3 @@ def _mapped(
     for label, count in crack_map.tiles["label"].value_counts().items():
         state.metrics.images.labels(str(label)).inc(count)
     return crack_map
-
-
-def _shrunk(pixels: Pixels, max_side_px: int) -> Image.Image:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((max_side_px, max_side_px))
-    return picture

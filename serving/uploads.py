@@ -13,7 +13,6 @@ from typing import Annotated
 from fastapi import File, UploadFile
 
 from pipeline.data.images import Pixels, UnreadableImageError, decode, stored_size
-from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.safe_text import printable
 from serving.limits import PixelBudget, in_thread
 from serving.problems import Problem
@@ -37,16 +36,21 @@ class Decoder:
     """Decodes uploads of at most `max_megapixels` each and `max_decoded_megapixels` at once."""
 
     def __init__(
-        self, max_megapixels: int, max_decoded_megapixels: int, max_requests: int, on_slow: Callable[[], object]
+        self,
+        max_megapixels: int,
+        max_decoded_megapixels: int,
+        max_requests: int,
+        n_threads: int,
+        on_slow: Callable[[], object],
     ) -> None:
-        """Set the limits, and what to call when a decoder takes more than SLOW_S."""
-        self._max_megapixels = max_megapixels
+        """Set the limits, how many images to decode at once, and what to call when one takes more than SLOW_S."""
+        self._max_pixels = max_megapixels * MEGA
         self._on_slow = on_slow
         self._budget = PixelBudget(max_decoded_megapixels * MEGA)
         # A thread for each request: one with slow headers delays no other.
         self._headers = ThreadPoolExecutor(max_requests, thread_name_prefix="headers")
-        self._pool = ThreadPoolExecutor(N_THREADS + MAX_SLOW, thread_name_prefix="decoder")
-        self._turns = asyncio.Semaphore(N_THREADS)
+        self._pool = ThreadPoolExecutor(n_threads + MAX_SLOW, thread_name_prefix="decoder")
+        self._turns = asyncio.Semaphore(n_threads)
 
     async def read(self, files: list[UploadFile], max_files: int) -> list[Upload]:
         """Return the files of a request. Raises Problem if there are too many, or one is no image or too large."""
@@ -63,11 +67,9 @@ class Decoder:
     def _checked(self, name: str, content: bytes) -> Upload | str:
         """Return an upload, or why it is refused by its header."""
         try:
-            height, width = stored_size(content)
+            height, width = stored_size(content, self._max_pixels)
         except UnreadableImageError as error:
             return f"{name}: {error}"
-        if height * width > self._max_megapixels * MEGA:
-            return f"{name}: {width} x {height} px is more than {self._max_megapixels} megapixels"
         return Upload(name, content, height * width)
 
     @asynccontextmanager

@@ -18,7 +18,13 @@ from serving.uploads import MAX_SLOW, MEGA, Decoder, Upload
 
 
 def decoder_of(**changed):
-    limits = {"max_megapixels": 100, "max_decoded_megapixels": 100, "max_requests": 4, "on_slow": lambda: None}
+    limits = {
+        "max_megapixels": 100,
+        "max_decoded_megapixels": 100,
+        "max_requests": 4,
+        "n_threads": N_THREADS,
+        "on_slow": lambda: None,
+    }
     return Decoder(**(limits | changed))
 
 
