@@ -36,6 +36,7 @@ class AppState:
         self.image_decoder = Decoder(settings.max_image_megapixels, for_images, n_requests, N_THREADS, on_slow)
         # While it is decoded, a photo takes several times its memory.
         self.photo_decoder = Decoder(largest, total - for_images, n_requests, max(1, N_THREADS // 2), on_slow)
+        self.overlays = asyncio.Semaphore(N_THREADS)  # images that are decoded and scored for overlays at a time
         self.archiving = asyncio.Lock()  # one archive of reviews at a time, for its memory
         max_mb = settings.kept_images_mb
         images = None if max_mb is None else KeptImages(prediction_log.folder / IMAGES, max_mb)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import threading
 from typing import Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ from pipeline.data.images import Pixels
 from pipeline.evaluation.examples import occlusion_overlay
 from pipeline.evaluation.occlusion import occlusion_map
 from pipeline.inference.served import ServedModel
-from serving.limits import WorkCancelledError
 
 MAX_EXPLAINED_PX = 512  # of the longer side: more detail is not needed, and occlusion scores the image 50 times
 
@@ -26,16 +24,12 @@ class OcclusionOverlay(BaseModel):
     image: str = Field(description="data URL of a PNG: the image under an overlay, red for a crack, blue against one")
 
 
-def explained(model: ServedModel, pixels: Pixels, batch_size: int, is_cancelled: threading.Event) -> OcclusionOverlay:
+def explained(model: ServedModel, pixels: Pixels, batch_size: int) -> OcclusionOverlay:
     """Return the overlay of an image, uint8 (height, width, 3), scored in batches between which others are scored."""
 
     def score(hidden: Pixels) -> npt.NDArray[np.float32]:
-        parts = []
-        for start in range(0, len(hidden), batch_size):
-            if is_cancelled.is_set():
-                raise WorkCancelledError
-            parts.append(model.outputs(hidden[start : start + batch_size])["probability"])
-        return np.concatenate(parts)
+        parts = [hidden[start : start + batch_size] for start in range(0, len(hidden), batch_size)]
+        return np.concatenate([model.outputs(part)["probability"] for part in parts])
 
     small: Pixels = np.asarray(shrunk(pixels, MAX_EXPLAINED_PX))
     overlay = occlusion_map(score, small)

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from contextlib import AbstractAsyncContextManager
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial as bound
 from http import HTTPStatus
@@ -125,27 +125,18 @@ async def predict(
     """Return the probability of a crack for each image. For whole photos use `/v1/map`."""
     loaded = state.loaded_model()
     uploads = await state.image_decoder.read(files, state.settings.max_files)
-    # An overlay takes as long as a map.
-    decoder = state.photo_decoder if explain else state.image_decoder
     rank = sum(upload.n_pixels for upload in uploads) // MEGA  # little work is not delayed by much work
-    predictions = await asyncio.gather(
-        *(_predict_one(state, loaded, decoder.decoded(upload, rank), upload, explain) for upload in uploads)
-    )
+    predictions = await asyncio.gather(*(_predict_one(state, loaded, upload, rank, explain) for upload in uploads))
     return PredictAnswer(model_version=loaded.version.number, predictions=list(predictions))
 
 
-async def _predict_one(
-    state: AppState,
-    loaded: LoadedModel,
-    decoded: AbstractAsyncContextManager[Pixels],
-    upload: Upload,
-    explain: bool,
-) -> Prediction:
-    async with decoded as pixels:
+async def _predict_one(state: AppState, loaded: LoadedModel, upload: Upload, rank: int, explain: bool) -> Prediction:
+    decoder = state.photo_decoder if explain else state.image_decoder  # an overlay takes as long as a map
+    async with state.overlays if explain else nullcontext(), decoder.decoded(upload, rank) as pixels:
         output = await state.batcher.submit(loaded.model, pixels)
         overlay = None
         if explain:
-            overlay = await in_thread(bound(explained, loaded.model, pixels, state.settings.max_batch_images))
+            overlay = await in_thread(lambda _: explained(loaded.model, pixels, state.settings.max_batch_images))
     state.recorder.put(
         ScoredImage(
             time=datetime.now(UTC),

@@ -80,6 +80,22 @@ def test_a_map_that_takes_too_long_is_stopped(tmp_path, encode):
     assert n_batches[1] <= n_batches[0] + 1 + 2 * N_THREADS  # its own, and those that the threads were running
 
 
+def test_overlays_delay_no_other_image(tmp_path, encode, monkeypatch):
+    monkeypatch.setattr("test_given_up.BATCH_S", 0.1)
+    content = encode(np.zeros((32, 32, 3), np.uint8))
+
+    async def main():
+        async with client_of(app_with(Slow(), tmp_path)) as client:
+            many = [("files", ("a.jpg", content))] * 64
+            overlays = [asyncio.create_task(client.post("/v1/predict?explain=true", files=many)) for _ in range(4)]
+            while not any(task.done() for task in overlays):
+                answer = await client.post("/v1/predict", files=many[:1])
+                assert answer.status_code == 200
+            return [answer.status_code for answer in await asyncio.gather(*overlays)]
+
+    assert set(asyncio.run(main())) == {503}
+
+
 def test_cutting_reviews_that_takes_too_long_is_stopped(tmp_path, encode, monkeypatch):
     n_cut = 0
 
