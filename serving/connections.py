@@ -13,7 +13,8 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 30.0  # for the headers of a request, from the connection or the last answer, and for an answer to be read on
 MAX_CONNECTIONS = 512
-ACCEPTED_AT_ONCE = 1024  # before those above MAX_CONNECTIONS are closed; fewer would let others wait for a second
+GRACE_S = 0.1  # before those above it are closed, so that what they have sent is read first
+ACCEPTED_AT_ONCE = 1024  # fewer would let others wait for a second
 MAX_OPEN_FILES = 4096  # connections, uploads above 1 MB, the model, the log
 LOG_S = 60.0  # between two lines of one wording
 
@@ -33,11 +34,8 @@ class GuardedProtocol(H11Protocol):
         """Begin to wait for a request."""
         super().connection_made(transport)
         self._watch()
-        if len(self.connections) > MAX_CONNECTIONS:
-            log.warning("More than %d connections: the oldest without a request are closed", MAX_CONNECTIONS)
-            oldest = next(iter(self._incomplete))  # at least this one is there
-            del self._incomplete[oldest]
-            oldest.transport.abort()
+        if len(self.connections) == MAX_CONNECTIONS + 1:
+            self.loop.call_later(GRACE_S, self._make_room)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the deadline."""
@@ -64,6 +62,14 @@ class GuardedProtocol(H11Protocol):
         """Go on."""
         super().resume_writing()
         self._watch()
+
+    def _make_room(self) -> None:
+        n_over = len(self.connections) - MAX_CONNECTIONS
+        if n_over > 0:
+            log.warning("More than %d connections: the oldest without a request are closed", MAX_CONNECTIONS)
+            for oldest in list(self._incomplete)[:n_over]:
+                oldest.transport.abort()
+            self.loop.call_later(GRACE_S, self._make_room)
 
     def _watch(self) -> None:
         """Start or end the deadline; the app has its own for a body, unless its answer is out already."""
