@@ -3,7 +3,9 @@
 An entry that cannot be used is yielded with the reason. An archive that exceeds a limit is refused.
 """
 
+import io
 import lzma
+import math
 import os
 import shutil
 import stat
@@ -14,9 +16,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from pipeline.data.tars import NoTarError, read_members, unpacked
 from pipeline.errors import CracksError
 from pipeline.params import Limits
 
@@ -36,17 +40,8 @@ DAMAGED = (
 )
 
 MB = 1_000_000
-# A smaller file is no decompression bomb, whatever its ratio: a bitmap of one colour shrinks a thousandfold.
+# Less is no decompression bomb, whatever its ratio: bitmaps of one colour shrink a thousandfold.
 SMALLEST_BOMB_BYTES = 10 * MB
-# Of the name and other metadata of one file in a tar, which tarfile keeps in memory.
-MAX_TAR_METADATA_BYTES = 1 * MB
-TAR_METADATA_TYPES = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
 
 
 @dataclass(frozen=True)
@@ -65,21 +60,30 @@ class SourceUsage:
     source: Path
     limits: Limits
     n_files: int = 0
-    n_bytes: int = 0
+    n_bytes: int = 0  # unpacked
 
-    def add_file(self, n_bytes: int) -> None:
-        """Count one more file of `n_bytes`. Raises CracksError over a limit."""
+    def add_file(self) -> None:
+        """Count one more file. Raises CracksError over the limit."""
         self.n_files += 1
-        self.n_bytes += n_bytes
         if self.n_files > self.limits.max_files:
             self.refuse(f"it contains more than {self.limits.max_files:,} files", "max_files")
-        if self.n_bytes > self.limits.max_total_mb * MB:
-            self.refuse(f"it contains more than {self.limits.max_total_mb:,} MB", "max_total_mb")
 
-    def check_ratio(self, path: str, n_bytes: int, n_packed_bytes: int) -> None:
-        """Raise CracksError if an entry expands so much that it must be a decompression bomb."""
-        if n_bytes > max(SMALLEST_BOMB_BYTES, n_packed_bytes * self.limits.max_expansion):
-            self.refuse(f"{path!r} expands more than {self.limits.max_expansion} times when unpacked", "max_expansion")
+    def add_bytes(self, n: int) -> None:
+        """Count bytes that are read, in an archive unpacked. Raises CracksError over a limit."""
+        self.n_bytes += n
+        self.expect(0)
+
+    def expect(self, n: int) -> None:
+        """Raise CracksError if reading `n` bytes more would exceed a limit."""
+        n_bytes, expansion = self.n_bytes + n, self.limits.max_expansion
+        if n_bytes > self.limits.max_total_mb * MB:
+            self.refuse(f"it contains more than {self.limits.max_total_mb:,} MB", "max_total_mb")
+        if n_bytes > max(SMALLEST_BOMB_BYTES, expansion * self._n_packed_bytes):
+            self.refuse(f"it expands more than {expansion} times when unpacked", "max_expansion")
+
+    @cached_property
+    def _n_packed_bytes(self) -> float:
+        return self.source.stat().st_size if self.source.is_file() else math.inf
 
     def refuse(self, why: str, limit: str) -> None:
         """Raise the CracksError that refuses the source."""
@@ -128,30 +132,41 @@ def read_archive(archive: Path, usage: SourceUsage, inside: str = "") -> Iterato
         elif zipfile.is_zipfile(archive):
             yield from _read_zip(archive, usage, is_nested=bool(inside))
         else:
-            with _open_tar(archive, shown) as tar:
-                yield from _read_tar(tar, usage, archive.stat().st_size)
-                _check_end(tar.fileobj, usage, archive.stat().st_size)  # type: ignore[arg-type]  # it is open
-    except DAMAGED as error:
-        raise CracksError(f"The archive {shown} cannot be read: {error}. Download or create it again.") from None
-
-
-def _open_tar(archive: Path, shown: str) -> tarfile.TarFile:
-    try:
-        return tarfile.open(archive, tarinfo=_Header)
-    except tarfile.TarError:
+            with unpacked(archive) as content:
+                yield from _read_tar(content, usage)
+    except NoTarError:
         raise CracksError(
             f"The source {shown} is neither a folder nor a .zip, .tar or .rar archive that can be read. "
             "If it was downloaded, download it again: it may be truncated."
         ) from None
+    except DAMAGED as error:
+        raise CracksError(f"The archive {shown} cannot be read: {error}. Download or create it again.") from None
+
+
+class _ZipFile(io.BufferedReader):
+    """The file of a zip, whose table of contents zipfile reads at once: the number of its entries is limited."""
+
+    def __init__(self, archive: Path, usage: SourceUsage) -> None:
+        super().__init__(io.FileIO(archive))
+        self._usage = usage
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return up to `size` bytes, all if it is negative. Raises CracksError over the limit."""
+        content = super().read(size)
+        if content.count(b"PK\1\2") > self._usage.limits.max_files:
+            self._usage.refuse(f"it contains more than {self._usage.limits.max_files:,} files", "max_files")
+        return content
 
 
 def _read_zip(archive: Path, usage: SourceUsage, *, is_nested: bool) -> Iterator[Entry]:
-    with zipfile.ZipFile(archive) as opened:
+    with _ZipFile(archive, usage) as file, zipfile.ZipFile(file) as opened:
         entries = sorted(opened.infolist(), key=lambda entry: entry.filename)
         # The table of contents suffices: a decompression bomb is refused before anything is unpacked.
         for entry in entries:
-            usage.check_ratio(entry.filename, entry.file_size, entry.compress_size)
-            usage.add_file(entry.file_size)
+            usage.add_file()
+            usage.add_bytes(entry.file_size)
+        if sum(entry.compress_size for entry in entries) > archive.stat().st_size:
+            raise zipfile.BadZipFile("its files overlap")
         for entry in entries:
             path = clean_path(entry.filename)
             if is_junk(path) or entry.is_dir():  # in this order, because is_dir fails on an empty name
@@ -194,52 +209,22 @@ def _read_nested(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, usa
         yield from read_archive(Path(inner.name), usage, path)
 
 
-class _Header(tarfile.TarInfo):
-    """A header of a tar. Rejects negative sizes, which make tarfile read backwards, and huge metadata."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        header = super().frombuf(buf, encoding, errors)
-        is_metadata = header.type in TAR_METADATA_TYPES
-        if header.size < 0 or (is_metadata and header.size > MAX_TAR_METADATA_BYTES):
-            raise tarfile.ReadError("it is damaged")
-        return header
-
-
-def _read_tar(opened: tarfile.TarFile, usage: SourceUsage, n_packed_bytes: int) -> Iterator[Entry]:
-    for entry in opened:
-        path = clean_path(entry.name)
-        if entry.size < 0:  # metadata can override the size of the header
-            raise tarfile.ReadError("it is damaged")
-        usage.add_file(entry.size)
-        usage.check_ratio(path, usage.n_bytes, n_packed_bytes)
-        if entry.isdir() or is_junk(path):
+def _read_tar(content: IO[bytes], usage: SourceUsage) -> Iterator[Entry]:
+    for member, read in read_members(content, usage.add_bytes):
+        path = clean_path(member.name)
+        usage.add_file()
+        if not member.issparse():  # which can have any size without content
+            usage.expect(member.size)
+        if member.isdir() or is_junk(path):
             continue
         reason = rejection_reason(path)
-        if not entry.isfile():
+        if not member.isfile():
             reason = "a link or a device, not a file"
-        elif entry.size > usage.limits.max_file_mb * MB:
+        elif member.issparse():
+            reason = "a sparse file"
+        elif member.size > usage.limits.max_file_mb * MB:
             reason = f"larger than {usage.limits.max_file_mb} MB"
-        content = None if reason else opened.extractfile(entry)
-        yield Entry(path, content.read() if content else None, reason)
-
-
-def _check_end(rest: IO[bytes], usage: SourceUsage, n_packed_bytes: int) -> None:
-    """Raise ReadError unless only the end marker and padding follow the last header that could be read.
-
-    tarfile treats a damaged or missing header as the end, and then ignores checksums that are stored after it.
-    """
-    block = rest.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it is truncated")
-    while block:
-        if any(block):
-            raise tarfile.ReadError("it is damaged")
-        usage.n_bytes += len(block)
-        if usage.n_bytes > usage.limits.max_total_mb * MB:
-            usage.refuse(f"it unpacks to more than {usage.limits.max_total_mb:,} MB", "max_total_mb")
-        usage.check_ratio("the data after its last file", usage.n_bytes, n_packed_bytes)
-        block = rest.read(2**20)
+        yield Entry(path, None if reason else read(), reason)
 
 
 def _read_rar(archive: Path, usage: SourceUsage, shown: str) -> Iterator[Entry]:
@@ -259,8 +244,7 @@ def _read_rar(archive: Path, usage: SourceUsage, shown: str) -> Iterator[Entry]:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, env=in_unicode) as process,
     ):
         try:
-            with tarfile.open(fileobj=process.stdout, mode="r|", tarinfo=_Header) as tar:
-                yield from _read_tar(tar, usage, archive.stat().st_size)
+            yield from _read_tar(process.stdout, usage)  # type: ignore[arg-type]  # it is a pipe
         except tarfile.ReadError as error:
             problem = str(error)
             process.terminate()

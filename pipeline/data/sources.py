@@ -67,7 +67,8 @@ def _read_folder(folder: Path, usage: SourceUsage) -> Iterator[Entry]:
         elif path.stat().st_size > usage.limits.max_file_mb * MB:
             reason = f"larger than {usage.limits.max_file_mb} MB"
         content = None if reason else path.read_bytes()
-        usage.add_file(len(content or b""))
+        usage.add_file()
+        usage.add_bytes(len(content or b""))
         yield Entry(name, content, reason)
 
 
