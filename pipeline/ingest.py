@@ -1,7 +1,8 @@
 """Decode every image of a data set, describe it in the inventory and pack it; list unusable files in the quarantine.
 
 Writes into --out: images.bin (the concatenated files), inventory.parquet (a row per image, in the same order) and
-quarantine.csv (batch, path, reason, is_image: the file is readable but not used).
+quarantine.csv (batch, path, reason, is_image: the file is readable but not used, is_left_out: it is no image of the
+user's, such as a note or a thumbnail).
 """
 
 from pathlib import Path

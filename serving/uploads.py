@@ -19,6 +19,7 @@ from serving.problems import Problem
 
 MEGA = 1_000_000
 SLOW_S = 1.0  # after which a decoder lets another one begin
+TOO_LARGE_REMEDY = "Divide it, or have serve.max_image_megapixels or serve.max_photo_megapixels raised"
 MAX_SLOW = 4  # slow decoders beside those that the processor has cores for
 Files = Annotated[list[UploadFile], File(description="JPEG, PNG, WebP, TIFF or BMP")]
 
@@ -67,7 +68,7 @@ class Decoder:
     def _checked(self, name: str, content: bytes) -> Upload | str:
         """Return an upload, or why it is refused by its header."""
         try:
-            height, width = stored_size(content, self._max_pixels)
+            height, width = stored_size(content, self._max_pixels, remedy=TOO_LARGE_REMEDY)
         except UnreadableImageError as error:
             return f"{name}: {error}"
         return Upload(name, content, height * width)

@@ -114,7 +114,10 @@ def test_a_file_that_is_not_an_image_refuses_the_request_with_a_reason(client, g
 def test_an_image_larger_than_allowed_is_refused_by_its_header(client, encode):
     content = encode(Image.new("1", (2001, 2000)), "PNG")
     [line] = predict(client, content).json()["errors"]
-    assert line == "0.png: 2001 x 2000 px is more than 4 megapixels"
+    assert line == (
+        "0.png: 2001 x 2000 px is more than 4 megapixels. "
+        "Divide it, or have serve.max_image_megapixels or serve.max_photo_megapixels raised"
+    )
 
 
 def test_too_many_files_are_refused(client, grey):

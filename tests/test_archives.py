@@ -109,7 +109,7 @@ def test_an_entry_that_leads_out_is_reported_and_nothing_is_written(tmp_path, ki
     assert below(tmp_path) == [source.name]
 
 
-@pytest.mark.parametrize("name", ["Positive/a..b.jpg", "...jpg/a.jpg", "Positive/12:30.jpg", "Positive/C:/a.jpg"])
+@pytest.mark.parametrize("name", ["Positive/a..b.jpg", "Positive/12:30.jpg", "Positive/C:/a.jpg"])
 def test_a_path_that_only_looks_as_if_it_led_out_is_used(tmp_path, name):
     assert files_in(write_source(tmp_path, "zip", {name: b"good"})) == {name: b"good"}
 
@@ -143,7 +143,9 @@ def encrypt(source):
 def test_an_encrypted_entry_is_named_and_not_used(tmp_path, name):
     source = zip_of(tmp_path / "source.zip", (name, b"secret"))
     encrypt(source)
-    assert entries(source) == [Entry(name, None, "encrypted")]
+    assert entries(source) == [
+        Entry(name, None, "protected by a password. Unpack it, and use the folder as the source")
+    ]
 
 
 # Bombs. Each must be refused at once, and without its content in memory.
@@ -336,11 +338,12 @@ def test_a_zip_that_lies_about_an_archive_inside_is_refused(zip_that_lies):
         entries(zip_that_lies("inner.zip"))
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(("method", "shown"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "LZMA")])
 @pytest.mark.parametrize("name", ["a.jpg", "inner.zip"])
-def test_an_entry_that_zipfile_cannot_unpack_in_pieces_is_reported_and_not_used(tmp_path, method, name):
+def test_an_entry_that_zipfile_cannot_unpack_in_pieces_is_reported_and_not_used(tmp_path, method, shown, name):
     source = zip_of(tmp_path / "source.zip", (name, b"content"), method=method)
-    assert entries(source) == [Entry(name, None, "compressed by a method other than deflate")]
+    reason = f"compressed by {shown}, not by Deflate. Unpack it, and use the folder as the source"
+    assert entries(source) == [Entry(name, None, reason)]
 
 
 def test_a_decompression_bomb_in_a_nested_archive_counts_for_its_source(tmp_path):
@@ -554,7 +557,11 @@ def test_names_of_any_kind_are_ingested(tmp_path, run_ingest, draw_tile, encode)
     assert images["path"].tolist() == [*NAMES, written_out, "Positive/twice.jpg"]
     assert images["id"].is_unique
     expected = [("Positive/twice.jpg", "its path occurs twice")]
-    expected += [(name, "not an image") for name in [*bad[:-1], r"Positive/bad caf\udce9.jpg"]]
+    without_suffix = "Positive/bad NA"
+    expected += [
+        (name, "not an image") for name in [*bad[:-1], r"Positive/bad caf\udce9.jpg"] if name != without_suffix
+    ]
+    expected += [(without_suffix, "not a picture (without a suffix)")]
     assert list(zip(quarantine["path"], quarantine["reason"], strict=True)) == expected
 
 

@@ -92,7 +92,7 @@ def test_the_facts_of_a_hand_worked_example():
             + ["the first"] * 2,
         }
     )
-    quarantine = pd.DataFrame({"path": ["a", "b"]})
+    quarantine = pd.DataFrame({"is_image": [True, False, False, False], "is_left_out": [False, True, True, False]})
     assert facts(inventory, quarantine, copies) == {
         "images": "8",
         "labelled crack": "5",
@@ -104,7 +104,8 @@ def test_the_facts_of_a_hand_worked_example():
         "copies: saved again": "2",
         "copies: identical": "1",
         "images with a copy of the other label": "2",
-        "files in quarantine": "2",
+        "files that cannot be read": "1",
+        "images and files left out": "3",
         "test images a random 80/20 split would leak": "56.0 %",  # (3 * 0.96 + 2 * 0.8) / 8
     }
 
@@ -118,7 +119,8 @@ def test_the_leak_of_a_random_split_agrees_with_a_simulation(sizes):
     simulated = in_training[:, group][is_test].mean()
     inventory = pd.DataFrame({"label": "crack", "sha256": [str(place) for place in range(n)]})
     copies = pd.DataFrame({"group": group, "is_copy": False, "is_conflict": False, "kind": ""})
-    stated = facts(inventory, inventory[:0], copies)["test images a random 80/20 split would leak"]
+    nothing = pd.DataFrame(columns=["is_image", "is_left_out"], dtype=bool)
+    stated = facts(inventory, nothing, copies)["test images a random 80/20 split would leak"]
     assert float(stated.rstrip(" %")) / 100 == pytest.approx(simulated, abs=0.005)
 
 
@@ -157,7 +159,8 @@ def test_an_audit_gives_rules_facts_and_a_page(folder, images):
         "at most 5.0 % of the images are copies of others": "warn",
     }
     assert found.facts["images"] == "14"
-    assert found.facts["files in quarantine"] == "2"
+    assert found.facts["files that cannot be read"] == "1"
+    assert found.facts["images and files left out"] == "1"
     assert found.facts["copies: identical"] == "2"
     page = Page(found.page)
     assert all(text in page.text for text in [*broken, "intact/notes.txt", "turned by 90 degrees"])

@@ -224,13 +224,14 @@ def test_predict_says_how_many_files_it_could_not_read(cracks, model, photos, ca
     (photos / "broken.jpg").write_text("no image")
     assert cracks("predict", photos, "--model", model, "--out", "scores.csv") == 0
     assert len(pd.read_csv("scores.csv")) == 3
-    assert caplog.messages[-1] == "1 files could not be read; see the column `error` of scores.csv"
+    expected = "1 files could not be read; see the column `error` of scores.csv:\n  1 file: not an image"
+    assert caplog.messages[-1] == expected
 
 
 def test_predict_fails_where_no_file_can_be_read(cracks, model, photos, capsys):
     (photos / "broken.jpg").write_text("no image")
     assert cracks("predict", photos / "broken.jpg", "--model", model, "--out", "scores.csv") == 2
-    assert "No image could be read. The reasons are in scores.csv." in capsys.readouterr().err
+    assert "No image could be read; scores.csv has the reason of each:\n  1 file: " in capsys.readouterr().err
     assert Path("scores.csv").read_text().splitlines()[1].endswith(",,,not an image")
 
 
@@ -253,7 +254,7 @@ def test_map_writes_a_page_and_does_not_map_its_own_output(cracks, model, wall_p
     out = wall_photo.parent / "maps"
     for _ in range(2):
         assert cracks("map", wall_photo.parent, "--model", model, "--out", out) == 0
-        assert caplog.messages[-1] == f"{out / 'index.html'}: 1 photos mapped, 0 failed"
+        assert caplog.messages[-2] == f"{out / 'index.html'}: 1 photos mapped, 0 failed"
     assert len(pd.read_csv(out / "summary.csv")) == 1
     assert len(pd.read_csv(out / "wall.tiles.csv")) == 4
 
@@ -264,7 +265,7 @@ def test_map_says_why_a_photo_was_not_mapped_and_fails_where_none_was(cracks, mo
     assert cracks("map", wall_photo, broken, "--model", model, "--out", "maps") == 0
     assert f"not mapped: {broken}: not an image" in caplog.messages
     assert cracks("map", broken, "--model", model, "--out", "other") == 2
-    assert "No photo could be mapped" in capsys.readouterr().err
+    assert "No photo could be mapped:\n  1 file: not an image" in capsys.readouterr().err
 
 
 def test_map_lists_the_first_twenty_photos_that_were_not_mapped(cracks, model, wall_photo, caplog):
@@ -303,7 +304,8 @@ def test_an_audit_prints_figures_and_broken_rules_and_writes_the_page(cracks, wa
         "intact, distinct by content": "6",
         "copies: mirrored left-right": "2",
         "images with a copy of the other label": "2",
-        "files in quarantine": "1",
+        "files that cannot be read": "1",
+        "images and files left out": "0",
         "test images a random 80/20 split would leak": "26.7 %",
     }
     assert len({len(line) for line in lines[: len(table)]}) == 1
@@ -323,6 +325,29 @@ def test_an_audit_reads_photos_from_names_by_a_pattern(cracks, walls, capsys):
     assert cracks("audit", walls, "--photo-pattern", r"(\d+)\.jpg") == 0
     assert "broken: the photo of every image is known. Observed: 2 images" in capsys.readouterr().out
     assert Path("audit.html").exists()
+
+
+def test_an_audit_takes_labels_follows_links_and_counts_what_it_leaves_out(cracks, walls, tmp_path, caplog, capsys):
+    (walls / "crack").rename(walls / "Riß")
+    (walls / "intact").rename(tmp_path / "elsewhere")
+    (walls / "heil").symlink_to(tmp_path / "elsewhere")
+    more = {"a.HEIC": b"a photo", "b.jpg.xml": b"<xml/>", ".trash/Riß/c.jpg": b"deleted", "Riß/1.cracks.jpg": b"drawn"}
+    write_files(more, walls)
+    assert cracks("audit", walls, "--label", "RISS=crack", "--label", "heil=intact") == 0
+    lines = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
+    counts = {"images 12", "labelled crack 6", "files that cannot be read 2", "images and files left out 3"}
+    assert counts <= set(lines)
+    (listed,) = [message for message in caplog.messages if "files in quarantine" in message]
+    assert "5 files in quarantine\n  1 file: not an image\n  1 file: a HEIC picture, which is not read." in listed
+    assert "1 file: hidden, or in a hidden folder" in listed
+    assert "1 file: not a picture (.xml)" in listed
+    assert "1 file: a picture that `cracks map` has drawn" in listed
+
+
+@pytest.mark.parametrize("label", ["CD", "CD=cracked", "=crack"])
+def test_an_audit_refuses_a_label_that_is_none(cracks, walls, label, capsys):
+    assert cracks("audit", walls, "--label", label) == 2
+    assert f"'{label}' is not FOLDER=crack or FOLDER=intact, such as CD=crack" in capsys.readouterr().err
 
 
 def test_an_audit_reads_the_current_folder(cracks, walls, monkeypatch, capsys):

@@ -54,7 +54,7 @@ def first_is(column, value, n=1):
 
 def quarantine(n):
     paths = [f"broken-{number}.jpg" for number in range(n)]
-    return pd.DataFrame({"path": paths, "reason": "not an image", "is_image": np.zeros(n, bool)})
+    return pd.DataFrame({"path": paths, "reason": "not an image", "is_image": False, "is_left_out": False})
 
 
 def copies(n=20, is_copy=0, is_conflict=0, is_doubtful=0):
@@ -226,6 +226,11 @@ def test_the_table_has_a_row_for_each_file_found():
 def test_disputed_images_do_not_count_as_unreadable():
     held_back = quarantine(3).assign(is_image=[True, False, True])
     table = files_table(inventory(2, 1), held_back, copies(3))
+    assert table["path"].tolist()[3:] == ["broken-1.jpg"]
+
+
+def test_notes_and_thumbnails_do_not_count_as_unreadable():
+    table = files_table(inventory(2, 1), quarantine(3).assign(is_left_out=[True, False, True]), copies(3))
     assert table["path"].tolist()[3:] == ["broken-1.jpg"]
 
 

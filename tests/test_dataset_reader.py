@@ -19,6 +19,8 @@ from pipeline.data.sources import batches_of
 from pipeline.errors import CracksError
 from pipeline.params import Dataset
 
+UNREADABLE = {"is_image": False, "is_left_out": False}
+
 
 def below(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
@@ -61,8 +63,11 @@ def test_an_unknown_label_folder_is_refused_and_earlier_output_is_kept(bad_sourc
 
 
 def test_an_archive_without_an_image_is_refused_and_leaves_no_output(bad_source, tmp_path):
-    source = bad_source({"Positive/one.jpg": b"text", "notes.txt": b"text"})
-    with pytest.raises(CracksError, match=r"walls\.zip contains no image that can be read \(2 other files\)"):
+    source = bad_source({f"Positive/{number}.jpg": b"text" for number in range(3)} | {"notes.txt": b"text"})
+    expected = (
+        r"walls\.zip contains no image that can be read \(4 other files:\n  3 files: not an image\n  1 file: not a "
+    )
+    with pytest.raises(CracksError, match=expected):
         pack_dataset(Dataset(source=source), LIMITS, tmp_path / "datasets" / "walls")
     assert below(tmp_path / "datasets") == []
 
@@ -100,7 +105,8 @@ def test_an_image_of_too_many_pixels_is_detected_from_its_header(encode):
     content = encode(np.zeros((1000, 1001, 3), np.uint8), "PNG")
     assert describe(("a.png", content, 1_001_000))["width"] == 1001
     row = describe(("a.png", content[:100], 1_000_000))
-    assert row == {"path": "a.png", "reason": "1001 x 1000 px is more than 1 megapixels"}
+    remedy = "Raise ingest.max_image_megapixels in params.yaml, or divide it"
+    assert row["reason"] == f"1001 x 1000 px is more than 1 megapixels. {remedy}"
 
 
 @pytest.fixture
@@ -132,7 +138,7 @@ def test_a_folder_of_archives_is_ingested_batch_by_batch(tmp_path, run_ingest, e
     packed = PackedImages(tmp_path / "out")
     assert [packed.content(row) for row in range(4)] == tiles
     assert quarantine.to_dict("records") == [
-        {"batch": "2024-09.tar", "path": "Negative/b.jpg", "reason": "not an image", "is_image": False}
+        {"batch": "2024-09.tar", "path": "Negative/b.jpg", "reason": "not an image"} | UNREADABLE
     ]
 
 
@@ -168,8 +174,9 @@ def test_entries_that_cannot_be_used_are_in_quarantine_between_the_others(
     assert quarantine.set_index("path")["reason"].to_dict() == {
         "../a": "its path leads out of the archive",
         "C:/b": "its path leads out of the archive",
-        "Positive/2.jpg": "1000 x 1001 px is more than 1 megapixels",
-        "Positive/3": "not an image",
+        "Positive/2.jpg": "1000 x 1001 px is more than 1 megapixels. Raise ingest.max_image_megapixels in params.yaml, "
+        "or divide it",
+        "Positive/3": "not a picture (without a suffix)",
         "Positive/5.jpg": "larger than 1 MB",
     }
 

@@ -38,8 +38,8 @@ BOMBS = {
         "its strips cover it 20 times",
     ),
     "a TIFF has tiles larger than itself": (
-        tiled_tiff(128, 16, (16, 2**20), [np.zeros((1, 16), np.uint8)] * 8),
-        "with its tiles of 16 x 1048576 px it is too large",
+        tiled_tiff(128, 16, (16, 2**21), [np.zeros((1, 16), np.uint8)] * 8),
+        "with its tiles of 16 x 2097152 px it is too large",
     ),
     "the strips of a TIFF overlap": (
         tiff(100, 500, ROWS, 8, t273=[0] * 500, t278=[1], t279=[len(ROWS) * 10] * 500),

@@ -103,6 +103,7 @@ def test_the_images_are_packed_end_to_end_in_the_order_of_the_inventory(ingested
 
 def test_what_cannot_be_read_is_in_quarantine_with_its_reason(ingested):
     quarantine = read_quarantine(ingested).set_index("path")["reason"]
-    assert list(quarantine.index) == ["Negative/NA", "Positive/photo-1_tile-2.jpg", "notes.txt"]
-    assert quarantine["notes.txt"] == quarantine["Negative/NA"] == "not an image"
+    assert list(quarantine.index) == ["Positive/photo-1_tile-2.jpg", "Negative/NA", "notes.txt"]
+    assert quarantine["notes.txt"] == "not a picture (.txt)"
+    assert quarantine["Negative/NA"] == "not a picture (without a suffix)"
     assert quarantine["Positive/photo-1_tile-2.jpg"].startswith("image file is truncated")

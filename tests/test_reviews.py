@@ -166,10 +166,10 @@ def test_a_review_batch_adds_new_images_and_corrects_existing_ones(tmp_path, run
     ]
     assert inventory["reviewed_at"][0] == "2026-05-01T20:00:00+02:00"
     assert quarantine[["path", "reason", "is_image"]].to_numpy().tolist() == [
-        ["sub/reviews.csv", "not an image", False],
         ["intact/3.jpg", "not used, its reviewers disagree (ann: crack, bob: intact)", True],
         ["intact/4.jpg", "not in reviews.csv", True],
         ["crack/gone.jpg", "reviewed, but the image is missing", True],
+        ["sub/reviews.csv", "not a picture (.csv)", False],
     ]
     packed = PackedImages(tmp_path / "out")
     assert [packed.content(row) for row in range(3)] == [first, files["intact/0001.jpg"], news[0]]

@@ -1,10 +1,12 @@
+import errno
 import os
+import re
 
 import pytest
 from archive_writer import LIMITS, TARS, limits, write_folder, write_source, write_tar, write_zip
 
 from pipeline.data.archives import Entry
-from pipeline.data.sources import Batch, batches_of, find_images, read_batch
+from pipeline.data.sources import Batch, batches_of, find_images, read_batch, read_image_file
 from pipeline.errors import CracksError
 
 FILES = {
@@ -14,14 +16,21 @@ FILES = {
     "Positive/Übersicht.jpg": b"",
     "notes.txt": b"not an image, but a file",
 }
-JUNK = [
-    "__MACOSX/Positive/00001.jpg",
-    "Positive/__MACOSX/00001.jpg",
-    ".DS_Store",
-    "Positive/._00001.jpg",
-    "Negative/Thumbs.db",
-    "Negative/desktop.ini",
-]
+SYSTEM = "a thumbnail, a deleted file or another file of the system"
+HIDDEN = "hidden, or in a hidden folder"
+LEFT_OUT = {
+    "$RECYCLE.BIN/Positive/00001.jpg": SYSTEM,
+    ".DS_Store": HIDDEN,
+    ".Trash-1000/files/Positive/00001.jpg": HIDDEN,
+    "Negative/@eaDir/00001.jpg/SYNOPHOTO_THUMB_M.jpg": SYSTEM,
+    "Negative/Thumbs.db": SYSTEM,
+    "Negative/desktop.ini": SYSTEM,
+    "Positive/._00001.jpg": HIDDEN,
+    "Positive/.ipynb_checkpoints/00001-checkpoint.jpg": HIDDEN,
+    "Positive/00001.cracks.jpg": "a picture that `cracks map` has drawn",
+    "Positive/__MACOSX/00001.jpg": SYSTEM,
+    "__MACOSX/Positive/00001.jpg": SYSTEM,
+}
 
 
 def entries(source, allowed=LIMITS):
@@ -53,14 +62,16 @@ def test_a_tar_is_read_in_its_own_order(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
-def test_files_of_file_managers_are_skipped(tmp_path, kind):
-    source = write_source(tmp_path, kind, FILES | dict.fromkeys(JUNK, b"junk"))
-    assert dict(files_in(source)) == FILES
+def test_hidden_files_thumbnails_and_overlays_are_left_out_with_the_reason(tmp_path, kind):
+    found = entries(write_source(tmp_path, kind, FILES | dict.fromkeys(LEFT_OUT, b"junk")))
+    assert {entry.path: entry.content for entry in found if not entry.is_left_out} == FILES
+    assert {entry.path: entry.reason for entry in found if entry.is_left_out} == LEFT_OUT
+    assert {entry.content for entry in found if entry.is_left_out} == {None}
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
-def test_names_that_only_look_like_junk_are_kept(tmp_path, kind):
-    files = {"MACOSX/a.jpg": b"a", "my Thumbs.db.jpg": b"b", "DS_Store/c.jpg": b"c"}
+def test_names_that_only_look_as_if_they_were_left_out_are_kept(tmp_path, kind):
+    files = {"MACOSX/a.jpg": b"a", "my Thumbs.db.jpg": b"b", "DS_Store/c.jpg": b"c", "a.cracks/d.jpg": b"d"}
     assert dict(files_in(write_source(tmp_path, kind, files))) == files
 
 
@@ -109,7 +120,7 @@ def test_archives_in_a_folder_are_batches_in_the_order_of_their_names_and_loose_
     batches = batches_of(folder)
     assert [batch.name for batch in batches] == ["", "2024-09.TAR.GZ", "2024-10.zip"]
     assert [[entry.content for entry in read_batch(batch, LIMITS)] for batch in batches] == [
-        [b"0", b"1"],
+        [None, b"0", b"1"],
         [b"2"],
         [b"3"],
     ]
@@ -130,22 +141,68 @@ def test_a_file_whose_name_is_not_unicode_has_a_path_that_can_be_written(tmp_pat
     assert files_in(tmp_path) == [(r"Positive/caf\udce9.jpg", b"")]
 
 
-def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path):
+def test_links_to_files_are_followed_wherever_they_lead_and_others_have_a_reason(tmp_path):
     folder = tmp_path / "incoming"
     write_folder(folder, {"Positive/a.jpg": b"a"})
-    (tmp_path / "secret.jpg").write_bytes(b"secret")
-    (tmp_path / "incoming-2").mkdir()
-    (tmp_path / "incoming-2" / "b.jpg").write_bytes(b"secret")
-    links = {"absolute": tmp_path / "secret.jpg", "relative": "../../secret.jpg", "beside": "../../incoming-2/b.jpg"}
-    for name, target in (links | {"broken": "nowhere", "loop": "loop.jpg", "a link within": "a.jpg"}).items():
+    write_folder(tmp_path / "cache", {"b.jpg": b"b"})  # as DVC leaves a data set whose cache is on another disk
+    links = {"absolute": tmp_path / "cache" / "b.jpg", "relative": "../../cache/b.jpg", "within": "a.jpg"}
+    for name, target in (links | {"broken": "nowhere", "loop": "loop.jpg"}).items():
         (folder / "Positive" / f"{name}.jpg").symlink_to(target)
-    (folder / "whole folder").symlink_to(tmp_path / "incoming-2")
     os.mkfifo(folder / "pipe.jpg")
-    found = {entry.path: (entry.content, entry.reason) for entry in entries(folder)}
-    reason = "a link that leads out of the folder, or no file"
-    external = [f"Positive/{name}.jpg" for name in (*links, "broken", "loop")]
-    kept = {"Positive/a.jpg": (b"a", ""), "Positive/a link within.jpg": (b"a", "")}
-    assert found == kept | dict.fromkeys([*external, "pipe.jpg"], (None, reason))
+    assert {entry.path: entry.content or entry.reason for entry in entries(folder)} == {
+        "Positive/a.jpg": b"a",
+        "Positive/absolute.jpg": b"b",
+        "Positive/relative.jpg": b"b",
+        "Positive/within.jpg": b"a",
+        "Positive/broken.jpg": "No such file or directory",
+        "Positive/loop.jpg": "Too many levels of symbolic links",
+        "pipe.jpg": "a device or a pipe, not a file",
+    }
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A folder of decks with links to a folder of walls, to itself, to what is above it, and to its own subfolder."""
+    write_folder(tmp_path / "walls", {"Positive/w.jpg": b"w", "deep/Negative/x.jpg": b"x"})
+    (tmp_path / "walls" / "back").symlink_to(tmp_path / "set")
+    write_folder(tmp_path / "set", {"Decks/Positive/d.jpg": b"d"})
+    links = {"Walls": "../walls", "a loop": ".", "above": "../..", "again": "Decks", "walls again": "../walls/deep"}
+    for name, target in links.items():
+        (tmp_path / "set" / name).symlink_to(target)
+    return tmp_path / "set"
+
+
+def test_linked_folders_are_read_once_and_loops_end(linked, caplog):
+    found = {entry.path: entry.content or entry.reason for entry in entries(linked)}
+    not_followed = ["Walls/back", "a loop", "above", "again", "walls again"]
+    reason = "a link to a folder that is read already, or that contains this one"
+    assert found == dict.fromkeys(not_followed, reason) | {
+        "Decks/Positive/d.jpg": b"d",
+        "Walls/Positive/w.jpg": b"w",
+        "Walls/deep/Negative/x.jpg": b"x",
+    }
+    assert f"DVC does not notice when files behind a link to a folder change: {linked / 'Walls'}." in caplog.text
+
+
+def test_photos_of_linked_folders_are_found(linked):
+    names = ["Decks/Positive/d.jpg", "Walls/Positive/w.jpg", "Walls/deep/Negative/x.jpg"]
+    assert find_images([linked]) == [linked / name for name in names]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write_folder(tmp_path / "set", {"a.jpg": b"a", "locked/b.jpg": b"b"})
+    list_folder = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert entries(tmp_path / "set") == [
+        Entry("a.jpg", b"a"),
+        Entry("locked", None, "a folder that cannot be read: Permission denied", is_left_out=True),
+    ]
 
 
 def test_a_file_in_a_folder_that_is_too_large_is_named_and_not_read(tmp_path):
@@ -168,12 +225,37 @@ def test_a_folder_above_a_limit_is_refused(tmp_path, changes, match):
         entries(tmp_path / "incoming", limits(**changes))
 
 
-def test_images_are_found_below_folders_by_their_suffix_and_sorted(tmp_path):
-    files = ["b.JPG", "a.png", "deep/c.tiff", "notes.txt", "sheet.csv", "._b.JPG", "__MACOSX/b.JPG"]
-    write_folder(tmp_path / "bridge", dict.fromkeys(files, b""))
+def test_pictures_are_found_below_folders_and_what_is_left_out_is_counted_with_the_reason(tmp_path, caplog):
+    caplog.set_level("INFO", "pipeline")
+    pictures = ["b.JPG", "a.png", "deep/c.tiff", "d.jfif", "e.jpe", "f.webp", "g.HEIC", "h.gif", "i.dng"]
+    others = ["notes.txt", "b.JPG.xml", "c.xml", "README", "site/maps/b.cracks.jpg", "._b.JPG", ".trash/b.JPG"]
+    write_folder(tmp_path / "bridge", dict.fromkeys([*pictures, *others], b"") | {"IMG_0001": b"\xff\xd8\xff\xe0"})
     (tmp_path / "bridge" / "folder.jpg").mkdir()
+    (tmp_path / "bridge" / "j").symlink_to("nowhere")
     found = find_images([tmp_path / "bridge"])
-    assert found == [tmp_path / "bridge" / name for name in ("a.png", "b.JPG", "deep/c.tiff")]
+    assert found == [tmp_path / "bridge" / name for name in sorted([*pictures, "j", "IMG_0001"])]
+    assert caplog.messages == [
+        "Left out:\n  2 files: hidden, or in a hidden folder\n  2 files: not a picture (.xml)"
+        "\n  1 file: not a picture (without a suffix)\n  1 file: not a picture (.txt)"
+        "\n  1 file: a picture that `cracks map` has drawn"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a.HEIC", r"^a HEIC picture, which is not read\. Convert it to JPEG, on a Mac by `sips "),
+        ("a.dng", r"^a raw picture, which is not read\. Export it as JPEG from the software of the camera$"),
+        ("a.jp2", r"^a JPEG 2000 picture, which is not read\. Convert it to JPEG or PNG$"),
+        ("gone.jpg", "^No such file or directory$"),
+        ("pipe.jpg", "^a device or a pipe, not a file$"),
+    ],
+)
+def test_a_file_that_is_not_read_has_the_reason(tmp_path, name, reason):
+    for picture in ("a.HEIC", "a.dng", "a.jp2"):
+        (tmp_path / picture).write_bytes(b"a picture")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert re.search(reason, str(read_image_file(tmp_path / name)))
 
 
 def test_a_file_that_is_given_by_its_path_is_taken_whatever_its_suffix(tmp_path):
@@ -195,5 +277,6 @@ def test_an_image_path_that_does_not_exist_is_named(tmp_path):
 
 def test_the_error_about_a_folder_without_images_lists_the_suffixes(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(CracksError, match=r"No image found\. Looked for \.bmp, \.jpeg, \.jpg"):
+    expected = r"No image found\. Looked for \.apng, \.bmp, \.jfif, .* Left out:\n  1 file: not a picture \(\.txt\)"
+    with pytest.raises(CracksError, match=expected):
         find_images([tmp_path])

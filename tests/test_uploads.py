@@ -51,7 +51,7 @@ def test_headers_are_checked_beside_the_event_loop_and_before_anything_is_decode
         return longest_s, problem.value.errors
 
     longest_s, errors = asyncio.run(main())
-    assert errors == ["a.png: 9400 x 9400 px is more than 4 megapixels"] * 3
+    assert [error.split(". Divide")[0] for error in errors] == ["a.png: 9400 x 9400 px is more than 4 megapixels"] * 3
     assert decoded == []
     assert longest_s < 0.3
 

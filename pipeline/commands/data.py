@@ -29,6 +29,14 @@ def add(commands: Commands) -> None:
     audit.add_argument(
         "--photo-pattern", help="regular expression on the path of a tile; its first group names the photo"
     )
+    audit.add_argument(
+        "--label",
+        dest="labels",
+        action="append",
+        type=_folder_and_label,
+        metavar="FOLDER=LABEL",
+        help="a folder and its label, crack or intact, in place of names such as Positive; may be repeated",
+    )
     audit.set_defaults(run=_audit)
     docs = commands.add_parser(
         "data-docs",
@@ -62,6 +70,13 @@ def _add_batches(commands: Commands) -> None:
     remove.set_defaults(run=_remove)
 
 
+def _folder_and_label(text: str) -> tuple[str, str]:
+    folder, _, label = text.rpartition("=")
+    if not folder or label not in ("crack", "intact"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FOLDER=crack or FOLDER=intact, such as CD=crack")
+    return folder, label
+
+
 def _audit(args: argparse.Namespace) -> None:
     import tempfile
 
@@ -72,7 +87,8 @@ def _audit(args: argparse.Namespace) -> None:
     from pipeline.params import Dataset
 
     params = project_params()
-    dataset = Dataset(source=args.source, photo_pattern=args.photo_pattern)
+    labels = dict(args.labels) if args.labels else None
+    dataset = Dataset.model_validate({"source": args.source, "photo_pattern": args.photo_pattern, "labels": labels})
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "dataset"
         pack_dataset(dataset, params.ingest, folder)

@@ -57,6 +57,9 @@ def add(commands: Commands) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from pipeline.data.image_names import counted
     from pipeline.data.path_metadata import check_photo_pattern
     from pipeline.data.sources import find_images
     from pipeline.monitoring.prediction_log import PredictionLog
@@ -77,19 +80,22 @@ def _predict(args: argparse.Namespace) -> None:
         counts = run(found, paths, args.out, args.dask, log_predictions if args.log else None)
     n_unreadable = counts.pop("", 0)
     log.info("%s: %s", args.out, ", ".join(f"{count} {label}" for label, count in counts.items()) or "no image")
+    if not n_unreadable:
+        return
+    errors = pd.read_csv(args.out, usecols=["error"], keep_default_na=False)["error"]
+    reasons = counted(errors[errors != ""])
     if n_unreadable == len(paths):
-        raise CracksError(f"No image could be read. The reasons are in {args.out}.")
-    if n_unreadable:
-        log.warning("%d files could not be read; see the column `error` of %s", n_unreadable, args.out)
+        raise CracksError(f"No image could be read; {args.out} has the reason of each:{reasons}")
+    log.warning("%d files could not be read; see the column `error` of %s:%s", n_unreadable, args.out, reasons)
 
 
 def _map(args: argparse.Namespace) -> None:
+    from pipeline.data.image_names import counted
     from pipeline.data.sources import find_images
 
     if args.mm_per_px is not None and args.mm_per_px <= 0:
         raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0.")
-    out = args.out.resolve()
-    paths = [path for path in find_images(args.paths) if not path.resolve().is_relative_to(out)]  # do not map maps
+    paths = find_images(args.paths)
     params = _params_if_needed(args.model)
     from pipeline.crack_maps.map_files import run  # last, because it takes seconds
     from pipeline.inference.out_of_distribution import load_detector, missed_cracks
@@ -109,7 +115,7 @@ def _map(args: argparse.Namespace) -> None:
     if len(failed) > MAX_SHOWN:
         log.warning("and %d more; see the column `error` of %s", len(failed) - MAX_SHOWN, args.out / "summary.csv")
     if len(failed) == len(summary):
-        raise CracksError("No photo could be mapped. Give files that a picture viewer can open.")
+        raise CracksError(f"No photo could be mapped:{counted(failed['error'])}")
     log.info("%s: %d photos mapped, %d failed", args.out / "index.html", len(summary) - len(failed), len(failed))
     log.info(" ".join(caveats))
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
+from pipeline.data.image_names import OVERLAY_COMMENT, OVERLAY_SUFFIX
 from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
 from pipeline.data.sources import Content, read_image_file
@@ -123,7 +124,8 @@ def map_photo(
     except (UnreadableImageError, CracksError) as error:
         return str(error)
     picture, caption = io.BytesIO(), " ".join(crack_map.notes()[:2])
-    overlay_picture(photo.pixels, crack_map, caption).save(picture, "JPEG", quality=JPEG_QUALITY)
+    overlay = overlay_picture(photo.pixels, crack_map, caption)
+    overlay.save(picture, "JPEG", quality=JPEG_QUALITY, comment=OVERLAY_COMMENT)
     tiles = crack_map.tiles.assign(photo=as_utf8(path), probability=crack_map.tiles["probability"].round(4))
     return PhotoFiles(
         picture.getvalue(), cells(tiles[TILE_COLUMNS]).to_csv(index=False), report_of(path, photo, crack_map, job)
@@ -163,7 +165,7 @@ def _map_locally(
 
 def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
     """Write the files of a photo; the report, which marks it as finished, last."""
-    with replacing(out / f"{name}.cracks.jpg") as partial:
+    with replacing(out / f"{name}{OVERLAY_SUFFIX}") as partial:
         partial.write_bytes(files.picture)
     write_text(out / f"{name}.tiles.csv", files.tiles)
     write_json(out / f"{name}.json", {**files.report, "key": key})

@@ -20,13 +20,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from pipeline.data.image_names import left_out_reason
 from pipeline.data.tars import NoTarError, read_members, unpacked
 from pipeline.errors import CracksError
 from pipeline.params import Limits
 
 ARCHIVE_SUFFIXES = (".zip", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".txz")
-# Files that file managers create; never images of the user.
-JUNK_NAMES = {"Thumbs.db", "desktop.ini"}
 # Raised on damaged data: OSError by gzip and bzip2, RuntimeError and ValueError by zipfile and tarfile.
 DAMAGED = (
     EOFError,
@@ -40,6 +39,7 @@ DAMAGED = (
 )
 
 MB = 1_000_000
+ZIP_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ", 98: "PPMd"}  # that are not read
 # Less is no decompression bomb, whatever its ratio: bitmaps of one colour shrink a thousandfold.
 SMALLEST_BOMB_BYTES = 10 * MB
 
@@ -51,6 +51,7 @@ class Entry:
     path: str
     content: bytes | None
     reason: str = ""
+    is_left_out: bool = False  # no image of the user's, such as a thumbnail
 
 
 @dataclass
@@ -96,12 +97,6 @@ class SourceUsage:
 def is_archive(name: str) -> bool:
     """Return whether a file name has the suffix of an archive."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-def is_junk(path: str) -> bool:
-    """Return whether a file is hidden or one that file managers create."""
-    parts = PurePosixPath(path).parts
-    return not parts or parts[-1] in JUNK_NAMES or parts[-1].startswith(".") or "__MACOSX" in parts
 
 
 def clean_path(name: str) -> str:
@@ -169,9 +164,11 @@ def _read_zip(archive: Path, usage: SourceUsage, *, is_nested: bool) -> Iterator
             raise zipfile.BadZipFile("its files overlap")
         for entry in entries:
             path = clean_path(entry.filename)
-            if is_junk(path) or entry.is_dir():  # in this order, because is_dir fails on an empty name
+            if path == "." or entry.is_dir():  # in this order, because is_dir fails on an empty name
                 continue
-            if reason := _zip_rejection_reason(entry, path):
+            if reason := left_out_reason(path):
+                yield Entry(path, None, reason, is_left_out=True)
+            elif reason := _zip_rejection_reason(entry, path):
                 yield Entry(path, None, reason)
             elif is_archive(path) and not is_nested:
                 yield from _read_nested(opened, entry, path, usage)
@@ -183,10 +180,11 @@ def _zip_rejection_reason(entry: zipfile.ZipInfo, path: str) -> str:
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
         return "a link or a device, not a file"
     if entry.flag_bits & 1:
-        return "encrypted"
+        return "protected by a password. Unpack it, and use the folder as the source"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # with other methods, zipfile may unpack more than the size in the table of contents
-        return "compressed by a method other than deflate"
+        method = ZIP_METHODS.get(entry.compress_type, f"method {entry.compress_type}")
+        return f"compressed by {method}, not by Deflate. Unpack it, and use the folder as the source"
     return rejection_reason(path)
 
 
@@ -215,7 +213,10 @@ def _read_tar(content: IO[bytes], usage: SourceUsage) -> Iterator[Entry]:
         usage.add_file()
         if not member.issparse():  # which can have any size without content
             usage.expect(member.size)
-        if member.isdir() or is_junk(path):
+        if member.isdir():
+            continue
+        if reason := left_out_reason(path):
+            yield Entry(path, None, reason, is_left_out=True)
             continue
         reason = rejection_reason(path)
         if not member.isfile():

@@ -115,6 +115,7 @@ def facts(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFram
         **{f"{label}, distinct by content": f"{n:,}" for label, n in groups.items()},
         **{f"copies: {kind}": f"{n:,}" for kind, n in kinds.items()},
         "images with a copy of the other label": f"{int(copies['is_conflict'].sum()):,}",
-        "files in quarantine": f"{len(quarantine):,}",
+        "files that cannot be read": f"{int((~quarantine['is_image'] & ~quarantine['is_left_out']).sum()):,}",
+        "images and files left out": f"{int((quarantine['is_image'] | quarantine['is_left_out']).sum()):,}",
         "test images a random 80/20 split would leak": f"{100 * leaked:.1f} %",
     }

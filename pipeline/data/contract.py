@@ -47,14 +47,15 @@ class Rule:
 def files_table(inventory: pd.DataFrame, quarantine: pd.DataFrame, copies: pd.DataFrame) -> pd.DataFrame:
     """Return the inventory with the 0/1 columns that rules refer to, and a row for each unusable file.
 
-    Of files that cannot be used, only `path` and is_misfit are set, 1 if its mask does not fit; readable images in
-    quarantine, whose label is missing or disputed, are left out. `copies` is the result of `audit.copies_within`.
+    Of files that cannot be used, only `path` and is_misfit are set, 1 if its mask does not fit. Left out are readable
+    images in quarantine, whose label is missing or disputed, and files that are no images of the user's. `copies` is
+    the result of `audit.copies_within`.
     """
     images = inventory.assign(
         is_crack=(inventory["label"] == "crack").astype(int),
         **{name: copies[name].astype(int).to_numpy() for name in ("is_copy", "is_conflict", "is_doubtful")},
     ).drop(columns=["fingerprint"])
-    unusable = quarantine[~quarantine["is_image"]]
+    unusable = quarantine[~quarantine["is_image"] & ~quarantine["is_left_out"]]
     misfits = unusable[["path"]].assign(is_misfit=unusable["reason"].str.startswith(MISFIT).astype(int))
     return pd.concat([images, misfits], ignore_index=True)
 

@@ -14,9 +14,11 @@ from tqdm import tqdm
 from pipeline.data.archives import Entry
 from pipeline.data.demo import draw, read_recipe
 from pipeline.data.fingerprints import fingerprint
+from pipeline.data.image_names import counted, no_picture_reason, not_read_reason
 from pipeline.data.images import (
     IMAGES_FILE,
     INVENTORY_FILE,
+    NOT_AN_IMAGE,
     QUARANTINE_FILE,
     UnreadableImageError,
     image_statistics,
@@ -25,7 +27,14 @@ from pipeline.data.images import (
     to_pixels,
 )
 from pipeline.data.masks import labelled_entries
-from pipeline.data.path_metadata import DEFAULT_LABELS, check_photo_pattern, label_of, photo_of, slice_of
+from pipeline.data.path_metadata import (
+    DEFAULT_LABELS,
+    SDNET_FOLDERS,
+    check_photo_pattern,
+    label_of,
+    photo_of,
+    slice_of,
+)
 from pipeline.data.reviews import PROVENANCE, REVIEWS_FILE, Verdict, apply_reviews, read_reviews
 from pipeline.data.sources import Batch, batches_of, read_batch
 from pipeline.errors import CracksError
@@ -38,16 +47,26 @@ log = logging.getLogger(__name__)
 # Limits of what is in memory at a time.
 CHUNK_FILES = 512
 CHUNK_BYTES = 64_000_000
+QUARANTINE_COLUMNS = ["batch", "path", "reason", "is_image", "is_left_out"]
 
 
 def describe(file: tuple[str, bytes, int]) -> dict[str, Any]:
-    """Return the measured columns of the inventory for (path, content, maximum of pixels), or {path, reason}."""
+    """Return the measured columns of the inventory for (path, content, maximum of pixels), or why it is not used.
+
+    That is {path, reason, is_left_out}; `is_left_out` is true of a file that is not a picture.
+    """
     path, content, max_pixels = file
+    no_picture, has_suffix = no_picture_reason(path), bool(PurePosixPath(path).suffix)
+    if no_picture and has_suffix:
+        return {"path": path, "reason": no_picture, "is_left_out": True}
+    if reason := not_read_reason(path):
+        return {"path": path, "reason": reason, "is_left_out": False}
     try:
-        image = open_image(content, max_pixels)
+        image = open_image(content, max_pixels, remedy="Raise ingest.max_image_megapixels in params.yaml, or divide it")
         pixels = to_pixels(image)
     except UnreadableImageError as error:
-        return {"path": path, "reason": str(error)}
+        is_left_out = not has_suffix and str(error) == NOT_AN_IMAGE
+        return {"path": path, "reason": no_picture if is_left_out else str(error), "is_left_out": is_left_out}
     return {
         "path": path,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -78,8 +97,9 @@ def check_labels(unlabelled: Iterable[str], dataset: Dataset) -> None:
         shown = ", ".join(repr(folder) for folder in folders[:5]) + (" ..." if len(folders) > 5 else "")
         raise CracksError(
             f"{dataset.source} has images in folders without a known label: {shown}. "
-            f"Known are {', '.join(dataset.labels or DEFAULT_LABELS)}. "
-            "Rename the folders, or add them to `labels` of this data set in params.yaml."
+            f"Known are {', '.join(dataset.labels or (*DEFAULT_LABELS, *SDNET_FOLDERS))}. Rename the folders, or name "
+            "all label folders under `labels` of this data set in params.yaml, such as labels: {Risse: crack, Heil: "
+            "intact}; `cracks audit` takes them as --label Risse=crack --label Heil=intact."
         )
 
 
@@ -103,23 +123,24 @@ class _Inventory:
         self.images: list[dict[str, Any]] = []
         self.quarantine: list[dict[str, Any]] = []
         self._dataset = dataset
-        self._labels = dataset.labels or DEFAULT_LABELS
         self._packed = packed
 
     def add(self, batch: str, entry: Entry, measured: dict[str, Any]) -> None:
         """Pack an image and add its row, or add the file to the quarantine."""
         if entry.content is None or entry.reason or "reason" in measured:
             is_image = entry.content is not None and "reason" not in measured
-            self._quarantine(batch, entry.path, entry.reason or measured["reason"], is_image=is_image)
+            is_left_out = entry.is_left_out or measured.get("is_left_out", False)
+            reason = entry.reason or measured["reason"]
+            self._quarantine(batch, entry.path, reason, is_image=is_image, is_left_out=is_left_out)
             return
-        label = label_of(entry.path, self._labels)
+        label = label_of(entry.path, self._dataset.labels)
         row = {
             "id": hashlib.sha256(f"{batch}\0{entry.path}".encode()).hexdigest()[:16],
             "batch": batch,
             **measured,
             "label": label,
             "first_label": label,
-            "slice": slice_of(entry.path, self._labels),
+            "slice": slice_of(entry.path, self._dataset.labels),
             "photo": photo_of(entry.path, self._dataset.photo_pattern),
             "is_review": False,
             **dict.fromkeys(PROVENANCE),
@@ -145,8 +166,10 @@ class _Inventory:
         for sha256 in sorted(verdicts.keys() - {row["sha256"] for row in added}):
             self._quarantine(batch, verdicts[sha256].review.path, "reviewed, but the image is missing", is_image=True)
 
-    def _quarantine(self, batch: str, path: str, reason: str, *, is_image: bool) -> None:
-        self.quarantine.append({"batch": batch, "path": path, "reason": reason, "is_image": is_image})
+    def _quarantine(
+        self, batch: str, path: str, reason: str, *, is_image: bool = False, is_left_out: bool = False
+    ) -> None:
+        self.quarantine.append(dict(zip(QUARANTINE_COLUMNS, (batch, path, reason, is_image, is_left_out), strict=True)))
 
 
 def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -176,13 +199,15 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
             if verdicts is not None:
                 inventory.apply_verdicts(batch.name, verdicts)
     check_labels((row["path"] for row in inventory.images if row["label"] is None), dataset)
+    quarantine = pd.DataFrame(inventory.quarantine, columns=QUARANTINE_COLUMNS)
     if not inventory.images:
+        reasons = counted(quarantine["reason"])
         raise CracksError(
-            f"{dataset.source} contains no image that can be read ({len(inventory.quarantine)} other files). "
-            "Add labelled images in folders such as Positive/ and Negative/."
+            f"{dataset.source} contains no image that can be read ({len(quarantine)} other files{':' * bool(reasons)}"
+            f"{reasons}). Add labelled images in folders such as Positive/ and Negative/."
         )
-    quarantine = pd.DataFrame(inventory.quarantine, columns=["batch", "path", "reason", "is_image"])
-    return apply_reviews(pd.DataFrame(inventory.images)), quarantine
+    # those that a person should look at first: a page shows the first hundred
+    return apply_reviews(pd.DataFrame(inventory.images)), quarantine.sort_values("is_left_out", kind="stable")
 
 
 def with_corrected_labels(inventory: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
@@ -212,4 +237,5 @@ def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
         inventory = with_corrected_labels(inventory, dataset)
         inventory.to_parquet(folder / INVENTORY_FILE, index=False)
         on_texts(quarantine, cell).to_csv(folder / QUARANTINE_FILE, index=False)
-    log.info("%s: %d images, %d files in quarantine", dataset.source, len(inventory), len(quarantine))
+    reasons = counted(quarantine["reason"])
+    log.info("%s: %d images, %d files in quarantine%s", dataset.source, len(inventory), len(quarantine), reasons)

@@ -1,9 +1,7 @@
 """Decode images, compute their statistics, and read packed data sets."""
 
 import io
-import math
 import mmap
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +10,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base as Tag
 
+from pipeline.data.bit_depth import FEW_BITS_OF_16, grey_of_16_bits, is_nearly_black
 from pipeline.data.image_limits import LimitedFile, check_header, check_work
+from pipeline.data.image_names import OVERLAY_COMMENT, not_read, not_read_content
 from pipeline.safe_text import on_texts, text_of_cell
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
@@ -32,55 +33,70 @@ QUARANTINE_FILE = "quarantine.csv"
 MISFIT = "its mask does not fit: "  # begins such a reason in the quarantine
 
 
+NOT_AN_IMAGE = "not an image"
+MAX_PIXELS = 200_000_000  # where no setting says otherwise: of the largest phone cameras, 600 MB decoded
+# Pillow's own limit is global and names no setting; `open_image` and `stored_size` have theirs.
+Image.MAX_IMAGE_PIXELS = None
+
+
 class UnreadableImageError(Exception):
     """The bytes are no image that can be decoded completely; the message is the reason."""
 
 
 @contextmanager
-def _unreadable_where_pillow_fails() -> Iterator[None]:
+def _unreadable_where_pillow_fails(content: bytes = b"") -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+        yield
     except UnidentifiedImageError:
-        raise UnreadableImageError("not an image") from None
+        raise UnreadableImageError(not_read_content(content) or NOT_AN_IMAGE) from None
     except (UnreadableImageError, MemoryError):
         raise
     except Exception as error:  # damaged bytes make Pillow raise RuntimeError, struct.error and more
         raise UnreadableImageError(str(error) or type(error).__name__) from None
 
 
-def open_image(content: bytes, max_pixels: int | None = None) -> Image.Image:
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS, *, remedy: str = "Divide it") -> Image.Image:
     """Decode `content` completely, in any mode, as stored (not yet turned upright).
 
-    Raises UnreadableImageError if it is not an image, truncated, or, by its header, larger than `max_pixels` or
-    Pillow's limit for decompression bombs; also if it would take more work than an image of its size (`image_limits`).
+    Raises UnreadableImageError if it is not an image, truncated, the preview of a raw photo, an overlay of `cracks map`
+    or, by its header, larger than `max_pixels` (`remedy` says what helps); also if it would take more work than an
+    image of its size (`image_limits`).
     """
-    with _unreadable_where_pillow_fails():
-        image, file = _read_header(content, max_pixels)
+    with _unreadable_where_pillow_fails(content):
+        image, file = _read_header(content, max_pixels, remedy)
+        is_cut_to_8_bits = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
         with file.decoding(image.width * image.height):
             image.load()
+        if is_cut_to_8_bits and image.mode in ("RGB", "RGBA") and is_nearly_black(image):
+            raise UnreadableImageError(FEW_BITS_OF_16)
         return image
 
 
-def _read_header(content: bytes, max_pixels: int | None) -> tuple[Image.Image, LimitedFile]:
+def _read_header(content: bytes, max_pixels: int, remedy: str) -> tuple[Image.Image, LimitedFile]:
     check_header(content)
     file = LimitedFile(content)
     image = Image.open(file, formats=FORMATS)
-    if max_pixels is not None and image.width * image.height > max_pixels:
+    if image.width * image.height > max_pixels:
         n_megapixels = max_pixels // 1_000_000
-        raise UnreadableImageError(f"{image.width} x {image.height} px is more than {n_megapixels} megapixels")
-    check_work(image, content, max_pixels or Image.MAX_IMAGE_PIXELS or math.inf)
+        raise UnreadableImageError(
+            f"{image.width} x {image.height} px is more than {n_megapixels} megapixels. {remedy}"
+        )
+    check_work(image, content, max_pixels)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, which a raw photo is too
+    if Tag.DNGVersion in tags or tags.get(Tag.NewSubfileType, 0) & 1:  # the first picture is a preview of another
+        raise UnreadableImageError(not_read("raw"))
+    if image.info.get("comment") == OVERLAY_COMMENT:
+        raise UnreadableImageError("a picture that `cracks map` has drawn, not a photo")
     return image, file
 
 
-def stored_size(content: bytes, max_pixels: int | None = None) -> tuple[int, int]:
+def stored_size(content: bytes, max_pixels: int = MAX_PIXELS, *, remedy: str = "Divide it") -> tuple[int, int]:
     """Return (height, width) in pixels of the upright image, from the header: nothing is decoded.
 
     Raises UnreadableImageError as `open_image` does, except where the pixels are damaged.
     """
-    with _unreadable_where_pillow_fails():
-        image, _ = _read_header(content, max_pixels)
+    with _unreadable_where_pillow_fails(content):
+        image, _ = _read_header(content, max_pixels, remedy)
         width, height = image.size
         described = Image.open(LimitedFile(_png_of_metadata(content))) if image.format == "PNG" else image
         is_on_its_side = described.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -105,10 +121,16 @@ def to_pixels(image: Image.Image) -> Pixels:
     """Return the image upright as RGB, uint8, shape (height, width, 3). Raises UnreadableImageError."""
     with _unreadable_where_pillow_fails():
         upright = ImageOps.exif_transpose(image)
+        upright.info.pop("transparency", None)  # of a palette; Pillow warns where it is lost
         if upright.mode in ("I", "F"):
-            raise UnreadableImageError("its pixels have 32 bits, so that the values of black and white are unknown")
+            raise UnreadableImageError(
+                "its pixels have a sign or 32 bits, so that the values of black and white are unknown. Save it with 8 "
+                "or 16 bits"
+            )
         if upright.mode.startswith("I;16"):  # 16-bit grey, which `convert` would clip to white
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            upright = Image.fromarray(grey_of_16_bits(np.asarray(upright), getattr(image, "tag_v2", {})))
+        if upright.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+            upright = ImageChops.invert(upright)  # Pillow takes every such file for Adobe's, which stores inks inverted
         return np.asarray(upright.convert("RGB"))
 
 
@@ -152,9 +174,14 @@ def image_statistics(pixels: Pixels) -> dict[str, float]:
 
 
 def read_quarantine(folder: Path) -> pd.DataFrame:
-    """Return the files that `ingest` did not use: columns batch, path, reason, is_image (the image is readable)."""
+    """Return the files that `ingest` did not use: columns batch, path, reason, is_image and is_left_out.
+
+    `is_image` is true of images that can be read, `is_left_out` of files that are no images of the user's, such as
+    notes and thumbnails; older tables lack it.
+    """
     table = pd.read_csv(folder / QUARANTINE_FILE, keep_default_na=False)  # a file may be named "NA"
-    return on_texts(table, text_of_cell).astype({"is_image": bool})
+    table = table.assign(is_left_out=table.get("is_left_out", False))
+    return on_texts(table, text_of_cell).astype({"is_image": bool, "is_left_out": bool})
 
 
 class Images(Protocol):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from pipeline.data.archives import Entry
+from pipeline.data.image_names import no_picture_reason
 from pipeline.data.images import MISFIT, Pixels, UnreadableImageError, encode_png, open_image, stored_size, to_pixels
 from pipeline.errors import CracksError
 from pipeline.params import Masks
@@ -43,11 +44,16 @@ def labelled_entries(read: Callable[[], Iterator[Entry]], masks: Masks, max_pixe
     readers: dict[str, tuple[str, MaskReader]] = {}  # path of an image, without suffix -> path of its mask, reader
     mask_paths, found_crack = set(), False
     for entry in read():
+        if entry.is_left_out:
+            continue
         found = _coco_readers(entry, masks) if masks.coco else _file_reader(entry, masks)
         readers |= {key: (entry.path, reader) for key, reader in found.items()}
         mask_paths |= {entry.path} if found else set()
     for entry in read():
         if entry.path in mask_paths:
+            continue
+        if entry.is_left_out or (PurePosixPath(entry.path).suffix and no_picture_reason(entry.path)):
+            yield entry
             continue
         try:
             pixels, crack = _read(entry, max_pixels, *readers.pop(_key(entry.path), ("there is none", None)))

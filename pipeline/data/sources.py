@@ -1,5 +1,7 @@
 """Find images: of a data set in a folder or archives, or of a user by paths."""
 
+import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +12,23 @@ from pipeline.data.archives import (
     SourceUsage,
     clean_path,
     is_archive,
-    is_junk,
     read_archive,
     rejection_reason,
+)
+from pipeline.data.image_names import (
+    IMAGE_SUFFIXES,
+    counted,
+    left_out_reason,
+    no_picture_reason,
+    not_read_reason,
 )
 from pipeline.errors import CracksError
 from pipeline.params import Limits
 
-# `find_images` takes only these from a folder, because a folder of photos may contain notes and sheets too.
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
-MAX_FILE_MB = 600  # enough for the largest image that is decoded, 89 megapixels, at 16 bits a colour
+MAX_FILE_MB = 600  # enough for the largest image that is decoded, 200 megapixels, at 8 bits a colour
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"BM")  # of FORMATS of pipeline.data.images
+
+log = logging.getLogger(__name__)
 
 Content = bytes | str  # of a file, or why it cannot be read
 
@@ -53,54 +62,105 @@ def read_batch(batch: Batch, limits: Limits) -> Iterator[Entry]:
 
 
 def _is_batch(path: Path) -> bool:
-    return is_archive(path.name) and path.is_file() and not is_junk(path.name)
+    return is_archive(path.name) and path.is_file() and not left_out_reason(path.name)
+
+
+def files_below(folder: Path) -> list[tuple[Path, str]]:
+    """Return every file below a folder and why it cannot be followed, or ""; sorted by path.
+
+    Links to folders are followed, wherever they lead, but no folder is read twice, and none that contains `folder`: a
+    link may lead back to where it is. What is not followed, or not permitted to be listed, is returned with the reason.
+    """
+    found: list[tuple[Path, str]] = []
+    top, seen, links = folder.resolve(), set[Path](), [folder]
+    for link in links:  # grows in the loop
+        unlisted: list[OSError] = []
+        for parent, folders, names in os.walk(link, onerror=unlisted.append):
+            here, real = Path(parent), Path(parent).resolve()
+            if real in seen or (top != real and top.is_relative_to(real)):
+                found.append((here, "a link to a folder that is read already, or that contains this one"))
+                folders.clear()
+                continue
+            seen.add(real)
+            links += [here / name for name in sorted(folders) if (here / name).is_symlink()]
+            found += [(here / name, "") for name in names]
+        found += [(Path(error.filename), f"a folder that cannot be read: {error.strerror}") for error in unlisted]
+    return sorted(found, key=lambda file: file[0].relative_to(folder).as_posix())
 
 
 def _read_folder(folder: Path, usage: SourceUsage) -> Iterator[Entry]:
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+    files = files_below(folder)
+    parents = {place for below in {path.parent for path, _ in files} for place in (below, *below.parents)}
+    if linked := sorted(str(place) for place in parents if folder in place.parents and place.is_symlink()):
+        log.warning(
+            "DVC does not notice when files behind a link to a folder change: %s. After a change, run "
+            "`dvc repro --force ingest`, or put the files in its place.",
+            ", ".join(linked),
+        )
+    for path, problem in files:
         name = clean_path(path.relative_to(folder).as_posix())
-        if path.is_dir() or is_junk(name) or (path.parent == folder and _is_batch(path)):
+        if path.parent == folder and _is_batch(path):
             continue
-        reason = rejection_reason(name)
-        if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-            reason = "a link that leads out of the folder, or no file"
-        elif path.stat().st_size > usage.limits.max_file_mb * MB:
-            reason = f"larger than {usage.limits.max_file_mb} MB"
-        content = None if reason else path.read_bytes()
+        if reason := problem or left_out_reason(name):
+            yield Entry(name, None, reason, is_left_out=True)
+            continue
+        content: Content = rejection_reason(name) or read_image_file(path, usage.limits.max_file_mb)
         usage.add_file()
-        usage.add_bytes(len(content or b""))
-        yield Entry(name, content, reason)
+        usage.add_bytes(len(content) if isinstance(content, bytes) else 0)
+        yield Entry(name, None, content) if isinstance(content, str) else Entry(name, content)
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return `paths` with each folder replaced by the image files below it, sorted.
+    """Return `paths` with each folder replaced by the pictures below it, sorted; log what is left out, and why.
 
-    Raises CracksError if a path does not exist, or there is no image at all.
+    Pictures of kinds that are not read are among them: `read_image_file` returns the reason. Raises CracksError if a
+    path does not exist, or there is no picture at all.
     """
     found: list[Path] = []
+    left_out: list[str] = []
     for path in paths:
         if not path.exists():
             raise CracksError(f"{path} does not exist. Give images, or folders of images.")
-        if path.is_dir():
-            found += sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and file.is_file()
-                and not is_junk(file.relative_to(path).as_posix())
-            )
-        else:
+        if not path.is_dir():
             found.append(path)
+            continue
+        for file, problem in files_below(path):
+            name = file.relative_to(path).as_posix()
+            if reason := problem or left_out_reason(name) or _no_picture_reason(file):
+                left_out.append(reason)
+            else:
+                found.append(file)
     if not found:
-        raise CracksError(f"No image found. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise CracksError(
+            f"No image found. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
+            + (f" Left out:{counted(left_out)}" if left_out else "")
+        )
+    if left_out:
+        log.info("Left out:%s", counted(left_out))
     return found
 
 
-def read_image_file(path: Path) -> Content:
-    """Return the bytes of an image file, or why it cannot be read."""
+def _no_picture_reason(path: Path) -> str:
+    """Return why a file of a folder is no picture, by its suffix or, without one, by its first bytes."""
+    if not path.exists():
+        return ""  # a link to nothing, whatever it was to be
+    if path.suffix or not path.is_file():
+        return no_picture_reason(path.name)
     try:
-        if path.stat().st_size > MAX_FILE_MB * MB:
-            return f"larger than {MAX_FILE_MB} MB"
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return "" if file.read(8).startswith(SIGNATURES) else no_picture_reason(path.name)
+    except OSError:
+        return ""
+
+
+def read_image_file(path: Path, max_mb: int = MAX_FILE_MB) -> Content:
+    """Return the bytes of a file, or why it cannot be read, or is a picture of a kind that is not."""
+    try:
+        if not path.is_file():
+            path.stat()  # fails with the reason where a link leads nowhere
+            return "a device or a pipe, not a file"
+        if path.stat().st_size > max_mb * MB:
+            return f"larger than {max_mb} MB"
+        return not_read_reason(path.name) or path.read_bytes()
     except OSError as error:
         return error.strerror or str(error)

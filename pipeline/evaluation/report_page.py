@@ -212,5 +212,5 @@ def dataset_facts(params: Params, manifest: pd.DataFrame, datasets: Path) -> Ite
             sides={side: int((rows["split"] == side).sum()) for side in SIDES},
             n_crack=int((rows["label"] == "crack").sum()),
             n_groups=rows["group"].nunique(),
-            n_quarantined=len(read_quarantine(datasets / name)),
+            n_quarantined=int((~read_quarantine(datasets / name)["is_left_out"]).sum()),
         )

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pipeline.data.archives import is_archive, is_junk
+from pipeline.data.archives import is_archive
+from pipeline.data.image_names import left_out_reason
 from pipeline.errors import CracksError
 from pipeline.files import replacing, write_json, write_text
 from pipeline.params import Params
@@ -92,12 +93,14 @@ def not_taken(root: Path) -> list[Path]:
     return sorted(
         path
         for path in (root / INBOX).glob("*")
-        if not (_can_be_taken(path) or is_junk(path.name) or path.name in OWN or path.suffix == COMPLETION_SUFFIX)
+        if not (
+            _can_be_taken(path) or left_out_reason(path.name) or path.name in OWN or path.suffix == COMPLETION_SUFFIX
+        )
     )
 
 
 def _can_be_taken(path: Path) -> bool:
-    return is_archive(path.name) and not is_junk(path.name) and path.is_file() and not path.is_symlink()
+    return is_archive(path.name) and not left_out_reason(path.name) and path.is_file() and not path.is_symlink()
 
 
 def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Taken | Refused]:

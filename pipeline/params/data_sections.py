@@ -1,5 +1,6 @@
 """The sections of params.yaml about data: data sets, limits of reading, the data contract and the split."""
 
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +25,18 @@ class Masks(Section):
         return self
 
 
+def folder_name(name: str) -> str:
+    """Return a folder's name for comparison: composed Unicode, which macOS decomposes, without regard to case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 class Dataset(Section):
     """Where the images of a data set are, and how labels and photos follow from their paths."""
 
     source: Path = Field(description="folder, .zip, .tar(.gz|.xz|.bz2), or a .yaml file that describes drawn images")
-    labels: dict[str, Label] | None = Field(default=None, description="folder -> label; null: names such as Positive")
+    labels: dict[str, Label] | None = Field(
+        default=None, description="folder -> label, such as {Risse: crack, Heil: intact}; null: names such as Positive"
+    )
     corrected_labels: dict[ContentId, Label] = Field(
         default={}, description="id of an image on the validation page -> its right label, where its folder is wrong"
     )
@@ -50,6 +58,19 @@ class Dataset(Section):
         if self.masks and self.labels:
             raise ValueError("masks label the images, so labels must be left out")
         return self
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _check_folders(cls, labels: object) -> object:
+        known: dict[str, object] = {}
+        for folder, label in labels.items() if isinstance(labels, dict) else ():
+            if not isinstance(folder, str):
+                raise ValueError(
+                    f"YAML reads the name of a folder as {folder!r}. Put it in quotes, such as 'Yes': crack, '1': crack"
+                )
+            if known.setdefault(folder_name(folder), label) != label:
+                raise ValueError(f"the folder {folder!r} has two labels; upper and lower case make no difference")
+        return labels
 
     @property
     def is_drawn(self) -> bool:

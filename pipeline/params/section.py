@@ -1,11 +1,21 @@
 """Base class of the sections of params.yaml, and types of values."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
 from croniter import croniter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+
+def _check_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", value):
+        raise ValueError(
+            "a name has only the letters a to z, digits, - and _, begins with a letter or digit, and has "
+            "64 characters at most"
+        )
+    return value
 
 
 def _check_cron(value: str) -> str:
@@ -26,7 +36,7 @@ def _check_timezone(value: str) -> str:
     return value
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+Name = Annotated[str, AfterValidator(_check_name)]
 Label = Literal["crack", "intact"]
 Precision = Literal["f32", "bf16"]
 Measure = Literal["brightness", "contrast", "sharpness", "dark_share", "bright_share"]
