@@ -29,7 +29,7 @@ class Server:
         if starter is not None:
             self.command += ["--starter", str(starter)]
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "CRACKS"))}
-        self.env |= {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": registry or f"sqlite:///{folder}/none.db"}
+        self.env |= {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": registry or ""}
         if api_key is not None:
             self.env["CRACKS_API_KEY"] = api_key
         self.process = None
