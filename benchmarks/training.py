@@ -32,6 +32,7 @@ OURS, USUAL = "params.metu.yaml", "params.published-recipe.yaml"
 
 def env() -> dict[str, str]:
     """Return the environment of all processes, with MLflow's store in the working folder."""
+    Path("mlflow.db").touch()  # an empty file is an empty database; a missing one would be a mistyped path
     return os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
 
 
