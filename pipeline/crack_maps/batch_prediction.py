@@ -69,7 +69,8 @@ def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: b
     table = pd.concat(scored) if scored else pd.DataFrame()
     columns = [*ANSWER, *IMAGE_STATISTICS, "embedding"] if with_statistics else ANSWER
     table = table.reindex(index=range(len(contents)), columns=columns)
-    return table.astype({"probability": np.float32}).fillna({"label": "", "reason": ""}).assign(error=errors)
+    table = table.astype({"probability": np.float32, "label": object, "reason": object})
+    return table.fillna({"label": "", "reason": ""}).assign(error=errors)
 
 
 def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:
