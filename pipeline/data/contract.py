@@ -183,7 +183,8 @@ def enforce(name: str, rules: Sequence[Rule], headline: dict[str, str], *, repor
     if broken:
         raise RefusedError(
             f"{name} breaks its contract:\n{broken}\n"
-            f"Correct the data, or change `contract` in params.yaml. See {page} for pictures."
+            f"Correct the data, or change `contract` in params.yaml. See {page} for pictures, "
+            "and for what to write there if a label is wrong or two images are no copies."
         )
     log.info("%s: contract passed", name)
 
