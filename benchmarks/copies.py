@@ -53,6 +53,13 @@ class ImageSet:
     greys: Greys
     fingerprints: Fingerprints
 
+    def every(self, n: int) -> "ImageSet":
+        """Return every n-th image."""
+        some = slice(None, None, n)
+        return ImageSet(
+            self.contents[some], self.originals[some], self.are_tiles, self.greys[some], self.fingerprints[some]
+        )
+
     @property
     def sha256(self) -> list[str]:
         """Of the bytes of each image."""
@@ -208,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chosen-on", type=Path, nargs="+", required=True, help="archives")
     parser.add_argument("--measured-on", type=Path, nargs="+", required=True, help="archives")
+    parser.add_argument("--every", type=int, default=1, help="alter and search every n-th image (default: 1)")
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[12_780, 25_000, 50_000, 100_000], help="images to search"
     )
@@ -222,7 +230,7 @@ def main() -> None:
         for (name, first), (other, second) in itertools.combinations_with_replacement(sets.items(), 2):
             print_different(name if name == other else f"{name} and {other}", first, second)
         for name, images in sets.items():
-            print_recall(name, images, pool)
+            print_recall(name, images.every(args.every), pool)
         largest = max(sets.values(), key=lambda images: len(images.greys))
         print_cost(largest)
         if args.sizes:
