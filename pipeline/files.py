@@ -1,47 +1,74 @@
 """Atomic writes: a killed process leaves no partial file or folder under its final name."""
 
+import errno
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write a file to; on success it replaces `path`, else it is deleted.
 
-    The old file is never opened for writing: under DVC it can be a read-only link into the cache.
+    The old file is never opened for writing: under DVC it can be a read-only link into the cache. An OSError without a
+    path, as of a full disk, gets this one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_path(path)
     try:
-        yield partial
-        partial.replace(path)
+        with _naming(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to fill; on success it replaces `path`, else it is deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield an empty folder beside `path` to fill; as `replacing`."""
     partial = _partial_path(path)
     try:
-        partial.mkdir()
-        yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        partial.replace(path)
+        with _naming(path):
+            partial.mkdir()
+            yield partial
+            shutil.rmtree(path, ignore_errors=True)
+            partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _partial_path(path: Path) -> Path:
     """Return a path beside `path` that nothing else writes to: no thread, and no process of another container."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(path.parent.absolute())
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+@cache
+def _remove_left_over(folder: Path) -> None:
+    """Remove what killed processes have left half written in a folder; once in a process, as folders can be large."""
+    for left in folder.glob(".*.partial"):
+        number = left.name.split(".")[-2].partition("-")[0]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and "free space" in str(error):  # numpy's words for a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,8 @@ def run_main(main: Callable[[], None]) -> None:
     for ours in ("pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
     use_own_programs()
+    # So that what is half written is deleted. The servers, which call this too, then set their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except (CracksError, OSError) as raised:

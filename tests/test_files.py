@@ -1,6 +1,9 @@
+import errno
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +124,40 @@ def test_threads_that_write_the_same_at_once_do_not_disturb_each_other(tmp_path,
         write(one)
         write(other)
     assert names(tmp_path) == ["same"]
+
+
+@pytest.fixture
+def ended_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(("replace", "write"), [(replacing, Path.touch), (replacing_folder, Path.exists)])
+def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp_path, ended_process, replace, write):
+    (tmp_path / f".model.{ended_process}-0badcafe.partial").mkdir()
+    (tmp_path / f".model.{ended_process}-0badcafe.partial" / "half").touch()
+    (tmp_path / f".scores.json.{ended_process}-0badcafe.partial").touch()
+    running = [f".model.{os.getppid()}-0badcafe.partial", ".of another program.partial"]
+    for name in running:
+        (tmp_path / name).touch()
+    with replace(tmp_path / "new") as partial:
+        write(partial)
+    assert names(tmp_path) == sorted([*running, "new"])
+
+
+FULL = [(errno.ENOSPC, "No space left on device"), ("Not enough free space to write 24 bytes after offset 8",)]
+
+
+@pytest.mark.parametrize("replace", [replacing, replacing_folder])
+@pytest.mark.parametrize("arguments", FULL)
+def test_an_error_of_a_full_disk_names_the_file(tmp_path, replace, arguments):
+    with pytest.raises(OSError, match="No space left on device") as raised, replace(tmp_path / "scores.json"):
+        raise OSError(*arguments)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "scores.json"))
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, replacing(tmp_path / "scores.json"):
+        (tmp_path / "no such file").read_text()
+    assert raised.value.filename == str(tmp_path / "no such file")

@@ -105,6 +105,22 @@ def test_an_error_of_the_operating_system_that_a_person_cannot_mend_keeps_its_tr
         run_main(lambda: Path("weights").read_bytes())
 
 
+def test_a_stage_that_is_asked_to_end_leaves_nothing_half_written(tmp_path):
+    program = (
+        "import pathlib, signal, sys\nfrom pipeline.files import replacing_folder\n"
+        "from pipeline.stage import run_main\n"
+        "def main():\n    with replacing_folder(pathlib.Path(sys.argv[1]) / 'model') as folder:\n"
+        "        (folder / 'half').touch()\n        print('begun', flush=True)\n        signal.pause()\nrun_main(main)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_programs_come_from_the_environment_that_runs_even_if_it_is_not_activated():
     program = "import shutil\nfrom pipeline.stage import run_main\nrun_main(lambda: print(shutil.which('dvc')))"
     command, env = [sys.executable, "-c", program], {"PATH": "/usr/bin:/bin"}
