@@ -6,12 +6,14 @@ traceback. Any other exception is a defect and keeps its traceback (exit code 1)
 
 import errno
 
+MAX_SHOWN_NAME = 300  # characters
 # What a person can do about errors of the operating system.
 REMEDIES = {
     errno.ENOSPC: "Make room on that disk (`make gc` lists what is no longer used), and run it again.",
     errno.EDQUOT: "Make room in your quota, or have it raised, and run it again.",
     errno.EFBIG: "Raise the limit of the size of files (`ulimit -f`), and run it again.",
     errno.EROFS: "That disk is mounted for reading only: choose another folder, or mount it for writing.",
+    errno.ENAMETOOLONG: "Folders are nested too deep there, or a name is too long: move or rename it.",
     errno.EACCES: "Give the user that runs this permission there, and run it again.",
 }
 
@@ -40,4 +42,6 @@ def in_words(error: CracksError | OSError) -> CracksError:
         return error
     if error.errno not in REMEDIES:
         raise error
-    return CracksError(f"{error.strerror}: {error.filename or 'a file'}. {REMEDIES[error.errno]}")
+    name = str(error.filename or "a file")
+    shown = name if len(name) <= MAX_SHOWN_NAME else f"{name[:MAX_SHOWN_NAME]}..."
+    return CracksError(f"{error.strerror}: {shown}. {REMEDIES[error.errno]}")

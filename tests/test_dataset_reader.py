@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from archive_writer import LIMITS, limits, write_tar, write_zip
+from image_bombs import jpeg_of_scans
 
 from pipeline.data import dataset_reader
 from pipeline.data.archives import Entry
@@ -107,6 +108,11 @@ def test_an_image_of_too_many_pixels_is_detected_from_its_header(encode):
     row = describe(("a.png", content[:100], 1_000_000))
     remedy = "Raise ingest.max_image_megapixels in params.yaml, or divide it"
     assert row["reason"] == f"1001 x 1000 px is more than 1 megapixels. {remedy}"
+
+
+def test_an_image_that_would_take_minutes_to_decode_is_left_out_with_the_reason():
+    row = describe(("a.jpg", jpeg_of_scans(200_000, size_px=2000), 10**8))
+    assert row == {"path": "a.jpg", "reason": "it has more than 100 scans"}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from image_bombs import jpeg_of_scans
 from page_reader import Page
 from PIL import ExifTags, Image
 
@@ -130,18 +131,20 @@ def test_a_name_too_long_for_more_endings_is_cut():
 
 def test_files_that_cannot_be_mapped_are_rows_with_their_error(tmp_path, found, photos, encode):
     folder = photos[0].parent
+    (folder / "bomb.jpg").write_bytes(jpeg_of_scans(200_000, size_px=2000))
     (folder / "cut.jpg").write_bytes(photos[0].read_bytes()[:-300])
     (folder / "dot.png").write_bytes(encode(np.zeros((1, 1, 3), np.uint8), "PNG"))
     (folder / "huge.png").write_bytes(huge_png())
     (folder / "note.jpg").write_text("<script>alert(1)</script>")
     summary = run(found, sorted(folder.iterdir()), tmp_path / "out", PARAMS).set_index("name")
-    assert summary.index.tolist() == ["b", "c", "a", "cut", "dot", "huge", "note"]
+    assert summary.index.tolist() == ["b", "c", "a", "bomb", "cut", "dot", "huge", "note"]
+    assert summary.loc["bomb", "error"] == "it has more than 100 scans"
     assert summary.loc["cut", "error"] != ""
     assert summary.loc["dot", "error"].startswith("The photo has 1 x 1 px")
     assert summary.loc["huge", "error"] == "60000 x 60000 px is more than 200 megapixels. Divide it"
     assert summary.loc["note", "error"] == "not an image"
     page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
-    assert "4 failed" in page.text
+    assert "5 failed" in page.text
     assert not (tmp_path / "out" / "cut.json").exists()
 
 
