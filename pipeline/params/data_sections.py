@@ -84,7 +84,7 @@ class Limits(Section):
     max_files: int = Field(ge=1)
     max_total_mb: int = Field(ge=1, description="of all files, unpacked")
     max_file_mb: int = Field(ge=1, description="a larger file goes to quarantine")
-    max_expansion: int = Field(ge=1, description="size of a file in an archive, relative to its packed size")
+    max_expansion: int = Field(ge=1, description="size of an archive unpacked, relative to its own")
     max_image_megapixels: int = Field(ge=1, description="a larger image goes to quarantine")
 
 
