@@ -1,3 +1,4 @@
+import errno
 import gzip
 import io
 import re
@@ -589,6 +590,16 @@ def test_files_of_archives_in_a_zip_are_read_as_if_they_were_in_the_zip(tmp_path
     source = zip_of(tmp_path / "source.zip", ("Positive/a.jpg", b"a"), *inner)
     assert files_in(source) == {"Positive/a.jpg": b"a", "Positive/b.jpg": b"b", "Positive/c.jpg": b"c"}
     assert below(tmp_path) == ["inner.tar.gz", "inner.zip", "source.zip"]
+
+
+def test_a_disk_that_is_full_is_no_damage_of_the_archive(tmp_path, monkeypatch):
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = zip_in_zip(tmp_path / "outer.zip", zip_of_many_names(tmp_path / "inner.zip", 5))
+    monkeypatch.setattr(shutil, "copyfileobj", fill)
+    with pytest.raises(OSError, match="No space left on device"):
+        entries(source)
 
 
 def test_archives_are_read_one_level_deep(tmp_path):

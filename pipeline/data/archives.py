@@ -22,7 +22,7 @@ from typing import IO
 
 from pipeline.data.image_names import left_out_reason
 from pipeline.data.tars import NoTarError, read_members, unpacked
-from pipeline.errors import CracksError
+from pipeline.errors import REMEDIES, CracksError
 from pipeline.params import Limits
 
 ARCHIVE_SUFFIXES = (".zip", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".txz")
@@ -135,6 +135,8 @@ def read_archive(archive: Path, usage: SourceUsage, inside: str = "") -> Iterato
             "If it was downloaded, download it again: it may be truncated."
         ) from None
     except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno in REMEDIES:  # a full disk, no permission
+            raise
         raise CracksError(f"The archive {shown} cannot be read: {error}. Download or create it again.") from None
 
 
