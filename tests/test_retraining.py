@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -152,7 +153,7 @@ class Undisturbed:
         follow(project, check)
         with webhook() as (address, self.messages):
             env = {"PREFECT_API_URL": api, "CRACKS_NOTIFY_URL": address, **QUICK_POLL}
-            with running(project, *serve.split(), **env):
+            with running(project, *shlex.split(serve, comments=True), **env):
                 wait_until(lambda: len(runs_of_retraining(api)) >= 2, PATIENCE_S)
                 self.runs = runs_of_retraining(api)
         self.outcome = outcome_of(project)
