@@ -1,12 +1,15 @@
 """Delete what is older than `retention` in params.yaml: `python -m flows.gc [--delete]`; by default it is only listed.
 
-This concerns old data in DVC's cache, the files of models that the gate refused, and old runs in Prefect.
+This concerns old data in DVC's cache, the files of models that the gate refused, old runs in Prefect, and what killed
+processes left half written.
 """
 
 import argparse
 import logging
+import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -28,6 +31,9 @@ from pipeline.stage import run_main
 
 log = logging.getLogger(__name__)
 
+WRITTEN = ("data", "models", "reports")  # folders that stages and commands write to
+PARTIAL_AGE = timedelta(days=1)  # of what no process still writes
+
 
 def clean_cache(before: datetime, *, dry_run: bool) -> None:
     """Delete from DVC's cache what is not used by the workspace, a branch, a tag or a commit since then.
@@ -41,6 +47,15 @@ def clean_cache(before: datetime, *, dry_run: bool) -> None:
     finished = subprocess.run([*command, *(["--dry"] if dry_run else [])], cwd=project_root(), check=False)
     if finished.returncode != 0:
         raise CracksError(f"`{' '.join(command)}` failed, see above. Nothing else was deleted.")
+
+
+def clean_partial(before: datetime, *, dry_run: bool) -> list[Path]:
+    """Delete what killed processes left half written before a time, unless it is a dry run; return all paths."""
+    everything = (path for top in WRITTEN for path in (project_root() / top).rglob(".*.partial"))
+    found = sorted(path for path in everything if path.lstat().st_mtime < before.timestamp())
+    for path in () if dry_run else found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return found
 
 
 def clean_runs(client: SyncPrefectClient, before: datetime, *, dry_run: bool) -> int:
@@ -73,6 +88,9 @@ def main() -> None:
         clean_registry(params.register_as.name, now - timedelta(days=keep.refused_models_days), dry_run=dry_run)
         log.info("Runs in Prefect that ended more than %d days ago:", keep.flow_runs_days)
         log.info("%d runs", clean_runs(client, now - timedelta(days=keep.flow_runs_days), dry_run=dry_run))
+    log.info("Files and folders that killed processes left half written:")
+    for path in clean_partial(now - PARTIAL_AGE, dry_run=dry_run):
+        log.info("%s", path)
     log.info("Nothing was deleted. `make gc CONFIRM=yes` deletes it." if dry_run else "Deleted.")
 
 

@@ -1,5 +1,6 @@
 """What nobody uses any more is deleted, and nothing else."""
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -58,16 +59,24 @@ def test_the_cache_of_a_data_set_that_nothing_names_goes_when_it_is_confirmed(tm
     old.unlink()
     (project.root / "old.dvc").unlink()
     assert objects(project) == in_use + 1
+    left = project.root / "data" / "datasets" / ".demo.99-ab.partial"
+    (left / "more").mkdir(parents=True)
+    (project.root / "reports" / ".x.json.1-cd.partial").touch()  # being written
+    os.utime(left, (0, 0))
 
     def gc(*arguments: str) -> subprocess.CompletedProcess[str]:
         finished = project.run(sys.executable, "-m", "flows.gc", *arguments, PREFECT_API_URL=prefect_api)
         assert finished.returncode == 0, finished.stderr
         return finished
 
-    assert "Nothing was deleted" in gc().stderr
+    listed = gc().stderr
+    assert "Nothing was deleted" in listed
+    assert [line for line in listed.splitlines() if ".partial" in line] == [str(left)]
     assert objects(project) == in_use + 1
+    assert left.exists()
     gc("--delete")
     assert objects(project) == in_use
+    assert [path.name for path in project.root.rglob(".*.partial")] == [".x.json.1-cd.partial"]
     assert "Running stage" not in project.repro()
 
 
