@@ -3,7 +3,6 @@
 The server is asked by HTTP, because an import of Prefect takes a second.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import httpx
 import psutil
 
 from pipeline.errors import CracksError, UnavailableError
+from pipeline.files import read_json
 from pipeline.process_identity import ProcessIdentity, is_alive
 from pipeline.project import project_root
 
@@ -36,11 +36,7 @@ class Started(ProcessIdentity):
 
 def services_started() -> dict[str, Started]:
     """Return the services that were started, including ended ones, by name in order of their start."""
-    try:
-        found: dict[str, Started] = json.loads((project_root() / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return found
+    return dict(read_json(project_root() / RECORD, {}))
 
 
 def local_prefect() -> str | None:

@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from pipeline.errors import CracksError, RefusedError, UnavailableError
-from pipeline.files import write_text
+from pipeline.files import read_json, write_text
 from pipeline.params import Flow
 from pipeline.process_identity import is_gone, this_process
 from pipeline.project import project_root
@@ -198,8 +198,8 @@ def clear_locks(log_line: LogLine) -> None:
 
 def _locks_are_held(path: Path) -> bool:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        held = read_json(path, {})
+    except ValueError:
         return False
     writers: Iterable[dict[str, object]] = held.get("write", {}).values()
     readers = (reader for readers in held.get("read", {}).values() for reader in readers)

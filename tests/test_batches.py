@@ -222,7 +222,7 @@ def test_a_process_that_dies_while_it_takes_a_batch_loses_nothing_and_the_next_c
         elif point == "os.link":
             patch.setattr(batches.os, "link", die)
         else:
-            patch.setattr(batches, "_marker", die)  # the archive is there, and in the inbox still
+            patch.setattr(batches.Path, "unlink", die)  # the archive is there, and in the inbox still
         with pytest.raises(Killed):
             take(ingested, params)
     take(ingested, params)

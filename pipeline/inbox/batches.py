@@ -10,7 +10,6 @@ The record is written before the archive is moved into the data set's folder. If
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 from pipeline.data.archives import is_archive
 from pipeline.data.image_names import left_out_reason
 from pipeline.errors import CracksError
-from pipeline.files import replacing, write_json, write_text
+from pipeline.files import read_json, replacing, write_json, write_text
 from pipeline.params import Params
 from pipeline.project import DATASETS, INBOX
 
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 
 RECORD = Path("data/batches.json")
 COMPLETION_SUFFIX = ".done"
-OWN = ("README.md", "refused", "removed")  # what the project itself keeps in the inbox
+OWN = re.compile(r"README\.md|refused|removed|.*\.done")  # what the project itself keeps in the inbox, and markers
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,7 @@ def read_record(root: Path) -> list[Taken]:
     """Return all batches ever taken, oldest first. Raises CracksError if the record is damaged."""
     path = root / RECORD
     try:
-        return [Taken(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except FileNotFoundError:
-        return []
+        return [Taken(**row) for row in read_json(path, [])]
     except (ValueError, TypeError) as error:
         raise CracksError(f"{path} cannot be read: {error}. Restore it with git.") from None
 
@@ -78,25 +75,20 @@ def write_record(root: Path, record: Sequence[Taken]) -> None:
 
 def waiting(root: Path, settle: timedelta, now: datetime) -> list[Path]:
     """Return the archives of the inbox with a completion marker or unchanged for the time `settle`, oldest first."""
-    complete = [
-        path
-        for path in (root / INBOX).glob("*")
-        if _can_be_taken(path)
+
+    def is_complete(path: Path) -> bool:
         # a change in the future is from before the clock was set back; archives keep a st_mtime from anywhere
-        if _marker(path).exists() or abs(now.timestamp() - path.stat().st_ctime) >= settle.total_seconds()
-    ]
-    return sorted(complete, key=lambda path: (path.stat().st_mtime, path.name))
+        age_s = abs(now.timestamp() - path.stat().st_ctime)
+        return Path(f"{path}{COMPLETION_SUFFIX}").exists() or age_s >= settle.total_seconds()
+
+    found = (path for path in (root / INBOX).glob("*") if _can_be_taken(path) and is_complete(path))
+    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
 
 
 def not_taken(root: Path) -> list[Path]:
     """Return what lies in the inbox and is never taken, such as a folder, a link or a file that is no archive."""
-    return sorted(
-        path
-        for path in (root / INBOX).glob("*")
-        if not (
-            _can_be_taken(path) or left_out_reason(path.name) or path.name in OWN or path.suffix == COMPLETION_SUFFIX
-        )
-    )
+    others = (path for path in (root / INBOX).glob("*") if not _can_be_taken(path))
+    return sorted(path for path in others if not left_out_reason(path.name) and not OWN.fullmatch(path.name))
 
 
 def _can_be_taken(path: Path) -> bool:
@@ -110,8 +102,7 @@ def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Take
     """
     if params.retrain.dataset is None:
         raise CracksError(
-            "No data set takes batches. Name one under retrain.dataset in params.yaml; its source is a folder of "
-            "archives."
+            "No data set takes batches. Name one whose source is a folder under retrain.dataset in params.yaml."
         )
     folder = root / params.datasets[params.retrain.dataset].source
     complete_interrupted(root, params)
@@ -220,20 +211,15 @@ def describe(outcome: Taken | Refused) -> str:
     return f"{outcome.name} was taken as {outcome.file} of {outcome.dataset}: {outcome.n_images:,} images"
 
 
-def _marker(archive: Path) -> Path:
-    return archive.with_name(archive.name + COMPLETION_SUFFIX)
-
-
 def _place(archive: Path, target: Path) -> None:
     """Move an archive, also to another disk; it is deleted at its old place only once the copy is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
-        partial.unlink(missing_ok=True)
         try:
             os.link(archive, partial)
         except OSError:  # another disk, or one without hard links
             shutil.copy2(archive, partial)
-    _marker(archive).unlink(missing_ok=True)
+    Path(f"{archive}{COMPLETION_SUFFIX}").unlink(missing_ok=True)
     archive.unlink()
 
 

@@ -1,7 +1,6 @@
 """Steps of the retraining flow as plain functions: lock, version batches with DVC and git, promote, notify."""
 
 import fcntl
-import json
 import logging
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import CracksError, RefusedError, UnavailableError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.inbox.batches import RECORD, Taken, mark_trained
 from pipeline.monitoring.notify import notify
 from pipeline.params import Params
@@ -151,21 +150,16 @@ def notify_once(root: Path, about: str, title: str, lines: list[str], details: C
 
     `details` returns more lines. It is called only if the message is sent, and messages are compared without them.
     """
-    notified = _notified(root)
+    notified = read_json(root / NOTIFIED_FILE, {})
     if notified.get(about) != [title, *lines] and notify(title, [*lines, *details()]):
         write_json(root / NOTIFIED_FILE, notified | {about: [title, *lines]})
 
 
 def clear_notification(root: Path, about: str) -> None:
     """Forget the last message about this topic, so that the same message is sent if the problem recurs."""
-    notified = _notified(root)
+    notified = read_json(root / NOTIFIED_FILE, {})
     if notified.pop(about, None) is not None:
         write_json(root / NOTIFIED_FILE, notified)
-
-
-def _notified(root: Path) -> dict[str, list[str]]:
-    path = root / NOTIFIED_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _dvc(root: Path, *arguments: str) -> None:

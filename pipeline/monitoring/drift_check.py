@@ -5,7 +5,6 @@ false alarms is based on. One alert is sent while drift lasts, with the images m
 """
 
 import base64
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter, date2num
 
-from pipeline.files import write_json, write_text
+from pipeline.files import read_json, write_json, write_text
 from pipeline.monitoring.drift import DriftComparison, can_alarm, compare, photo_statistics
 from pipeline.monitoring.labelling import export_most_worth_labelling
 from pipeline.monitoring.monitored_model import MonitoredModel, monitored_model
@@ -128,8 +127,7 @@ def run(params: Params, root: Path, now: datetime) -> Finding:
 
 def _read_state(root: Path) -> dict[str, Any]:
     """Return {"told": whether an alert about the present drift was sent, "windows": records, oldest first}."""
-    path = root / MONITORING_STATE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {"told": False, "windows": []}
+    return dict(read_json(root / MONITORING_STATE, {"told": False, "windows": []}))
 
 
 def _record(verdict: Verdict, comparison: DriftComparison, version: str, now: datetime) -> dict[str, Any]:

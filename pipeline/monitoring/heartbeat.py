@@ -6,7 +6,6 @@ watcher does not repeat it.
 """
 
 import fcntl
-import json
 import logging
 import threading
 import time
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.monitoring.notify import notify
 from pipeline.project import project_root
 
@@ -42,10 +41,8 @@ def end_heartbeat() -> None:
 
 def last_beat_s() -> float | None:
     """Return the time of the last heartbeat in seconds since the epoch; None if there is none."""
-    try:
-        return float(json.loads(heartbeat_file().read_text(encoding="utf-8"))["time_s"])
-    except FileNotFoundError:
-        return None
+    beat = read_json(heartbeat_file(), None)
+    return beat and float(beat["time_s"])
 
 
 def heartbeat_age_s(now_s: float | None = None) -> float | None:
@@ -133,10 +130,8 @@ def _alert_file() -> Path:
 
 def _alerted_beat_s() -> float | None:
     """Return the time of the heartbeat that the open alert is about, None if no alert is open."""
-    try:
-        return float(json.loads(_alert_file().read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+    beat_s: float | None = read_json(_alert_file(), None)
+    return beat_s
 
 
 @contextmanager
