@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
 
 SITE = "data/incoming/site"
-N_IMAGES = 60  # of the batch; with those of the first archive, enough groups to test on for `promote.min_groups`
+N_IMAGES = 60  # of the batch
 N_FIRST = 340
 N_KILLS, SEED = int(os.environ.get("CRACKS_KILLS", "1")), 20260501
 PATIENCE_S = 400
@@ -76,7 +76,7 @@ def follow(project: Project, script: str) -> None:
 
 
 def set_up(project: Project) -> None:
-    """Follow the document up to the flows, but for the time of day; the budgets are of a machine with nothing else."""
+    """Follow the document up to the flows, but for the time of day, and let the gate pass what a quick model is."""
     write_archive(project.root / "first.zip", N_FIRST, seed=12)
     follow(project, documented().first_archive)
     settings = documented().settings
@@ -86,7 +86,12 @@ def set_up(project: Project) -> None:
         for section, values in yaml.safe_load(settings.replace(NIGHTLY, EVERY_MINUTE)).items():
             params[section] |= values
         del params["candidates"]["finetune"]
-        params["promote"]["budgets"] = {"p95_ms": 10000, "resident_mb": 10000, "size_mb": 1000}
+        params["promote"] |= {
+            "floors": {},
+            "max_ece": 1,
+            "min_slice_recall": 0,
+            "budgets": {"p95_ms": 10000, "resident_mb": 10000, "size_mb": 1000},
+        }
 
     project.edit_params(change)
 

@@ -102,7 +102,7 @@ def take_all(root: Path, params: Params, *, now: datetime, by: str) -> list[Take
     """
     if params.retrain.dataset is None:
         raise CracksError(
-            "No data set takes batches. Name one whose source is a folder under retrain.dataset in params.yaml."
+            "No data set takes batches. Name one under retrain.dataset in params.yaml; its source is a folder."
         )
     folder = root / params.datasets[params.retrain.dataset].source
     complete_interrupted(root, params)
