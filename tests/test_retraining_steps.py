@@ -188,7 +188,8 @@ def test_the_model_in_production_may_be_so_old_and_no_older(params, monkeypatch,
             raise MlflowException("no such alias", error_code=INVALID_PARAMETER_VALUE)
         return version(numbers[alias], days_old[alias], now)
 
-    client = SimpleNamespace(get_model_version_by_alias=by_alias)
+    never_decided = {"get_experiment_by_name": lambda name: None}
+    client = SimpleNamespace(get_model_version_by_alias=by_alias, **never_decided)
     monkeypatch.setattr(tracking, "connect", lambda: (client, "1"))
     assert overdue(params, now) == expected
 
