@@ -1,8 +1,12 @@
+import shutil
+
 import numpy as np
 import pytest
 
+from pipeline.inference import build_starter
 from pipeline.inference.build_starter import relative_difference, write_starter
-from pipeline.inference.kept_starter import STARTER_FILE
+from pipeline.inference.kept_starter import STARTER_DETECTOR, STARTER_FILE
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector, missed_cracks
 from pipeline.inference.starter import load_starter
 from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
@@ -66,3 +70,15 @@ def test_the_shipped_starter_is_small_and_can_be_loaded():
     outputs = starter.model(np.full((1, 64, 64, 3), 128, np.uint8))
     assert 0 <= float(outputs["probability"][0]) <= 1
     assert 0 < starter.decision.review_from <= starter.decision.threshold <= starter.decision.review_to < 1
+
+
+def test_what_the_starter_misses_on_external_structures_is_added_to_its_detector(tmp_path, monkeypatch):
+    detector = tmp_path / "detector.npz"
+    shutil.copy(STARTER_DETECTOR, detector)
+    monkeypatch.setattr(build_starter, "STARTER_DETECTOR", detector)
+    (tmp_path / "cracks.csv").write_text("path,probability\na,0.2\nb,0.9\nc,\n")
+    monkeypatch.setattr("sys.argv", ["", "external", "--name", "piers", "--cracks", str(tmp_path / "cracks.csv")])
+    build_starter.main()
+    external, own = missed_cracks(OutOfDistributionDetector.load(detector))
+    assert external.endswith("the model missed 1,087 of 1,514 cracks (sdnet Walls), 1 of 2 cracks (piers).")
+    assert "4 of 958 cracks (metu)" in own

@@ -2,11 +2,13 @@
 
     python -m pipeline.inference.build_starter head --params params.yaml --model models/mosaics-lite0 [--check]
     python -m pipeline.inference.build_starter detector --datasets data/datasets --manifest data/manifest.parquet
+    python -m pipeline.inference.build_starter external --name "sdnet Walls" --cracks walls.csv
     python -m pipeline.inference.build_starter served --out data/serving/starter
 
 `head` writes starter.npz from a probe that was trained with examples/params.metu-and-sdnet.yaml; with --check it only
 compares the probe with the existing file. `detector` writes starter_detector.npz, the out-of-distribution detector,
-from the data of the same params after `dvc repro split`. `served` writes the served model, with which a server answers
+from the data of the same params after `dvc repro split`. `external` adds to it what the model missed of cracks
+on structures that it was not trained on. `served` writes the served model, with which a server answers
 until another model is in production.
 """
 
@@ -14,6 +16,7 @@ import argparse
 import json
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ from pipeline.files import replacing
 from pipeline.inference.conversion import write_served
 from pipeline.inference.kept_starter import STARTER_DETECTOR, STARTER_FILE, keep_starter
 from pipeline.inference.ood_fitting import fit_detector
+from pipeline.inference.out_of_distribution import OutOfDistributionDetector, Surface
 from pipeline.inference.served import ServedModel, served_outputs
 from pipeline.inference.starter import load_starter
 from pipeline.models.classifier import Classifier
@@ -90,6 +94,15 @@ def _detector(args: argparse.Namespace) -> None:
     log.info("%s: %d bytes", STARTER_DETECTOR, STARTER_DETECTOR.stat().st_size)
 
 
+def _external(args: argparse.Namespace) -> None:
+    detector, threshold = OutOfDistributionDetector.load(STARTER_DETECTOR), load_starter().decision.threshold
+    probabilities = pd.read_csv(args.cracks)["probability"].dropna()
+    missed = Surface(args.name, len(probabilities), int((probabilities < threshold).sum()), is_external=True)
+    others = (surface for surface in detector.surfaces if surface.name != args.name)
+    replace(detector, surfaces=(*others, missed)).save(STARTER_DETECTOR)
+    log.info("%s: %s", STARTER_DETECTOR, missed)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,6 +116,10 @@ def main() -> None:
     detector.add_argument("--datasets", type=Path, required=True, help="folder with a folder per data set")
     detector.add_argument("--manifest", type=Path, required=True, help="Parquet file that the stage split wrote")
     detector.set_defaults(run=_detector)
+    external = commands.add_parser("external", help="add an external surface to starter_detector.npz")
+    external.add_argument("--name", required=True, help="of the surface, as maps name it")
+    external.add_argument("--cracks", type=Path, required=True, help="CSV of `cracks predict` on its cracked images")
+    external.set_defaults(run=_external)
     served = commands.add_parser("served", help="write the served model, unless it is there")
     served.add_argument("--out", type=Path, required=True, help="folder to write")
     served.set_defaults(run=lambda args: keep_starter(args.out))
