@@ -123,9 +123,8 @@ def map_photo(
         crack_map = mapper.map(photo.pixels, job.mm_per_px, on_tiles, photo.photographed)
     except (UnreadableImageError, CracksError) as error:
         return str(error)
-    picture, caption = io.BytesIO(), " ".join(crack_map.notes()[:2])
-    overlay = overlay_picture(photo.pixels, crack_map, caption)
-    overlay.save(picture, "JPEG", quality=JPEG_QUALITY, comment=OVERLAY_COMMENT)
+    picture = io.BytesIO()
+    overlay_picture(photo.pixels, crack_map).save(picture, "JPEG", quality=JPEG_QUALITY, comment=OVERLAY_COMMENT)
     tiles = crack_map.tiles.assign(photo=as_utf8(path), probability=crack_map.tiles["probability"].round(4))
     return PhotoFiles(
         picture.getvalue(), cells(tiles[TILE_COLUMNS]).to_csv(index=False), report_of(path, photo, crack_map, job)

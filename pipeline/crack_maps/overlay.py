@@ -12,10 +12,10 @@ MIN_LEGEND_PX = 36
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
-def overlay_picture(pixels: Pixels, crack_map: CrackMap, caption: str) -> Image.Image:
-    """Return the upright photo, uint8 (height, width, 3), with overlay, marks and a legend that ends with `caption`."""
+def overlay_picture(pixels: Pixels, crack_map: CrackMap) -> Image.Image:
+    """Return the upright photo, uint8 (height, width, 3), with marks, and a legend with the first caveats below it."""
     height, width, _ = pixels.shape
-    legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), caption)
+    legend = _legend(width, max(MIN_LEGEND_PX, round(LEGEND_HEIGHT * (width + height) / 2)), crack_map.notes())
     picture = Image.new("RGB", (width, height + legend.height), PAPER)
     picture.paste(Image.fromarray(pixels))
     draw, shade = ImageDraw.Draw(picture), Image.new("L", picture.size)
@@ -37,8 +37,8 @@ def _boxes(crack_map: CrackMap, label: str) -> list[tuple[int, int, int, int]]:
     return [(left, top, left + size - 1, top + size - 1) for left, top, size in tiles]
 
 
-def _legend(width: int, height: int, caption: str) -> Image.Image:
-    """Return the legend, two lines: the marks, then the caption."""
+def _legend(width: int, height: int, notes: list[str]) -> Image.Image:
+    """Return the legend, two lines: the marks and the second note, then the first one, which is the longer."""
     legend = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(legend)
     line = height // 2
@@ -52,7 +52,8 @@ def _legend(width: int, height: int, caption: str) -> Image.Image:
         x += side + pad // 2
         draw.text((x, middle), meaning, INK, font, anchor="lm")
         x += round(draw.textlength(meaning, font)) + 2 * pad
-    while caption and draw.textlength(caption, font) > width - 2 * pad:
-        caption = caption.rstrip(" …")[:-1] + "…"
-    draw.text((pad, line + middle), caption, INK, font, anchor="lm")
+    for left, y, text in ((x, middle, notes[1]), (pad, line + middle, notes[0])):
+        while text and draw.textlength(text, font) > width - left - pad:
+            text = text.rstrip(" …")[:-1] + "…" if len(text) > 1 else ""
+        draw.text((left, y), text, INK, font, anchor="lm")
     return legend
