@@ -1,10 +1,12 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipeline.inference.kept_starter import KEY_FILE, keep_starter, served_starter
+from pipeline.inference import kept_starter
+from pipeline.inference.kept_starter import KEY_FILE, _built_from, keep_starter, served_starter
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 
 IN_A_NEW_PROCESS = """
@@ -28,7 +30,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("DVC_ROOT", "")
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache" / "concrete-cracks" / "starter"
+    return tmp_path / "cache" / "concrete-cracks" / f"starter-{_built_from()[:16]}"
 
 
 def test_a_starter_that_is_kept_is_used_without_tensorflow(built, cache):
@@ -47,7 +49,7 @@ def test_two_processes_at_once_build_it_once_and_it_answers_as_the_keras_model(c
     ]
     assert sorted(process.communicate()[0] for process in both) == ["False\n", "True\n"]
     assert ServedModel.load(cache).golden_difference() < MAX_GOLDEN_DIFFERENCE
-    assert sorted(path.name for path in cache.parent.iterdir()) == [".starter.lock", "starter"]
+    assert sorted(path.name for path in cache.parent.iterdir()) == [f".{cache.name}.lock", cache.name]
 
 
 @pytest.mark.slow
@@ -59,6 +61,17 @@ def test_a_damaged_or_an_older_one_is_built_again(built, cache, tmp_path):
         assert served_starter(tmp_path / "scratch") == cache
         assert len((cache / name).read_bytes()) > len(damaged)
         assert ServedModel.load(cache).golden_difference() < MAX_GOLDEN_DIFFERENCE
+
+
+def test_in_the_cache_of_a_user_that_of_one_version_never_replaces_that_of_another(built, cache, monkeypatch, tmp_path):
+    shutil.copytree(built, cache)
+    other = tmp_path / "detector.npz"
+    shutil.copy(kept_starter.STARTER_FILE, other)
+    monkeypatch.setattr(kept_starter, "STARTER_DETECTOR", other)
+    monkeypatch.setattr(kept_starter, "keep_starter", Path.mkdir)
+    assert served_starter(tmp_path / "scratch").parent == cache.parent
+    assert len(list(cache.parent.iterdir())) == 2
+    assert (cache / KEY_FILE).read_bytes() == (built / KEY_FILE).read_bytes()
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ def _predict(args: argparse.Namespace) -> None:
     check_photo_pattern(args.photo_pattern)
     params = project_params() if args.log else _params_if_needed(args.model)
     from pipeline.crack_maps.batch_prediction import log_rows, run  # last, because it takes seconds
+    from pipeline.inference.out_of_distribution import load_detector, missed_cracks
     from pipeline.registry.model_lookup import found_model
 
     with found_model(params.register_as.name if params else "", args.model) as found:
@@ -78,6 +79,7 @@ def _predict(args: argparse.Namespace) -> None:
             PredictionLog(project_root() / LOG_FOLDER, project_params().monitor.log_max_mb).append(rows)
 
         counts = run(found, paths, args.out, args.dask, log_predictions if args.log else None)
+        log.info(missed_cracks(load_detector(found.folder))[0])
     n_unreadable = counts.pop("", 0)
     log.info("%s: %s", args.out, ", ".join(f"{count} {label}" for label, count in counts.items()) or "no image")
     if not n_unreadable:
@@ -108,7 +110,7 @@ def _map(args: argparse.Namespace) -> None:
         summary = run(
             found, paths, args.out, cut, args.dask, mm_per_px=args.mm_per_px, strip_location=args.strip_location
         )
-        caveats = [*missed_cracks(load_detector(found.folder)), "An unmarked area may still have cracks."]
+        log.info(" ".join([*missed_cracks(load_detector(found.folder)), "An unmarked area may still have cracks."]))
     failed = summary[summary["error"] != ""]
     for row in failed.head(MAX_SHOWN).itertuples():
         log.warning("not mapped: %s: %s", row.photo, row.error)
@@ -117,7 +119,6 @@ def _map(args: argparse.Namespace) -> None:
     if len(failed) == len(summary):
         raise CracksError(f"No photo could be mapped:{counted(failed['error'])}")
     log.info("%s: %d photos mapped, %d failed", args.out / "index.html", len(summary) - len(failed), len(failed))
-    log.info(" ".join(caveats))
 
 
 def _params_if_needed(model: str | None) -> "Params | None":

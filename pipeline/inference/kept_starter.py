@@ -29,7 +29,7 @@ def served_starter(scratch: Path) -> Path:
         CracksError: it must be built, and the package of its backbone is missing.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    kept = [cache / "concrete-cracks" / "starter"]
+    kept = [cache / "concrete-cracks" / f"starter-{_built_from()[:16]}"]  # projects of several versions share it
     if (project_root() / ".dvc").is_dir():
         kept.insert(0, project_root() / KEPT_IN_PROJECT)
     for folder in kept:
@@ -66,6 +66,11 @@ def _is_current(folder: Path) -> bool:
 
 
 def _key(folder: Path) -> str:
-    built = [folder / name for name in (*SERVED_FILES, DETECTOR_FILE)]
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (STARTER_FILE, STARTER_DETECTOR, *built)]
-    return "\n".join([f"concrete-cracks {pipeline.__version__}, openvino {version('openvino')}", *hashes, ""])
+    built = (hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (*SERVED_FILES, DETECTOR_FILE))
+    return "\n".join([_built_from(), *built, ""])
+
+
+def _built_from() -> str:
+    """Return a hash of the files and versions that the served starter is built from."""
+    versions = f"concrete-cracks {pipeline.__version__}, openvino {version('openvino')}".encode()
+    return hashlib.sha256(versions + STARTER_FILE.read_bytes() + STARTER_DETECTOR.read_bytes()).hexdigest()

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 COMMANDS = ["cracks predict black.png white.png --model starter --out scores.csv"]
-SAYS = ("2 review",)
+SAYS = ("2 review", "How many cracks are missed on structures like this one is not known")
 
 
 def make(folder):
