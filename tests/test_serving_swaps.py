@@ -66,8 +66,8 @@ def test_the_challenger_is_wanted_until_one_is_in_production(store, promote, mon
 
 
 def test_a_store_that_does_not_exist_is_not_made(tmp_path, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     assert Registry(NAME).wanted() is None
     assert list(tmp_path.iterdir()) == []
 
