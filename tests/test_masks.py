@@ -37,10 +37,11 @@ def mask_of(*, rows=0, columns=slice(0, 0), height=128, width=128, value=255):
     return mask
 
 
-def mat(segmentation):
-    """A MAT as CrackForest's: a struct with the field Segmentation."""
+def mat(segmentation, *, in_cells=False):
+    """A MAT as CrackForest's, a struct with the field Segmentation, or as BSDS500's, cells of such structs."""
     buffer = io.BytesIO()
-    savemat(buffer, {"groundTruth": {"Segmentation": segmentation, "Boundaries": segmentation}}, do_compression=True)
+    truth = {"Boundaries": segmentation > 0, "Segmentation": segmentation}
+    savemat(buffer, {"groundTruth": np.array([truth, truth]) if in_cells else truth}, do_compression=True)
     return buffer.getvalue()
 
 
@@ -88,8 +89,9 @@ def test_tiles_are_cracked_where_the_mask_is(read, image, encode, mode):
         assert read(files, masks()) == TILES
 
 
-def test_a_mat_with_a_nested_segmentation_is_a_mask(read, image):
-    truth = mat(mask_of(rows=10, columns=slice(20, 100), value=2))
+@pytest.mark.parametrize("in_cells", [False, True])
+def test_a_mat_with_a_nested_segmentation_is_a_mask(read, image, in_cells):
+    truth = mat(mask_of(rows=10, columns=slice(20, 100), value=2), in_cells=in_cells)
     assert read({"set/rgb/a.jpg": image, "set/truth/a.mat": truth}, masks(crack=(2,))) == {
         f"set/{path}": None for path in TILES
     }

@@ -153,7 +153,7 @@ def read_mat(content: bytes, shape: Shape) -> npt.NDArray[Any]:
 
     try:
         _check_unpacked_size(content, MAX_MAT_BYTES_PER_PIXEL * shape[0] * shape[1] + 2**20)
-        found = _segmentation("", loadmat(io.BytesIO(content)))
+        found = _segmentation(loadmat(io.BytesIO(content), simplify_cells=True))
     except UnreadableImageError:
         raise
     except Exception as error:  # damaged bytes make SciPy raise struct.error, TypeError and more
@@ -175,18 +175,15 @@ def _check_unpacked_size(content: bytes, max_bytes: int) -> None:
                 raise UnreadableImageError("unpacks to more than a mask of this image needs")
 
 
-def _segmentation(name: str, value: Any) -> npt.NDArray[Any] | None:
-    """Return the first array called Segmentation in what loadmat returns, where a struct has named fields."""
-    is_array = isinstance(value, np.ndarray)
-    if is_array and value.dtype.names:
-        parts = [(field, item[field]) for item in value.ravel() for field in value.dtype.names]
-    elif is_array and value.dtype == object:
-        parts = [(name, item) for item in value.ravel()]
-    elif isinstance(value, dict):
-        parts = list(value.items())
-    else:
-        return value if is_array and name == "Segmentation" else None
-    return next((found for part in parts if (found := _segmentation(*part)) is not None), None)
+def _segmentation(value: Any) -> npt.NDArray[Any] | None:
+    """Return the first array called Segmentation in nested dictionaries and lists, None if there is none."""
+    if isinstance(value, dict):
+        if isinstance(value.get("Segmentation"), np.ndarray):
+            return np.asarray(value["Segmentation"])
+        value = list(value.values())
+    is_list = isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype.kind == "O")
+    parts = value if is_list else ()
+    return next((found for part in parts if (found := _segmentation(part)) is not None), None)
 
 
 def _coco_readers(entry: Entry, masks: Masks) -> dict[str, MaskReader]:
