@@ -9,21 +9,23 @@ a data set keeps its head while any of its sources is left. UAV75 and CFD are on
 trained on all four; their masks label tiles. Validation has every fourth block of eight neighbouring photos of a
 surface, since neighbours show the same wall, and is not trained on.
 
-Prints for each source AUROC, balanced accuracy, calibration error (ECE) and the share of cracks missed at the threshold
-that 5 % of the intact images exceed, with 95 % intervals over photos; then the mean and the worst source. Images are
-embedded once and kept in --cache, for each backbone; other penalties or components of a recipe take a minute.
+Prints for each source the AUROC of the probability, and of the logit before it is calibrated; balanced accuracy; the
+calibration error (ECE); and the share of cracks missed at the threshold that 5 % of the intact images exceed; with 95 %
+intervals over photos; then the mean and the worst source. Images are embedded once and kept in --cache, for each
+backbone; other penalties or components of a recipe take minutes.
 """
 
 import argparse
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import yaml
+from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from pipeline import embed
@@ -33,8 +35,9 @@ from pipeline.data.images import IMAGES_FILE, LabelledImages
 from pipeline.data.near_duplicates import find_copies
 from pipeline.data.training_images import images_of_side
 from pipeline.evaluation.bootstrap import MIN_GROUPS, resampled_groups, scores_with_intervals
-from pipeline.models.calibration import Values, fit_calibration
+from pipeline.models.calibration import Calibration, Values, fit_calibration
 from pipeline.models.decision import choose_decision
+from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import Labels
 from pipeline.params import Params, Probe
 from pipeline.split import read_inventories
@@ -106,13 +109,13 @@ def validation_photos(photos: pd.Series) -> list[str]:
     return [name for i, name in enumerate(names) if i // BLOCK_PHOTOS % 4 == 1]
 
 
-def missed_cracks(labels: Labels, logits: Values, groups: npt.NDArray[np.str_]) -> tuple[float, float, float]:
+def missed_cracks(labels: Labels, probabilities: Values, groups: npt.NDArray[np.str_]) -> tuple[float, float, float]:
     """Return the share of cracks missed at the lowest threshold with at most 5 % false alarms, and its interval.
 
     The interval is NaN with fewer than five groups.
     """
     names, numbers = np.unique(groups, return_inverse=True)
-    order = np.argsort(-logits)
+    order = np.argsort(-probabilities)
 
     def missed(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         drawn = weights[:, numbers[order]]  # (n_resamples, n)
@@ -129,38 +132,75 @@ def missed_cracks(labels: Labels, logits: Values, groups: npt.NDArray[np.str_]) 
     return value, float(low), float(high)
 
 
-def measured(
-    source: str, params: Params, rows: dict[str, dict[str, TrainingRows]], manifest: pd.DataFrame, features: Path
-) -> dict[str, tuple[float, float, float]]:
-    """Return each score of a source, with its interval, by a probe that was trained on the other sources."""
+class Trained(NamedTuple):
+    """A probe that was trained, calibrated and given its threshold on some sources."""
+
+    head: LinearHead
+    calibration: Calibration
+    threshold: float
+
+
+def trained_without(
+    source: str | None,
+    params: Params,
+    candidate: Probe,
+    rows: dict[str, dict[str, TrainingRows]],
+    manifest: pd.DataFrame,
+    features: Path,
+) -> Trained:
+    """Return the probe that is trained on all sources but this one. `rows` has the rows of each head by source."""
     heads: dict[str, list[TrainingRows]] = {}
     for other, by_head in rows.items():
         for name, part in by_head.items():
             heads.setdefault(name, []).extend([part] if other != source else [])
-    (candidate,) = params.candidates.values()
-    assert isinstance(candidate, Probe)  # noqa: S101 - main has checked it
+    joined = {name: TrainingRows.concatenated(parts) for name, parts in heads.items() if parts}
     with tempfile.TemporaryDirectory() as scratch, threadpool_limits(1, "blas"):
         history = TrainingHistory(Path(scratch) / "history.jsonl", lambda step, values: None)
-        head = fit_probe(
-            {name: TrainingRows.concatenated(parts) for name, parts in heads.items() if parts}, candidate, history
-        )
+        head = fit_probe(joined, candidate, history)
     validation = manifest[(manifest["split"] == "validation") & (manifest["source"] != source)]
     validation = validation.sort_values(["dataset", "row"])
     known, cracked = features_of(validation, features), (validation["label"] == "crack").to_numpy()
     logits = head.logits(known)
     calibration = fit_calibration(cracked, logits, known, validation["dataset"].to_numpy(str))
     decision = choose_decision(cracked, calibration.probabilities(logits, known), params.decide)
+    return Trained(head, calibration, decision.threshold)
 
-    left_out = manifest[manifest["source"] == source].sort_values("row")
-    unseen, labels = features_of(left_out, features), (left_out["label"] == "crack").to_numpy()
-    logits, groups = head.logits(unseen), left_out["group"].to_numpy(str)
-    probabilities = calibration.probabilities(logits, unseen)
-    scores = scores_with_intervals(labels, probabilities, groups, decision.threshold)
-    result = {"missed": missed_cracks(labels, logits, groups)}
-    for name in ("auroc", "balanced_accuracy", "ece"):
-        interval = scores["interval"][name] or {"low": np.nan, "high": np.nan}
+
+def measured(model: Trained, images: pd.DataFrame, features: Path) -> dict[str, tuple[float, float, float]]:
+    """Return each score on these rows of the manifest, with its interval, NaN where it has none."""
+    unseen, labels = features_of(images, features), (images["label"] == "crack").to_numpy()
+    logits, groups = model.head.logits(unseen), images["group"].to_numpy(str)
+    probabilities = model.calibration.probabilities(logits, unseen)
+    scores = scores_with_intervals(labels, probabilities, groups, model.threshold)
+    scores["logit_auroc"] = float(roc_auc_score(labels, logits))
+    result = {"missed": missed_cracks(labels, probabilities, groups)}
+    for name in ("auroc", "logit_auroc", "balanced_accuracy", "ece"):
+        interval = scores["interval"].get(name) or {"low": np.nan, "high": np.nan}
         result[name] = scores[name], interval["low"], interval["high"]
     return result
+
+
+def embedded(
+    params: Params, candidate: Probe, cache: Path
+) -> tuple[pd.DataFrame, Path, dict[str, dict[str, TrainingRows]]]:
+    """Compute what the cache lacks; return the manifest, the features, and by source the training rows of each head."""
+    backbone = params.backbones[candidate.backbone]
+    manifest, datasets = ingested(params, cache)
+    manifest_file = datasets / "manifest.parquet"
+    manifest.to_parquet(manifest_file, index=False)
+    key = hashlib.sha256(backbone.model_dump_json().encode()).hexdigest()[:16]
+    features = datasets / "features" / key
+    if not features.exists():  # all in single precision, as what is measured must be
+        embed.run(backbone, manifest.assign(split="validation"), datasets, datasets / "unfinished" / key, features)
+    (name,) = params.candidates
+    unfinished = checkpoint_folder(datasets / "mosaics", manifest_file, params, name)
+    rows = {
+        str(source): rows_by_head(
+            backbone, candidate, images_of_side(part, "train", datasets), features, unfinished / str(source)
+        )
+        for source, part in manifest[manifest["dataset"].isin(TRAINED_ON)].groupby("source")
+    }
+    return manifest, features, rows
 
 
 def main() -> None:
@@ -176,31 +216,22 @@ def main() -> None:
     ((name, candidate),) = params.candidates.items()
     if not isinstance(candidate, Probe):
         parser.error(f"the candidate {name} of {args.params} is no probe")
-    backbone = params.backbones[candidate.backbone]
-    manifest, datasets = ingested(params, args.cache)
-    key = hashlib.sha256(backbone.model_dump_json().encode()).hexdigest()[:16]
-    manifest_file = datasets / "manifest.parquet"
-    manifest.to_parquet(manifest_file, index=False)
-    features = datasets / "features" / key
-    if not features.exists():  # all in single precision, as what is measured must be
-        embed.run(backbone, manifest.assign(split="validation"), datasets, datasets / "unfinished" / key, features)
-    unfinished = checkpoint_folder(datasets / "mosaics", manifest_file, params, name)
-    rows = {
-        str(source): rows_by_head(
-            backbone, candidate, images_of_side(part, "train", datasets), features, unfinished / str(source)
-        )
-        for source, part in manifest[manifest["dataset"].isin(TRAINED_ON)].groupby("source")
-    }
-    columns = ("auroc", "balanced_accuracy", "ece", "missed")
+    manifest, features, rows = embedded(params, candidate, args.cache)
+    columns = ("auroc", "logit_auroc", "balanced_accuracy", "ece", "missed")
     print(f"| left out | images | photos | {' | '.join(columns)} |\n| --- |{' --: |' * (2 + len(columns))}")
     all_scores = []
-    for source, part in manifest.groupby("source"):
-        scores = measured(str(source), params, rows, manifest, features)
-        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*scores[column]) for column in columns]
-        print(f"| {source} | {len(part):,} | {part['group'].nunique()} | {' | '.join(cells)} |", flush=True)
-        all_scores.append([scores[column][0] for column in columns])
+    for left_out in (*rows, None):
+        model = trained_without(left_out, params, candidate, rows, manifest, features)
+        is_measured = manifest["source"] == left_out if left_out else manifest["dataset"].isin(list(MASKED))
+        for source, part in manifest[is_measured].sort_values("row").groupby("source"):
+            scores = measured(model, part, features)
+            cells = [
+                "{:.3f} ({:.3f} to {:.3f})".format(*scores[name]).removesuffix(" (nan to nan)") for name in columns
+            ]
+            print(f"| {source} | {len(part):,} | {part['group'].nunique()} | {' | '.join(cells)} |", flush=True)
+            all_scores.append([scores[name][0] for name in columns])
     table = np.array(all_scores)
-    is_low_bad = np.array([True, True, False, False])
+    is_low_bad = np.array([True, True, True, False, False])
     for title, values in (
         ("mean", table.mean(axis=0)), ("worst", np.where(is_low_bad, table.min(axis=0), table.max(axis=0))),
     ):  # fmt: skip
