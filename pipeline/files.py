@@ -3,15 +3,15 @@
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 
 @contextmanager
@@ -48,16 +48,32 @@ def _partial_path(path: Path) -> Path:
     """Return a path beside `path` that nothing else writes to: no thread, and no process of another container."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_over(path.parent.absolute())
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    process = f"{os.getpid()}@{socket.gethostname()}"
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}-{process}.partial")
 
 
 @cache
 def _remove_left_over(folder: Path) -> None:
-    """Remove what killed processes have left half written in a folder; once in a process, as folders can be large."""
-    for left in folder.glob(".*.partial"):
-        number = left.name.split(".")[-2].partition("-")[0]
-        if number.isdecimal() and not psutil.pid_exists(int(number)):
+    """Remove what killed processes of this machine have left half written in a folder.
+
+    Once in a process, as folders can be large. Processes of other containers, which may share the folder, are not
+    known here; `make gc` removes what they have left.
+    """
+    host = socket.gethostname()
+    for left in folder.glob(f".*@{host}.partial"):
+        number = re.search(r"-(\d+)@", left.name)
+        if number and not _is_running(int(number[1])):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 @contextmanager

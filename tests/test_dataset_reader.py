@@ -112,7 +112,7 @@ def test_an_image_of_too_many_pixels_is_detected_from_its_header(encode):
 
 def test_an_image_that_would_take_minutes_to_decode_is_left_out_with_the_reason():
     row = describe(("a.jpg", jpeg_of_scans(200_000, size_px=2000), 10**8))
-    assert row == {"path": "a.jpg", "reason": "it has more than 100 scans"}
+    assert row == {"path": "a.jpg", "reason": "it has more than 100 scans", "is_left_out": False}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -135,10 +136,16 @@ def ended_process():
 
 @pytest.mark.parametrize(("replace", "write"), [(replacing, Path.touch), (replacing_folder, Path.exists)])
 def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp_path, ended_process, replace, write):
-    (tmp_path / f".model.{ended_process}-0badcafe.partial").mkdir()
-    (tmp_path / f".model.{ended_process}-0badcafe.partial" / "half").touch()
-    (tmp_path / f".scores.json.{ended_process}-0badcafe.partial").touch()
-    running = [f".model.{os.getppid()}-0badcafe.partial", ".of another program.partial"]
+    host = socket.gethostname()
+    folder = tmp_path / f".model.0badcafe-{ended_process}@{host}.partial"
+    folder.mkdir()
+    (folder / "half").touch()
+    (tmp_path / f".scores.json.0badcafe-{ended_process}@{host}.partial").touch()
+    running = [
+        f".model.0badcafe-{os.getppid()}@{host}.partial",
+        f".of another container.0badcafe-{ended_process}@other.partial",  # which may use a number that is free here
+        ".of another program.partial",
+    ]
     for name in running:
         (tmp_path / name).touch()
     with replace(tmp_path / "new") as partial:

@@ -57,10 +57,12 @@ def test_what_was_taken_back_counts_until_it_is_brought_back():
 
 def test_the_best_is_what_the_last_promotion_found_best_unless_it_was_taken_back():
     moves = [promoted("1", best="1"), promoted("2", "1", best="1"), promoted("3", "2", best="3")]
-    assert best_of([]) is None
-    assert best_of(moves[:2]) == "1"
-    assert best_of(moves) == "3"
-    assert best_of([*moves, went_back("2", "3")]) == "1"
+    existing = {"1", "2", "3"}
+    assert best_of([], existing) is None
+    assert best_of(moves[:2], existing) == "1"
+    assert best_of(moves, existing) == "3"
+    assert best_of(moves, existing - {"3"}) == "1"
+    assert best_of([*moves, went_back("2", "3")], existing) == "1"
 
 
 steps = st.lists(st.tuples(st.booleans(), st.integers(1, 4)), max_size=12)

@@ -76,7 +76,7 @@ def _schema_differs(found: str, expected: str) -> str:
 
     versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
     versus = f"(its tables have version {found}, MLflow {mlflow.__version__} expects {expected})"
-    if any(versions.glob(f"{found}_*.py")):
+    if list(versions.glob(f"{found}_*.py")):
         return f"was written by an older MLflow {versus}. Make a backup, then run `mlflow db upgrade {shown_uri()}`."
     return (f"was written by a newer MLflow {versus}. Install the version that wrote it (`git pull`, `make install`), "
             "or restore a backup.")  # fmt: skip
