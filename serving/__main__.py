@@ -2,9 +2,10 @@
 
     python -m serving --params params.yaml [--host 127.0.0.1] [--port 8000]
 
-The server answers with the version under alias `production` in the registry that MLFLOW_TRACKING_URI names. If
-CRACKS_API_KEY is set, every request to /v1 needs that key. CRACKS_ALLOWED_HOSTS has the names under which the server
-is reached beside those of this machine, such as that of a proxy, separated by blanks.
+The server answers with the version under alias `production` in the registry that MLFLOW_TRACKING_URI names, else with
+the challenger, else with the starter model (--starter); never with a demo. If CRACKS_API_KEY is set, every request to
+/v1 needs that key. CRACKS_ALLOWED_HOSTS has the names under which the server is reached beside those of this machine,
+such as that of a proxy, separated by spaces.
 """
 
 import logging

@@ -45,7 +45,7 @@ class AllowedSites:
             return Problem(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"This server does not know that it is called {name!r}. If it is, add the name to the environment "
-                f"variable {ALLOWED_HOSTS} (names separated by blanks) and start the server again.",
+                f"variable {ALLOWED_HOSTS} (names separated by spaces) and start the server again.",
             )
         origin = headers.get("origin", f"http://{host}").partition("//")[2].lower()
         is_own = origin == host or PORT.sub("", origin) in self._names

@@ -29,10 +29,11 @@ def add(commands: Commands) -> None:
         description="Score images and label them crack, intact or review (a person should look).",
     )
     predict.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    predict.add_argument("--out", type=Path, required=True, help="CSV file to write: path, probability, label, error")
+    columns = "path, probability, label, reason, error"
+    predict.add_argument("--out", type=Path, required=True, help=f"CSV file to write: {columns}")
     predict.add_argument(
         "--model",
-        help="alias, version, folder or `starter`; default: production, else challenger if it is no demo, else starter",
+        help="alias, version, folder or `starter`; default: production, else challenger, else starter, and no demo",
     )
     predict.add_argument("--log", action="store_true", help="add the predictions to the prediction log, for monitoring")
     predict.add_argument(
