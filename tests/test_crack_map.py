@@ -168,7 +168,7 @@ def test_of_the_tiles_that_the_model_is_unsure_of_a_fifth_or_20_are_for_review_t
     by_probability = crack_map.tiles.sort_values("probability", ascending=False, kind="stable")
     assert by_probability["label"].tolist() == expected
     assert set(crack_map.tiles.loc[1:, "reason"]) == {"unsure"}
-    said = f"The model is unsure of {n_undecided} more of {4 * n_rows} tiles than are for review"
+    said = f"{n_undecided} of {4 * n_rows} tiles are undecided: the model is unsure of them"
     assert any(note.startswith(said) for note in crack_map.notes()) is (n_undecided > 0)
 
 

@@ -65,8 +65,8 @@ class CrackMap:
             )
         if n_undecided := int(labels.get("undecided", 0)):
             notes.append(
-                f"The model is unsure of {n_undecided:,} more of {n_tiles:,} tiles than are for review, which are "
-                "likelier cracks."
+                f"{n_undecided:,} of {n_tiles:,} tiles are undecided: the model is unsure of them, as of the tiles to "
+                "review, which are likelier cracks."
             )
         if self.photographed.min() < 1:
             share = 100 * (1 - self.photographed.mean())
@@ -176,9 +176,10 @@ class CrackMapper:
 
 
 def with_review_budget(tiles: pd.DataFrame) -> pd.DataFrame:
-    """Return the tiles of a photo with at most a fifth of them, or 20, for review because the model is unsure.
+    """Return the tiles of a photo with a limited number of them for review because the model is unsure.
 
-    More than a person would look at helps nobody. The likeliest cracks stay; the others become `undecided`.
+    The limit is a fifth of the tiles, or 20 if that is more; nobody would look at all of more. The likeliest cracks
+    stay; the others become `undecided`.
     """
     budget = max(MIN_REVIEW_TILES, math.ceil(REVIEW_SHARE * len(tiles)))
     unsure = tiles[tiles["reason"] == UNSURE].sort_values("probability", ascending=False, kind="stable")
