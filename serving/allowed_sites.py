@@ -1,7 +1,7 @@
 """Refuses requests under a name that is not the server's, and those that a page of another site sends.
 
 A browser sends them from inside the network, for a page from outside: by a form, or after the name of that page was
-made to lead to this server (DNS rebinding). Requests for an IP address pass: no name leads astray there.
+made to lead to this server (DNS rebinding). Requests for an IP address pass: DNS has no part in them.
 """
 
 import re

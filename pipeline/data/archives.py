@@ -1,6 +1,7 @@
-"""Read untrusted archives: .zip, .tar (plain, gzip, bzip2, xz) and .rar. Nothing is unpacked to disk.
+"""Read untrusted archives: .zip, .tar (plain, gzip, bzip2, xz) and .rar. No image is unpacked to disk.
 
-An entry that cannot be used is yielded with the reason. An archive that exceeds a limit is refused.
+An archive in an archive passes through a temporary file. An entry that cannot be used is yielded with the reason. An
+archive that exceeds a limit is refused.
 """
 
 import io

@@ -33,7 +33,7 @@ def folder_name(name: str) -> str:
 class Dataset(Section):
     """Where the images of a data set are, and how labels and photos follow from their paths."""
 
-    source: Path = Field(description="folder, .zip, .tar(.gz|.xz|.bz2), or a .yaml file that describes drawn images")
+    source: Path = Field(description="folder, .zip, .tar(.gz|.xz|.bz2), .rar, or .yaml that describes drawn images")
     labels: dict[str, Label] | None = Field(
         default=None, description="folder -> label, such as {Risse: crack, Heil: intact}; null: names such as Positive"
     )
@@ -41,8 +41,8 @@ class Dataset(Section):
         default={}, description="id of an image on the validation page -> its right label, where its folder is wrong"
     )
     photo_pattern: str | None = Field(default=None, description="regex on the path; its first group names the photo")
-    citation: str | None = Field(default=None, description="who published it, where; for the model card")
-    licence: str | None = Field(default=None, description="of the images; for the model card")
+    citation: str | None = Field(default=None, description="who published it, where; for the report")
+    licence: str | None = Field(default=None, description="of the images; for the report")
     masks: Masks | None = Field(default=None, description="that label the images, instead of folders")
 
     @model_validator(mode="before")
