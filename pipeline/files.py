@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ def _partial_path(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_over(path.parent.absolute())
     process = f"{os.getpid()}@{socket.gethostname()}"
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}-{process}.partial")
+    start = path.name[:40]  # names of files have up to 255 bytes, those of hosts up to 64
+    return path.with_name(f".{start}.{secrets.token_hex(4)}-{process}.partial")
 
 
 @cache
@@ -63,7 +64,8 @@ def _remove_left_over(folder: Path) -> None:
     for left in folder.glob(f".*@{host}.partial"):
         number = re.search(r"-(\d+)@", left.name)
         if number and not _is_running(int(number[1])):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            with suppress(OSError):  # it is of another user, or another process removes it at the same time
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _is_running(pid: int) -> bool:

@@ -153,6 +153,21 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp
     assert names(tmp_path) == sorted([*running, "new"])
 
 
+def test_what_was_left_half_written_and_cannot_be_removed_stops_nothing(tmp_path, ended_process):
+    left_over = tmp_path / f".model.0badcafe-{ended_process}@{socket.gethostname()}.partial"
+    (tmp_path / "elsewhere").mkdir()
+    left_over.symlink_to("elsewhere")  # `rmtree` refuses links
+    write_text(tmp_path / "note.txt", "new")
+    assert names(tmp_path) == sorted([left_over.name, "elsewhere", "note.txt"])
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "🧱" * 63], ids=["1 byte", "2 bytes", "4 bytes"])
+def test_the_longest_names_can_be_written_on_a_host_of_the_longest_name(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(socket, "gethostname", lambda: "h" * 64)
+    write_text(tmp_path / name, "new")
+    assert names(tmp_path) == [name]
+
+
 FULL = [(errno.ENOSPC, "No space left on device"), ("Not enough free space to write 24 bytes after offset 8",)]
 
 
