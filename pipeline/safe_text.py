@@ -45,4 +45,5 @@ def cells(table: "pd.DataFrame") -> "pd.DataFrame":
 
 def on_texts(table: "pd.DataFrame", change: Callable[[str], str]) -> "pd.DataFrame":
     """Return a table with every text in it changed, for example by `text_of_cell`."""
-    return table.map(lambda value: change(value) if isinstance(value, str) else value)
+    others = table.select_dtypes(exclude=["number", "bool"])  # numbers keep their types
+    return table.assign(**others.map(lambda value: change(value) if isinstance(value, str) else value))

@@ -53,9 +53,17 @@ def test_each_image_has_its_path_probability_and_label(tmp_path, found):
 
 def test_no_name_is_a_formula_and_none_hides_its_direction(tmp_path, found, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["=1+1.png", "a\u202egpj.png", "caf\udce9.png"]
+    names = ["=1+1.png", "a\u202egpj.png", "caf\udce9.png", "a\rb.png", "a\nb.png"]
     run(found, [save_grey(Path(name), 0) for name in names], tmp_path / "scores.csv")
-    assert table_of("scores.csv")["path"].tolist() == ["'=1+1.png", r"a\u202egpj.png", r"caf\udce9.png"]
+    shown = ["'=1+1.png", r"a\u202egpj.png", r"caf\udce9.png", r"a\rb.png", r"a\nb.png"]
+    assert table_of("scores.csv")["path"].tolist() == shown
+
+
+def test_a_name_of_digits_keeps_its_zeros(tmp_path, found, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_grey(Path("007.png"), 0).rename("007")
+    run(found, [Path("007")], tmp_path / "scores.csv")
+    assert pd.read_csv("scores.csv", dtype=str)["path"].tolist() == ["007"]
 
 
 def test_images_of_mixed_sizes_keep_their_order(tmp_path, model):

@@ -187,6 +187,18 @@ def test_entries_that_cannot_be_used_are_in_quarantine_between_the_others(
     }
 
 
+def test_a_line_break_in_a_name_breaks_no_row_of_the_quarantine(tmp_path, run_ingest, encode, draw_tile):
+    (tmp_path / "walls" / "Positive").mkdir(parents=True)
+    (tmp_path / "walls" / "Positive" / "a.jpg").write_bytes(encode(draw_tile(0)))
+    for name in ("b\rc.jpg", "d\ne.jpg"):
+        (tmp_path / "walls" / "Positive" / name).write_bytes(b"text")
+    _, quarantine = run_ingest(tmp_path / "walls")
+    assert quarantine.to_dict("records") == [
+        {"batch": "", "path": f"Positive/{name}", "reason": "not an image"} | UNREADABLE
+        for name in (r"b\rc.jpg", r"d\ne.jpg")
+    ]
+
+
 def test_entries_come_in_chunks_that_are_small_in_number_and_in_memory(monkeypatch):
     monkeypatch.setattr(dataset_reader, "CHUNK_FILES", 3)
     monkeypatch.setattr(dataset_reader, "CHUNK_BYTES", 10)

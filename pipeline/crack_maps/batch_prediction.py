@@ -180,14 +180,14 @@ def run(
         for part, table in tables:
             table = table.assign(path=[as_utf8(path) for path in parts[part]])
             with replacing(part) as partial:
-                table[COLUMNS].to_csv(partial, index=False)
+                cells(table[COLUMNS]).to_csv(partial, index=False)
             add(table)
             bar.update(len(table))
     counts: Counter[str] = Counter()
     with replacing(out) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         for number, part in enumerate(parts):
-            table = pd.read_csv(part, keep_default_na=False)
+            table = pd.read_csv(part, dtype=str, keep_default_na=False)
             counts.update(table["label"])
-            cells(table).to_csv(file, index=False, header=number == 0)
+            table.to_csv(file, index=False, header=number == 0)
     shutil.rmtree(unfinished)
     return dict(counts)

@@ -40,7 +40,7 @@ from pipeline.data.sources import Batch, batches_of, read_batch
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder
 from pipeline.params import CONTENT_ID_LENGTH, Dataset, Limits
-from pipeline.safe_text import cell, on_texts
+from pipeline.safe_text import cells
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +236,6 @@ def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
         inventory, quarantine = read_dataset(dataset, limits, packed)
         inventory = with_corrected_labels(inventory, dataset)
         inventory.to_parquet(folder / INVENTORY_FILE, index=False)
-        on_texts(quarantine, cell).to_csv(folder / QUARANTINE_FILE, index=False)
+        cells(quarantine).to_csv(folder / QUARANTINE_FILE, index=False)
     reasons = counted(quarantine["reason"])
     log.info("%s: %d images, %d files in quarantine%s", dataset.source, len(inventory), len(quarantine), reasons)
