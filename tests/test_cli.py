@@ -277,9 +277,10 @@ def test_map_lists_the_first_twenty_photos_that_were_not_mapped(cracks, model, w
     assert f"and 3 more; see the column `error` of {Path('maps/summary.csv')}" in caplog.messages
 
 
-def test_map_refuses_an_impossible_ground_resolution_before_it_loads_a_model(cracks, wall_photo, capsys):
-    assert cracks("map", wall_photo, "--out", "maps", "--mm-per-px", "0") == 2
-    assert "--mm-per-px is 0, it must be more than 0" in capsys.readouterr().err
+@pytest.mark.parametrize("value", ["0", "nan", "inf"])
+def test_map_refuses_an_impossible_ground_resolution_before_it_loads_a_model(cracks, wall_photo, capsys, value):
+    assert cracks("map", wall_photo, "--out", "maps", "--mm-per-px", value) == 2
+    assert f"--mm-per-px is {value}, it must be more than 0" in capsys.readouterr().err
     assert not Path("maps").exists()
 
 

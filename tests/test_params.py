@@ -335,6 +335,7 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ("contract.ranges", {"brightness": [60]}, r"contract\.ranges\.brightness\.1: Field required"),
         ("contract.ranges", {"brightness": ["low", 1]}, r"contract\.ranges\.brightness\.0: .*\(received 'low'\)"),
         ("split.fractions.test", 0.3, r"split\.fractions: .*train \+ validation \+ test must be 1, they are 1\.1"),
+        ("datasets.walls", "walls.zip", r"datasets\.walls: .*\(received 'walls\.zip'\)"),
         ("datasets.walls.labels", {"Riss": "cracked"}, r"datasets\.walls\.labels\.Riss: .*\(received 'cracked'\)"),
         ("datasets.walls.labels", {True: "crack"}, r"labels: .*reads the name of a folder as True\. Put it in quotes"),
         ("datasets.walls.labels", {1: "crack"}, r"labels: .*reads the name of a folder as 1\. Put it in quotes"),

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,8 +97,8 @@ def _map(args: argparse.Namespace) -> None:
     from pipeline.data.image_names import counted
     from pipeline.data.sources import find_images
 
-    if args.mm_per_px is not None and args.mm_per_px <= 0:
-        raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0.")
+    if args.mm_per_px is not None and not 0 < args.mm_per_px < math.inf:
+        raise CracksError(f"--mm-per-px is {args.mm_per_px:g}, it must be more than 0 and finite.")
     paths = find_images(args.paths)
     params = _params_if_needed(args.model)
     from pipeline.crack_maps.map_files import run  # last, because it takes seconds

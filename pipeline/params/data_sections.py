@@ -47,9 +47,9 @@ class Dataset(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_photos_of_tiles(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _name_photos_of_tiles(cls, given: Any) -> Any:
         """Give tiles the pattern of their names, photo-Y-X.png, unless there is another."""
-        masks = given.get("masks")
+        masks = given.get("masks") if isinstance(given, dict) else None
         tile_px = masks.get("tile_px") if isinstance(masks, dict) else getattr(masks, "tile_px", None)
         return {"photo_pattern": r"([^/]+?)(?:-\d+-\d+)?\.\w+$"} | given if tile_px else given
 
