@@ -77,18 +77,20 @@ def test_images_of_mixed_sizes_keep_their_order(tmp_path, model):
 def test_unreadable_files_are_rows_with_their_error(tmp_path, found):
     good, other = save_grey(tmp_path / "good.png", 0), save_grey(tmp_path / "other.png", 255)
     note, cut, missing = tmp_path / "note.png", tmp_path / "cut.jpg", tmp_path / "missing.png"
-    bomb = tmp_path / "bomb.jpg"
+    bomb, nameless = tmp_path / "bomb.jpg", tmp_path / "nameless.png"
+    nameless.symlink_to("n" * 300)
     bomb.write_bytes(jpeg_of_scans(200_000, size_px=2000))
     note.write_text("no image")
     save_grey(cut, 0, (200, 200))
     cut.write_bytes(cut.read_bytes()[:-400])  # its header can still be read
-    counts = run(found, [note, good, cut, missing, other, bomb], tmp_path / "scores.csv")
-    assert counts == {"": 4, "crack": 1, "intact": 1}
+    counts = run(found, [note, good, cut, missing, other, bomb, nameless], tmp_path / "scores.csv")
+    assert counts == {"": 5, "crack": 1, "intact": 1}
     table = table_of(tmp_path / "scores.csv").set_index("path")
     assert table.loc[[str(good), str(other)], "label"].tolist() == ["crack", "intact"]
     assert table.loc[str(note), "error"] == "not an image"
     assert "truncated" in table.loc[str(cut), "error"]
     assert table.loc[str(missing), "error"] == "No such file or directory"
+    assert table.loc[str(nameless), "error"] == "File name too long"
     assert table.loc[str(bomb), "error"] == "it has more than 100 scans"
     assert (table.loc[[str(note), str(cut), str(missing), str(bomb)], ["probability", "label"]] == "").all(axis=None)
 

@@ -232,8 +232,9 @@ def test_pictures_are_found_below_folders_and_what_is_left_out_is_counted_with_t
     write_folder(tmp_path / "bridge", dict.fromkeys([*pictures, *others], b"") | {"IMG_0001": b"\xff\xd8\xff\xe0"})
     (tmp_path / "bridge" / "folder.jpg").mkdir()
     (tmp_path / "bridge" / "j").symlink_to("nowhere")
+    (tmp_path / "bridge" / "k").symlink_to("k" * 300)  # no file can have this name
     found = find_images([tmp_path / "bridge"])
-    assert found == [tmp_path / "bridge" / name for name in sorted([*pictures, "j", "IMG_0001"])]
+    assert found == [tmp_path / "bridge" / name for name in sorted([*pictures, "j", "k", "IMG_0001"])]
     assert caplog.messages == [
         "Left out:\n  2 files: hidden, or in a hidden folder\n  2 files: not a picture (.xml)"
         "\n  1 file: not a picture (without a suffix)\n  1 file: not a picture (.txt)"

@@ -112,9 +112,17 @@ def unfinished_folder(found: FoundModel, paths: Sequence[Path], out: Path) -> Pa
     """Return the folder of unfinished work beside `out`, one for each model and set of files."""
     digest = hashlib.sha256(found.identity().encode())
     for path in paths:
-        stat = path.stat() if path.exists() else None
-        digest.update(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\0".encode(errors="surrogateescape"))
+        digest.update(f"{path}\0{_size_and_time(path)}\0".encode(errors="surrogateescape"))
     return out.with_name(f".{out.name}.{digest.hexdigest()[:16]}.unfinished")
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    """Return the size of a file in bytes, and when it was changed, in ns; None if that cannot be found out."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 @contextmanager
@@ -142,7 +150,7 @@ def parts_of(paths: Sequence[Path]) -> list[Sequence[Path]]:
     """Return files in parts, in order: at most 64 files and 10 MB each, or one larger file."""
     starts, n_bytes = [0], 0
     for position, path in enumerate(paths):
-        size = path.stat().st_size if path.exists() else 0
+        size, _ = _size_and_time(path) or (0, 0)
         n_bytes += size
         if position - starts[-1] == PART_IMAGES or (n_bytes > MAX_PART_BYTES and position > starts[-1]):
             starts.append(position)

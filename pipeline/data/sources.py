@@ -142,14 +142,13 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 def _no_picture_reason(path: Path) -> str:
     """Return why a file of a folder is no picture, by its suffix or, without one, by its first bytes."""
-    if not path.exists():
-        return ""  # a link to nothing, whatever it was to be
-    if path.suffix or not path.is_file():
-        return no_picture_reason(path.name)
     try:
+        path.stat()
+        if path.suffix or not path.is_file():
+            return no_picture_reason(path.name)
         with path.open("rb") as file:
             return "" if file.read(8).startswith(SIGNATURES) else no_picture_reason(path.name)
-    except OSError:
+    except OSError:  # such as a link to nothing, whatever it was to be
         return ""
 
 
