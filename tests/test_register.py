@@ -492,10 +492,13 @@ def test_a_model_whose_served_form_answers_otherwise_is_not_registered(project, 
     assert len(project.client.search_model_versions()) == 1
 
 
+@pytest.mark.parametrize("content", [b"not this", b"PK\3\4, the start of a zip"])
 @pytest.mark.parametrize("file", SERVED_FILES)
-def test_a_folder_with_a_missing_or_broken_file_is_no_model_and_the_message_says_what_to_do(project, tmp_path, file):
+def test_a_folder_with_a_missing_or_broken_file_is_no_model_and_the_message_says_what_to_do(
+    project, tmp_path, file, content
+):
     fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{PARAMS.register_as.name}/1", dst_path=tmp_path / "m"))
-    (fetched / "artifacts/served" / file).write_bytes(b"not this")
+    (fetched / "artifacts/served" / file).write_bytes(content)
     with pytest.raises(CracksError, match=r"Fetch|fetch"):
         ServedModel.load(fetched).golden_difference()
     (fetched / "artifacts/served" / file).unlink()

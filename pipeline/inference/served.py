@@ -26,6 +26,7 @@ from pipeline.models.model_files import served_folder
 GRAPH_FILE = "openvino.xml"
 WEIGHTS_FILE = "openvino.bin"
 GOLDEN_FILE = "golden.npz"
+DAMAGED = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, BadZipFile)  # raised on such files
 SERVED_FILES = (DECISION_FILE, GRAPH_FILE, WEIGHTS_FILE, GOLDEN_FILE)
 IMAGE_SIZE_KEY = "image_size_px"  # in the metadata of the graph
 MAX_GOLDEN_DIFFERENCE = 1e-3  # of a probability; Keras and OpenVINO differ by about 1e-5
@@ -81,7 +82,7 @@ class ServedModel:
         try:
             graph = openvino.Core().read_model(files / GRAPH_FILE)
             return cls(graph, load_decision(files), load_detector(files), files / GOLDEN_FILE)
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, BadZipFile) as error:
+        except DAMAGED as error:
             reason = str(error).strip().splitlines()[-1]
             raise CracksError(
                 f"{folder} contains no model that can be served: {reason}. Fetch it again, or register it again with "
@@ -117,10 +118,10 @@ class ServedModel:
             CracksError: the golden images cannot be read.
         """
         try:
-            with np.load(self._golden) as arrays:
+            with self._golden.open("rb") as file, np.load(file) as arrays:
                 expected = arrays["probabilities"]
                 images = [arrays[f"image_{number}"] for number in range(len(expected))]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except DAMAGED as error:
             raise CracksError(
                 f"The golden images {self._golden.name} cannot be read: {error}. Fetch the model again."
             ) from None
