@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pipeline.data.image_names import OVERLAY_SUFFIX
 from pipeline.data.images import Pixels
 from pipeline.page import template
 
@@ -44,9 +45,8 @@ def render_maps(out: Path, summary: pd.DataFrame, model: str, missed: list[str])
 def _cards(out: Path, names: "pd.Series[str]") -> Iterator[dict[str, Any]]:
     for name in names:
         report = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        endings = (".cracks.jpg", ".tiles.csv", ".json")
-        links = {ending: quote(f"{name}{ending}") for ending in endings}
-        yield {**report, "name": name, "links": links, "thumbnail": _thumbnail(out / f"{name}.cracks.jpg")}
+        links = {ending: quote(f"{name}{ending}") for ending in (OVERLAY_SUFFIX, ".tiles.csv", ".json")}
+        yield {**report, "name": name, "links": links, "thumbnail": _thumbnail(out / f"{name}{OVERLAY_SUFFIX}")}
 
 
 def _thumbnail(path: Path) -> Pixels:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base as Tag
 
 from pipeline.data.bit_depth import FEW_BITS_OF_16, grey_of_16_bits, is_nearly_black
@@ -31,7 +31,6 @@ IMAGES_FILE = "images.bin"
 INVENTORY_FILE = "inventory.parquet"
 QUARANTINE_FILE = "quarantine.csv"
 MISFIT = "its mask does not fit: "  # begins such a reason in the quarantine
-
 
 NOT_AN_IMAGE = "not an image"
 MAX_PIXELS = 200_000_000  # where no setting says otherwise: of the largest phone cameras, 600 MB decoded
@@ -99,7 +98,7 @@ def stored_size(content: bytes, max_pixels: int = MAX_PIXELS, *, remedy: str = "
         image, _ = _read_header(content, max_pixels, remedy)
         width, height = image.size
         described = Image.open(LimitedFile(_png_of_metadata(content))) if image.format == "PNG" else image
-        is_on_its_side = described.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        is_on_its_side = described.getexif().get(Tag.Orientation) in (5, 6, 7, 8)
         # for a TIFF, Pillow returns the upright size already
         return (width, height) if is_on_its_side and image.format != "TIFF" else (height, width)
 

@@ -155,10 +155,10 @@ def _no_picture_reason(path: Path) -> str:
 def read_image_file(path: Path, max_mb: int = MAX_FILE_MB) -> Content:
     """Return the bytes of a file, or why it cannot be read, or is a picture of a kind that is not."""
     try:
+        n_bytes = path.stat().st_size  # fails with the reason where a link leads nowhere
         if not path.is_file():
-            path.stat()  # fails with the reason where a link leads nowhere
             return "a device or a pipe, not a file"
-        if path.stat().st_size > max_mb * MB:
+        if n_bytes > max_mb * MB:
             return f"larger than {max_mb} MB"
         return not_read_reason(path.name) or path.read_bytes()
     except OSError as error:

@@ -33,7 +33,9 @@ def fit_detector(
         tested: one row per test or external image: dataset, label, slice, split and probability.
         datasets: folder with a folder per data set.
     """
-    validation = _sample(manifest[manifest["split"] == "validation"], MAX_VALIDATION_IMAGES)
+    validation = manifest[manifest["split"] == "validation"]
+    # with the smallest hashes of the images: a random sample that does not depend on the order of rows
+    validation = validation.sort_values("sha256").head(MAX_VALIDATION_IMAGES)
     images = projections_of(model, validation, datasets)
     is_reference = np.arange(len(validation)) % 2 == 0
     surfaces = []
@@ -50,11 +52,6 @@ def projections_of(model: ServedModel, rows: pd.DataFrame, datasets: Path) -> Pr
     for positions, outputs in served_outputs(model, LabelledImages(rows, datasets), progress="computing features"):
         projections[positions] = detector_projection(outputs["features"])
     return projections
-
-
-def _sample(rows: pd.DataFrame, n: int) -> pd.DataFrame:
-    """Return at most `n` rows, those with the smallest hash of the image: random, but independent of the row order."""
-    return rows.sort_values("sha256").head(n)
 
 
 def _surface_names(rows: pd.DataFrame) -> "pd.Series[str]":
