@@ -4,7 +4,6 @@ The server is asked by HTTP, because an import of Prefect takes a second.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from pipeline.errors import CracksError, UnavailableError
 from pipeline.files import read_json
 from pipeline.process_identity import ProcessIdentity, is_alive
 from pipeline.project import project_root
+from pipeline.safe_text import without_passwords
 
 PREFECT = "prefect"
 TAG = "cracks"  # of the deployments of this project: a Prefect server may have those of others too
@@ -70,10 +70,10 @@ def reaching_prefect(api: str | None) -> Iterator[None]:
         kind, why = CracksError, str(error).rstrip(".")
     except httpx.HTTPError as error:
         why = (str(error) or type(error).__name__).partition("\n")[0]
-    shown = re.sub("//[^/]*@", "//", api or "that was started")  # without a password
+    problem = without_passwords(f"The Prefect server {api or 'that was started'} does not answer: {why}")
     raise kind(
-        f"The Prefect server {shown} does not answer: {why}. Start it, or correct or unset "
-        "PREFECT_API_URL; without it, `make up` starts a server, and a single flow one of its own."
+        f"{problem}. Start it, or correct or unset PREFECT_API_URL; without it, `make up` starts a server, and a "
+        "single flow one of its own."
     )
 
 

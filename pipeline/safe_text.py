@@ -1,5 +1,6 @@
 """Text from outside, such as names of files, made safe to show and to open in a spreadsheet."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,11 @@ def as_utf8(path: Path) -> str:
 def printable_lines(text: str) -> str:
     """Return each line of `text` printable."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def without_passwords(text: str) -> str:
+    """Return `text` with the addresses in it, such as `http://user:secret@host`, without user and password."""
+    return re.sub(r"(?<!/)//[^/\s]*@", "//", text)
 
 
 def cell(text: str) -> str:

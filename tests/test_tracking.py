@@ -297,10 +297,18 @@ def test_more_params_than_a_request_takes_all_arrive(store):
     assert logged == {f"many.{name}": str(value) for name, value in values.items()} | {"one": "None"}
 
 
-@pytest.mark.parametrize("uri", ["https://someone:secret@tracking.example:5000", "https://tracking.example:5000"])
-def test_a_password_in_the_address_is_not_shown(project, monkeypatch, uri):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+@pytest.mark.parametrize("account", ["someone:secret@", "someone:p@ss@", ""])
+def test_a_password_in_the_address_is_not_shown(project, monkeypatch, account):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://{account}tracking.example:5000")
     assert tracking.shown_uri() == "https://tracking.example:5000"
+
+
+def test_a_password_in_the_address_is_not_in_the_error_either(project, monkeypatch, unused_address):
+    host = unused_address.removeprefix("http://")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret@{host}")
+    with pytest.raises(UnavailableError, match=f"API request to http://{host}/api") as raised:
+        tracking.connect()
+    assert "secret" not in str(raised.value)
 
 
 def test_nested_values_are_named_by_their_path():

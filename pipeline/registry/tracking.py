@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from pipeline.errors import CracksError
 from pipeline.project import project_root
+from pipeline.safe_text import without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,7 +53,7 @@ def tracking_uri() -> str:
 
 def shown_uri() -> str:
     """Return the tracking URI without user name and password, for messages."""
-    return re.sub(r"://[^/@]*@", "://", tracking_uri())
+    return without_passwords(tracking_uri())
 
 
 def check_uri() -> None:
@@ -178,5 +179,5 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error message, because MLflow appends entire responses."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error message, because MLflow appends entire responses; without passwords."""
+    return without_passwords((str(error).splitlines() or [type(error).__name__])[0])
