@@ -53,7 +53,7 @@ def clean_partial(before: datetime, *, dry_run: bool) -> list[Path]:
     """Delete what killed processes left half written before a time, unless it is a dry run; return all paths."""
     everything = (path for top in WRITTEN for path in (project_root() / top).rglob(".*.partial"))
     found = sorted(path for path in everything if path.lstat().st_mtime < before.timestamp())
-    for path in () if dry_run else found:
+    for path in () if dry_run else reversed(found):  # what is in a folder, before the folder
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return found
 

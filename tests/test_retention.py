@@ -80,6 +80,17 @@ def test_the_cache_of_a_data_set_that_nothing_names_goes_when_it_is_confirmed(tm
     assert "Running stage" not in project.repro()
 
 
+def test_a_file_left_half_written_in_a_folder_left_half_written_is_deleted_with_it(tmp_path, monkeypatch):
+    from flows.gc import clean_partial
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    folder = tmp_path / "data" / ".demo.99-ab.partial"
+    folder.mkdir(parents=True)
+    (folder / ".x.json.99-cd.partial").touch()
+    assert len(clean_partial(NOW + timedelta(days=1), dry_run=False)) == 2
+    assert list((tmp_path / "data").iterdir()) == []
+
+
 def test_runs_of_these_flows_that_ended_before_the_retention_are_deleted_and_others_stay(prefect_api):
     from prefect import flow
     from prefect.client.orchestration import SyncPrefectClient
