@@ -304,7 +304,8 @@ def test_from_a_version_that_was_deleted_rollback_goes_to_the_one_before_and_eve
     assert cracks("history") == 2
     printed = capsys.readouterr()
     assert f"promoted     version {second}" in printed.out
-    assert f"production points nowhere: version {second} has been deleted" in printed.err
+    assert f"Version {second} of cracks, which was in production, has been deleted" in printed.err
+    assert "the alias production points nowhere" in printed.err
     third = models.add(GOOD)
     for command in (("predict", "x.png", "--out", "o.csv"), ("promote", third), ("promote", third, "--dry-run")):
         Path("x.png").write_bytes(b"never read")

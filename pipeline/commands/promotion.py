@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from pipeline.commands import Commands, project_params
-from pipeline.errors import CracksError, RefusedError
+from pipeline.errors import RefusedError
 
 if TYPE_CHECKING:
     from pipeline.registry.promote import Decided
@@ -57,8 +57,9 @@ def _promote(args: argparse.Namespace) -> None:
     if args.version is None and (outdated := outdated_stages()):
         log.warning("%s failed or did not run since: the challenger is of an earlier run", ", ".join(outdated))
     by = args.by or getpass.getuser()
-    allowed = {"allow_dirty": args.allow_dirty, "allow_demo": args.demo}
-    decided = promote.run(project_params(), args.version, dry_run=args.dry_run, by=by, **allowed)
+    decided = promote.run(
+        project_params(), args.version, dry_run=args.dry_run, by=by, allow_dirty=args.allow_dirty, allow_demo=args.demo
+    )
     _finish(decided)
     if args.dry_run:
         print("Dry run: no alias was moved and nothing was recorded.")
@@ -67,8 +68,9 @@ def _promote(args: argparse.Namespace) -> None:
 def _approve(args: argparse.Namespace) -> None:
     from pipeline.registry import promote
 
-    allowed = {"allow_dirty": args.allow_dirty, "allow_demo": args.demo}
-    _finish(promote.approve(project_params(), args.version, by=args.by, **allowed))
+    _finish(
+        promote.approve(project_params(), args.version, by=args.by, allow_dirty=args.allow_dirty, allow_demo=args.demo)
+    )
 
 
 def _rollback(args: argparse.Namespace) -> None:
@@ -81,20 +83,18 @@ def _history(args: argparse.Namespace) -> None:
     import json
 
     from pipeline.registry.history import opened
-    from pipeline.registry.versions import deleted_production
+    from pipeline.registry.versions import PRODUCTION, find_version
 
     with opened(project_params().register_as.name) as history:
-        records, production = history.records(), history.production()
-        deleted = deleted_production(history.client, history.model) if production is None else None
+        records = history.records()
         if args.json:
             print(json.dumps([record.as_dict() | history.details(record) for record in records], indent=2))
             return
-    for record in records:
-        print(_line(record))
+        for record in records:
+            print(_line(record))
+        found = find_version(history.client, history.model, PRODUCTION)  # an error if it has been deleted
+        production = None if found is None else str(found.version)
     latest = next((record.version for record in records if record.has_moved), None)
-    if deleted is not None:
-        raise CracksError(f"The alias production points nowhere: version {deleted} has been deleted in the registry. "
-                          "`cracks rollback --reason TEXT` puts the version before it back.")  # fmt: skip
     if production != latest:
         print(f"The alias production is at {production or 'no version'}; it was not moved by a recorded decision.")
     elif not records:

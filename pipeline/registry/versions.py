@@ -38,8 +38,8 @@ def find_version(client: "MlflowClient", name: str, reference: str | None = None
         if deleted is not None:
             raise CracksError(
                 f"Version {deleted} of {name}, which was in production, has been deleted in {tracking.shown_uri()}: "
-                "the alias production points nowhere. `cracks rollback --reason TEXT` puts the version before it back; "
-                "if there is none, `cracks promote VERSION` puts another one there."
+                "the alias production points nowhere. `cracks rollback --reason TEXT` puts the version before it back. "
+                "If there is none, `cracks promote VERSION` puts another one there."
             )
     return found if found or reference else lookup(client, name, CHALLENGER)
 
