@@ -47,8 +47,9 @@ class AllowedSites:
                 f"This server does not know that it is called {name!r}. If it is, add the name to the environment "
                 f"variable {ALLOWED_HOSTS} (names separated by spaces) and start the server again.",
             )
-        origin = headers.get("origin", f"http://{host}").partition("//")[2].lower()
-        is_own = origin == host or PORT.sub("", origin) in self._names
+        origin = headers.get("origin", f"http://{host}").lower()
+        origin_host = origin.partition("//")[2]
+        is_own = origin_host == host or PORT.sub("", origin_host) in self._names
         if method not in SAFE_METHODS and not (is_own and headers.get("sec-fetch-site", "none") in OWN_PAGES):
             return Problem(
                 HTTPStatus.FORBIDDEN,

@@ -55,7 +55,8 @@ FROM_OTHERS = [
 def test_a_page_of_another_site_sends_nothing(headers):
     answer = ask("POST", "localhost:8000", **headers)
     assert answer.status_code == 403
-    assert "A page of another site" in answer.json()["detail"]
+    origin = headers.get("origin", "http://localhost:8000")
+    assert f"A page of another site ({origin}) sent this request" in answer.json()["detail"]
     assert ask("GET", "localhost:8000", **headers).status_code == 200  # a link leads here; no page can read it
 
 
