@@ -56,7 +56,9 @@ def code_version() -> dict[str, str]:
         return {COMMIT_TAG: os.environ.get("GIT_COMMIT", "unknown"), DIRTY_TAG: "unknown"}
     changed = [name for name in changed if name] + [name for name in new if name.endswith(".py")]
     tags = {COMMIT_TAG: commit, DIRTY_TAG: str(bool(changed)).lower()}
-    return tags | ({CHANGED_TAG: ", ".join(changed[:N_SHOWN]) + ", ..." * (len(changed) > N_SHOWN)} if changed else {})
+    if changed:
+        tags[CHANGED_TAG] = ", ".join(changed[:N_SHOWN]) + ", ..." * (len(changed) > N_SHOWN)
+    return tags
 
 
 def repro_key(params: Params, manifest: Path) -> str:
