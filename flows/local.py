@@ -35,7 +35,7 @@ from pipeline.monitoring.heartbeat import LATE_S, end_heartbeat, heartbeat_age_s
 from pipeline.params import load_params
 from pipeline.process_identity import identity_of, is_alive
 from pipeline.project import project_root
-from pipeline.registry.tracking import tracking_uri
+from pipeline.registry.tracking import local_artifacts, tracking_uri
 from pipeline.stage import run_main
 
 log = logging.getLogger(__name__)
@@ -71,9 +71,8 @@ def services(prefect_port: int, mlflow_port: int, api_port: int, starter: Path |
         found.append(_server(PREFECT, prefect_port, "/api/health", command, variables))
     if not mlflow_address:
         # Artifacts are written directly to disk, so that they can be read while the server is down.
-        artifacts = (project_root() / "mlflow" / "artifacts").as_uri()
         command = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port)]
-        command += ["--backend-store-uri", tracking_uri(), "--default-artifact-root", artifacts]
+        command += ["--backend-store-uri", tracking_uri(), "--default-artifact-root", local_artifacts().as_uri()]
         command += ["--no-serve-artifacts", "--workers", "1", "--uvicorn-opts", "--log-level warning"]
         variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 1.4 GB of memory
         found.append(_server("mlflow", mlflow_port, "/health", command, variables))

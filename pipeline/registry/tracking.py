@@ -46,6 +46,11 @@ def local_database() -> Path:
     return project_root() / "mlflow" / "mlflow.db"
 
 
+def local_artifacts() -> Path:
+    """Return the folder of the files of the project's own store."""
+    return project_root() / "mlflow" / "artifacts"
+
+
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI, else the SQLite store of the project."""
     return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{SQLITE}{local_database()}"
@@ -111,10 +116,6 @@ def open_client() -> "MlflowClient":
     return mlflow.MlflowClient()
 
 
-def _artifacts() -> Path:
-    return project_root() / "mlflow" / "artifacts"
-
-
 def follow_moved_project() -> None:
     """Let the project's own store name files where they are, if the project was copied or moved to another path.
 
@@ -122,13 +123,13 @@ def follow_moved_project() -> None:
     """
     if not local_database().is_file():
         return
-    here = _artifacts().as_uri()
+    here = local_artifacts().as_uri()
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(local_database())) as store:
         # What is wrong with the database, MLflow says when it opens it.
         for (old,) in store.execute("select distinct artifact_location from experiments").fetchall():
             if old == here or not re.fullmatch(r"file://.*/mlflow/artifacts", old or ""):
                 continue
-            if Path(unquote(old.removeprefix("file://"))).is_dir() and not _artifacts().is_dir():
+            if Path(unquote(old.removeprefix("file://"))).is_dir() and not local_artifacts().is_dir():
                 continue  # only the database was copied
             with store:
                 for table, column in LOCATIONS:
@@ -169,7 +170,7 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
         )
     if known is not None:
         return str(known.experiment_id)
-    location = _artifacts().as_uri() if tracking_uri().startswith("sqlite:") else None
+    location = local_artifacts().as_uri() if tracking_uri().startswith("sqlite:") else None
     try:
         return str(client.create_experiment(name, artifact_location=location))
     except MlflowException as error:
