@@ -14,9 +14,9 @@ import pytest
 from registry import RULES, make_registry, write_graph, write_params
 
 from pipeline import cli
-from pipeline.errors import CracksError, RefusedError
+from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.params import load_params
-from pipeline.registry import promote, runs, tracking
+from pipeline.registry import collect_evidence, promote, runs, tracking
 from pipeline.registry.gate import SKIPPED
 from pipeline.registry.history import opened
 from pipeline.registry.versions import version_for_photos
@@ -385,6 +385,16 @@ def test_history_says_where_the_alias_was_moved_by_other_hands(models, cracks, c
     models.client.set_registered_model_alias("cracks", "production", models.add(GOOD))
     assert cracks("history") == 0
     assert "The alias production is at 2; it was not moved by a recorded decision." in capsys.readouterr().out
+
+
+def test_an_outage_while_files_are_fetched_refuses_no_version(models, monkeypatch):
+    def away(*_: object, **__: object) -> None:
+        raise UnavailableError("cracks version 1 cannot be fetched.")
+
+    monkeypatch.setattr(collect_evidence, "fetch", away)
+    with pytest.raises(UnavailableError, match="cannot be fetched"):
+        decide(models, models.add(GOOD))
+    assert records(models) == []
 
 
 def test_a_registry_that_is_away_ends_with_4_and_nothing_is_said_to_have_passed(models, cracks, capsys, monkeypatch):

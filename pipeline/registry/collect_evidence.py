@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pipeline.errors import CracksError
+from pipeline.errors import CracksError, UnavailableError
 from pipeline.params import Decide
 from pipeline.registry import runs
 from pipeline.registry.check_served import check_in_subprocess
@@ -104,9 +104,14 @@ def collect(
 
 
 def fetched(name: str, version: str, folder: Path) -> Path | Unknown:
-    """Download the files needed to serve and score a version into `folder`; return their location."""
+    """Download the files needed to serve and score a version into `folder`; return their location.
+
+    Raises UnavailableError: an outage is no reason to refuse a version.
+    """
     try:
         return fetch(name, version, folder, only_served=True)
+    except UnavailableError:
+        raise
     except CracksError as error:
         return Unknown(str(error))
 
