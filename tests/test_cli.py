@@ -362,3 +362,15 @@ def test_an_audit_of_a_missing_source_says_what_to_do(cracks, capsys):
     assert cracks("audit", "nowhere", "--out", "page.html") == 2
     assert "The source nowhere does not exist" in capsys.readouterr().err
     assert not Path("page.html").exists()
+
+
+def test_map_writes_nothing_over_a_file_of_a_person_that_has_the_name_of_a_report(cracks, model, wall_photo, caplog):
+    annotations = wall_photo.with_suffix(".json")
+    for content in ('{"shapes": []}', "[]"):
+        annotations.write_text(content)
+        other = wall_photo.with_name("other.jpg")
+        other.write_bytes(wall_photo.read_bytes())
+        assert cracks("map", wall_photo, other, "--model", model, "--out", wall_photo.parent) == 0
+        assert f"not mapped: {wall_photo}: {annotations} is there and was not written by this command" in caplog.text
+        assert annotations.read_text() == content
+        caplog.clear()

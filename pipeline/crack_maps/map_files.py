@@ -171,12 +171,18 @@ def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
 
 
 def finished_report(out: Path, name: str, key: str | None = None) -> dict[str, Any] | None:
-    """Return the report of a finished photo, None if there is none or it has another `key`."""
+    """Return the report of a finished photo, None if there is none, it is damaged, or it has another `key`.
+
+    Raises CracksError if a file of that name is no report, such as a person's annotations of the photo.
+    """
+    path = out / f"{name}.json"
     try:
-        report: dict[str, Any] = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return report if key is None or report.get("key") == key else None
+    if not isinstance(report, dict) or "key" not in report:
+        raise CracksError(f"{path} is there and was not written by this command; choose another --out")
+    return report if key in (None, report["key"]) else None
 
 
 def summary_of(out: Path, names: dict[Path, str], errors: dict[Path, str]) -> pd.DataFrame:
@@ -207,13 +213,17 @@ def run(
     """
     job = Job(found.description, found.identity(), params, mm_per_px, strip_location)
     names = names_of(paths)
-    keys, errors = {}, {}
-    for path in paths:
+    keys, errors, missing = {}, {}, []
+    for path, name in names.items():
         try:
-            keys[path] = job.key(path)
+            key = job.key(path)
+            if finished_report(out, name, key) is None:
+                missing.append(path)
+            keys[path] = key
         except OSError as error:
             errors[path] = error.strerror or str(error)
-    missing = [path for path, key in keys.items() if finished_report(out, names[path], key) is None]
+        except CracksError as error:
+            errors[path] = str(error)
     n_mapped = len(paths) - len(missing)
     with tqdm(total=len(paths), initial=n_mapped, desc="mapping", bar_format=BAR, disable=None) as bar:
         if dask_address is None:
