@@ -1,5 +1,6 @@
 """What the starter model takes for concrete, on photos that come with scikit-image and on real decks."""
 
+import math
 import os
 from pathlib import Path
 
@@ -47,5 +48,5 @@ def test_a_held_out_deck_is_in_distribution_and_its_cracks_rank_first(mapper):
     crack_map = mapper.map(read_photo((photos / "Decks-7029.jpg").read_bytes()).pixels)
     assert crack_map.tiles[["x", "y"]].to_numpy().tolist() == truth[["x", "y"]].to_numpy().tolist()
     assert crack_map.tiles["in_distribution"].mean() > 0.9
-    assert (crack_map.tiles.query("reason == 'unsure'")["label"] == "review").sum() <= 0.2 * len(truth)
+    assert (crack_map.tiles.query("reason == 'unsure'")["label"] == "review").sum() <= math.ceil(0.2 * len(truth))
     assert roc_auc_score(truth["cracked"], crack_map.tiles["probability"]) == pytest.approx(0.832, abs=0.01)
