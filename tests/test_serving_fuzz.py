@@ -15,6 +15,7 @@ N_EXAMPLES = 30
 N_MUTANTS = 1000
 N_REQUESTS = 2000  # before as well: buffers grow for the first thousands
 MAX_GROWTH_MB = 15
+N_ROUNDS = 4  # each decoder may take its buffers late, once; what is not released grows in every round
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,10 @@ def test_memory_is_released(server, draw_tile, encode):
                 assert client.post("/v1/predict", files={"files": ("a.jpg", content)}).status_code == 200
 
     ask(N_REQUESTS)
-    before_mb = server.memory_mb()
-    ask(N_REQUESTS)
-    assert server.memory_mb() - before_mb < MAX_GROWTH_MB
+    sizes_mb = [server.memory_mb()]
+    for _ in range(N_ROUNDS):
+        ask(N_REQUESTS)
+        sizes_mb.append(server.memory_mb())
+        if sizes_mb[-1] - sizes_mb[-2] < MAX_GROWTH_MB:
+            return
+    pytest.fail(f"memory grows by all requests: {sizes_mb} MB")
