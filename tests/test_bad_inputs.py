@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -77,11 +78,18 @@ def run(command: str, folder: Path, max_seconds: float, max_mb: float) -> tuple[
     return exit_code, log.read_text(encoding="utf-8", errors="replace")
 
 
-@pytest.mark.parametrize("case", cases())
-def test_a_bad_input_is_answered_as_it_should_be(case: ModuleType, tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Yield the folder of an input. It is deleted by `rm`: pytest cannot delete what is nested too deep for Python."""
     folder = tmp_path / "folder"
     folder.mkdir()
     shutil.copy2(ROOT / "params.yaml", folder)
+    yield folder
+    subprocess.run(["rm", "-rf", folder], check=True)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_bad_input_is_answered_as_it_should_be(case: ModuleType, folder: Path) -> None:
     case.make(folder)
     printed = ""
     for i, command in enumerate(case.COMMANDS):
