@@ -95,7 +95,8 @@ def register_model(uri: str, images: list[bytes]) -> None:
         write_checked_served(classifier, pixels[:4], served)
         seen = detector_projection(ServedModel.load(served).outputs(np.stack(pixels))["features"])
         fit(seen, seen, 0.05, ()).save(served / DETECTOR_FILE)
-        mlflow.register_model(log_model(keras_file, served, run.info.run_id, NAME), NAME)
+        registered = mlflow.register_model(log_model(keras_file, served, run.info.run_id, NAME), NAME)
+    client.set_registered_model_alias(NAME, "production", registered.version)
 
 
 def free_port() -> int:
