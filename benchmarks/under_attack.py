@@ -93,8 +93,8 @@ def repeats(request: Callable[[], bytes], n_clients: int) -> Attack:
     return attack
 
 
-def holds(n_connections: int, begin: Callable[[], bytes], drip: bytes = b"") -> Attack:
-    """Return the attack by connections that send a beginning, then `drip` each second; closed, they begin again."""
+def holds(n_connections: int, begin: Callable[[], bytes], each_second: bytes = b"") -> Attack:
+    """Return the attack by connections that send `begin()`, then more bytes each second; closed, they start again."""
 
     async def attack(port: int) -> None:
         begun = begin()
@@ -106,7 +106,7 @@ def holds(n_connections: int, begin: Callable[[], bytes], drip: bytes = b"") -> 
                     writer.write(begun)
                     while not reader.at_eof():
                         await asyncio.sleep(1)
-                        writer.write(drip)
+                        writer.write(each_second)
                         await writer.drain()
                     writer.close()
                 except OSError:

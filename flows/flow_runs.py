@@ -29,7 +29,7 @@ from flows import stages
 from flows.services import TAG, reaching_prefect
 from flows.stages import LogLine
 from pipeline import params
-from pipeline.errors import CracksError, UnavailableError, in_words
+from pipeline.errors import CracksError, UnavailableError, with_remedy
 from pipeline.process_identity import is_gone, this_process
 from pipeline.stage import run_main
 
@@ -55,7 +55,7 @@ def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 
 def failed(raised: CracksError | OSError) -> State:
     """Return a state for an error that a user can act on; for an exception, Prefect would log a traceback."""
-    error = in_words(raised)
+    error = with_remedy(raised)
     return Failed(message=str(error), name=UNAVAILABLE if isinstance(error, UnavailableError) else None)
 
 

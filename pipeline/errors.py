@@ -36,7 +36,7 @@ class UnavailableError(CracksError):
     exit_code = 4
 
 
-def in_words(error: CracksError | OSError) -> CracksError:
+def with_remedy(error: CracksError | OSError) -> CracksError:
     """Return the error with its remedy if it is of a full disk or a missing permission. Raises any other OSError."""
     if isinstance(error, CracksError):
         return error

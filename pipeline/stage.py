@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
-from pipeline.errors import CracksError, in_words
+from pipeline.errors import CracksError, with_remedy
 from pipeline.safe_text import printable_lines
 
 # Packages that come with an extra of pyproject.toml, by the names under which they are imported.
@@ -72,7 +72,7 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except (CracksError, OSError) as raised:
-        error = in_words(raised)
+        error = with_remedy(raised)
         print(printable_lines(f"error: {error}"), file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
     except ModuleNotFoundError as missing:

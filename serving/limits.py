@@ -147,13 +147,13 @@ class PixelBudget:
 
     def __init__(self, n_pixels: int) -> None:
         self._n_free = n_pixels
-        self._line: list[tuple[int, int, int, asyncio.Future[None]]] = []  # a heap: rank, number, pixels, its turn
+        self._queue: list[tuple[int, int, int, asyncio.Future[None]]] = []  # a heap: rank, number, pixels, its turn
         self._numbers = itertools.count()  # equal ranks: first come, first served
 
     async def acquire(self, n_pixels: int, rank: int = 0) -> None:
         """Reserve `n_pixels`, at most the total budget, until `release`."""
         turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._line, (rank, next(self._numbers), n_pixels, turn))
+        heapq.heappush(self._queue, (rank, next(self._numbers), n_pixels, turn))
         self._admit()
         try:
             await turn
@@ -170,8 +170,8 @@ class PixelBudget:
         self._admit()
 
     def _admit(self) -> None:
-        while self._line and (self._line[0][3].cancelled() or self._line[0][2] <= self._n_free):
-            *_, n_pixels, turn = heapq.heappop(self._line)
+        while self._queue and (self._queue[0][3].cancelled() or self._queue[0][2] <= self._n_free):
+            *_, n_pixels, turn = heapq.heappop(self._queue)
             if not turn.cancelled():
                 self._n_free -= n_pixels
                 turn.set_result(None)

@@ -61,7 +61,7 @@ def add(commands: Commands) -> None:
 def _predict(args: argparse.Namespace) -> None:
     import pandas as pd
 
-    from pipeline.data.image_names import counted
+    from pipeline.data.image_names import reasons_with_counts
     from pipeline.data.path_metadata import check_photo_pattern
     from pipeline.data.sources import find_images
     from pipeline.monitoring.prediction_log import PredictionLog
@@ -87,14 +87,14 @@ def _predict(args: argparse.Namespace) -> None:
     if not n_unreadable:
         return
     errors = pd.read_csv(args.out, usecols=["error"], keep_default_na=False)["error"]
-    reasons = counted(errors[errors != ""])
+    reasons = reasons_with_counts(errors[errors != ""])
     if n_unreadable == len(paths):
         raise CracksError(f"No image could be read; {args.out} has the reason of each:{reasons}")
     log.warning("%d files could not be read; see the column `error` of %s:%s", n_unreadable, args.out, reasons)
 
 
 def _map(args: argparse.Namespace) -> None:
-    from pipeline.data.image_names import counted
+    from pipeline.data.image_names import reasons_with_counts
     from pipeline.data.sources import find_images
 
     if args.mm_per_px is not None and not 0 < args.mm_per_px < math.inf:
@@ -119,7 +119,7 @@ def _map(args: argparse.Namespace) -> None:
     if len(failed) > MAX_SHOWN:
         log.warning("and %d more; see the column `error` of %s", len(failed) - MAX_SHOWN, args.out / "summary.csv")
     if len(failed) == len(summary):
-        raise CracksError(f"No photo could be mapped:{counted(failed['error'])}")
+        raise CracksError(f"No photo could be mapped:{reasons_with_counts(failed['error'])}")
     log.info("%s: %d photos mapped, %d failed", args.out / "index.html", len(summary) - len(failed), len(failed))
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pipeline.data.archives import Entry
 from pipeline.data.demo import draw, read_recipe
 from pipeline.data.fingerprints import fingerprint
-from pipeline.data.image_names import counted, no_picture_reason, not_read_reason
+from pipeline.data.image_names import no_picture_reason, not_read_reason, reasons_with_counts
 from pipeline.data.images import (
     IMAGES_FILE,
     INVENTORY_FILE,
@@ -201,7 +201,7 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
     check_labels((row["path"] for row in inventory.images if row["label"] is None), dataset)
     quarantine = pd.DataFrame(inventory.quarantine, columns=QUARANTINE_COLUMNS)
     if not inventory.images:
-        reasons = counted(quarantine["reason"])
+        reasons = reasons_with_counts(quarantine["reason"])
         raise CracksError(
             f"{dataset.source} contains no image that can be read ({len(quarantine)} other files{':' * bool(reasons)}"
             f"{reasons}). Add labelled images in folders such as Positive/ and Negative/."
@@ -237,5 +237,5 @@ def pack_dataset(dataset: Dataset, limits: Limits, out: Path) -> None:
         inventory = with_corrected_labels(inventory, dataset)
         inventory.to_parquet(folder / INVENTORY_FILE, index=False)
         cells(quarantine).to_csv(folder / QUARANTINE_FILE, index=False)
-    reasons = counted(quarantine["reason"])
+    reasons = reasons_with_counts(quarantine["reason"])
     log.info("%s: %d images, %d files in quarantine%s", dataset.source, len(inventory), len(quarantine), reasons)

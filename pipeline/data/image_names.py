@@ -76,7 +76,7 @@ def no_picture_reason(path: str) -> str:
     return "" if suffix in IMAGE_SUFFIXES or suffix in _KINDS else f"not a picture ({suffix or 'without a suffix'})"
 
 
-def counted(reasons: Iterable[str], n_shown: int = 5) -> str:
+def reasons_with_counts(reasons: Iterable[str], n_shown: int = 5) -> str:
     """Return the commonest reasons, a line each, with numbers of files; a number in a reason makes no difference."""
     groups: dict[str, list[str]] = {}
     for reason in reasons:

@@ -26,7 +26,7 @@ def agreements(first: Greys, second: Greys, symmetries: npt.NDArray[np.int64]) -
     transformations of the first thumbnails to the second: positions in `fingerprints.SYMMETRIES`.
     """
     moved = np.stack([_transformed(grey, symmetry) for grey, symmetry in zip(first, symmetries, strict=True)])
-    a, b = _even(moved), _even(second)
+    a, b = _normalised(moved), _normalised(second)
     b, is_inside = _shifted(b, _shifts(a, b))
     a, b = _blocks(a * is_inside), _blocks(b)
     n_pixels = np.maximum(_blocks(is_inside.astype(np.float32)).sum(axis=2), 1)
@@ -45,7 +45,7 @@ def _transformed(grey: Greys, symmetry: int) -> Greys:
     return turned[:: -1 if symmetry & 2 else 1, :: -1 if symmetry & 1 else 1]
 
 
-def _even(greys: Greys) -> Values:
+def _normalised(greys: Greys) -> Values:
     """Return the images with a mean of 0 and a standard deviation of 1, or less if they have less, at each place."""
     square = (1, SURROUNDINGS_PX, SURROUNDINGS_PX)
     levels = greys.astype(np.float32)

@@ -17,10 +17,10 @@ from pipeline.data.archives import (
 )
 from pipeline.data.image_names import (
     IMAGE_SUFFIXES,
-    counted,
     left_out_reason,
     no_picture_reason,
     not_read_reason,
+    reasons_with_counts,
 )
 from pipeline.errors import CracksError
 from pipeline.params import Limits
@@ -133,10 +133,10 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     if not found:
         raise CracksError(
             f"No image found. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
-            + (f" Left out:{counted(left_out)}" if left_out else "")
+            + (f" Left out:{reasons_with_counts(left_out)}" if left_out else "")
         )
     if left_out:
-        log.info("Left out:%s", counted(left_out))
+        log.info("Left out:%s", reasons_with_counts(left_out))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 # Of the names and other metadata before a file, which tarfile keeps in memory.
 MAX_METADATA_BYTES = 1_000_000
-ENDLESS_NUMBER = re.compile(rb"\d{100}")
+LONG_NUMBER = re.compile(rb"\d{100}")
 # By the first bytes of a file.
 UNPACKERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 
@@ -35,7 +35,7 @@ class _Header(tarfile.TarInfo):
     def _proc_pax(self, opened: Any) -> tarfile.TarInfo:
         # Before Python 3.11.10, tarfile takes hours for a million digits.
         content = opened.fileobj.read(-(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-        if ENDLESS_NUMBER.search(content):
+        if LONG_NUMBER.search(content):
             raise tarfile.ReadError("it is damaged")
         opened.fileobj.buf = content + opened.fileobj.buf
         opened.fileobj.pos -= len(content)
