@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.data.archives import Entry
 from pipeline.data.image_names import no_picture_reason
-from pipeline.data.images import MISFIT, Pixels, UnreadableImageError, encode_png, open_image, stored_size, to_pixels
+from pipeline.data.images import MISFIT, UnreadableImageError, encode_png, open_image, stored_size, to_pixels
 from pipeline.errors import CracksError
 from pipeline.params import Masks
 
@@ -56,7 +56,8 @@ def labelled_entries(read: Callable[[], Iterator[Entry]], masks: Masks, max_pixe
             yield entry
             continue
         try:
-            pixels, crack = _read(entry, max_pixels, *readers.pop(_key(entry.path), ("there is none", None)))
+            crack = _mask_of(entry, max_pixels, readers.pop(_key(entry.path), None))
+            pixels = to_pixels(open_image(entry.content or b"", max_pixels)) if masks.tile_px else None
         except UnreadableImageError as error:
             yield Entry(entry.path, None, str(error))
             continue
@@ -64,7 +65,7 @@ def labelled_entries(read: Callable[[], Iterator[Entry]], masks: Masks, max_pixe
         path = PurePosixPath(entry.path)
         for tile, name in _tiles(crack.shape, masks.tile_px):
             label, reason = _label(crack[tile], masks.min_crack_px)
-            content = encode_png(np.ascontiguousarray(pixels[tile])) if name else entry.content
+            content = encode_png(np.ascontiguousarray(pixels[tile])) if pixels is not None and name else entry.content
             yield Entry(str(path.parent / label / (path.stem + (name or path.suffix))), content, reason)
     for key, (mask_path, _) in readers.items():
         yield Entry(mask_path, None, f"{MISFIT}there is no image {key}")
@@ -72,15 +73,16 @@ def labelled_entries(read: Callable[[], Iterator[Entry]], masks: Masks, max_pixe
         log.warning("No mask of these images has a crack: %s, by `masks.crack`", ", ".join(map(str, masks.crack)))
 
 
-def _read(entry: Entry, max_pixels: int, mask_path: str, reader: MaskReader | None) -> tuple[Pixels, Crack]:
-    """Return an image and its mask. Raises UnreadableImageError."""
+def _mask_of(entry: Entry, max_pixels: int, mask: tuple[str, MaskReader] | None) -> Crack:
+    """Return the mask of an image, of which only the header is read. Raises UnreadableImageError."""
     if entry.content is None:
         raise UnreadableImageError(entry.reason)
-    pixels = to_pixels(open_image(entry.content, max_pixels))
-    if reader is None:
-        raise UnreadableImageError(f"{MISFIT}{mask_path}")
+    shape = stored_size(entry.content, max_pixels)
+    if mask is None:
+        raise UnreadableImageError(f"{MISFIT}there is none")
+    mask_path, reader = mask
     try:
-        return pixels, reader((pixels.shape[0], pixels.shape[1]))
+        return reader(shape)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{MISFIT}{mask_path} {error}") from None
 

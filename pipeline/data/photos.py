@@ -31,14 +31,19 @@ def read_photo(content: bytes) -> Photo:
     details = {**dict(exif), **dict(exif.get_ifd(ExifTags.IFD.Exif))}
     taken = details.get(ExifTags.Base.DateTimeOriginal) or details.get(ExifTags.Base.DateTime)
     place = _place(dict(exif.get_ifd(ExifTags.IFD.GPSInfo)))
-    return Photo(to_pixels(image), photographed(content), _iso_time(taken), place)
+    return Photo(to_pixels(image), _opaque_part(image), _iso_time(taken), place)
 
 
 def photographed(content: bytes) -> Mask | None:
     """Return where the upright photo in a file that can be decoded is not transparent; None if it nowhere is."""
-    if not Image.open(LimitedFile(content), formats=FORMATS).has_transparency_data:
+    header = Image.open(LimitedFile(content), formats=FORMATS)
+    return _opaque_part(open_image(content)) if header.has_transparency_data else None
+
+
+def _opaque_part(image: Image.Image) -> Mask | None:
+    if not image.has_transparency_data:
         return None
-    alpha = ImageOps.exif_transpose(open_image(content)).convert("RGBA").getchannel("A")
+    alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
     return None if alpha.getextrema()[0] == 255 else np.asarray(alpha) > 0
 
 
