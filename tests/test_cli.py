@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline import cli
 from pipeline.commands import repro
+from pipeline.commands.images import OUTSIDE_A_PROJECT
 from pipeline.errors import UnavailableError
 from pipeline.registry import versions
 
@@ -374,3 +375,8 @@ def test_map_writes_nothing_over_a_file_of_a_person_that_has_the_name_of_a_repor
         assert f"not mapped: {wall_photo}: {annotations} is there and was not written by this command" in caplog.text
         assert annotations.read_text() == content
         caplog.clear()
+
+
+def test_without_a_project_photos_are_cut_as_by_the_shipped_params():
+    shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert shipped["map"] == OUTSIDE_A_PROJECT
