@@ -63,7 +63,7 @@ class AppState:
         if self.holder.current is None:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "There is no model yet: none trained on real concrete is registered (a demo answers no photo), or the "
+                "There is no model yet: none trained on real concrete is registered (a demo does not count), or the "
                 "registry does not answer. Register one with `make run`, or start the server with --starter.",
                 headers=RETRY_SOON,
             )

@@ -46,7 +46,7 @@ class Registry:
         self._name = name
 
     def wanted(self) -> Version | None:
-        """Return the version that answers about photos, None if that is the starter model.
+        """Return the version that scores photos, None if that is the starter model.
 
         Raises UnavailableError if the registry does not answer, CracksError if what was in production was deleted.
         """

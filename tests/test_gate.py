@@ -131,7 +131,7 @@ def test_good_evidence_passes_every_rule():
         ("lineage", with_lineage(is_dirty=True), "its code differed from the commit (commit it"),
         ("lineage", with_lineage(is_dirty=True, changed_files="a.py"), "its code differed from the commit in a.py"),
         ("lineage", with_lineage(is_dirty=None), "its code differed from the commit"),
-        ("lineage", with_lineage(is_demo=True), "learned from drawn images (--demo allows that"),
+        ("lineage", with_lineage(is_demo=True), "trained on drawn images (--demo allows that"),
         ("lineage", with_lineage(is_demo=True), "a model of drawn images does not replace one of real concrete"),
         ("lineage", with_lineage(is_demo=True, replaces_real=None), "does not replace one of real concrete"),
         ("lineage", with_lineage(is_demo=None, replaces_real=False), "not known whether it was trained on the demo"),

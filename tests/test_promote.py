@@ -176,7 +176,7 @@ def test_a_demo_goes_to_production_only_to_try_promotion_out_and_no_rollback_bri
     params, demo = load_params(models.root / "params.yaml"), models.add(GOOD, demo="true")
     assert cracks("promote", demo, "--by", "Ada") == 3
     printed = "".join(capsys.readouterr())
-    assert "it has learned from drawn images (--demo allows that" in printed
+    assert "it was trained on drawn images (--demo allows that" in printed
     assert models.production() is None
     assert cracks("promote", demo, "--by", "Ada", "--demo") == 0
     assert models.production() == demo
@@ -184,7 +184,7 @@ def test_a_demo_goes_to_production_only_to_try_promotion_out_and_no_rollback_bri
     real = models.add(BETTER)
     assert decide(models, real).outcome == "promoted"
     assert str(version_for_photos("cracks").version) == real
-    with pytest.raises(RefusedError, match=f"Version {demo} has learned from drawn images, and version {real} has not"):
+    with pytest.raises(RefusedError, match=f"Version {demo} was trained on drawn images, and version {real} was not"):
         promote.rollback(params, None, "false alarms", "Ada")
     assert models.production() == real
 

@@ -33,7 +33,9 @@ def add(commands: Commands) -> None:
     for parser in (promote, approve):
         parser.add_argument("--allow-dirty", action="store_true", help="accept a version of uncommitted code")
         parser.add_argument(
-            "--demo", action="store_true", help="try this out with a model of drawn images, which answers no photo"
+            "--demo",
+            action="store_true",
+            help="accept a model of drawn images, to try this out; photos are not scored with it",
         )
 
     rollback = commands.add_parser("rollback", help="put the previous production version back")

@@ -1,7 +1,7 @@
 """How well two images agree pixel by pixel, after one is mirrored, turned and shifted onto the other.
 
 A fingerprint compares whole images, so that a dark hole or a joint at the same place can outweigh the grain of two
-different ones. Here brightness and contrast are made even around each pixel, and the images are compared block by
+different ones. Here brightness and contrast are normalised around each pixel, and the images are compared block by
 block: in copies all blocks agree, in different images with something in common only few do. See docs/copies.md.
 """
 
@@ -12,7 +12,7 @@ from scipy.ndimage import uniform_filter
 Greys = npt.NDArray[np.uint8]  # (n, size_px, size_px)
 Values = npt.NDArray[np.float32]
 
-SURROUNDINGS_PX = 9  # side of the square around a pixel within which brightness and contrast are made even
+SURROUNDINGS_PX = 9  # side of the square around a pixel for local contrast normalisation
 MAX_SHIFT_SHARE = 1 / 8  # of a side
 N_BLOCKS = 4  # along a side
 MIN_CONTRAST = 0.5  # grey levels; blocks of less, such as overexposed ones, hold only rounding errors
@@ -22,8 +22,8 @@ MIN_BLOCKS = 4  # with contrast in both images; with fewer, all blocks count
 def agreements(first: Greys, second: Greys, symmetries: npt.NDArray[np.int64]) -> Values:
     """Return the agreement of each pair of grey thumbnails: -1..1, float32, shape (n,).
 
-    It is the median, over the blocks of the image, of the correlation of even pixels. `symmetries` are the
-    transformations of the first thumbnails to the second: positions in `fingerprints.SYMMETRIES`.
+    It is the median, over the blocks of the image, of the correlation of locally normalised pixels. `symmetries` are
+    the transformations of the first thumbnails to the second: positions in `fingerprints.SYMMETRIES`.
     """
     moved = np.stack([_transformed(grey, symmetry) for grey, symmetry in zip(first, symmetries, strict=True)])
     a, b = _normalised(moved), _normalised(second)

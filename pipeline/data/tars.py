@@ -23,7 +23,7 @@ class NoTarError(tarfile.ReadError):
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a tar. Rejects negative sizes, which make tarfile read backwards, and endless numbers."""
+    """A header of a tar. Rejects numbers of 100 digits, and negative sizes, which make tarfile read backwards."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":

@@ -157,7 +157,7 @@ def _lineage_problems(found: Lineage) -> Iterator[str]:
     if found.is_demo is None:
         yield "it is not known whether it was trained on the demo"
     if found.is_demo and not found.demo_is_allowed:
-        yield "it has learned from drawn images (--demo allows that, unless a model of real concrete is in production)"
+        yield "it was trained on drawn images (--demo allows that, unless a model of real concrete is in production)"
     if found.is_demo is not False and found.replaces_real is not False:
         yield "a model of drawn images does not replace one of real concrete"
     if found.was_rolled_back:

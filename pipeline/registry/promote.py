@@ -55,7 +55,7 @@ def run(
         dry_run: decide only; move and record nothing.
         allow_dirty: accept code that differs from its commit; this is recorded with the decision.
         by: user who requests it.
-        allow_demo: accept a model of drawn images, to try promotion out; no photo is ever answered by it.
+        allow_demo: accept a model of drawn images, to try promotion out; photos are never scored with it.
         approved: whether a person approved it, where params require that.
 
     Raises:
@@ -146,7 +146,7 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
         target = rollback_target(history.moves(), history.versions(), production, to)
         if is_demo(get_version(history, target)) and production and not is_demo(get_version(history, production)):
             raise RefusedError(
-                f"Version {target} has learned from drawn images, and version {production} has not. Nothing has moved. "
+                f"Version {target} was trained on drawn images, and version {production} was not. Nothing has moved. "
                 "`cracks history` shows what else was in production, --to names it."
             )
         test_set = read_test_set(root / MANIFEST, root / DATASETS)

@@ -98,9 +98,9 @@ def decisions_of(name: str) -> str:
 
 
 def version_for_photos(name: str) -> "ModelVersion | None":
-    """Return the version of `name` that answers about real photos; None if that is the starter model.
+    """Return the version of `name` that scores real photos; None if that is the starter model.
 
-    It is the version in production, else the challenger. A demo, which has learned from drawn images, never is. A store
+    It is the version in production, else the challenger. A demo, which was trained on drawn images, never is. A store
     that does not exist is not created.
 
     Raises:
@@ -116,7 +116,7 @@ def version_for_photos(name: str) -> "ModelVersion | None":
 
 
 def is_demo(version: "ModelVersion") -> bool:
-    """Return whether a version has learned from drawn images, and says nothing about real concrete."""
+    """Return whether a version was trained on drawn images, and says nothing about real concrete."""
     return bool(version.tags.get("demo") == "true")
 
 
