@@ -5,6 +5,7 @@ traceback. Any other exception is a defect and keeps its traceback (exit code 1)
 """
 
 import errno
+import os
 
 MAX_SHOWN_NAME = 300  # characters
 # What a person can do about errors of the operating system.
@@ -44,4 +45,4 @@ def with_remedy(error: CracksError | OSError) -> CracksError:
         raise error
     name = str(error.filename or "a file")
     shown = name if len(name) <= MAX_SHOWN_NAME else f"{name[:MAX_SHOWN_NAME]}..."
-    return CracksError(f"{error.strerror}: {shown}. {REMEDIES[error.errno]}")
+    return CracksError(f"{os.strerror(error.errno)}: {shown}. {REMEDIES[error.errno]}")

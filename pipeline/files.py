@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+NUMPY_ON_A_FULL_DISK = ("free space", " requested and ")  # "Not enough free space", "24 requested and 8 written"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -23,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = _partial_path(path)
     try:
-        with _naming(path):
+        with naming(path):
             yield partial
             partial.replace(path)
     finally:
@@ -35,7 +37,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill; as `replacing`."""
     partial = _partial_path(path)
     try:
-        with _naming(path):
+        with naming(path):
             partial.mkdir()
             yield partial
             shutil.rmtree(path, ignore_errors=True)
@@ -79,13 +81,15 @@ def _is_running(pid: int) -> bool:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name `path` if it names no file, as that of a full disk; numpy's gets its number."""
     try:
         yield
     except OSError as error:
-        if error.errno is None and "free space" in str(error):  # numpy's words for a full disk
+        if error.errno is None and any(words in str(error) for words in NUMPY_ON_A_FULL_DISK):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # with a name, one without a number would print neither its text nor a number
+            error.filename = error.filename or str(path)
         raise
 
 

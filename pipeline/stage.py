@@ -67,8 +67,23 @@ def run_main(main: Callable[[], None]) -> None:
     for ours in ("pipeline", "__main__"):
         logging.getLogger(ours).setLevel(logging.INFO)
     use_own_programs()
-    # So that what is half written is deleted. The servers, which call this too, then set their own.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    asked_to_end: list[int] = []
+
+    def end(number: int, _: object) -> None:  # so that what is half written is deleted
+        asked_to_end.append(number)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)  # the servers, which call this too, then set their own
+    try:
+        _run(main)
+    except Exception:  # a library may make one of the exit, as OpenVINO does while it converts
+        if asked_to_end:
+            sys.exit(128 + signal.SIGTERM)
+        raise
+
+
+def _run(main: Callable[[], None]) -> None:
+    """Run `main`; end with the exit code of an error that a person can act on, and its message."""
     try:
         main()
     except (CracksError, OSError) as raised:

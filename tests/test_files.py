@@ -168,7 +168,11 @@ def test_the_longest_names_can_be_written_on_a_host_of_the_longest_name(tmp_path
     assert names(tmp_path) == [name]
 
 
-FULL = [(errno.ENOSPC, "No space left on device"), ("Not enough free space to write 24 bytes after offset 8",)]
+FULL = [
+    (errno.ENOSPC, "No space left on device"),
+    ("Not enough free space to write 24 bytes after offset 8",),
+    ("24 requested and 8 written",),
+]
 
 
 @pytest.mark.parametrize("replace", [replacing, replacing_folder])
@@ -183,3 +187,8 @@ def test_an_error_of_another_file_keeps_its_name(tmp_path):
     with pytest.raises(FileNotFoundError) as raised, replacing(tmp_path / "scores.json"):
         (tmp_path / "no such file").read_text()
     assert raised.value.filename == str(tmp_path / "no such file")
+
+
+def test_an_error_without_a_number_keeps_its_text(tmp_path):
+    with pytest.raises(OSError, match=r"^unable to open the model$"), replacing(tmp_path / "scores.json"):
+        raise OSError("unable to open the model")

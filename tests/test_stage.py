@@ -121,6 +121,16 @@ def test_a_stage_that_is_asked_to_end_leaves_nothing_half_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_stage_whose_library_makes_an_error_of_the_request_to_end_ends_as_asked_without_a_traceback():
+    program = (
+        "import os, signal, time\nfrom pipeline.stage import run_main\n"
+        "def main():\n    try:\n        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(60)\n"
+        "    except SystemExit:\n        raise RuntimeError('Conversion is failed') from None\nrun_main(main)"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stderr) == (143, "")
+
+
 def test_programs_come_from_the_environment_that_runs_even_if_it_is_not_activated():
     program = "import shutil\nfrom pipeline.stage import run_main\nrun_main(lambda: print(shutil.which('dvc')))"
     command, env = [sys.executable, "-c", program], {"PATH": "/usr/bin:/bin"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.errors import CracksError
+from pipeline.files import naming
 from pipeline.project import REPORTS
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
     Great Expectations writes its files in place. While a process writes, the file of the lock is not empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
+    with naming(folder), (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.fstat(lock.fileno()).st_size:
             _delete_unfinished(folder)
