@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, unused_port
+from shared_server import postgres_in
 
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.registry import bounded_requests, tracking
@@ -115,6 +116,40 @@ def test_a_database_that_cannot_be_used_says_why_and_what_helps(
     assert says in connecting_fails(CracksError)
 
 
+@pytest.mark.parametrize("transaction", ["begin exclusive", "begin immediate"])
+def test_a_database_that_another_program_keeps_locked_is_an_outage_in_words(
+    project: Path, empty_store: Path, transaction: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = shutil.copy(empty_store, project / "mlflow" / "mlflow.db")
+    with sqlite3.connect(database, isolation_level=None) as holder:
+        holder.execute(transaction)
+        assert "database is locked" in connecting_fails(UnavailableError)
+    holder.close()
+    assert caplog.text == ""  # no traceback of MLflow's
+
+
+def test_a_database_that_is_away_is_given_up_within_seconds(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://someone:secret@127.0.0.1:{unused_port()}/mlflow")
+    started_s = time.monotonic()
+    message = connecting_fails(UnavailableError)
+    assert "Connection refused" in message
+    assert "secret" not in message
+    assert time.monotonic() - started_s < 30  # MLflow alone tries for 100 s
+
+
+@pytest.mark.slow
+def test_a_database_that_is_there_and_refuses_is_a_mistake(
+    project: Path, monkeypatch: pytest.MonkeyPatch, database_folder: Path
+) -> None:
+    postgres = postgres_in(database_folder)
+    try:
+        folder = postgres.get_postmaster_info().socket_dir
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql:///typo?host={folder}&user=postgres")
+        assert 'database "typo" does not exist' in connecting_fails(CracksError)
+    finally:
+        postgres.cleanup()
+
+
 class Server:
     """A server that gives one answer, by default at once."""
 
@@ -198,10 +233,12 @@ def test_a_file_where_the_folder_of_the_store_should_be_is_a_mistake(project: Pa
 
 
 @pytest.mark.parametrize(
-    "keys", [{}, {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}], ids=["no keys", "away"]
+    ("keys", "exit_code"),
+    [({}, 2), ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, 4)],
+    ids=["no keys", "away"],
 )
 def test_a_store_is_not_moved_to_a_bucket_that_cannot_be_used_and_the_reason_is_said(
-    project: Path, empty_store: Path, keys: dict[str, str]
+    project: Path, empty_store: Path, keys: dict[str, str], exit_code: int
 ) -> None:
     shutil.copy(empty_store, project / "mlflow" / "mlflow.db")
     shutil.copy(empty_store, project / "target.db")
@@ -217,7 +254,7 @@ def test_a_store_is_not_moved_to_a_bucket_that_cannot_be_used_and_the_reason_is_
         text=True,
         check=False,
     )
-    assert moved.returncode == 2
+    assert moved.returncode == exit_code, moved.stderr
     assert "The database is as it was" in moved.stderr
     assert "Traceback" not in moved.stderr
     with sqlite3.connect(project / "target.db") as target:

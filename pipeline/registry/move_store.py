@@ -80,6 +80,13 @@ def errors_of_s3() -> tuple[type[Exception], ...]:
     return Boto3Error, BotoCoreError, ClientError
 
 
+def is_outage(error: Exception) -> bool:
+    """Return whether a store or a database did not answer, so that another try can help."""
+    if isinstance(error, sa.exc.OperationalError):
+        return not any(words in str(error) for words in ("does not exist", "authentication failed", "sqlite3"))
+    return {kind.__name__ for kind in type(error).__mro__} & {"ConnectionError", "HTTPClientError"} != set()
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,7 +108,10 @@ def main() -> None:
             copy_rows(reading, writing)
             get_artifact_repository(args.artifacts_destination).log_artifacts(str(args.store / "artifacts"))
     except expected as error:
-        parser.error(f"{error}. The database is as it was; files that were copied already are replaced by the next try")
+        text = f"{error}. The database is as it was; files that were copied already are replaced by the next try"
+        if is_outage(error):
+            parser.exit(4, f"{parser.prog}: error: {text}\n")
+        parser.error(text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ DAMAGED = ("malformed", "file is not a database", "no such table", "no such colu
 NOT_WRITABLE = ("unable to open database file", "readonly database", "Read-only file", "No space left", "disk is full")
 NO_SERVER = ("not in a valid JSON format", "is no answer of MLflow", "ENDPOINT_NOT_FOUND")
 DATABASES = ("sqlalchemy", "sqlite3", "psycopg2")  # packages whose errors come from the database
+DATABASE_REFUSES = re.compile(r"FATAL: +(.* does not exist|password authentication failed|no pg_hba\.conf entry)")
 WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 PASSING = (408, 409, 429)  # statuses of a server that is busy
 
@@ -57,7 +58,11 @@ def _mistake(error: Exception) -> str | None:
                 "knows, and run again; finished stages are not repeated.")  # fmt: skip
     if any(sign in text or sign == getattr(error, "error_code", "") for sign in NO_SERVER):
         return f"is no MLflow server: {line}. Correct MLFLOW_TRACKING_URI, or start the server there."
-    if isinstance(error, WRONG_PATH) or (400 <= status < 500 and status not in PASSING):
+    if (
+        isinstance(error, WRONG_PATH)
+        or DATABASE_REFUSES.search(text)
+        or (400 <= status < 500 and status not in PASSING)
+    ):
         return f"refuses the request: {line}. Correct the cause and run again; finished stages are not repeated."
     return None
 

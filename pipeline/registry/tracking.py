@@ -36,6 +36,7 @@ LOCATIONS = (  # columns of MLflow's tables with the absolute location of files
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "PGCONNECT_TIMEOUT": "10",  # seconds for each address of a PostgreSQL server
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # no progress bars for single files
     "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "5",  # epochs that wait go in one request, which fails once
 }
@@ -108,9 +109,14 @@ def open_client() -> "MlflowClient":
     from pipeline.registry import bounded_requests
 
     bounded_requests.install()
-    for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor", "mlflow.store.db.utils", "mlflow.models"):
+    for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor", "mlflow.models"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = tracking_uri()
+    if not uri.startswith("http"):
+        import mlflow.store.db.utils as database
+
+        logging.getLogger(database.__name__).setLevel(logging.CRITICAL)  # its errors, with traceback, are raised too
+        database.MAX_RETRY_COUNT = 2  # at the first connection; not ten, with pauses of 100 s together
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return mlflow.MlflowClient()
@@ -181,4 +187,5 @@ def experiment_id(client: "MlflowClient", name: str) -> str:
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error message, because MLflow appends entire responses; without passwords."""
-    return without_passwords((str(error).splitlines() or [type(error).__name__])[0])
+    lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]  # SQLAlchemy's
+    return without_passwords((lines or [type(error).__name__])[0])
