@@ -29,11 +29,17 @@ from flows import stages
 from flows.services import TAG, reaching_prefect
 from flows.stages import LogLine
 from pipeline import params
-from pipeline.errors import CracksError, UnavailableError, with_remedy
+from pipeline.errors import CracksError, RefusedError, UnavailableError, with_remedy
 from pipeline.process_identity import is_gone, this_process
 from pipeline.stage import run_main
 
 UNAVAILABLE = "Unavailable"  # name of the state Failed if another try can help
+# Names of the state Failed, by the exit code of the error. That of a defect (1) keeps the name Failed.
+FAILURES = {
+    CracksError.exit_code: "Bad input",
+    RefusedError.exit_code: "Refused",
+    UnavailableError.exit_code: UNAVAILABLE,
+}
 MOST_RUNS = 200  # the server's limit per request; more than any schedule has due
 EXECUTED = FlowRunFilter(
     state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
@@ -56,7 +62,19 @@ def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
 def failed(raised: CracksError | OSError) -> State:
     """Return a state for an error that a user can act on; for an exception, Prefect would log a traceback."""
     error = with_remedy(raised)
-    return Failed(message=str(error), name=UNAVAILABLE if isinstance(error, UnavailableError) else None)
+    return Failed(message=str(error), name=FAILURES.get(error.exit_code))
+
+
+def exit_code(state: State[Any]) -> int:
+    """Return the exit code of a run that ended in a state: 0 done, 1 defect, 2 bad input, 3 refused, 4 unavailable."""
+    return 0 if state.is_completed() else next((code for code, name in FAILURES.items() if name == state.name), 1)
+
+
+def error_of(state: State[Any]) -> CracksError:
+    """Return the error that `failed` made a state of."""
+    error = CracksError(str(state.message))
+    error.exit_code = exit_code(state)
+    return error
 
 
 def retries(settings: params.Flow, ended: threading.Event | None = None) -> dict[str, Any]:
@@ -108,12 +126,12 @@ def clean_up(log_line: LogLine) -> None:
 
 
 def run_once(flow: Flow[..., State[Any]], **parameters: object) -> None:
-    """Run a flow on the server of PREFECT_API_URL, or on an embedded one; exit with 1 if it does not complete."""
+    """Run a flow on the server of PREFECT_API_URL, or on an embedded one; exit with the code of its state."""
 
     def main() -> None:
         with reaching_prefect(get_current_settings().api.url):
             state = flow(**parameters, return_state=True)
-        sys.exit(not state.is_completed())
+        sys.exit(exit_code(state))
 
     run_main(main)
 

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed
 
 from flows import flow_runs
-from flows.flow_runs import failed, retries
+from flows.flow_runs import error_of, failed, retries
 from flows.training import training
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inbox import retraining as steps
@@ -66,7 +66,7 @@ def step(name: str, work: Callable[[], str | None]) -> State:
 def _run_step(name: str, params: Params, work: Callable[[], str | None]) -> str:
     state = step.with_options(**retries(params.flow))(name, work, return_state=True)
     if not state.is_completed():
-        raise CracksError(str(state.message))
+        raise error_of(state)
     return str(state.message)
 
 
@@ -86,7 +86,7 @@ def _retrain(root: Path, params: Params) -> State:
     _run_step("store-batches", params, lambda: steps.store_batches(root, params))
     state = training(return_state=True)
     if not state.is_completed():
-        raise CracksError(str(state.message))
+        raise error_of(state)
     _run_step("push-results", params, lambda: steps.push_results(root))
     version = str(read_report(root / REPORTS, "registered.json")["version"])
     decision = _run_step("promote", params, lambda: steps.promote(params, version))

@@ -148,11 +148,14 @@ def _failure(stage: str, lines: list[str]) -> CracksError:
         "\n".join(own).removeprefix("error: ") or "Its message is in the log above; correct the cause and run again."
     )
     codes = EXIT_CODE.findall(text)
-    kinds = {UnavailableError.exit_code: UnavailableError, RefusedError.exit_code: RefusedError}
-    if codes and int(codes[-1]) < 0:  # killed, by the kernel where memory was short
-        message = f"It was killed by signal {-int(codes[-1])}. The machine may have too little memory."
-    kind = kinds.get(int(codes[-1]), CracksError) if codes else CracksError
-    return kind(f"Stage {stage} failed. {message}")
+    code = int(codes[-1]) if codes else CracksError.exit_code  # DVC itself cannot go on, as without a dependency
+    if code < 0:  # killed, by the kernel where memory was short
+        message = f"It was killed by signal {-code}. The machine may have too little memory."
+    kinds = {kind.exit_code: kind for kind in (CracksError, RefusedError, UnavailableError)}
+    error = kinds.get(code, CracksError)(f"Stage {stage} failed. {message}")
+    if code not in kinds:
+        error.exit_code = 1  # a defect
+    return error
 
 
 def end_orphans(log_line: LogLine) -> None:

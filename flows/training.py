@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed
 
 from flows import flow_runs, stages
-from flows.flow_runs import failed, retries
+from flows.flow_runs import FAILURES, exit_code, failed, retries
 from pipeline.errors import CracksError
 from pipeline.params import Params, load_params
 from pipeline.project import REPORTS, project_root
@@ -65,14 +65,16 @@ def reproduce_all(params: Params) -> State:
 
 
 def _outcome(states: Mapping[str, State]) -> State:
-    failures = [str(state.message) for state in states.values() if state.is_final() and not state.is_completed()]
+    failed_states = [state for state in states.values() if state.is_final() and not state.is_completed()]
+    failures = [str(state.message) for state in failed_states]
     if not failures:
         ran = sorted(name for name, state in states.items() if state.name != CACHED)
         message = f"{len(ran)} of {len(states)} stages ran: {', '.join(ran)}" if ran else "every stage was up to date"
         return Completed(message=message)
     if not_started := sorted(name for name, state in states.items() if not state.is_final()):
         failures.append(f"Not started: {', '.join(not_started)}.")
-    return Failed(message="\n".join(failures))
+    code = min(map(exit_code, failed_states))  # where one stage failed for good, another try does not help
+    return Failed(message="\n".join(failures), name=FAILURES.get(code))
 
 
 def publish_contracts(params: Params, folder: Path) -> None:

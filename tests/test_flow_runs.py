@@ -6,9 +6,11 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Completed, Failed
 
-from flows.flow_runs import superseded
+from flows.flow_runs import error_of, exit_code, failed, superseded
 from pipeline import process_identity
+from pipeline.errors import CracksError, RefusedError, UnavailableError
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -56,3 +58,16 @@ def test_of_another_machines_process_nothing_is_said(pid):
     elsewhere: process_identity.ProcessIdentity = {"pid": pid, "started_s": 0, "host": "another"}
     assert not process_identity.is_gone(elsewhere)
     assert not process_identity.is_alive(elsewhere)
+
+
+@pytest.mark.parametrize(("kind", "code"), [(CracksError, 2), (RefusedError, 3), (UnavailableError, 4)])
+def test_a_run_that_fails_exits_with_the_code_of_its_error_also_as_a_part_of_another(kind, code):
+    state = failed(kind("The inbox is empty."))
+    assert (exit_code(state), state.message) == (code, "The inbox is empty.")
+    assert exit_code(failed(error_of(state))) == code
+
+
+def test_a_run_that_ends_by_a_defect_exits_with_1_and_one_whose_answer_is_no_with_0():
+    assert exit_code(Failed(message="ZeroDivisionError: division by zero")) == 1
+    assert exit_code(failed(error_of(Failed(message="ZeroDivisionError: division by zero")))) == 1
+    assert exit_code(Completed(name="Refused", message="the gate refuses it")) == 0

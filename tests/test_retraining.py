@@ -300,7 +300,7 @@ def retrain_until(project: Project, stage: str, stop: Callable[[], None], env: d
             lambda: f"Running stage '{stage}" in project.log.read_text() or process.poll() is not None, PATIENCE_S
         )
         stop()
-        assert process.wait(PATIENCE_S) == 1
+        assert process.wait(PATIENCE_S) == 4
     printed = project.log.read_text()
     assert f"Running stage '{stage}" in printed
     return printed

@@ -125,10 +125,10 @@ def test_a_red_stage_fails_the_run_and_a_later_run_goes_on_with_the_batch(tmp_pa
     red = STAGES["train"] | {"cmd": "echo 'error: The data are red.'; exit 3"}
     write_stages(project.root, STAGES | {"train": red})
     failed = retrain(project, prefect_api, expected_code=1)
-    assert failed == "ended as Failed: Stage train failed. The data are red."
+    assert failed == "ended as Refused: Stage train failed. The data are red."
     assert outcome_of_record(project) == [("0001-north.zip", None)]
     told = project.json("data/inbox/.told.json")["failure"]
-    assert told == ["Concrete cracks: retraining failed", *failed.split("ended as Failed: ")[1:], *told[2:]]
+    assert told == ["Concrete cracks: retraining failed", *failed.split("ended as Refused: ")[1:], *told[2:]]
     write_stages(project.root, STAGES)
     assert retrain(project, prefect_api) == "ended as Completed: version 2 is promoted"
     assert outcome_of_record(project) == [("0001-north.zip", "2")]

@@ -109,13 +109,13 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(server, tmp_path):
     stages["away"] = {"cmd": "echo x >> tries; echo 'error: no answer' >&2; exit 4", "outs": ["away"]}
     project = toy_project(tmp_path / "project", stages, max_retries=1)
     finished = project.run(*FLOW, PREFECT_API_URL=server.api)
-    assert finished.returncode == 1
+    assert finished.returncode == 3
     assert "Traceback" not in finished.stderr
     [run] = server.runs()
     tasks = server.tasks(run)
     [hindered] = [tasks.pop(name) for name in list(tasks) if name.startswith("last-")]  # unnamed, for it never started
     assert hindered == "NotReady"
-    assert tasks == {"first": "Completed", "left": "Failed", "right": "Completed", "away": "Unavailable"}
+    assert tasks == {"first": "Completed", "left": "Refused", "right": "Completed", "away": "Unavailable"}
     assert set(run["state"]["message"].splitlines()) == {
         "Stage left failed. the contract is broken",
         "Stage away failed. no answer",
@@ -156,7 +156,7 @@ def test_a_mistake_in_params_fails_the_run_with_its_message(server, tmp_path):
     project = toy_project(tmp_path / "project", diamond())
     project.edit_params(lambda params: params["flow"].update(max_paralel_stages=3))
     finished = project.run(*FLOW, PREFECT_API_URL=server.api)
-    assert finished.returncode == 1
+    assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
     assert "did you mean max_parallel_stages?" in server.runs()[0]["state"]["message"]
 
