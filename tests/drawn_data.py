@@ -1,9 +1,8 @@
 """What the tests of audit, contract and split share: small data sets of drawn concrete, ingested."""
 
 import io
-from multiprocessing import dummy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -17,8 +16,11 @@ from pipeline.data.demo import Recipe, draw
 from pipeline.params import Dataset, Params
 
 ROOT = Path(__file__).parents[1]
-# In place of multiprocessing: no pool of processes, which is faster for a few images.
-IN_PROCESS = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=lambda _: dummy.Pool(1)))
+
+
+def in_process(mp_context):
+    """A thread in place of a pool of processes, which is faster for a few images."""
+    return ThreadPoolExecutor(1)
 
 
 def drawn_files(n=12, seed=7, mirrored=0):
@@ -63,7 +65,7 @@ def write_files(files, folder):
 def ingest_files(files, folder, photo_pattern=None):
     """Ingest the files into folder/dataset, in this process; return that."""
     source = write_files(files, folder / "source")
-    with mock.patch.object(dataset_reader, "multiprocessing", IN_PROCESS):
+    with mock.patch.object(dataset_reader, "ProcessPoolExecutor", in_process):
         pack_dataset(Dataset(source=source, photo_pattern=photo_pattern), params_for(["a"]).ingest, folder / "dataset")
     return folder / "dataset"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from archive_writer import write_zip
-from drawn_data import IN_PROCESS, changed, drawn_files
+from drawn_data import changed, drawn_files, in_process
 
 from pipeline.data import dataset_reader
 from pipeline.data.dataset_reader import pack_dataset
@@ -42,7 +42,7 @@ FIRST = {path: content for path, content in FILES.items() if path not in BATCH}
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(dataset_reader, "multiprocessing", IN_PROCESS)
+    monkeypatch.setattr(dataset_reader, "ProcessPoolExecutor", in_process)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import signal
 import zipfile
 from pathlib import Path
 
@@ -211,6 +212,20 @@ def test_entries_come_in_chunks_that_are_small_in_number_and_in_memory(monkeypat
 def test_a_source_above_a_limit_is_refused_and_leaves_no_output(bad_source, files, run_ingest, tmp_path):
     with pytest.raises(CracksError, match=r"walls\.zip is refused: it contains more than 2 files.* ingest\.max_files"):
         run_ingest(bad_source(files), limits(max_files=2))
+    assert not (tmp_path / "out").exists()
+
+
+def killed_for_its_memory(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_decoder_that_the_kernel_kills_ends_the_run_with_a_reason_and_leaves_no_output(
+    bad_source, files, run_ingest, tmp_path, monkeypatch
+):
+    source = bad_source(files)
+    monkeypatch.setattr(dataset_reader, "describe", killed_for_its_memory)
+    with pytest.raises(CracksError, match="was killed; the machine may have too little memory"):
+        run_ingest(source)
     assert not (tmp_path / "out").exists()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archive_writer import LIMITS
-from drawn_data import IN_PROCESS, params_for
+from drawn_data import in_process, params_for
 from PIL import Image
 from scipy.io import savemat
 
@@ -241,7 +241,7 @@ def test_params_of_masks_that_contradict_each_other_are_refused(changes, message
 def test_a_data_set_with_masks_keeps_the_tiles_of_an_image_together_and_breaks_its_contract_where_one_does_not_fit(
     monkeypatch, tmp_path, draw_tile, encode
 ):
-    monkeypatch.setattr(dataset_reader, "multiprocessing", IN_PROCESS)
+    monkeypatch.setattr(dataset_reader, "ProcessPoolExecutor", in_process)
     with zipfile.ZipFile(tmp_path / "walls.zip", "w") as opened:
         for number in range(4):
             opened.writestr(f"rgb/wall-{number}.jpg", encode(draw_tile(number, size_px=128)))

@@ -5,7 +5,7 @@ import io
 import pandas as pd
 import pytest
 from archive_writer import LIMITS, write_zip
-from drawn_data import IN_PROCESS, drawn_files
+from drawn_data import drawn_files, in_process
 
 from pipeline.data import dataset_reader
 from pipeline.data.dataset_reader import pack_dataset
@@ -130,7 +130,7 @@ def test_an_image_that_came_after_its_review_keeps_its_own_label():
 @pytest.fixture
 def run_ingest(tmp_path, monkeypatch):
     """Return a function that ingests a source in this process."""
-    monkeypatch.setattr(dataset_reader, "multiprocessing", IN_PROCESS)
+    monkeypatch.setattr(dataset_reader, "ProcessPoolExecutor", in_process)
 
     def run(source):
         pack_dataset(Dataset(source=source), LIMITS, tmp_path / "out")

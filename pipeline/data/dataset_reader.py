@@ -3,8 +3,9 @@
 import hashlib
 import logging
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -177,7 +178,7 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
     inventory = _Inventory(dataset, packed)
     max_pixels = limits.max_image_megapixels * 1_000_000
     with (
-        multiprocessing.get_context("forkserver").Pool(os.cpu_count()) as pool,
+        ProcessPoolExecutor(mp_context=multiprocessing.get_context("forkserver")) as pool,
         tqdm(desc=f"reading {dataset.source}", unit=" files", disable=None) as progress,
     ):
         for batch in batches_of(dataset.source):
@@ -185,7 +186,13 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
             verdicts: dict[str, Verdict] | None = None
             for chunk in _chunks(entries_of(dataset, batch, limits)):
                 files = [(entry.path, entry.content, max_pixels) for entry in chunk if entry.content is not None]
-                measured = iter(pool.map(describe, files, chunksize=32))
+                try:
+                    measured = iter(list(pool.map(describe, files, chunksize=32)))
+                except BrokenProcessPool:
+                    raise CracksError(
+                        f"A process that decodes {dataset.source} was killed; the machine may have too little memory. "
+                        "Free some, or lower ingest.max_image_megapixels in params.yaml, and run it again."
+                    ) from None
                 for entry in chunk:
                     row = {} if entry.content is None else next(measured)
                     if entry.path in seen:
