@@ -164,6 +164,14 @@ def test_images_that_still_exist_are_copied_beside_the_list(tmp_path):
     assert written["path"][3] == "'=gone.jpg"
 
 
+def test_images_of_an_archive_are_exported_with_the_bytes_given_however_long_their_names_are(tmp_path):
+    chosen = pd.DataFrame({"path": ["crack/1.jpg", f"intact/{'n' * 250}.jpg"]})
+    assert export(chosen, tmp_path / "out", [b"one", b"two"]) == 2
+    written = pd.read_csv(tmp_path / "out" / "list.csv")
+    assert [(tmp_path / "out" / name).read_bytes() for name in written["file"]] == [b"one", b"two"]
+    assert written["file"].str.len().max() == 85
+
+
 def manifest(dataset, n_photos, n_tiles, *, with_photos):
     rows = [
         {"dataset": dataset, "split": "train", "path": f"{photo}-{tile}", "row": 0, "label": "crack",

@@ -1,6 +1,6 @@
 """Choose the images in the prediction log that are most worth labelling."""
 
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline.project import LOG_FOLDER
 from pipeline.safe_text import cells
 
 COLUMNS = ["path", "photo", "time", "probability", "distance", "worth", "reason"]  # distance of embeddings, worth 0..1
+MAX_NAME = 80  # last characters of a file's name that a copy has
 
 
 def most_worth_labelling(log: pd.DataFrame, reference: pd.DataFrame, n: int, threshold: float) -> pd.DataFrame:
@@ -50,13 +51,19 @@ def distances(embeddings: Embeddings, known: Embeddings) -> npt.NDArray[np.float
     return np.asarray(nearest[:, 0], np.float64)
 
 
-def export(chosen: pd.DataFrame, folder: Path) -> int:
+def export(chosen: pd.DataFrame, folder: Path, contents: Iterable[bytes | None] | None = None) -> int:
     """Write list.csv and copies of the images that still exist into a new `folder`; return the number of copies.
 
-    list.csv has the columns of `most_worth_labelling` and `file`, the name of the copy, empty if there is none.
+    list.csv has the columns of `chosen`, of which `path` is one, and `file`, the name of the copy, empty if there is
+    none. `contents` are the bytes of each image; without them, `path` is that of its file.
     """
     with replacing_folder(folder) as partial:
-        files = [_copied(path, place, partial) for place, path in enumerate(chosen["path"])]
+        files = []
+        stored = map(_stored, chosen["path"]) if contents is None else contents
+        for place, (path, content) in enumerate(zip(chosen["path"], stored, strict=True)):
+            files.append(f"{place:04}-{Path(path).name[-MAX_NAME:]}" if content is not None else "")
+            if content is not None:
+                (partial / files[-1]).write_bytes(content)
         cells(chosen.assign(file=files)).to_csv(partial / "list.csv", index=False)
     return sum(map(bool, files))
 
@@ -86,9 +93,6 @@ def export_from_log(params: Params, root: Path, folder: Path) -> str:
     return export_most_worth_labelling(rows, monitored, params.monitor.n_to_label, folder)
 
 
-def _copied(path: str | float | None, place: int, folder: Path) -> str:
-    if not isinstance(path, str) or not Path(path).is_file():  # images scored through the API have no path
-        return ""
-    name = f"{place:04}-{Path(path).name}"
-    shutil.copyfile(path, folder / name)
-    return name
+def _stored(path: str | float | None) -> bytes | None:
+    # images scored through the API have no path
+    return Path(path).read_bytes() if isinstance(path, str) and Path(path).is_file() else None
