@@ -1,7 +1,8 @@
 """The route that makes a batch for `ingest` from a reviewer's labels: an archive of the tiles and `reviews.csv`.
 
-A tile is a PNG with the pixels of the photo, so that the same tile of a photo is always the same file. Reviewers who
-disagree are found by its hash.
+A tile is a PNG with the pixels of the photo, so that the same tile of a photo is always the same file: reviewers who
+disagree are found by its hash. A tile that covers all of a file is that file, so that the review of an image of a data
+set corrects its label.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints
 
+from pipeline.data.image_names import IMAGE_SUFFIXES
 from pipeline.data.images import Pixels, encode_png
 from pipeline.data.reviews import COLUMNS, REVIEWS_FILE
 from pipeline.files import replacing, write_text
@@ -32,7 +34,7 @@ from pipeline.safe_text import cell, printable
 from serving.app_state import State
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
-from serving.uploads import MEGA, Files
+from serving.uploads import MEGA, Files, Upload
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ async def review(
             tiles = [tile for tile in reviews.tiles if tile.file == number]
             if tiles:
                 async with state.photo_decoder.decoded(upload) as pixels:
-                    labelled += await in_thread(bound(_cut_all, upload.name, pixels, tiles, reviews, now))
+                    labelled += await in_thread(bound(_cut_all, upload, pixels, tiles, reviews, now))
         if len(labelled) < len(reviews.tiles):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"The file of a tile is not among the {len(files)} sent.")
         archive = await in_thread(lambda _: write_archive(labelled))
@@ -133,7 +135,7 @@ async def review(
 
 
 def _cut_all(
-    photo: str,
+    photo: Upload,
     pixels: Pixels,
     tiles: Sequence[ReviewedTile],
     reviews: Reviews,
@@ -148,24 +150,28 @@ def _cut_all(
     return labelled
 
 
-def cut_tile(photo: str, pixels: Pixels, tile: ReviewedTile, reviews: Reviews, now: datetime) -> LabelledTile:
-    """Return a labelled tile, cut from a photo, uint8 (height, width, 3). Raises Problem if it exceeds the photo."""
+def cut_tile(photo: Upload, pixels: Pixels, tile: ReviewedTile, reviews: Reviews, now: datetime) -> LabelledTile:
+    """Return a labelled tile of a photo of these pixels, uint8 (height, width, 3). Raises Problem if it exceeds it."""
     height, width, _ = pixels.shape
     if tile.x + tile.size > width or tile.y + tile.size > height:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY,
-            f"A tile of {tile.size} px at ({tile.x}, {tile.y}) lies outside {photo}, {width} x {height} px.",
+            f"A tile of {tile.size} px at ({tile.x}, {tile.y}) lies outside {photo.name}, {width} x {height} px.",
         )
-    content = encode_png(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size])
+    name = PurePosixPath(photo.name)
+    if height == width == tile.size:
+        content, suffix = photo.content, name.suffix if name.suffix.lower() in IMAGE_SUFFIXES else ".jpg"
+    else:
+        content, suffix = encode_png(pixels[tile.y : tile.y + tile.size, tile.x : tile.x + tile.size]), ".png"
     sha256 = hashlib.sha256(content).hexdigest()
-    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(photo).stem)[:80]
+    stem = re.sub(r"[^\w.-]", "_", name.stem)[:80]
     row = {
-        "path": f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}.png",
+        "path": f"{tile.label}/{stem}-{tile.x}-{tile.y}-{sha256[:8]}{suffix}",
         "label": tile.label,
         "reviewer": reviews.reviewer,
         "time": now.isoformat(timespec="seconds"),
         "sha256": sha256,
-        "photo": photo,
+        "photo": photo.name,
         "model_version": reviews.model_version,
     }
     return LabelledTile(row, content)

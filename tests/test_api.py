@@ -1,5 +1,6 @@
 """The API as a client sees it: answers, problems, limits, headers."""
 
+import hashlib
 import io
 import json
 import os
@@ -215,6 +216,19 @@ def test_reviews_become_a_batch_with_exactly_the_pixels_of_the_photo(client, dra
     assert lines[0] == "path,label,reviewer,time,sha256,photo,model_version"
     assert lines[1].startswith(f"{name},crack,A. Reviewer,20")
     assert lines[1].endswith(",deck 1.jpg,7")
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("0007-a.JPG", ".JPG"), ("a.heic", ".jpg")])
+def test_the_review_of_a_whole_file_has_its_bytes_so_that_it_corrects_the_label_of_that_image(
+    client, draw_tile, encode, name, suffix
+):
+    content = encode(draw_tile(0), quality=70)
+    answer = review(client, content, [{"file": 0, "x": 0, "y": 0, "size": 64, "label": "intact"}], photo=name)
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        table, image = archive.namelist()
+        assert archive.read(image) == content
+        assert list(read_reviews(archive.read(table), "batch")) == [hashlib.sha256(content).hexdigest()]
+    assert Path(image).suffix == suffix
 
 
 def test_the_table_of_reviews_has_no_formula_and_gives_back_the_name_of_the_photo(client, draw_tile, encode):
