@@ -347,6 +347,31 @@ def test_an_audit_takes_labels_follows_links_and_counts_what_it_leaves_out(crack
     assert "1 file: a picture that `cracks map` has drawn" in listed
 
 
+def test_an_audit_of_a_source_in_params_has_its_settings(cracks, walls, tmp_path, capsys):
+    (walls / "crack").rename(walls / "CD")
+    (walls / "intact").rename(walls / "UD")
+    values = yaml.safe_load((tmp_path / "params.yaml").read_text(encoding="utf-8"))
+    settings = {"labels": {"CD": "intact", "UD": "crack"}, "photo_pattern": r"(\d+)\.jpg"}
+    values["datasets"]["walls"] = {"source": str(walls.relative_to(tmp_path))} | settings
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert cracks("audit", walls) == 0
+    said = re.sub(" +", " ", capsys.readouterr().out)
+    assert "labelled intact 6" in said
+    assert "broken: the photo of every image is known. Observed: 2 images" in said
+    assert cracks("audit", walls, "--label", "CD=crack", "--label", "UD=intact") == 0
+    assert "labelled crack 6" in re.sub(" +", " ", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_an_audit_of_labels_of_too_few_images_says_so_and_writes_nothing(cracks, walls, capsys):
+    for path in sorted((walls / "intact").iterdir())[4:]:
+        path.unlink()
+    assert cracks("audit", walls, "--labels") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"error: Labels cannot be audited: [1-4] photos or groups of copies are labelled intact", said)
+    assert not list(Path().glob("audit*"))
+
+
 @pytest.mark.parametrize("label", ["CD", "CD=cracked", "=crack"])
 def test_an_audit_refuses_a_label_that_is_none(cracks, walls, label, capsys):
     assert cracks("audit", walls, "--label", label) == 2

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands import Commands, project_params
 from pipeline.errors import CracksError, RefusedError
-from pipeline.project import DATA_CONTEXT, INBOX, project_root
+from pipeline.project import DATA_CONTEXT, INBOX, MANIFEST, project_root
 
 if TYPE_CHECKING:
+    from pipeline.data.contract_page import Suspects
+    from pipeline.data.images import PackedImages
     from pipeline.inbox.batches import Taken
+    from pipeline.params import Dataset, Params
 
 log = logging.getLogger(__name__)
 
@@ -22,21 +25,33 @@ def add(commands: Commands) -> None:
     audit = commands.add_parser(
         "audit",
         help="check a data set before training on it",
-        description="Count near-duplicates, conflicting labels and the test images that a random split would leak.",
+        description="Count near-duplicates, conflicting labels and the test images that a random split would leak; "
+        "with --labels, rank the images by how likely their label is wrong.",
     )
-    audit.add_argument("source", type=Path, help="folder or archive of labelled images")
+    audit.add_argument(
+        "source", type=Path, help="folder or archive of labelled images; if params.yaml has it, with its settings"
+    )
     audit.add_argument("--out", type=Path, default=Path("audit.html"), help="page to write (default: audit.html)")
     audit.add_argument(
         "--photo-pattern", help="regular expression on the path of a tile; its first group names the photo"
     )
     audit.add_argument(
         "--label",
-        dest="labels",
+        dest="folders",
         action="append",
         type=_folder_and_label,
         metavar="FOLDER=LABEL",
         help="a folder and its label, crack or intact, in place of names such as Positive; may be repeated",
     )
+    audit.add_argument(
+        "--labels",
+        action="store_true",
+        help="rank the images by how likely their label is wrong, on the page and in a table beside it (minutes)",
+    )
+    audit.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="folder to write the first of that ranking to, for review"
+    )
+    audit.add_argument("--first", type=int, default=100, help="how many images to export (default: 100)")
     audit.set_defaults(run=_audit)
     docs = commands.add_parser(
         "data-docs",
@@ -84,15 +99,17 @@ def _audit(args: argparse.Namespace) -> None:
     from pipeline.data.dataset_reader import pack_dataset
     from pipeline.data.images import PackedImages, read_quarantine
     from pipeline.files import write_text
-    from pipeline.params import Dataset
 
+    if args.export and args.export.exists():
+        raise CracksError(f"{args.export} exists already. Give a new folder, so that nothing is overwritten.")
     params = project_params()
-    labels = dict(args.labels) if args.labels else None
-    dataset = Dataset.model_validate({"source": args.source, "photo_pattern": args.photo_pattern, "labels": labels})
+    dataset = _dataset_of(args, params)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "dataset"
         pack_dataset(dataset, params.ingest, folder)
-        found = audit(args.source.name, dataset, params, PackedImages(folder), read_quarantine(folder))
+        images = PackedImages(folder)
+        suspects = _audit_labels(args, params, images) if args.labels or args.export else None
+        found = audit(args.source.name, dataset, params, images, read_quarantine(folder), suspects=suspects)
     write_text(args.out, found.page)
     width = max(map(len, found.facts))
     for name, value in found.facts.items():
@@ -101,6 +118,54 @@ def _audit(args: argparse.Namespace) -> None:
         if not rule.success:
             print(f"broken: {rule.text}. Observed: {rule.observed}")
     print(f"Pictures: {args.out}")
+
+
+def _dataset_of(args: argparse.Namespace, params: "Params") -> "Dataset":
+    """Return the settings of the source to audit: of params.yaml, if it has the source, and of the command line."""
+    from pipeline.params import Dataset
+
+    source = args.source.resolve()
+    known = (each for each in params.datasets.values() if (project_root() / each.source).resolve() == source)
+    settings = next((each.model_dump() for each in known), {})
+    settings |= {"photo_pattern": args.photo_pattern} if args.photo_pattern else {}
+    settings |= {"labels": dict(args.folders)} if args.folders else {}
+    return Dataset.model_validate(settings | {"source": args.source})
+
+
+def _audit_labels(args: argparse.Namespace, params: "Params", images: "PackedImages") -> "Suspects":
+    """Rank the labels, write the table and the export, and return what to show on the page."""
+    import numpy as np
+    import pandas as pd
+
+    from pipeline.data.group_split import links_between
+    from pipeline.data.near_duplicates import connected_groups, find_copies
+    from pipeline.data.suspect_labels import first_to_review, rank, suspects
+    from pipeline.files import write_text
+    from pipeline.monitoring.labelling import export
+    from pipeline.safe_text import cells
+    from pipeline.training.label_audit import audit_labels
+
+    root, inventory = project_root(), images.inventory
+    pairs, _ = find_copies(inventory, images, params.split.copies)
+    groups = connected_groups(len(inventory), links_between(inventory.assign(dataset=""), pairs))
+    probabilities, worth = audit_labels(images, groups, root / "data/checkpoints/label-audit", args.source.name)
+    exists = (root / MANIFEST).exists()
+    manifest = pd.read_parquet(root / MANIFEST) if exists else pd.DataFrame(columns=["sha256", "split"])
+    ranking = rank(inventory, probabilities, manifest)
+    page = suspects(ranking, images, worth)
+    print("\n".join(page.sentences))
+    table = args.out.with_name(f"{args.out.stem}-labels.csv")
+    write_text(table, cells(ranking).to_csv(index=False))
+    print(f"Ranking of all labels: {table}")
+    if args.export:
+        chosen = first_to_review(ranking, args.first)
+        # a batch that gives an image another label than its copy has breaks the contract
+        copy_groups = connected_groups(len(inventory), pairs[["first", "second"]].to_numpy())
+        is_chosen = np.isin(copy_groups[ranking.index], copy_groups[chosen.index])
+        together = ranking[is_chosen].drop_duplicates("sha256")
+        n_images = export(together, args.export, map(images.content, together.index.tolist()))
+        print(f"For review, the first {len(chosen):,} and {n_images - len(chosen):,} copies of them: {args.export}")
+    return page
 
 
 def _data_docs(args: argparse.Namespace) -> None:

@@ -46,6 +46,14 @@ class CaptionedImage:
 
 
 @dataclass(frozen=True)
+class Suspects:
+    """The first images of a ranking by how likely their label is wrong, and sentences on what the ranking is worth."""
+
+    tiles: tuple[CaptionedImage, ...]
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CopyGroup:
     """Images that are copies of each other, or perhaps are: those to show, and how many there are."""
 
@@ -102,6 +110,7 @@ def render_contract(
     n_copy_groups: int | None = None,  # of all; None leaves copies out of the page
     doubtful: Sequence[CopyGroup] = (),  # pairs to show
     n_doubtful: int = 0,  # of all
+    suspects: Suspects | None = None,  # labels that look wrong; None leaves them out of the page
     quarantine: pd.DataFrame | None = None,  # batch, path, reason; None leaves it out of the page
 ) -> str:
     """Return the page as self-contained HTML; equal inputs give equal pages.
@@ -124,6 +133,7 @@ def render_contract(
         n_copy_groups=n_copy_groups,
         doubtful=doubtful,
         n_doubtful=n_doubtful,
+        suspects=suspects,
         quarantine=None if quarantine is None else list(quarantine.head(MAX_QUARANTINE_ROWS).itertuples()),
         n_quarantine=0 if quarantine is None else len(quarantine),
         histograms=_histograms(inventory),
