@@ -26,9 +26,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from pipeline.data.dataset_reader import pack_dataset
-from pipeline.data.group_split import links_between
 from pipeline.data.images import PackedImages
-from pipeline.data.near_duplicates import connected_groups, find_copies
+from pipeline.data.near_duplicates import find_copies
+from pipeline.data.suspect_labels import doubts
 from pipeline.models.metrics import Labels
 from pipeline.params import Dataset, load_params
 from pipeline.training.embedder import embed_in_shards
@@ -40,7 +40,7 @@ from pipeline.training.label_audit import (
     Groups,
     contradicted,
     cross_fit,
-    doubts,
+    groups_held_out_together,
     planted_check,
     principal_components,
 )
@@ -63,7 +63,7 @@ def ingested(archives: list[Path], folder: Path) -> tuple[PackedImages, Groups]:
         pack_dataset(Dataset(source=source, photo_pattern=TILES), params.ingest, folder / "dataset")
     images = PackedImages(folder / "dataset")
     pairs, _ = find_copies(images.inventory, images, params.split.copies)
-    return images, connected_groups(len(images.inventory), links_between(images.inventory.assign(dataset=""), pairs))
+    return images, groups_held_out_together(images.inventory, pairs)
 
 
 def print_planted(name: str, components: Components, labels: Labels, groups: Groups) -> None:

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-NUMPY_ON_A_FULL_DISK = ("free space", " requested and ")  # "Not enough free space", "24 requested and 8 written"
+# Parts of numpy's messages, "Not enough free space to write 24 bytes" and "24 requested and 8 written".
+NUMPY_DISK_FULL = ("free space", " requested and ")
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None and any(words in str(error) for words in NUMPY_ON_A_FULL_DISK):
+        if error.errno is None and any(words in str(error) for words in NUMPY_DISK_FULL):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if error.errno is not None:  # with a name, one without a number would print neither its text nor a number
             error.filename = error.filename or str(path)

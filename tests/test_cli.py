@@ -372,6 +372,12 @@ def test_an_audit_of_labels_of_too_few_images_says_so_and_writes_nothing(cracks,
     assert not list(Path().glob("audit*"))
 
 
+def test_an_audit_exports_one_image_or_more(cracks, walls, capsys):
+    assert cracks("audit", walls, "--export", "review", "--first", "0") == 2
+    assert "--first is 0, but it is a number of images to export, 1 or more" in capsys.readouterr().err
+    assert not Path("review").exists()
+
+
 @pytest.mark.parametrize("label", ["CD", "CD=cracked", "=crack"])
 def test_an_audit_refuses_a_label_that_is_none(cracks, walls, label, capsys):
     assert cracks("audit", walls, "--label", label) == 2

@@ -14,7 +14,7 @@ from test_contract_page import page_of, tile
 
 from pipeline import cli
 from pipeline.data import dataset_reader
-from pipeline.data.contract_page import Suspects
+from pipeline.data.contract_page import SuspectLabels
 from pipeline.data.images import decode
 from pipeline.data.suspect_labels import first_to_review, rank, sentences_on_sides
 from pipeline.errors import CracksError
@@ -239,7 +239,7 @@ def test_what_a_person_decides_about_an_export_corrects_the_labels_where_they_ar
 
 
 def test_the_page_has_the_section_only_after_an_audit_of_labels():
-    found = Suspects((tile("Positive/9.jpg", caption="probability of a crack 0.03", name="0f3c"),), ("So.",))
+    found = SuspectLabels((tile("Positive/9.jpg", caption="probability of a crack 0.03", name="0f3c"),), ("So.",))
     page = page_of(suspects=found)
     assert all(words in page.text for words in ("So.", "Positive/9.jpg", "probability of a crack 0.03", "0f3c"))
     assert {image["loading"] for image in page.all("img")} == {"lazy"}

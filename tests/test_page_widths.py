@@ -14,7 +14,7 @@ from test_report_page import drawn_picture, drawn_predictions, facts, inputs, sc
 
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.data.contract import Rule
-from pipeline.data.contract_page import Suspects
+from pipeline.data.contract_page import SuspectLabels
 from pipeline.evaluation.report_page import render
 from pipeline.evaluation.slices import slice_table
 from pipeline.monitoring.drift import compare
@@ -102,7 +102,7 @@ def contract(tmp_path):
         n_copy_groups=500,
         doubtful=[group(["crack", "intact"])] * 3,
         n_doubtful=500,
-        suspects=Suspects((tile(f"{LONG}/{LONG}.jpg", caption=SENTENCE, name="0" * 16),) * 9, (SENTENCE, LONG)),
+        suspects=SuspectLabels((tile(f"{LONG}/{LONG}.jpg", caption=SENTENCE, name="0" * 16),) * 9, (SENTENCE, LONG)),
         quarantine=pd.DataFrame({"batch": [LONG, "2"], "path": [f"{LONG}/{LONG}", "a"], "reason": [SENTENCE, LONG]}),
         inventory=drawn_inventory(),
     ).html

@@ -4,6 +4,7 @@ import argparse
 import getpass
 import logging
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ from pipeline.errors import CracksError, RefusedError
 from pipeline.project import DATA_CONTEXT, INBOX, MANIFEST, project_root
 
 if TYPE_CHECKING:
-    from pipeline.data.contract_page import Suspects
+    import pandas as pd
+
+    from pipeline.data.contract_page import SuspectLabels
     from pipeline.data.images import PackedImages
     from pipeline.inbox.batches import Taken
     from pipeline.params import Dataset, Params
@@ -100,6 +103,8 @@ def _audit(args: argparse.Namespace) -> None:
     from pipeline.data.images import PackedImages, read_quarantine
     from pipeline.files import write_text
 
+    if args.first < 1:
+        raise CracksError(f"--first is {args.first}, but it is a number of images to export, 1 or more.")
     if args.export and args.export.exists():
         raise CracksError(f"{args.export} exists already. Give a new folder, so that nothing is overwritten.")
     params = project_params()
@@ -108,8 +113,8 @@ def _audit(args: argparse.Namespace) -> None:
         folder = Path(scratch) / "dataset"
         pack_dataset(dataset, params.ingest, folder)
         images = PackedImages(folder)
-        suspects = _audit_labels(args, params, images) if args.labels or args.export else None
-        found = audit(args.source.name, dataset, params, images, read_quarantine(folder), suspects=suspects)
+        judge_labels = partial(_audit_labels, args, images) if args.labels or args.export else None
+        found = audit(args.source.name, dataset, params, images, read_quarantine(folder), judge_labels=judge_labels)
     write_text(args.out, found.page)
     width = max(map(len, found.facts))
     for name, value in found.facts.items():
@@ -132,27 +137,25 @@ def _dataset_of(args: argparse.Namespace, params: "Params") -> "Dataset":
     return Dataset.model_validate(settings | {"source": args.source})
 
 
-def _audit_labels(args: argparse.Namespace, params: "Params", images: "PackedImages") -> "Suspects":
-    """Rank the labels, write the table and the export, and return what to show on the page."""
+def _audit_labels(args: argparse.Namespace, images: "PackedImages", pairs: "pd.DataFrame") -> "SuspectLabels":
+    """Rank the labels of images with these pairs of copies, write table and export, and return what the page shows."""
     import numpy as np
     import pandas as pd
 
-    from pipeline.data.group_split import links_between
-    from pipeline.data.near_duplicates import connected_groups, find_copies
+    from pipeline.data.near_duplicates import connected_groups
     from pipeline.data.suspect_labels import first_to_review, rank, suspects
     from pipeline.files import write_text
     from pipeline.monitoring.labelling import export
     from pipeline.safe_text import cells
-    from pipeline.training.label_audit import audit_labels
+    from pipeline.training.label_audit import audit_labels, groups_held_out_together
 
     root, inventory = project_root(), images.inventory
-    pairs, _ = find_copies(inventory, images, params.split.copies)
-    groups = connected_groups(len(inventory), links_between(inventory.assign(dataset=""), pairs))
-    probabilities, worth = audit_labels(images, groups, root / "data/checkpoints/label-audit", args.source.name)
+    groups = groups_held_out_together(inventory, pairs)
+    probabilities, findings = audit_labels(images, groups, root / "data/checkpoints/label-audit", args.source.name)
     exists = (root / MANIFEST).exists()
     manifest = pd.read_parquet(root / MANIFEST) if exists else pd.DataFrame(columns=["sha256", "split"])
     ranking = rank(inventory, probabilities, manifest)
-    page = suspects(ranking, images, worth)
+    page = suspects(ranking, images, findings)
     print("\n".join(page.sentences))
     table = args.out.with_name(f"{args.out.stem}-labels.csv")
     write_text(table, cells(ranking).to_csv(index=False))

@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 
 from pipeline.data.contract import Rule, check, dataset_rules, files_table, mask_rule
-from pipeline.data.contract_page import CopyGroup, Suspects, captioned, doubtful_groups, render_contract, violations
+from pipeline.data.contract_page import (
+    CopyGroup,
+    SuspectLabels,
+    captioned,
+    doubtful_groups,
+    render_contract,
+    violations,
+)
 from pipeline.data.images import PackedImages
 from pipeline.data.near_duplicates import connected_groups, find_copies
 from pipeline.params import CONTENT_ID_LENGTH, Dataset, Params
@@ -39,7 +46,7 @@ def audit(
     *,
     expectations: Callable[..., list["Expectation"]] = dataset_rules,  # `image_rules` for a batch
     more_rules: Sequence[Rule] = (),  # results of other rules to show
-    suspects: Suspects | None = None,  # labels that look wrong, to show
+    judge_labels: Callable[[pd.DataFrame], SuspectLabels] | None = None,  # pairs of copies -> labels to show
     context: Path | None = None,  # folder of the Data Context that keeps the results; None: they are not kept
 ) -> Audit:
     """Return the audit of an ingested data set or batch, with `name` as the title of the page."""
@@ -61,7 +68,7 @@ def audit(
         n_copy_groups=int((copies["group"].value_counts() > 1).sum()),
         doubtful=doubtful_groups(doubtful, inventory, images),
         n_doubtful=len(doubtful),
-        suspects=suspects,
+        suspects=judge_labels(pairs) if judge_labels else None,
         quarantine=quarantine,
         inventory=inventory,
     )

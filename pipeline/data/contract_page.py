@@ -46,7 +46,7 @@ class CaptionedImage:
 
 
 @dataclass(frozen=True)
-class Suspects:
+class SuspectLabels:
     """The first images of a ranking by how likely their label is wrong, and sentences on what the ranking is worth."""
 
     tiles: tuple[CaptionedImage, ...]
@@ -110,7 +110,7 @@ def render_contract(
     n_copy_groups: int | None = None,  # of all; None leaves copies out of the page
     doubtful: Sequence[CopyGroup] = (),  # pairs to show
     n_doubtful: int = 0,  # of all
-    suspects: Suspects | None = None,  # labels that look wrong; None leaves them out of the page
+    suspects: SuspectLabels | None = None,  # labels that look wrong; None leaves them out of the page
     quarantine: pd.DataFrame | None = None,  # batch, path, reason; None leaves it out of the page
 ) -> str:
     """Return the page as self-contained HTML; equal inputs give equal pages.

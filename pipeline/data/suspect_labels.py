@@ -6,10 +6,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.data.contract_page import Suspects, captioned
+from pipeline.data.contract_page import SuspectLabels, captioned
 from pipeline.data.images import PackedImages
 
 N_SHOWN = 100  # on the page
+
+
+def doubts(labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the probability of the label that each image, cracked or not, does not have, (n,)."""
+    return np.where(labels, 1 - probabilities, probabilities)
 
 
 def rank(inventory: pd.DataFrame, probabilities: npt.NDArray[np.float64], manifest: pd.DataFrame) -> pd.DataFrame:
@@ -20,10 +25,9 @@ def rank(inventory: pd.DataFrame, probabilities: npt.NDArray[np.float64], manife
     """
     columns = ["path", "batch", "label", "photo", "sha256", "reviewer"]
     sides = dict(zip(manifest["sha256"], manifest["split"], strict=True))
-    doubts = np.where(inventory["label"] == "crack", 1 - probabilities, probabilities)
     table = inventory[columns].assign(
         crack_probability=probabilities.round(6),
-        doubt=doubts.round(6),
+        doubt=doubts((inventory["label"] == "crack").to_numpy(), probabilities).round(6),
         side=[sides.get(sha256, "") for sha256 in inventory["sha256"]],
     )
     return table.sort_values("doubt", ascending=False, kind="stable")
@@ -34,13 +38,13 @@ def first_to_review(ranking: pd.DataFrame, n: int) -> pd.DataFrame:
     return ranking[ranking["reviewer"].isna()].drop_duplicates("sha256").head(n)
 
 
-def suspects(ranking: pd.DataFrame, images: PackedImages, sentences: Sequence[str]) -> Suspects:
+def suspects(ranking: pd.DataFrame, images: PackedImages, sentences: Sequence[str]) -> SuspectLabels:
     """Return what the page shows: the first images that no person has reviewed, and the sentences."""
     shown = first_to_review(ranking, N_SHOWN)
     sides = shown["side"].map(lambda side: side and f", {side} side")
     shown = shown.assign(caption=shown["crack_probability"].map("probability of a crack {:.2f}".format) + sides)
     tiles = tuple(captioned(shown.loc[row], images.pixels(int(row))) for row in shown.index.to_numpy())
-    return Suspects(tiles, (*sentences, *sentences_on_sides(shown)))
+    return SuspectLabels(tiles, (*sentences, *sentences_on_sides(shown)))
 
 
 def sentences_on_sides(chosen: pd.DataFrame) -> list[str]:

@@ -12,12 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from threadpoolctl import threadpool_limits
 
+from pipeline.data.group_split import links_between
 from pipeline.data.images import PackedImages
+from pipeline.data.near_duplicates import connected_groups
+from pipeline.data.suspect_labels import doubts
 from pipeline.errors import CracksError
 from pipeline.models.linear_head import Scale
 from pipeline.models.metrics import Labels
@@ -70,6 +74,11 @@ def audit_labels(images: PackedImages, groups: Groups, checkpoints: Path, name: 
     return probabilities, sentences(contradicted(labels, probabilities), check)
 
 
+def groups_held_out_together(inventory: pd.DataFrame, pairs: pd.DataFrame) -> Groups:
+    """Return the group of each image of one data set: its photo, and the copies that `pairs` (first, second) has."""
+    return connected_groups(len(inventory), links_between(inventory.assign(dataset=""), pairs))
+
+
 def sentences(is_contradicted: Labels, check: PlantedCheck) -> list[str]:
     """Return what an audit found, and what that is worth, by the check."""
     shares = zip(check.found, FIRST_SHARES, strict=True)
@@ -112,11 +121,6 @@ def cross_fit(components: Components, labels: Labels, groups: Groups) -> Probabi
     with threadpool_limits(1, "blas"):
         fitted = cross_val_predict(model, components, labels, groups=groups, cv=folds, method="predict_proba")
     return np.asarray(fitted[:, 1])
-
-
-def doubts(labels: Labels, probabilities: Probabilities) -> Probabilities:
-    """Return the probability of the other label of each image."""
-    return np.where(labels, 1 - probabilities, probabilities)
 
 
 def contradicted(labels: Labels, probabilities: Probabilities) -> Labels:
