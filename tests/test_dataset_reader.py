@@ -1,7 +1,9 @@
 import hashlib
 import os
 import signal
+import sys
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +228,29 @@ def test_a_decoder_that_the_kernel_kills_ends_the_run_with_a_reason_and_leaves_n
     monkeypatch.setattr(dataset_reader, "describe", killed_for_its_memory)
     with pytest.raises(CracksError, match="was killed; the machine may have too little memory"):
         run_ingest(source)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_request_to_end_while_processes_start_waits_until_they_have(
+    bad_source, files, run_ingest, tmp_path, monkeypatch
+):
+    started = []
+
+    class Pool(ProcessPoolExecutor):
+        def map(self, *arguments, **settings):
+            os.kill(os.getpid(), signal.SIGTERM)
+            results = super().map(*arguments, **settings)
+            started.append(len(self._processes))
+            return results
+
+    monkeypatch.setattr(dataset_reader, "ProcessPoolExecutor", Pool)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit):
+            run_ingest(bad_source(files))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert started == [1]  # for one task
     assert not (tmp_path / "out").exists()
 
 

@@ -3,9 +3,11 @@
 import hashlib
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -173,6 +175,23 @@ class _Inventory:
         self.quarantine.append(dict(zip(QUARANTINE_COLUMNS, (batch, path, reason, is_image, is_left_out), strict=True)))
 
 
+@contextmanager
+def _end_postponed() -> Iterator[None]:
+    """Let a request to end (SIGTERM) wait until the block is done; for the main thread, which alone gets signals.
+
+    It is for `ProcessPoolExecutor.map`, which starts processes: those whose parent ends meanwhile print a traceback or
+    wait for ever.
+    """
+    requests: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: requests.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if requests:
+            signal.raise_signal(signal.SIGTERM)
+
+
 def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write the bytes of every image to `packed`; return the inventory and the quarantine."""
     inventory = _Inventory(dataset, packed)
@@ -187,7 +206,9 @@ def read_dataset(dataset: Dataset, limits: Limits, packed: BinaryIO) -> tuple[pd
             for chunk in _chunks(entries_of(dataset, batch, limits)):
                 files = [(entry.path, entry.content, max_pixels) for entry in chunk if entry.content is not None]
                 try:
-                    measured = iter(list(pool.map(describe, files, chunksize=32)))
+                    with _end_postponed():
+                        results = pool.map(describe, files, chunksize=32)
+                    measured = iter(list(results))
                 except BrokenProcessPool:
                     raise CracksError(
                         f"A process that decodes {dataset.source} was killed; the machine may have too little memory. "
