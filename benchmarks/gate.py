@@ -33,6 +33,7 @@ from tqdm import tqdm
 from pipeline.data.images import LabelledImages
 from pipeline.evaluation.bootstrap import weighted_accuracy
 from pipeline.evaluation.slices import with_measures
+from pipeline.models.decision import Decision
 from pipeline.params import Params, load_params
 from pipeline.registry.evidence import Unknown
 from pipeline.registry.gate import no_part_degrades, not_worse
@@ -45,6 +46,7 @@ N_COMPONENTS = 64
 SHARE_OF_TRAINING = 0.1  # of the groups, for a probe
 POOR_IMAGES = 12
 L2_PENALTY = 0.01  # of the L2 penalty per image
+AT_HALF = Decision(0.5, 0.5, 0.5)
 
 Answers = npt.NDArray[np.float32]  # (n,), probability of a crack
 
@@ -136,8 +138,8 @@ def judge(population: Population, trial: Trial, params: Params) -> tuple[bool, b
     test_set = TestSet(rows, LabelledImages(rows.head(0), Path()), rows)
     found = compare(
         test_set,
-        Scored("2", trial.challenger, 0.5, frozenset()),
-        Scored("1", trial.incumbent, 0.5, frozenset()),
+        Scored("2", trial.challenger, AT_HALF, frozenset()),
+        Scored("1", trial.incumbent, AT_HALF, frozenset()),
         params.decide,
     )
     if isinstance(found, Unknown):

@@ -10,9 +10,10 @@ trained on all four; their masks label tiles. Validation has every fourth block 
 surface, since neighbours show the same wall, and is not trained on.
 
 Prints for each source the AUROC of the probability, and of the logit before it is calibrated; balanced accuracy; the
-calibration error (ECE); and the share of cracks missed at the threshold that 5 % of the intact images exceed; with 95 %
-intervals over photos; then the mean and the worst source. Images are embedded once and kept in --cache, for each
-backbone; other penalties or components of a recipe take minutes.
+calibration error (ECE); the share of cracks missed at the threshold that 5 % of the intact images exceed; the share of
+images for review, and of cracks called intact without one; with 95 % intervals over photos; then the mean and the worst
+source. Images are embedded once and kept in --cache, for each backbone; other penalties or components of a recipe take
+minutes.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from pipeline.data.near_duplicates import find_copies
 from pipeline.data.training_images import images_of_side
 from pipeline.evaluation.bootstrap import MIN_GROUPS, resampled_groups, scores_with_intervals
 from pipeline.models.calibration import Calibration, Values, fit_calibration
-from pipeline.models.decision import choose_decision
+from pipeline.models.decision import Decision, choose_decision
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import Labels
 from pipeline.params import Params, Probe
@@ -137,7 +138,7 @@ class Trained(NamedTuple):
 
     head: LinearHead
     calibration: Calibration
-    threshold: float
+    decision: Decision
 
 
 def trained_without(
@@ -161,9 +162,10 @@ def trained_without(
     validation = validation.sort_values(["dataset", "row"])
     known, cracked = features_of(validation, features), (validation["label"] == "crack").to_numpy()
     logits = head.logits(known)
-    calibration = fit_calibration(cracked, logits, known, validation["dataset"].to_numpy(str))
-    decision = choose_decision(cracked, calibration.probabilities(logits, known), params.decide)
-    return Trained(head, calibration, decision.threshold)
+    names = validation["dataset"].to_numpy(str)
+    calibration = fit_calibration(cracked, logits, known, names, params.decide.prevalence)
+    decision = choose_decision(cracked, calibration.probabilities(logits, known), names, params.decide)
+    return Trained(head, calibration, decision)
 
 
 def measured(model: Trained, images: pd.DataFrame, features: Path) -> dict[str, tuple[float, float, float]]:
@@ -171,10 +173,10 @@ def measured(model: Trained, images: pd.DataFrame, features: Path) -> dict[str, 
     unseen, labels = features_of(images, features), (images["label"] == "crack").to_numpy()
     logits, groups = model.head.logits(unseen), images["group"].to_numpy(str)
     probabilities = model.calibration.probabilities(logits, unseen)
-    scores = scores_with_intervals(labels, probabilities, groups, model.threshold)
+    scores = scores_with_intervals(labels, probabilities, groups, model.decision)
     scores["logit_auroc"] = float(roc_auc_score(labels, logits))
     result = {"missed": missed_cracks(labels, probabilities, groups)}
-    for name in ("auroc", "logit_auroc", "balanced_accuracy", "ece"):
+    for name in ("auroc", "logit_auroc", "balanced_accuracy", "ece", "review_share", "missed_with_review"):
         interval = scores["interval"].get(name) or {"low": np.nan, "high": np.nan}
         result[name] = scores[name], interval["low"], interval["high"]
     return result
@@ -217,7 +219,7 @@ def main() -> None:
     if not isinstance(candidate, Probe):
         parser.error(f"the candidate {name} of {args.params} is no probe")
     manifest, features, rows = embedded(params, candidate, args.cache)
-    columns = ("auroc", "logit_auroc", "balanced_accuracy", "ece", "missed")
+    columns = ("auroc", "logit_auroc", "balanced_accuracy", "ece", "missed", "review_share", "missed_with_review")
     print(f"| left out | images | photos | {' | '.join(columns)} |\n| --- |{' --: |' * (2 + len(columns))}")
     all_scores = []
     for left_out in (*rows, None):
@@ -231,7 +233,7 @@ def main() -> None:
             print(f"| {source} | {len(part):,} | {part['group'].nunique()} | {' | '.join(cells)} |", flush=True)
             all_scores.append([scores[name][0] for name in columns])
     table = np.array(all_scores)
-    is_low_bad = np.array([True, True, True, False, False])
+    is_low_bad = np.array([True, True, True, False, False, False, False])
     for title, values in (
         ("mean", table.mean(axis=0)), ("worst", np.where(is_low_bad, table.min(axis=0), table.max(axis=0))),
     ):  # fmt: skip

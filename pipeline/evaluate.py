@@ -20,6 +20,7 @@ from pipeline.evaluation.occlusion import Scorer, occlusion_map
 from pipeline.evaluation.slices import slice_table, with_measures
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.models.classifier import Classifier
+from pipeline.models.decision import Decision
 from pipeline.models.metrics import scores
 from pipeline.models.network import as_tf_function
 from pipeline.params import Params
@@ -36,15 +37,15 @@ def best_candidate(candidates: dict[str, dict[str, Any]]) -> str:
     return min(sorted(candidates), key=lambda name: float(candidates[name]["selection_loss"]))
 
 
-def score(predictions: pd.DataFrame, threshold: float) -> dict[str, Any]:
+def score(predictions: pd.DataFrame, decision: Decision) -> dict[str, Any]:
     """Return the scores of `predictions`, and `interval`: score -> its 95 % interval, or None."""
     labels, probabilities = (predictions["label"] == "crack").to_numpy(), predictions["probability"].to_numpy()
-    intervals = scores_with_intervals(labels, probabilities, predictions["group"].to_numpy(), threshold)
-    return intervals | scores(labels, probabilities, threshold)
+    intervals = scores_with_intervals(labels, probabilities, predictions["group"].to_numpy(), decision)
+    return intervals | scores(labels, probabilities, decision.threshold)
 
 
 def summarise(
-    params: Params, candidate: str, split: dict[str, int], predictions: pd.DataFrame, threshold: float
+    params: Params, candidate: str, split: dict[str, int], predictions: pd.DataFrame, decision: Decision
 ) -> dict[str, Any]:
     """Return the content of scores.json that follows from the candidate's predictions."""
     test = predictions[predictions["split"] == "test"]
@@ -54,9 +55,10 @@ def summarise(
         "trained_on": list(params.split.train_on),
         "candidate": candidate,
         "split": split,
-        "test": score(test, threshold),
-        "tests": {name: score(rows, threshold) for name, rows in test.groupby("dataset")},
-        "external": {name: score(rows, threshold) for name, rows in external.groupby("dataset")},
+        "test": score(test, decision),
+        "tests": {name: score(rows, decision) for name, rows in test.groupby("dataset")},
+        "external": {name: score(rows, decision) for name, rows in external.groupby("dataset")},
+        "decision": decision.as_dict(),
     }
 
 
@@ -116,19 +118,18 @@ def run(
     rows = pd.read_parquet(manifest)
     images = LabelledImages(rows[rows["split"].isin(("test", "external"))], datasets)
     predicted = images.rows.assign(probability=classifier.probabilities(images, progress="scoring"))
-    threshold, backbone = classifier.decision.threshold, params.candidates[best].backbone
-    summary = summarise(params, best, json.loads(split.read_text()), predicted, threshold)
-    summary["decision"] = classifier.decision.as_dict()
+    decision, backbone = classifier.decision, params.candidates[best].backbone
+    summary = summarise(params, best, json.loads(split.read_text()), predicted, decision)
     summary["leakage"] = leakage_effect(rows[rows["dataset"].isin(params.split.train_on)], features / backbone)
     compute = as_tf_function(classifier.model)
     worst = with_occlusion_maps(
-        worst_mistakes(predicted, threshold), datasets, lambda batch: compute(batch)["probability"].numpy()
+        worst_mistakes(predicted, decision.threshold), datasets, lambda batch: compute(batch)["probability"].numpy()
     )
     for path, table in ((predictions, predicted), (mistakes, worst)):
         with replacing(path) as partial:
             table.to_parquet(partial, index=False)
     with replacing(slices) as partial:
-        cells(slice_table(with_measures(predicted, datasets), threshold)).to_csv(partial, index=False)
+        cells(slice_table(with_measures(predicted, datasets), decision)).to_csv(partial, index=False)
     write_json(architecture, describe_layers(classifier.model))
     write_json(scores, summary)
     write_metrics(summary, metrics, external_metrics)

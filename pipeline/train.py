@@ -17,7 +17,7 @@ from pipeline.data.images import LabelledImages
 from pipeline.data.training_images import TRAINING_SIDES, images_of_side
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.models.calibration import calibrated, fit_calibration
-from pipeline.models.decision import DECISION_FILE, choose_decision
+from pipeline.models.decision import DECISION_FILE, choose_decision, prevalence_weights
 from pipeline.models.linear_head import linear_classifier
 from pipeline.models.metrics import Probabilities, log_loss, scores
 from pipeline.models.model_files import MODEL_FILE
@@ -59,20 +59,23 @@ def validation_scores(
     """Return the scores on all of validation, and the log loss by which candidates are compared, `selection_loss`.
 
     That is the mean of the log loss on the data sets trained on and the log loss on photos of external test sets that
-    are held out for validation, with the weight `select.external_weight` (0 without such photos).
+    are held out for validation, with the weight `select.external_weight` (0 without such photos). With a stated
+    prevalence, which the probabilities assume, both losses are weighted for it.
     """
-    is_external = ~validation.rows["dataset"].isin(params.split.train_on).to_numpy()  # (n,)
+    names, labels = validation.rows["dataset"].to_numpy(str), validation.labels
+    is_external = ~np.isin(names, params.split.train_on)  # (n,)
+    weights = prevalence_weights(labels, names, params.decide.prevalence)
     in_domain, external = (
-        log_loss(validation.labels[chosen], probabilities[chosen]) if chosen.any() else None
+        log_loss(labels[chosen], probabilities[chosen], weights[chosen]) if chosen.any() else None
         for chosen in (~is_external, is_external)
     )
     weight = params.select.external_weight if is_external.any() else 0.0
     return {
         "selection_loss": (1 - weight) * (in_domain or 0.0) + weight * (external or 0.0),
-        "log_loss": log_loss(validation.labels, probabilities),
+        "log_loss": log_loss(labels, probabilities),
         "log_loss_in_domain": in_domain,
         "log_loss_external": external,
-        **scores(validation.labels, probabilities, threshold),
+        **scores(labels, probabilities, threshold),
     }
 
 
@@ -96,9 +99,9 @@ def run(
         epochs = TrainingHistory(unfinished / "history.jsonl", report_epoch)
         classifier, logits, validation_features = fit(params, candidate, train, validation, features, epochs)
     names = validation.rows["dataset"].to_numpy(str)
-    calibration = fit_calibration(validation.labels, logits, validation_features, names)
+    calibration = fit_calibration(validation.labels, logits, validation_features, names, params.decide.prevalence)
     probabilities = calibration.probabilities(logits, validation_features)
-    decision = choose_decision(validation.labels, probabilities, params.decide)
+    decision = choose_decision(validation.labels, probabilities, names, params.decide)
     with replacing_folder(out) as folder:
         calibrated(classifier, calibration).save(folder / MODEL_FILE)
         write_json(folder / DECISION_FILE, decision.as_dict())

@@ -15,8 +15,10 @@ from pipeline.evaluation.bootstrap import (
     weighted_accuracy,
     weighted_scorer,
 )
+from pipeline.models.decision import Decision
 from pipeline.models.metrics import scores
 
+AT_HALF = Decision(0.5, 0.5, 0.5)
 LABELS = np.array([True, True, True, False, False])
 PROBABILITIES = np.array([0.9, 0.5, 0.2, 0.5, 0.1])
 
@@ -49,7 +51,7 @@ def by_sklearn(labels, probabilities, weights):
 def test_weighted_scores_equal_those_of_scikit_learn_with_ties():
     labels, probabilities, groups = drawn()
     weights = np.random.default_rng(1).integers(0, 4, (5, 40)).astype(float)
-    weighted = weighted_scorer(labels, probabilities, groups, 0.5)(weights)
+    weighted = weighted_scorer(labels, probabilities, groups, AT_HALF)(weights)
     for row in range(len(weights)):
         expected = by_sklearn(labels, probabilities, weights[row, groups])
         assert {name: weighted[name][row] for name in expected} == pytest.approx(expected)
@@ -61,7 +63,7 @@ def test_a_group_of_weight_two_counts_like_its_images_twice():
     weights[[0, 3]] = 2, 0
     repeats = np.repeat(np.arange(400), weights[groups].astype(int))
     plain = scores(labels[repeats], probabilities[repeats], 0.5)
-    weighted = weighted_scorer(labels, probabilities, groups, 0.5)(weights[None])
+    weighted = weighted_scorer(labels, probabilities, groups, AT_HALF)(weights[None])
     for name in ("accuracy", "f1", "auroc", "balanced_accuracy", "ece"):
         assert weighted[name][0] == pytest.approx(plain[name])
 
@@ -69,11 +71,21 @@ def test_a_group_of_weight_two_counts_like_its_images_twice():
 def test_balanced_scores_equal_those_computed_by_hand():
     # Recall 2/3, false alarms 1/2. Each crack weighs 1/6, each intact image 1/4; stated less observed by bins 13, 7, 3
     # and 1 is -0.1/6, -0.5/6 + 0.5/4, -0.8/6 and 0.1/4.
-    result = scores_with_intervals(LABELS, PROBABILITIES, np.arange(5), 0.5)
+    result = scores_with_intervals(LABELS, PROBABILITIES, np.arange(5), AT_HALF)
     assert result["balanced_precision"] == pytest.approx((2 / 3) / (2 / 3 + 1 / 2))
     assert result["balanced_f1"] == pytest.approx(2 * (2 / 3) / (2 / 3 + 1 / 2 + 1))
     assert result["balanced_ece"] == pytest.approx(0.1 / 6 + 1 / 24 + 0.8 / 6 + 0.1 / 4)
     assert (result["n"], result["n_groups"], result["prevalence"]) == (5, 5, pytest.approx(3 / 5))
+
+
+def test_what_is_for_review_and_what_is_missed_in_spite_of_it_are_shares_of_images_and_of_cracks():
+    result = scores_with_intervals(LABELS, PROBABILITIES, np.arange(5), Decision(0.6, 0.4, 0.8))
+    assert result["review_share"] == pytest.approx(2 / 5)  # the crack and the intact image at 0.5
+    assert result["missed_with_review"] == pytest.approx(1 / 3)  # the crack at 0.2
+    assert result["recall"] == pytest.approx(1 / 3)  # all other scores are at the threshold
+    above = scores_with_intervals(LABELS, PROBABILITIES, np.arange(5), Decision(0.45, 0.4, 0.8))
+    assert above["review_share"] == pytest.approx(2 / 5)  # the band ends where it did
+    assert scores_with_intervals(~LABELS[:3], PROBABILITIES[:3], np.arange(3), AT_HALF)["missed_with_review"] is None
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -81,7 +93,7 @@ def test_the_scores_equal_unweighted_ones(dtype):
     labels, probabilities, groups = drawn(decimals=6)
     probabilities = probabilities.astype(dtype)
     plain = scores(labels, probabilities, 0.5)
-    result = scores_with_intervals(labels, probabilities, groups, 0.5)
+    result = scores_with_intervals(labels, probabilities, groups, AT_HALF)
     assert {name: result[name] for name in plain if name != "threshold"} == pytest.approx(
         {name: value for name, value in plain.items() if name != "threshold"}
     )
@@ -100,7 +112,7 @@ def test_the_interval_matches_all_possible_resamples_of_five_groups():
     found = np.repeat(np.arange(5), 4) > np.tile(np.arange(4), 5)
     labels = np.append(np.ones(20, bool), np.zeros(5, bool))
     groups = np.append(np.repeat(np.arange(5), 4), np.arange(5))
-    result = scores_with_intervals(labels, np.append(found, np.zeros(5)) * 1.0, groups, 0.5)
+    result = scores_with_intervals(labels, np.append(found, np.zeros(5)) * 1.0, groups, AT_HALF)
     every = [np.mean(shares) / 4 for shares in product(range(5), repeat=5)]
     low, high = result["interval"]["recall"].values()
     np.testing.assert_allclose((low, high), np.percentile(every, [2.5, 97.5]), atol=0.051)  # a step is 0.05
@@ -109,31 +121,31 @@ def test_the_interval_matches_all_possible_resamples_of_five_groups():
 
 def test_images_of_one_group_are_not_treated_as_independent():
     labels, probabilities, _ = drawn(n=200)
-    alone = scores_with_intervals(labels, probabilities, np.arange(200), 0.5)["interval"]["auroc"]
+    alone = scores_with_intervals(labels, probabilities, np.arange(200), AT_HALF)["interval"]["auroc"]
     times_ten = [np.tile(values, 10) for values in (labels, probabilities, np.arange(200))]
-    together = scores_with_intervals(*times_ten, 0.5)["interval"]["auroc"]
-    fooled = scores_with_intervals(*times_ten[:2], np.arange(2000), 0.5)["interval"]["auroc"]
+    together = scores_with_intervals(*times_ten, AT_HALF)["interval"]["auroc"]
+    fooled = scores_with_intervals(*times_ten[:2], np.arange(2000), AT_HALF)["interval"]["auroc"]
     assert together == pytest.approx(alone)
     assert fooled["high"] - fooled["low"] < 0.5 * (together["high"] - together["low"])
 
 
 def test_equal_inputs_give_equal_intervals_and_the_name_of_a_group_does_not_matter():
     labels, probabilities, groups = drawn()
-    first = scores_with_intervals(labels, probabilities, groups, 0.5)
-    assert scores_with_intervals(labels, probabilities, np.array([f"g{g:03}" for g in groups]), 0.5) == first
+    first = scores_with_intervals(labels, probabilities, groups, AT_HALF)
+    assert scores_with_intervals(labels, probabilities, np.array([f"g{g:03}" for g in groups]), AT_HALF) == first
     assert json.loads(json.dumps(first)) == first
 
 
 def test_four_groups_have_scores_and_no_intervals():
     labels, probabilities, groups = drawn(n_groups=4)
-    result = scores_with_intervals(labels, probabilities, groups, 0.5)
+    result = scores_with_intervals(labels, probabilities, groups, Decision(0.5, 0.4, 0.6))
     assert result["interval"] == dict.fromkeys(SCORES)
     assert all(0 < result[name] < 1 for name in SCORES)
 
 
 def test_a_set_without_mistakes_has_no_interval():
     labels = np.arange(40) % 2 == 0
-    result = scores_with_intervals(labels, np.where(labels, 0.9, 0.1), np.arange(40), 0.5)
+    result = scores_with_intervals(labels, np.where(labels, 0.9, 0.1), np.arange(40), AT_HALF)
     assert result["f1"] == result["auroc"] == 1
     assert not any(result["interval"][name] for name in ("f1", "auroc", "precision", "recall", "balanced_accuracy"))
 
@@ -141,14 +153,14 @@ def test_a_set_without_mistakes_has_no_interval():
 def test_a_score_that_most_resamples_lack_has_no_interval():
     labels = np.arange(40) == 0  # in a third of the resamples there is no crack
     probabilities = np.linspace(0.9, 0.1, 40)
-    interval = scores_with_intervals(labels, probabilities, np.arange(40), 0.5)["interval"]
+    interval = scores_with_intervals(labels, probabilities, np.arange(40), AT_HALF)["interval"]
     assert interval["accuracy"]
     assert not any(interval[name] for name in ("recall", "auroc", "average_precision", "balanced_f1"))
 
 
 @pytest.mark.parametrize("label", [True, False])
 def test_scores_that_are_undefined_for_one_label_are_none(label):
-    result = scores_with_intervals(np.full(6, label), np.full(6, 0.1), np.arange(6), 0.5)
+    result = scores_with_intervals(np.full(6, label), np.full(6, 0.1), np.arange(6), AT_HALF)
     assert result["auroc"] is result["balanced_accuracy"] is result["balanced_f1"] is result["precision"] is None
     assert result["recall"] == (0 if label else None)
 

@@ -133,3 +133,23 @@ def test_the_exported_graph_computes_the_same_mixture():
     np.testing.assert_allclose(exported["probability"], expected, atol=1e-6)
     assert np.ptp(expected) > 0.01
     np.testing.assert_array_equal(exported["features"], plain["features"])
+
+
+def test_a_stated_prevalence_moves_each_curve_by_the_odds_from_the_share_of_its_data_set(two_data_sets):
+    labels, logits, features, datasets = two_data_sets
+    plain = fit_calibration(labels, logits, features, datasets)
+    stated = fit_calibration(labels, logits, features, datasets, 0.2)
+    shares = [labels[datasets == name].mean() for name in ("decks", "walls")]
+    for before, after, share in zip(plain.curves, stated.curves, shares, strict=True):
+        assert after.slope == before.slope
+        assert after.intercept - before.intercept == pytest.approx(math.log(0.2 / 0.8) - math.log(share / (1 - share)))
+
+
+def test_probabilities_are_right_at_the_stated_prevalence():
+    rng = np.random.default_rng(0)
+    labels = rng.random(40_000) < 0.05
+    logits = rng.normal(np.where(labels, 2.0, -1.0), 2.0)
+    calibration = fit_calibration(labels, logits, np.zeros((40_000, 1)), np.full(40_000, "walls"), 0.5)
+    even = rng.random(40_000) < 0.5
+    seen = calibration.probabilities(rng.normal(np.where(even, 2.0, -1.0), 2.0), np.zeros((40_000, 1)))
+    assert expected_calibration_error(even, seen) < 0.03

@@ -111,7 +111,7 @@ def test_the_content_hash_differs_for_another_graph(other):
     assert Classifier(graph(), DECISION).content_hash() != Classifier(graph(**other), DECISION).content_hash()
 
 
-@pytest.mark.parametrize("name", ["threshold", "review_from", "review_to"])
+@pytest.mark.parametrize("name", ["threshold", "review_from", "review_to", "prevalence"])
 def test_the_content_hash_differs_for_another_decision(name):
     model = graph()
     other = replace(DECISION, **{name: 0.55})

@@ -5,11 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.models.decision import MARGIN, Decision, choose_decision, choose_threshold
+from pipeline.models.decision import (
+    MARGIN,
+    Decision,
+    choose_decision,
+    choose_threshold,
+    prevalence_weights,
+)
 from pipeline.params import Decide
 
 costs = st.floats(0.1, 10)
 shares = st.floats(0, 0.9)
+prevalences = st.floats(0.01, 0.99)
 
 
 @st.composite
@@ -20,13 +27,17 @@ def validations(draw):
     return np.array(labels), np.array(values) / 20
 
 
-def decide(missed=1.0, false=1.0, cracks=0.0, intact=0.0):
-    return Decide(
-        missed_crack_cost=missed,
-        false_alarm_cost=false,
-        review_share_of_cracks=cracks,
-        review_share_of_intact=intact,
-    )
+def decide(missed=1.0, false=1.0, budget=0.15, prevalence=None):
+    return Decide(missed_crack_cost=missed, false_alarm_cost=false, review_budget=budget, prevalence=prevalence)
+
+
+def threshold_of(labels, probabilities, costs):
+    weights = prevalence_weights(labels, np.full(len(labels), "walls"), costs.prevalence)
+    return choose_threshold(labels, probabilities, weights, costs)
+
+
+def decision_of(labels, probabilities, costs):
+    return choose_decision(labels, probabilities, np.full(len(labels), "walls"), costs)
 
 
 @settings(derandomize=True)
@@ -39,7 +50,7 @@ def test_no_threshold_is_cheaper_and_none_of_equal_cost_is_nearer_to_the_exact_o
         called = probabilities >= threshold
         return (labels & ~called).sum() * missed + (~labels & called).sum() * false
 
-    chosen = choose_threshold(labels, probabilities, decide(missed, false))
+    chosen = threshold_of(labels, probabilities, decide(missed, false))
     others = [*np.linspace(0, 1, 41), *probabilities, *np.nextafter(probabilities, 1), exact]
     assert cost(chosen) <= min(map(cost, others)) + 1e-9
     as_cheap = [abs(other - exact) for other in others if cost(other) <= cost(chosen)]
@@ -48,19 +59,19 @@ def test_no_threshold_is_cheaper_and_none_of_equal_cost_is_nearer_to_the_exact_o
 
 def test_between_separated_labels_the_threshold_is_the_exact_one():
     labels, probabilities = np.array([True, True, False, False]), np.array([0.9, 0.8, 0.2, 0.1])
-    assert choose_threshold(labels, probabilities, decide(missed=1, false=1)) == 0.5
-    assert choose_threshold(labels, probabilities, decide(missed=3, false=1)) == 0.25
+    assert threshold_of(labels, probabilities, decide(missed=1, false=1)) == 0.5
+    assert threshold_of(labels, probabilities, decide(missed=3, false=1)) == 0.25
 
 
 def test_of_equally_cheap_thresholds_the_nearest_to_the_exact_one_is_taken():
     labels, probabilities = np.array([True, False]), np.array([0.8, 0.7])  # separated from above 0.7 up to 0.8
-    assert choose_threshold(labels, probabilities, decide()) == pytest.approx(0.7 + MARGIN)
-    assert choose_threshold(np.array([False, True]), np.array([0.1, 0.4]), decide()) == pytest.approx(0.4 - MARGIN)
+    assert threshold_of(labels, probabilities, decide()) == pytest.approx(0.7 + MARGIN)
+    assert threshold_of(np.array([False, True]), np.array([0.1, 0.4]), decide()) == pytest.approx(0.4 - MARGIN)
 
 
 def test_limits_keep_a_margin_for_the_probabilities_of_the_exported_graph():
     labels, probabilities = np.array([True, False, True, False]), np.array([0.8, 0.7, 0.4, 0.1])
-    decision = choose_decision(labels, probabilities, decide())
+    decision = decision_of(labels, probabilities, decide(budget=0.5))
     verdicts = [[decision.verdict(p + noise) for p in probabilities] for noise in (-5e-4, 0, 5e-4)]
     assert verdicts == [["crack", "review", "review", "intact"]] * 3
     calls = [list(probabilities + noise >= decision.threshold) for noise in (-5e-4, 0, 5e-4)]
@@ -69,39 +80,102 @@ def test_limits_keep_a_margin_for_the_probabilities_of_the_exported_graph():
 
 def test_expensive_missed_cracks_lower_the_threshold():
     labels, probabilities = np.array([True, False, False]), np.array([0.3, 0.4, 0.35])
-    assert choose_threshold(labels, probabilities, decide(missed=1)) > 0.4
-    assert choose_threshold(labels, probabilities, decide(missed=9)) <= 0.3
+    assert threshold_of(labels, probabilities, decide(missed=1)) > 0.4
+    assert threshold_of(labels, probabilities, decide(missed=9)) <= 0.3
 
 
-@settings(derandomize=True)
-@given(validations(), costs, costs, shares, shares)
-def test_the_band_contains_the_threshold_or_is_empty_and_keeps_its_shares(validation, missed, false, cracks, intact):
+def band_of(decision, probabilities):
+    return np.array([decision.verdict(probability) == "review" for probability in probabilities])
+
+
+@settings(derandomize=True, max_examples=300)
+@given(validations(), costs, costs, shares, prevalences, st.integers(1, 3))
+def test_the_band_contains_the_threshold_and_keeps_the_budget_in_each_data_set(
+    validation, missed, false, budget, prevalence, n_datasets
+):
     labels, probabilities = validation
-    decision = choose_decision(labels, probabilities, decide(missed, false, cracks, intact))
+    datasets = np.arange(len(labels)) % n_datasets
+    costs = decide(missed, false, budget, prevalence)
+    decision = choose_decision(labels, probabilities, datasets, costs)
     assert decision.review_from <= decision.threshold <= decision.review_to
-    verdicts = np.array([decision.verdict(probability) for probability in probabilities])
-    assert np.sum(verdicts[labels] == "intact") <= cracks * labels.sum()
-    assert np.sum(verdicts[~labels] == "crack") <= intact * (~labels).sum()
+    weights, in_review = prevalence_weights(labels, datasets, prevalence), band_of(decision, probabilities)
+    for part in (datasets >= 0, *(datasets == number for number in range(n_datasets))):
+        if part.sum() * budget >= 1 or part.all():
+            assert weights[part & in_review].sum() <= budget * weights[part].sum() + 1e-9
 
 
-@settings(derandomize=True)
-@given(validations(), shares, shares)
-def test_the_band_is_no_wider_than_the_shares_require(validation, cracks, intact):
+@settings(derandomize=True, max_examples=300)
+@given(validations(), costs, costs, shares)
+def test_no_band_of_that_order_within_the_budget_catches_more_mistakes_and_none_narrower_as_many(
+    validation, missed, false, budget
+):
     labels, probabilities = validation
-    decision = choose_decision(labels, probabilities, decide(1, 1, cracks, intact))
-    if decision.review_from < decision.threshold:
-        assert np.sum(probabilities[labels] <= decision.review_from + 1.001 * MARGIN) > cracks * labels.sum()
-    if decision.review_to > decision.threshold:
-        assert np.sum(probabilities[~labels] >= decision.review_to - 1.001 * MARGIN) > intact * (~labels).sum()
+    decision = decision_of(labels, probabilities, decide(missed, false, budget))
+    called = probabilities >= decision.threshold
+    is_wrong, in_review = called != labels, band_of(decision, probabilities)
+    cost = np.where(called, (1 - probabilities) * false, probabilities * missed)
+    narrowest = min((cost[is_wrong & in_review]), default=np.inf)
+    for level in np.unique(cost):
+        if (cost >= level).sum() <= budget * len(labels):
+            assert (is_wrong & (cost >= level)).sum() <= (is_wrong & in_review).sum()
+    assert (cost[in_review] >= narrowest).all()
 
 
-def test_one_crack_in_ten_below_the_band_is_more_than_a_share_of_half_a_percent():
-    probabilities = np.array([0.05, *np.linspace(0.6, 0.9, 9), *np.linspace(0.1, 0.3, 9), 0.95])
-    labels = np.arange(20) < 10
-    decision = choose_decision(labels, probabilities, decide(cracks=0.005, intact=0.005))
-    assert (decision.review_from, decision.review_to) == pytest.approx((0.05 - MARGIN, 0.95 + MARGIN))
-    decision = choose_decision(labels, probabilities, decide(cracks=0.1, intact=0.1))
-    assert decision == Decision(0.5, 0.5, 0.5)
+def test_of_four_mistakes_a_budget_of_a_fifth_takes_the_two_nearest_to_the_threshold_in_cost():
+    probabilities = np.array(
+        [0.05, 0.35, 0.45, 0.52, 0.58, 0.9, *np.linspace(0.01, 0.2, 7), *np.linspace(0.8, 0.99, 7)]
+    )
+    labels = np.array([True, True, False, True, False, False, *[False] * 7, *[True] * 7])
+    decision = decision_of(labels, probabilities, decide(budget=0.2))  # of 20 images 4: 0.52, 0.45, 0.58 and 0.35
+    assert band_of(decision, probabilities).nonzero()[0].tolist() == [1, 2, 3, 4]
+    assert (decision.review_from, decision.review_to) == pytest.approx((0.35 - MARGIN, 0.65 + MARGIN))
+    decision = decision_of(labels, probabilities, decide(budget=0.19))  # 3: the crack at 0.35 is missed
+    assert band_of(decision, probabilities).nonzero()[0].tolist() == [2, 3, 4]
+    assert decision.review_from == pytest.approx(0.42 - MARGIN)  # as likely to be wrong as the false alarm at 0.58
+    expensive = decision_of(labels, probabilities, decide(missed=3, budget=0.19))
+    assert band_of(expensive, probabilities)[1]  # a missed crack that costs three false alarms is looked at first
+
+
+def test_a_data_set_of_doubtful_images_does_not_get_the_whole_budget_of_one_that_is_easy():
+    sure, unsure = np.repeat([0.001, 0.999], 500), np.linspace(0.3, 0.7, 100)
+    probabilities = np.concatenate([sure, unsure])
+    labels = np.concatenate([sure > 0.5, np.arange(100) % 2 == 0])
+    datasets = np.repeat(["metu", "sdnet"], [1000, 100])
+    decision = choose_decision(labels, probabilities, datasets, decide())
+    assert 10 <= band_of(decision, unsure).sum() <= 15
+    together = choose_decision(labels, probabilities, np.full(1100, "both"), decide())
+    assert band_of(together, unsure).all()
+
+
+def test_without_a_mistake_or_without_a_budget_nothing_is_for_review():
+    labels, probabilities = np.arange(40) < 20, np.linspace(0.9, 0.1, 40)
+    decision = decision_of(labels, probabilities, decide())
+    assert decision == Decision(0.5, 0.5, 0.5, 0.5, 0.15)
+    assert not band_of(decision_of(~labels, probabilities, decide(budget=0)), probabilities).any()
+
+
+def test_a_decision_records_the_share_of_cracks_that_is_stated_else_that_of_the_validation_images():
+    labels, probabilities = np.arange(40) < 10, np.linspace(0.9, 0.1, 40)
+    assert decision_of(labels, probabilities, decide()).prevalence == 0.25
+    assert decision_of(labels, probabilities, decide(prevalence=0.4)).prevalence == 0.4
+
+
+def test_weights_give_cracks_the_stated_share_in_each_data_set():
+    labels = np.array([True, False, False, False, True, True])
+    datasets = np.array(["walls"] * 4 + ["decks", "piers"])
+    weights = prevalence_weights(labels, datasets, 0.5)
+    assert weights.tolist() == pytest.approx([2, 2 / 3, 2 / 3, 2 / 3, 0.5, 0.5])
+    assert prevalence_weights(labels, datasets, None).tolist() == [1] * 6
+
+
+def test_the_threshold_is_that_of_the_stated_prevalence():
+    # At 0.3 four intact images and a crack, at 0.7 four cracks and an intact image, far more sound images below.
+    probabilities = np.array([0.3] * 5 + [0.7] * 5 + [0.1] * 30)
+    labels = np.array([False] * 4 + [True] + [True] * 4 + [False] + [False] * 30)
+    assert 0.3 < threshold_of(labels, probabilities, decide()) <= 0.7
+    # Of 40 images 5 are cracks. With nine in ten a missed crack weighs 7.2, a false alarm 4 / 35: all of 0.3 count.
+    assert threshold_of(labels, probabilities, decide(prevalence=0.9)) <= 0.3
+    assert threshold_of(labels, probabilities, decide(prevalence=0.001)) > 0.7
 
 
 def test_verdicts_change_exactly_at_the_ends_of_the_band():
@@ -117,5 +191,5 @@ def test_an_empty_band_does_not_change_the_threshold():
 
 
 def test_a_decision_survives_a_round_trip_through_json():
-    decision = Decision(threshold=0.31, review_from=0.12, review_to=0.74)
+    decision = Decision(threshold=0.31, review_from=0.12, review_to=0.74, prevalence=0.2, review_budget=0.1)
     assert Decision(**json.loads(json.dumps(decision.as_dict()))) == decision

@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT, Project
 
 from pipeline.evaluate import summarise, write_metrics
+from pipeline.models.decision import Decision
 from pipeline.params import load_params
 
 EXAMPLE = ROOT / "examples" / "params.metu-sdnet.yaml"
@@ -26,7 +27,7 @@ def write_scores(project: Project, seed: int) -> None:
     table["probability"] = rng.random(len(table))
     table["group"] = table.index.astype(str)
     split = {"n_images": 12780, "n_groups": 11000, "n_copies": 1780, "n_excluded": 0, "leaks": 0}
-    summary = summarise(load_params(EXAMPLE), "mosaics-lite0", split, table, 0.4033564)
+    summary = summarise(load_params(EXAMPLE), "mosaics-lite0", split, table, Decision(0.4033564, 0.3, 0.6))
     write_metrics(summary, project.root / "data" / "metrics.json", project.root / "data" / "external")
 
 

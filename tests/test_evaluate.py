@@ -18,6 +18,7 @@ from pipeline.registry.runs import flatten
 from pipeline.training.features import features_file, rows_file
 
 SPLIT = {"n_images": 9, "n_groups": 8, "n_copies": 1, "n_excluded": 0, "leaks": 0}
+DECISION = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
 PARAMS = SimpleNamespace(is_demo=False, split=SimpleNamespace(train_on=("ours",)))
 SCORES = {"n", "accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold"}
 
@@ -53,8 +54,7 @@ def save_classifier(folder):
     head.set_weights([np.full((3, 1), -1.0), np.zeros(1)])
     folder.mkdir(parents=True)
     calibrated(classifier, Calibration((Platt(1.0, 0.0),))).save(folder / "model.keras")
-    decision = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
-    (folder / "decision.json").write_text(json.dumps(decision.as_dict()))
+    (folder / "decision.json").write_text(json.dumps(DECISION.as_dict()))
 
 
 def test_the_best_candidate_has_the_lowest_selection_loss_whatever_its_other_scores():
@@ -76,8 +76,8 @@ def test_metrics_have_exactly_the_documented_keys():
         ("tunnel", "external", "intact", 0.1),
         ("tunnel", "external", "crack", 0.8),
     ]
-    metrics = summarise(PARAMS, "probe", SPLIT, predictions(*rows), 0.5)
-    assert list(metrics) == ["demo", "trained_on", "candidate", "split", "test", "tests", "external"]
+    metrics = summarise(PARAMS, "probe", SPLIT, predictions(*rows), DECISION)
+    assert list(metrics) == ["demo", "trained_on", "candidate", "split", "test", "tests", "external", "decision"]
     assert (metrics["demo"], metrics["trained_on"], metrics["candidate"]) == (False, ["ours"], "probe")
     assert metrics["split"] == SPLIT
     counts = {name: {key: scores["n"] for key, scores in metrics[name].items()} for name in ("tests", "external")}
@@ -95,7 +95,7 @@ def test_only_numbers_go_to_mlflow_and_an_interval_contains_its_score():
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(60) < 0.5, "crack", "intact")
     table = predictions(*[("ours", "test", label, rng.random()) for label in labels])
-    metrics = summarise(PARAMS, "probe", SPLIT, table, 0.5)
+    metrics = summarise(PARAMS, "probe", SPLIT, table, DECISION)
     values = flatten({name: metrics[name] for name in ("split", "test", "tests", "external")})
     assert all(type(value) in (int, float) for value in values.values())
     assert set(metrics["test"]["interval"]) == set(BOOTSTRAPPED)
@@ -110,8 +110,8 @@ def test_only_numbers_go_to_mlflow_and_an_interval_contains_its_score():
 def test_groups_and_not_images_are_resampled():
     rng = np.random.default_rng(0)
     table = predictions(*(("ours", "test", "crack", value) for value in rng.random(50)))
-    assert any(summarise(PARAMS, "probe", SPLIT, table, 0.5)["test"]["interval"].values())
-    of_one_photo = summarise(PARAMS, "probe", SPLIT, table.assign(group="one photo"), 0.5)
+    assert any(summarise(PARAMS, "probe", SPLIT, table, DECISION)["test"]["interval"].values())
+    of_one_photo = summarise(PARAMS, "probe", SPLIT, table.assign(group="one photo"), DECISION)
     assert not any(of_one_photo["test"]["interval"].values())
 
 

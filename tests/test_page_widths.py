@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from test_contract_page import BALANCED, BROKEN, DARK, drawn_inventory, group, page_of, tile
 from test_drift import MONITOR, photos
-from test_report_page import drawn_picture, drawn_predictions, facts, inputs, score
+from test_report_page import DECISION, drawn_picture, drawn_predictions, facts, inputs, score
 
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.data.contract import Rule
 from pipeline.data.contract_page import SuspectLabels
 from pipeline.evaluation.report_page import render
 from pipeline.evaluation.slices import slice_table
+from pipeline.models.decision import Decision
 from pipeline.monitoring.drift import compare
 from pipeline.monitoring.drift_check import render_drift
 
@@ -60,7 +61,7 @@ def report(tmp_path):
     given["metrics"]["external"] |= {name: score(rows) for name, rows in zip(names[3:], more[1:], strict=True)}
     given["candidates"] |= {LONG: long_scores | {"selection_loss": 0.0000123}}
     given["histories"] |= {LONG: given["histories"]["finetune-lite0"], "probe": two_heads(given["histories"])}
-    slices = slice_table(predictions, 0.31)
+    slices = slice_table(predictions, Decision(**DECISION))
     many = {"n": 123_456, "n_groups": 98_765}
     pictures = [drawn_picture(rng, f"{LONG}/{LONG}.jpg", label, 1e-9) for label in ("crack", "intact")]
     given |= {

@@ -91,8 +91,8 @@ DOCUMENT = {
     "decide": {
         "missed_crack_cost": 5,
         "false_alarm_cost": 1,
-        "review_share_of_cracks": 0.005,
-        "review_share_of_intact": 0.005,
+        "prevalence": 0.3,
+        "review_budget": 0.15,
     },
     "register": {"name": "cracks"},
     "monitor": {
@@ -253,6 +253,18 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(load, place, n
         load(document)
 
 
+@pytest.mark.parametrize("key", ["review_share_of_cracks", "review_share_of_intact"])
+def test_the_shares_that_the_review_budget_replaces_are_refused_with_what_to_write(load, key):
+    with pytest.raises(CracksError, match=rf"decide\.{key} has been replaced: write decide\.review_budget, .* 0\.15"):
+        load(with_value(("decide", key), 0.005))
+
+
+@pytest.mark.parametrize("prevalence", [0, 1, -0.1, 1.5])
+def test_a_prevalence_is_between_none_and_all(load, prevalence):
+    with pytest.raises(CracksError, match=r"decide\.prevalence: .*\(received "):
+        load(with_value(("decide", "prevalence"), prevalence))
+
+
 def test_a_key_that_resembles_none_is_refused_without_a_suggestion(load):
     with pytest.raises(CracksError, match=r"contract\.xyzzy: unknown parameter\n"):
         load(with_value(("contract", "xyzzy"), 1))
@@ -285,6 +297,8 @@ REQUIRED = [
         "orientations",
         "mosaics",
         "hairline_mosaics",
+        "prevalence",
+        "review_budget",
     }
 ]
 

@@ -13,6 +13,7 @@ from packed_greys import write_greys
 from pipeline.data.images import INVENTORY_FILE, QUARANTINE_FILE
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.slices import slice_table
+from pipeline.models.decision import Decision
 from pipeline.models.metrics import scores
 from pipeline.params import Dataset
 from pipeline.report import read_slices, run
@@ -41,6 +42,7 @@ PARAMS = SimpleNamespace(
     backbones={"dark": SimpleNamespace(architecture="mobilenet-v2")},
     datasets={name: Dataset(source="walls.zip") for name in LEVELS},
 )
+DECISION = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
 SPLIT = {"n_images": 9, "n_groups": 8, "n_copies": 1, "n_excluded": 0, "leaks": 0}
 LEAKING = dict.fromkeys(
     ["n_available", "n_images", "n_scored", "leak_free_n_errors", "random_n_errors", "n_scored_with_copy_in_train"], 4
@@ -49,7 +51,7 @@ LEAKING = dict.fromkeys(
 
 def score(rows):
     labels, probabilities = (rows["label"] == "crack").to_numpy(), rows["probability"].to_numpy()
-    return scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), 0.5) | scores(
+    return scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), DECISION) | scores(
         labels, probabilities, 0.5
     )
 
@@ -66,7 +68,7 @@ def write_results_of_evaluate(folder, encode):
     PREDICTIONS.to_parquet(folder / "manifest.parquet")
     PREDICTIONS.to_parquet(folder / "predictions.parquet")
     PREDICTIONS.tail(1).assign(occlusion_map=[np.arange(49.0)]).to_parquet(folder / "mistakes.parquet")
-    slice_table(PREDICTIONS, 0.5).to_csv(folder / "slices.csv", index=False)
+    slice_table(PREDICTIONS, DECISION).to_csv(folder / "slices.csv", index=False)
     (test, external) = (PREDICTIONS[PREDICTIONS["split"] == split] for split in ("test", "external"))
     summary = {
         "demo": False,
@@ -76,7 +78,7 @@ def write_results_of_evaluate(folder, encode):
         "test": score(test),
         "tests": {"ours": score(test)},
         "external": {"bridge": score(external)},
-        "decision": {"threshold": 0.5, "review_from": 0.4, "review_to": 0.6},
+        "decision": DECISION.as_dict(),
         "leakage": LEAKING,
     }
     (folder / "scores.json").write_text(json.dumps(summary))
@@ -138,7 +140,7 @@ def test_the_page_shows_the_mistakes_and_the_random_predictions_of_each_set(repo
 def test_slices_are_read_as_they_were_written_whatever_photos_are_called(tmp_path, photos):
     several = pd.concat([PREDICTIONS[PREDICTIONS["split"] == "test"].assign(photo=photos)] * 30, ignore_index=True)
     several["group"] = [f"g{row // 4}" for row in several.index]
-    table = slice_table(several, 0.5)
+    table = slice_table(several, DECISION)
     assert {*photos} <= set(table["slice"])
     cells(table).to_csv(tmp_path / "slices.csv", index=False)
     pd.testing.assert_frame_equal(read_slices(tmp_path / "slices.csv"), table, check_exact=True, check_dtype=False)

@@ -16,6 +16,7 @@ from pipeline.evaluation.examples import Picture
 from pipeline.evaluation.plots import reliability_table
 from pipeline.evaluation.report_page import SIDES, DatasetFacts, render
 from pipeline.evaluation.slices import slice_table
+from pipeline.models.decision import Decision
 from pipeline.models.metrics import log_loss, scores
 
 DECISION = {"threshold": 0.31, "review_from": 0.12, "review_to": 0.74}
@@ -62,7 +63,7 @@ def drawn_picture(rng, path, label, probability):
 
 def score(rows):
     labels, probabilities = (rows["label"] == "crack").to_numpy(), rows["probability"].to_numpy()
-    more = scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), DECISION["threshold"])
+    more = scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), Decision(**DECISION))
     return more | scores(labels, probabilities, DECISION["threshold"])
 
 
@@ -93,7 +94,7 @@ def report_inputs(rng, predictions):
     false = [drawn_picture(rng, f"Negative/{index:05d}.jpg", "intact", 0.32 + 0.02 * index) for index in range(12)]
     missed = [drawn_picture(rng, f"Positive/{index:05d}.jpg", "crack", 0.30 - 0.02 * index) for index in range(12)]
     return {
-        "slices": slice_table(predictions, DECISION["threshold"]),
+        "slices": slice_table(predictions, Decision(**DECISION)),
         "mistakes": {"Test": false + missed},
         "samples": {},
         "architecture": [
@@ -428,15 +429,15 @@ def test_each_slice_has_its_row_and_the_hardest_photos_are_named(page):
 
 def test_a_slice_that_is_too_small_is_a_dash_and_a_page_of_such_has_no_chart(few):
     small = few["predictions"].groupby("split").head(29)
-    few["slices"] = slice_table(small, 0.31)
+    few["slices"] = slice_table(small, Decision(**DECISION))
     page = page_of(few)
     assert "There are too few images for a chart." in page.text
-    assert page.table("Slices of Test").row("all").count("—") == 6
+    assert page.table("Slices of Test").row("all").count("—") == 8
 
 
 def test_a_single_data_set_is_not_plotted_twice(few):
     alone = few["predictions"].query("dataset != 'walls'")
-    given = few | {"slices": slice_table(alone, 0.31)}
+    given = few | {"slices": slice_table(alone, Decision(**DECISION))}
     labels = [attributes.get("aria-label") for attributes in page_of(given).all("table")]
     assert "Slices of Test" in labels
     assert "Slices of Test: halls" not in labels
@@ -479,6 +480,29 @@ def test_the_card_names_what_was_trained_on_and_what_the_model_must_not_do(page,
     assert f"On bridges it missed {n_missed} of {len(external)} cracks" in page.text
     assert "It was not tested on an external test set." in warning_page.text
     assert "It was not tested on an external test set." not in page.text
+
+
+def test_the_card_states_what_is_missed_with_review_on_each_set_and_surface(page):
+    table = inputs()["slices"]
+    shown = page.table("Cracks missed with review")
+    for name, kind, of_set in (
+        ("External: bridges", "all", "all"),
+        ("External: bridges, surface Decks", "surface", "Decks"),
+    ):
+        row = table[(table["set"] == "external:bridges") & (table["kind"] == kind) & (table["slice"] == of_set)].iloc[0]
+        text = shown.html.split(f'scope="row">{name}<')[1].split("</tr>")[0]
+        assert f'<td data-label="cracks missed, review counted as right">{row["missed_with_review"]:.4f}' in text
+        assert f'<td data-label="for review">{row["review_share"]:.4f}' in text
+        assert kind == "surface" or f"{row['missed_with_review_low']:.4f}" in text  # no crack of the decks is missed
+    external = inputs()["predictions"].query("dataset == 'bridges' and label == 'crack'")
+    row = table[(table["set"] == "external:bridges") & (table["kind"] == "all")].iloc[0]
+    assert row["missed_with_review"] == pytest.approx((external["probability"] < DECISION["review_from"]).mean())
+
+
+def test_the_card_states_the_share_of_cracks_that_probabilities_assume(few):
+    assert "Probabilities assume the share of cracks in the validation images" in page_of(few).text
+    few["metrics"]["decision"] = DECISION | {"prevalence": 0.12}
+    assert "Probabilities assume that 12 % of the images are cracks" in page_of(few).text
 
 
 def test_each_data_set_has_its_row_of_counts(page):

@@ -30,6 +30,7 @@ from pipeline.inbox.retraining import (
     store_batches,
     summary_message,
 )
+from pipeline.models.decision import Decision
 from pipeline.monitoring import labelling
 from pipeline.monitoring.monitored_model import MonitoredModel
 from pipeline.monitoring.prediction_log import PredictionLog
@@ -317,7 +318,7 @@ def test_a_score_without_an_interval_is_told_as_such(tmp_path, why, n_groups):
     probabilities = np.where(labels, 0.9, 0.1)
     if why == "few groups":
         probabilities[:2] = 0.5
-    test = scores_with_intervals(labels, probabilities, np.arange(80) % n_groups, 0.5)
+    test = scores_with_intervals(labels, probabilities, np.arange(80) % n_groups, Decision(0.5, 0.5, 0.5))
     metrics = {"demo": False, "candidate": "probe", "trained_on": ["site"], "test": test}
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "scores.json").write_text(json.dumps(metrics))

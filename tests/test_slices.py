@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.data.images import INVENTORY_FILE
 from pipeline.evaluation.slices import MIN_IMAGES, sets_of, slice_table, slices_of, with_measures
+from pipeline.models.decision import Decision
 from pipeline.models.metrics import scores
 
 
@@ -40,7 +41,7 @@ def test_the_sets_are_test_each_data_set_of_it_and_each_external_set():
 
 def test_a_surface_has_the_scores_of_its_own_images():
     walls, decks = rows_of(60, seed=1), rows_of(40, surface="Decks", seed=2)
-    row = slice_row(slice_table(pd.concat([walls, decks]), 0.5), "surface", "Decks")
+    row = slice_row(slice_table(pd.concat([walls, decks]), Decision(0.5, 0.5, 0.5)), "surface", "Decks")
     plain = scores((decks["label"] == "crack").to_numpy(), decks["probability"].to_numpy(), 0.5)
     assert (row["n"], row["n_groups"], row["prevalence"]) == (40, 40, 0.5)
     assert {name: row[name] for name in ("f1", "auroc", "ece")} == pytest.approx(
@@ -66,7 +67,7 @@ def test_quarters_that_end_at_the_same_value_are_one_slice():
 
 def test_photos_are_slices_with_scores_and_without_intervals():
     rows = pd.concat([rows_of(40, photo="7001", seed=1), rows_of(40, photo="7002", seed=2)])
-    row = slice_row(slice_table(rows, 0.5), "photo", "7002")
+    row = slice_row(slice_table(rows, Decision(0.5, 0.5, 0.5)), "photo", "7002")
     assert (row["n"], row["n_groups"]) == (40, 1)
     assert 0 < row["f1"] < 1
     assert np.isnan(row["f1_low"])
@@ -75,7 +76,7 @@ def test_photos_are_slices_with_scores_and_without_intervals():
 def test_a_slice_that_is_too_small_or_has_one_label_has_no_scores():
     few = rows_of(MIN_IMAGES - 1, surface="Decks")
     one_label = rows_of(40, surface="Pavements").assign(label="intact")
-    table = slice_table(pd.concat([rows_of(60), few, one_label]), 0.5)
+    table = slice_table(pd.concat([rows_of(60), few, one_label]), Decision(0.5, 0.5, 0.5))
     for surface, n in (("Decks", MIN_IMAGES - 1), ("Pavements", 40)):
         row = slice_row(table, "surface", surface)
         assert row["n"] == n

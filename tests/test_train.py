@@ -61,8 +61,10 @@ def test_the_exported_graph_has_the_scores_that_training_wrote(trained):
 @pytest.mark.slow
 def test_the_threshold_follows_the_costs_on_validation(trained):
     probabilities = trained.classifier.probabilities(trained.validation, progress="scoring").astype(np.float64)
-    expected = choose_threshold(trained.validation.labels, probabilities, Params.model_validate(PARAMS).decide)
+    labels, costs = trained.validation.labels, Params.model_validate(PARAMS).decide
+    expected = choose_threshold(labels, probabilities, np.ones(len(labels)), costs)
     assert trained.classifier.decision.threshold == pytest.approx(expected, abs=1e-4)
+    assert trained.classifier.decision.prevalence == pytest.approx(labels.mean(), abs=0.1)  # half in each data set
 
 
 @pytest.mark.slow
@@ -84,6 +86,15 @@ def test_candidates_are_compared_by_a_weighted_loss_if_external_photos_are_held_
     assert found["log_loss_in_domain"] == pytest.approx(-np.log(0.9))
     assert found["log_loss_external"] == pytest.approx(np.log(2))
     assert found["selection_loss"] == pytest.approx(0.75 * -np.log(0.9) + 0.25 * np.log(2))
+
+
+def test_with_a_stated_prevalence_candidates_are_compared_as_if_cracks_were_so_frequent(two_datasets):
+    validation = images_of_side(pd.read_parquet(two_datasets.manifest), "validation", two_datasets.datasets)
+    settings = json.loads(json.dumps(PARAMS))
+    settings["decide"]["prevalence"] = 0.1
+    probabilities = np.where(validation.labels, 0.5, 0.1)
+    found = validation_scores(validation, probabilities, 0.5, Params.model_validate(settings))
+    assert found["selection_loss"] == pytest.approx(0.1 * np.log(2) - 0.9 * np.log(0.9))
 
 
 @pytest.mark.slow

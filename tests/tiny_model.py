@@ -9,7 +9,7 @@ from openvino import opset13 as ops
 from pipeline.inference.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
 from pipeline.models.decision import DECISION_FILE, Decision
 
-DECISION = Decision(threshold=0.5, review_from=0.2, review_to=0.8)
+DECISION = Decision(threshold=0.5, review_from=0.2, review_to=0.8, prevalence=0.5)
 MIDDLE = 128.0  # grey level of probability 0.5
 LEVELS = 20.0  # grey levels to a logit
 

@@ -67,8 +67,7 @@ PARAMS = {
     "decide": {
         "missed_crack_cost": 2,
         "false_alarm_cost": 1,
-        "review_share_of_cracks": 0,
-        "review_share_of_intact": 0,
+        "review_budget": 0,
     },
     **{name: SHIPPED[name] for name in sorted(SECTIONS_OUTSIDE_REPRO | {"register"})},
 }

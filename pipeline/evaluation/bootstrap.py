@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.models.decision import Decision
 from pipeline.models.metrics import N_ECE_BINS, Labels, Probabilities
 
 Floats = npt.NDArray[np.float64]
@@ -33,21 +34,25 @@ SCORES = (
     "balanced_precision",
     "balanced_f1",
     "balanced_ece",
+    "review_share",
+    "missed_with_review",
 )
 
 
 def weighted_scorer(
-    labels: Labels, probabilities: Probabilities, groups: npt.NDArray[np.int64], threshold: float
+    labels: Labels, probabilities: Probabilities, groups: npt.NDArray[np.int64], decision: Decision
 ) -> Callable[[Floats], dict[str, Floats]]:
     """Return a function from weights of the groups, (n_resamples, n_groups), to each of SCORES, (n_resamples,) or NaN.
 
-    In balanced scores, cracked and intact images have the same total weight. `groups` are numbers from 0, (n,).
+    In balanced scores, cracked and intact images have the same total weight. `review_share` is the share of images for
+    review, `missed_with_review` the share of cracks called intact; all other scores are at the threshold. `groups` are
+    numbers from 0, (n,).
     """
-    predicted = (probabilities >= threshold)[:, None]
+    is_above = [probabilities >= limit for limit in (decision.threshold, decision.review_from, decision.review_to)]
     bins = np.minimum((probabilities * N_ECE_BINS).astype(int), N_ECE_BINS - 1)
     in_bin = bins[:, None] == np.arange(N_ECE_BINS)  # (n, n_bins)
     excess = in_bin * (probabilities.astype(np.float64) - labels)[:, None]  # predicted minus observed
-    per_image = np.hstack([np.ones_like(predicted), predicted, excess])  # (n, 2 + n_bins)
+    per_image = np.hstack([np.stack([np.ones(len(labels)), *is_above], axis=1), excess])  # (n, 4 + n_bins)
     n_groups = int(groups.max()) + 1
     crack_sums, intact_sums = np.zeros((2, n_groups, per_image.shape[1]))
     np.add.at(crack_sums, groups[labels], per_image[labels])
@@ -55,15 +60,17 @@ def weighted_scorer(
     rank = _ranking_scorer(labels, probabilities, groups)
 
     def score(weights: Floats) -> dict[str, Floats]:
-        cracks, intact = weights @ crack_sums, weights @ intact_sums  # (n_resamples, 2 + n_bins)
-        n_crack, n_intact = cracks[:, :1], intact[:, :1]
+        cracks, intact = weights @ crack_sums, weights @ intact_sums  # (n_resamples, 4 + n_bins)
+        n_crack, n_intact, both = cracks[:, :1], intact[:, :1], cracks + intact
         with np.errstate(divide="ignore", invalid="ignore"):
-            halves = cracks[:, 2:] / (2 * n_crack) + intact[:, 2:] / (2 * n_intact)
+            halves = cracks[:, 4:] / (2 * n_crack) + intact[:, 4:] / (2 * n_intact)
             return {
                 **_threshold_scores(cracks[:, 1], intact[:, 1], cracks[:, 0], intact[:, 0]),
                 **rank(weights),
-                "ece": np.abs(cracks[:, 2:] + intact[:, 2:]).sum(axis=1) / (cracks[:, 0] + intact[:, 0]),
+                "ece": np.abs(both[:, 4:]).sum(axis=1) / both[:, 0],
                 "balanced_ece": np.abs(halves).sum(axis=1),
+                "review_share": (both[:, 2] - both[:, 3]) / both[:, 0],
+                "missed_with_review": 1 - cracks[:, 2] / cracks[:, 0],
             }
 
     return score
@@ -128,18 +135,18 @@ def resampled_groups(n_groups: int, n_images: int) -> Iterator[Floats]:
 
 
 def scores_with_intervals(
-    labels: Labels, probabilities: Probabilities, groups: npt.NDArray[Any], threshold: float
+    labels: Labels, probabilities: Probabilities, groups: npt.NDArray[Any], decision: Decision
 ) -> dict[str, Any]:
     """Return n, n_groups, prevalence, each of SCORES, and `interval`: for each score its "low" and "high", or None.
 
-    `groups` are names or numbers, (n,), n > 0; an image counts as a crack from `threshold` on. A score is None if it is
+    `groups` are names or numbers, (n,), n > 0. A score is None if it is
     undefined: without cracks, without intact images, or without images predicted as cracks. An interval is None if
     there are fewer than 5 groups, if the score is undefined in more than 5 % of the resamples, or if it is the same in
     all (as without mistakes, which does not prove that the score is certain). Resampling adds noise to the bins of the
     ECE, so its interval is a little too high and can lie above the score.
     """
     names, numbers = np.unique(groups, return_inverse=True)
-    score = weighted_scorer(labels, probabilities, numbers, threshold)
+    score = weighted_scorer(labels, probabilities, numbers, decision)
     result: dict[str, Any] = {"n": len(labels), "n_groups": len(names), "prevalence": float(labels.mean())}
     for name, (value,) in score(np.ones((1, len(names)))).items():
         result[name] = float(value) if np.isfinite(value) else None

@@ -67,6 +67,7 @@ def render(
     scored_sets = named_sets(predictions)
     curve_sets = {name: rows for name, rows in scored_sets.items() if rows["label"].nunique() == 2}
     shown_slices = _shown_slices(slices)
+    slice_rows = {name: _rows(rows) for name, rows in shown_slices.items()}
     sides = predictions.groupby("dataset")["split"].first()
     return template("evaluation/templates/report.html.j2").render(
         percent=_percent,
@@ -92,7 +93,13 @@ def render(
             _set_name(f"{sides[name]}:{name}"): _by_correctness(pictures, threshold)
             for name, pictures in samples.items()
         },
-        slices={name: _rows(rows) for name, rows in shown_slices.items()},
+        slices=slice_rows,
+        reviewed=[
+            (f"{name}, {part}" if row["kind"] == "surface" else name, row)
+            for name, rows in slice_rows.items()
+            for part, row in rows
+            if row["kind"] in ("all", "surface")
+        ],
         slice_plots={
             name: slices_plot(name, rows) for name, rows in shown_slices.items() if rows["balanced_f1"].notna().any()
         },

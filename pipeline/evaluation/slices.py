@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipeline.data.images import INVENTORY_FILE
 from pipeline.evaluation.bootstrap import SCORES, scores_with_intervals
+from pipeline.models.decision import Decision
 
 MIN_IMAGES = 30  # in a slice; with fewer, a single image changes a score by more than 0.03
 MEASURES = ("brightness", "sharpness", "size")  # divided into quarters
@@ -52,7 +53,7 @@ def _rounded(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def slice_table(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def slice_table(predictions: pd.DataFrame, decision: Decision) -> pd.DataFrame:
     """Return one row per slice: set, kind, slice, n, n_groups, prevalence, and each score with _low and _high.
 
     Scores are missing if they are undefined, or if a slice has fewer than 30 images or only one label. `predictions`
@@ -61,18 +62,18 @@ def slice_table(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     columns = ["set", "kind", "slice", "n", "n_groups", "prevalence"]
     columns += [f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")]
     scored = [
-        {"set": name, "kind": kind, "slice": value, **_scores(part, threshold)}
+        {"set": name, "kind": kind, "slice": value, **_scores(part, decision)}
         for name, rows in sets_of(predictions).items()
         for kind, value, part in slices_of(rows)
     ]
     return pd.DataFrame(scored, columns=columns)
 
 
-def _scores(rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
+def _scores(rows: pd.DataFrame, decision: Decision) -> dict[str, Any]:
     labels, groups = (rows["label"] == "crack").to_numpy(), rows["group"].to_numpy()
     if len(rows) < MIN_IMAGES or labels.all() or not labels.any():
         return {"n": len(rows), "n_groups": len(np.unique(groups)), "prevalence": labels.mean()}
-    scores = scores_with_intervals(labels, rows["probability"].to_numpy(), groups, threshold)
+    scores = scores_with_intervals(labels, rows["probability"].to_numpy(), groups, decision)
     for name, interval in scores.pop("interval").items():
         if interval is not None:
             scores |= {f"{name}_low": interval["low"], f"{name}_high": interval["high"]}

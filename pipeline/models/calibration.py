@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import softmax
 
@@ -69,15 +69,25 @@ def fit_platt(labels: Labels, logits: Values) -> Platt:
     return Platt(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
 
-def fit_calibration(labels: Labels, logits: Values, features: Values, datasets: npt.NDArray[np.str_]) -> Calibration:
+def fit_calibration(
+    labels: Labels,
+    logits: Values,
+    features: Values,
+    datasets: npt.NDArray[np.str_],
+    prevalence: float | None = None,
+) -> Calibration:
     """Return the calibration fitted to validation images.
 
     A data set whose images all have the same label gets no curve. If no data set has both labels, one curve is fitted
-    to all images. Labels, logits and names of data sets have the shape (n,), features (n, n_features).
+    to all images. Labels, logits and names of data sets have the shape (n,), features (n, n_features). The
+    probabilities assume the share of cracks `prevalence`, 0..1; None: that of the images that a curve is fitted to.
     """
     with_both = [name for name in np.unique(datasets) if len(np.unique(labels[datasets == name])) == 2]
     parts = [datasets == name for name in with_both] or [np.ones(len(labels), bool)]
     curves = tuple(fit_platt(labels[part], logits[part]) for part in parts)
+    if prevalence is not None:
+        moves = [logit(prevalence) - logit(labels[part].mean()) for part in parts]
+        curves = tuple(Platt(slope, intercept + by) for (slope, intercept), by in zip(curves, moves, strict=True))
     if len(curves) == 1:
         return Calibration(curves)
     has_curve = np.isin(datasets, with_both)

@@ -20,10 +20,10 @@ def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> 
     return float(np.abs(stated - observed).sum() / len(labels))
 
 
-def log_loss(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the mean negative log-likelihood in nats; probabilities are clipped to 1e-7..1 - 1e-7."""
+def log_loss(labels: Labels, probabilities: Probabilities, weights: Probabilities | None = None) -> float:
+    """Return the (weighted) mean negative log-likelihood in nats; probabilities are clipped to 1e-7..1 - 1e-7."""
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
-    return float(metrics.log_loss(labels, clipped, labels=[False, True]))
+    return float(metrics.log_loss(labels, clipped, sample_weight=weights, labels=[False, True]))
 
 
 def scores(labels: Labels, probabilities: Probabilities, threshold: float) -> dict[str, float | int | None]:

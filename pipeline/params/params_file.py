@@ -29,6 +29,10 @@ RENAMED = {
     ("promote", "margins", "outside"): "external",
     ("select", "outside_weight"): "external_weight",
 }
+OUTDATED = {place: f"is now called {name}" for place, name in RENAMED.items()} | dict.fromkeys(
+    (("decide", "review_share_of_cracks"), ("decide", "review_share_of_intact")),
+    "has been replaced: write decide.review_budget, the share of images that people can review, such as 0.15",
+)
 
 
 class Params(Section):
@@ -101,8 +105,8 @@ def load_params(path: Path) -> Params:
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if renamed := list(_renamed_keys(document)):
-            raise CracksError(f"{path} has parameters of an earlier version:\n  " + "\n  ".join(renamed))
+        if outdated := list(_outdated_keys(document)):
+            raise CracksError(f"{path} has parameters of an earlier version:\n  " + "\n  ".join(outdated))
         return Params.model_validate(document)
     except FileNotFoundError:
         raise CracksError(f"There is no {path}. Restore it with git, or copy one of examples/.") from None
@@ -136,14 +140,14 @@ def _explain(path: Path, error: ValidationError) -> str:
     return f"{path} cannot be used:\n  " + "\n  ".join(lines) + "\nCorrect it, or copy one of examples/."
 
 
-def _renamed_keys(values: object, place: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield a message for each key in `values`, at `place` of params.yaml, that has been renamed."""
+def _outdated_keys(values: object, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield a message for each key in `values`, at `place` of params.yaml, that has been renamed or replaced."""
     for key, value in values.items() if isinstance(values, dict) else ():
         here = (*place, str(key))
-        for old, new in RENAMED.items():
+        for old, words in OUTDATED.items():
             if len(old) == len(here) and all(part in ("*", name) for part, name in zip(old, here, strict=True)):
-                yield f"{'.'.join(here)} is now called {new}"
-        yield from _renamed_keys(value, here)
+                yield f"{'.'.join(here)} {words}"
+        yield from _outdated_keys(value, here)
 
 
 def _known_keys() -> set[str]:

@@ -98,13 +98,17 @@ class Select(Section):
 
 
 class Decide(Section):
-    """Costs of mistakes, from which the threshold and the review band follow on validation."""
+    """Costs of mistakes and how much people can review, from which threshold and review band follow on validation."""
 
     missed_crack_cost: float = Field(gt=0, description="relative to the cost of a false alarm")
     false_alarm_cost: float = Field(gt=0)
-    review_share_of_cracks: Share = Field(
-        description="of validation cracks that may be labelled intact without a review"
+    prevalence: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of cracks that probabilities and threshold assume; null: that of the validation images",
     )
-    review_share_of_intact: Share = Field(
-        description="of intact validation images that may be labelled crack without a review"
+    review_budget: Share = Field(
+        default=0.15,
+        description="of the validation images of a data set, at most, that are for review as the model is unsure",
     )

@@ -19,6 +19,7 @@ from pipeline.errors import CracksError
 from pipeline.evaluation.bootstrap import SCORES, paired_difference, scores_with_intervals, weighted_accuracy
 from pipeline.evaluation.slices import MIN_IMAGES, slices_of, with_measures
 from pipeline.inference.served import ServedModel, served_outputs
+from pipeline.models.decision import Decision
 from pipeline.params import Decide
 from pipeline.registry.evidence import Change, Comparison, OwnScores, Unknown
 
@@ -54,13 +55,13 @@ class Scored:
     Attributes:
         version: version number.
         probabilities: probability of a crack, float32, (n,).
-        threshold: probability from which an image counts as a crack.
+        decision: its threshold and review band.
         groups_trained_on: groups of the current manifest that the version was trained on.
     """
 
     version: str
     probabilities: npt.NDArray[np.float32]
-    threshold: float
+    decision: Decision
     groups_trained_on: frozenset[str]
 
 
@@ -102,7 +103,7 @@ def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
     return Scored(
         version,
         score_images(model, test_set.images, progress=f"scoring version {version}"),
-        model.decision.threshold,
+        model.decision,
         trained_groups(test_set.manifest, trained_on),
     )
 
@@ -115,12 +116,12 @@ def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
     labels = (rows["label"] == "crack").to_numpy()
     if labels.all() or not labels.any():
         return Unknown(f"none or all of the test images that version {scored.version} was not trained on are cracks")
-    found = scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), scored.threshold)
+    found = scores_with_intervals(labels, probabilities, rows["group"].to_numpy(), scored.decision)
     recalls = {}
     for name, part in parts_of(rows).items():
         cracks = rows.index.isin(part.index) & labels
         if cracks.sum() >= MIN_OF_A_LABEL:
-            recalls[name] = float(np.mean(probabilities[cracks] >= scored.threshold))
+            recalls[name] = float(np.mean(probabilities[cracks] >= scored.decision.threshold))
     return OwnScores(
         n_images=found["n"],
         n_groups=found["n_groups"],
@@ -143,7 +144,8 @@ def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Dec
     crack_weight = costs.missed_crack_cost / (costs.missed_crack_cost + costs.false_alarm_cost)
     is_crack = (test_set.rows["label"] == "crack").to_numpy()
     right = {
-        scored.version: (scored.probabilities >= scored.threshold) == is_crack for scored in (challenger, incumbent)
+        scored.version: (scored.probabilities >= scored.decision.threshold) == is_crack
+        for scored in (challenger, incumbent)
     }
     is_clean = ~test_set.rows["group"].isin(challenger.groups_trained_on | incumbent.groups_trained_on)
     on_test = test_set.rows["split"] == "test"
