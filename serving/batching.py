@@ -17,12 +17,15 @@ from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.inference.served import ServedModel
 from pipeline.models.decision import Verdict
 
+_Key = tuple[ServedModel, float | None, tuple[int, ...]]  # of a group
+
 
 @dataclass(frozen=True)
 class Output:
     """What the model says about one image."""
 
-    probability: float
+    probability: float  # corrected, if a prevalence was stated
+    uncorrected: float
     features: npt.NDArray[np.float32]  # (n_features,)
     label: Verdict
     in_distribution: bool | None
@@ -30,7 +33,7 @@ class Output:
 
 @dataclass
 class _Group:
-    """Images of one size that wait for one model, which are the key of the group."""
+    """Images of one size and stated prevalence that wait for one model, which are the key of the group."""
 
     timer: asyncio.Handle
     images: list[Pixels] = field(default_factory=list)
@@ -46,13 +49,16 @@ class Batcher:
         self._max_images = max_images
         self._on_batch = on_batch
         self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="network")
-        self._groups: dict[tuple[ServedModel, tuple[int, ...]], _Group] = {}
+        self._groups: dict[_Key, _Group] = {}
         self.n_running = 0
 
-    def submit(self, model: ServedModel, pixels: Pixels) -> "asyncio.Future[Output]":
-        """Return a future with the output of `model` for one image, uint8 (height, width, 3)."""
+    def submit(self, model: ServedModel, pixels: Pixels, prevalence: float | None = None) -> "asyncio.Future[Output]":
+        """Return a future with the output of `model` for one image, uint8 (height, width, 3).
+
+        With a `prevalence`, its probability is corrected as by `ServedModel.labels`.
+        """
         loop = asyncio.get_running_loop()
-        key = (model, pixels.shape)
+        key = (model, prevalence, pixels.shape)
         group = self._groups.get(key)
         if group is None:
             delay_s = self._wait_s if self.n_running else 0
@@ -69,11 +75,11 @@ class Batcher:
         """Wait for the running batches."""
         self._pool.shutdown()
 
-    def _start(self, key: tuple[ServedModel, tuple[int, ...]]) -> None:
-        (model, _), group = key, self._groups.pop(key)
+    def _start(self, key: _Key) -> None:
+        (model, prevalence, _), group = key, self._groups.pop(key)
         self.n_running += 1
         self._on_batch(len(group.images))
-        running = asyncio.get_running_loop().run_in_executor(self._pool, _scored, model, group.images)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, _scored, model, group.images, prevalence)
         running.add_done_callback(lambda done: self._deliver(group, done))
 
     def _deliver(self, group: _Group, done: "asyncio.Future[list[Output]]") -> None:
@@ -88,8 +94,8 @@ class Batcher:
                 answer.set_result(done.result()[position])
 
 
-def _scored(model: ServedModel, images: list[Pixels]) -> list[Output]:
+def _scored(model: ServedModel, images: list[Pixels], prevalence: float | None) -> list[Output]:
     outputs = model.outputs(np.stack(images))
-    labels = model.labels(outputs)
-    values = zip(labels.probability.tolist(), outputs["features"], labels.label, labels.in_distribution, strict=True)
-    return [Output(*row) for row in values]
+    labels = model.labels(outputs, prevalence)
+    numbers = (labels.probability.tolist(), outputs["probability"].tolist(), outputs["features"])
+    return [Output(*row) for row in zip(*numbers, labels.label, labels.in_distribution, strict=True)]

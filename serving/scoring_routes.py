@@ -27,6 +27,10 @@ from serving.uploads import MEGA, Files, Upload
 
 IN_DISTRIBUTION = "whether it is similar to the images that the model was validated on; absent or null: not recorded"
 MAX_PREVIEW_PX = 2048  # of the longer side
+Prevalence = Annotated[
+    float | None,
+    Query(gt=0, lt=1, description="share of cracks that you expect, for which probabilities are corrected"),
+]
 router = APIRouter(prefix="/v1", responses=V1_PROBLEMS)
 
 
@@ -58,10 +62,17 @@ class Prediction(BaseModel):
     overlay: OcclusionOverlay | None = None
 
 
-class PredictAnswer(BaseModel):
-    """Predictions of one model for all files of a request, in their order."""
+class Corrected(BaseModel):
+    """An answer of one model, of which the probabilities may be corrected for a stated share of cracks."""
 
     model_version: str
+    prevalence: float | None = Field(default=None, description="share of cracks that probabilities are corrected for")
+    assumed_prevalence: float | None = Field(default=None, description="the one that the model assumes by itself")
+
+
+class PredictAnswer(Corrected):
+    """Predictions for all files of a request, in their order."""
+
     predictions: list[Prediction]
 
 
@@ -81,13 +92,12 @@ class Tile(BaseModel):
     in_distribution: bool | None = Field(description=IN_DISTRIBUTION)
 
 
-class MapAnswer(BaseModel):
+class MapAnswer(Corrected):
     """Crack map of one photo."""
 
     file: str
     width: int
     height: int
-    model_version: str
     cracked_share: float = Field(ge=0, le=1, description="share of the photographed area under tiles of label `crack`")
     tiles: list[Tile]
     notes: list[str] = Field(description="caveats to show with the map")
@@ -121,19 +131,27 @@ async def predict(
     state: State,
     files: Files,
     explain: Annotated[bool, Query(description="add an occlusion overlay to each prediction")] = False,
+    prevalence: Prevalence = None,
 ) -> PredictAnswer:
     """Return the probability of a crack for each image. For whole photos use `/v1/map`."""
     loaded = state.loaded_model()
     uploads = await state.image_decoder.read(files, state.settings.max_files)
     rank = sum(upload.n_pixels for upload in uploads) // MEGA  # little work is not delayed by much work
-    predictions = await asyncio.gather(*(_predict_one(state, loaded, upload, rank, explain) for upload in uploads))
-    return PredictAnswer(model_version=loaded.version.number, predictions=list(predictions))
+    try:
+        correction = loaded.model.decision.correction(prevalence)
+    except CracksError as error:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+    scored = (_predict_one(state, loaded, upload, rank, explain, prevalence) for upload in uploads)
+    predictions = list(await asyncio.gather(*scored))
+    return PredictAnswer(model_version=loaded.version.number, predictions=predictions, **correction)
 
 
-async def _predict_one(state: AppState, loaded: LoadedModel, upload: Upload, rank: int, explain: bool) -> Prediction:
+async def _predict_one(
+    state: AppState, loaded: LoadedModel, upload: Upload, rank: int, explain: bool, prevalence: float | None
+) -> Prediction:
     decoder = state.photo_decoder if explain else state.image_decoder  # an overlay takes as long as a map
     async with state.overlays if explain else nullcontext(), decoder.decoded(upload, rank) as pixels:
-        output = await state.batcher.submit(loaded.model, pixels)
+        output = await state.batcher.submit(loaded.model, pixels, prevalence)
         overlay = None
         if explain:
             overlay = await in_thread(lambda _: explained(loaded.model, pixels, state.settings.max_batch_images))
@@ -145,7 +163,7 @@ async def _predict_one(state: AppState, loaded: LoadedModel, upload: Upload, ran
             photo=upload.name,
             pixels=pixels,
             content=upload.content,
-            probability=output.probability,
+            probability=output.uncorrected,
             features=output.features,
         )
     )
@@ -167,12 +185,13 @@ async def crack_map(
     mm_per_px: Annotated[
         float | None, Query(gt=0, le=1000, description="ground resolution of the photo, if known")
     ] = None,
+    prevalence: Prevalence = None,
 ) -> MapAnswer:
     """Return the probability of a crack for each tile of a photo."""
     loaded = state.loaded_model()
     [upload] = await state.photo_decoder.read([file], 1)
     async with state.photo_decoder.decoded(upload) as pixels:
-        crack_map = await in_thread(bound(_mapped, state, loaded, upload, pixels, mm_per_px))
+        crack_map = await in_thread(bound(_mapped, state, loaded, upload, pixels, mm_per_px, prevalence))
         shown = await in_thread(lambda _: data_url(shrunk(pixels, MAX_PREVIEW_PX), "JPEG")) if preview else None
     return MapAnswer(
         file=upload.name,
@@ -181,6 +200,7 @@ async def crack_map(
         model_version=loaded.version.number,
         cracked_share=crack_map.share_of_area("crack"),
         tiles=[Tile.model_validate(row) for row in crack_map.tiles.to_dict(orient="records")],
+        **crack_map.correction,
         notes=crack_map.notes(),
         preview=shown,
     )
@@ -192,6 +212,7 @@ def _mapped(
     upload: Upload,
     pixels: Pixels,
     mm_per_px: float | None,
+    prevalence: float | None,
     is_cancelled: threading.Event,
 ) -> CrackMap:
     now = datetime.now(UTC)
@@ -205,8 +226,8 @@ def _mapped(
             )
 
     try:
-        crack_map = loaded.mapper.map(pixels, mm_per_px, record, photographed(upload.content))
-    except CracksError as error:  # the photo is too small, or mm_per_px would resize it too much
+        crack_map = loaded.mapper.map(pixels, mm_per_px, record, photographed(upload.content), prevalence)
+    except CracksError as error:  # such as a photo that is too small
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
     for label, count in crack_map.tiles["label"].value_counts().items():
         state.metrics.images.labels(str(label)).inc(count)

@@ -22,6 +22,7 @@ from tiny_model import DECISION, probability_of, write_tiny_model
 
 from pipeline.data.reviews import REVIEWS_FILE, read_reviews
 from pipeline.data.sources import find_images
+from pipeline.models.decision import DECISION_FILE
 from pipeline.monitoring.labelling import export
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.project import LOG_FOLDER
@@ -74,6 +75,46 @@ def test_each_file_gets_its_probability_and_label_in_order(client, grey):
     expected = [probability_of(np.array(level)) for level in (40, 220, 128)]
     assert [row["probability"] for row in found] == pytest.approx(expected, abs=1e-5)
     assert "overlay" not in found[0]
+
+
+def test_probabilities_are_corrected_for_a_stated_share_of_cracks_and_the_answer_says_so(client, grey):
+    answer = predict(client, grey(40), grey(128), prevalence=0.1).json()
+    assert answer["prevalence"] == 0.1
+    sure, middle = answer["predictions"]
+    assert middle["probability"] == pytest.approx(0.1, abs=1e-5)  # of 0.5, at odds of 1 to 9
+    assert (middle["label"], answer["assumed_prevalence"], sure["label"]) == ("intact", 0.5, "crack")
+    answer = client.post("/v1/map", files={"file": grey(128, 40, 40)}, params={"prevalence": 0.1}).json()
+    assert (answer["prevalence"], [tile["label"] for tile in answer["tiles"]]) == (0.1, ["intact"])
+    assert answer["tiles"][0]["probability"] == pytest.approx(0.1, abs=1e-5)
+    assert any("corrected for 10 % of the tiles cracked, as stated; by itself the model assumes 50 %" in note
+               for note in answer["notes"])  # fmt: skip
+    assert "prevalence" not in predict(client, grey(40)).json()
+
+
+@pytest.mark.parametrize("prevalence", ["0", "1", "-0.5", "nan", "many"])
+def test_a_share_of_cracks_that_is_none_or_all_or_no_share_is_refused_with_words(client, grey, prevalence):
+    for answer in (
+        predict(client, grey(40), prevalence=prevalence),
+        client.post("/v1/map", files={"file": grey(40)}, params={"prevalence": prevalence}),
+    ):
+        assert (answer.status_code, answer.headers["content-type"]) == (422, PROBLEM)
+        assert answer.json()["errors"][0].startswith("query.prevalence: Input should be")
+
+
+def test_a_model_of_which_the_assumed_share_of_cracks_is_not_known_is_not_corrected(tmp_path, grey):
+    write_tiny_model(tmp_path / "starter")
+    before = {"threshold": 0.5, "review_from": 0.2, "review_to": 0.8}
+    (tmp_path / "starter" / DECISION_FILE).write_text(json.dumps(before))
+    with Server(tmp_path / "server", starter=tmp_path / "starter") as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            for answer in (
+                predict(client, grey(40), prevalence=0.1),
+                client.post("/v1/map", files={"file": grey(40, 40, 40)}, params={"prevalence": 0.1}),
+            ):
+                assert answer.status_code == 422
+                assert "It is not recorded what share of cracks this model assumes" in answer.json()["detail"]
+            assert predict(client, grey(40)).status_code == 200
 
 
 def test_the_occlusion_overlay_of_a_dark_corner_is_evidence_for_a_crack(client, encode):
@@ -339,12 +380,16 @@ def test_images_are_stored_if_that_is_switched_on_and_can_be_exported_for_labell
     assert len(find_images([tmp_path / "to-label"])) == 5
 
 
-def test_no_image_is_stored_by_default(starter, tmp_path, grey):
+def test_no_image_is_stored_by_default_and_probabilities_are_logged_as_they_were_before_a_correction(
+    starter, tmp_path, grey
+):
     with Server(tmp_path, starter=starter) as server:
         server.wait_until_ready()
         with server.client() as client:
-            assert predict(client, grey(40)).status_code == 200
-    assert PredictionLog(tmp_path / LOG_FOLDER).read()["path"].isna().tolist() == [True]
+            assert predict(client, grey(128), prevalence=0.1).status_code == 200
+    rows = PredictionLog(tmp_path / LOG_FOLDER).read()
+    assert rows["path"].isna().tolist() == [True]
+    assert rows["probability"].tolist() == pytest.approx([0.5], abs=1e-5)
     assert [path.suffix for path in (tmp_path / LOG_FOLDER).iterdir()] == [".parquet"]
 
 

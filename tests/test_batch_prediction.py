@@ -1,3 +1,5 @@
+import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,8 +12,10 @@ from PIL import Image
 from pipeline.crack_maps import batch_prediction
 from pipeline.crack_maps.batch_prediction import log_rows, parts_of, run, score, unfinished_folder
 from pipeline.data.sources import read_image_file
+from pipeline.errors import CracksError
 from pipeline.inference import served
 from pipeline.inference.served import ServedModel
+from pipeline.models.decision import DECISION_FILE
 from pipeline.monitoring.prediction_log import PredictionLog
 from pipeline.registry.model_lookup import found_model
 
@@ -49,6 +53,41 @@ def test_each_image_has_its_path_probability_and_label(tmp_path, found):
     assert table["probability"].tolist() == sorted(table["probability"], reverse=True)
     assert table["error"].tolist() == ["", "", ""]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.csv"]
+
+
+@pytest.fixture
+def assuming(dark_is_crack, tmp_path):
+    """The model, which assumes a share of cracks of one half."""
+    shutil.copytree(dark_is_crack, tmp_path / "assuming")
+    file = tmp_path / "assuming" / DECISION_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prevalence": 0.5}))
+    with found_model("cracks", str(tmp_path / "assuming")) as found:
+        yield found
+
+
+def test_a_stated_share_of_cracks_corrects_probabilities_and_labels_but_not_what_is_logged(tmp_path, assuming):
+    paths = [save_grey(tmp_path / f"{level}.png", level) for level in (0, 115, 255)]
+    (tmp_path / "note.png").write_text("no image")
+    paths.append(tmp_path / "note.png")
+    noted = []
+    run(assuming, paths, tmp_path / "as-it-is.csv")
+    run(assuming, paths, tmp_path / "rare.csv", on_scored=noted.append, prevalence=0.02)
+    plain, rare = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("as-it-is", "rare"))
+    assert list(rare) == [*COLUMNS, "assumed_prevalence", "prevalence"]
+    odds = plain["probability"] / (1 - plain["probability"]) * (0.02 / 0.98)
+    np.testing.assert_allclose(rare["probability"][:3], (odds / (1 + odds))[:3], rtol=1e-5)
+    assert rare["label"].tolist()[:3] == ["crack", "intact", "intact"]
+    assert rare[["assumed_prevalence", "prevalence"]].to_numpy().tolist()[:3] == [[0.5, 0.02]] * 3
+    logged = log_rows(pd.concat(noted), "1", None, datetime(2026, 5, 4, tzinfo=UTC))
+    np.testing.assert_allclose(logged["probability"], plain["probability"][:3], rtol=1e-5)
+    assert unfinished_folder(assuming, paths, tmp_path / "a.csv") != unfinished_folder(
+        assuming, paths, tmp_path / "a.csv", 0.02
+    )
+
+
+def test_where_it_is_not_known_what_the_model_assumes_a_stated_share_is_refused(tmp_path, found):
+    with pytest.raises(CracksError, match="not recorded what share of cracks this model assumes"):
+        run(found, [save_grey(tmp_path / "a.png", 0)], tmp_path / "scores.csv", prevalence=0.1)
 
 
 def test_no_name_is_a_formula_and_none_hides_its_direction(tmp_path, found, monkeypatch):
@@ -136,8 +175,8 @@ def test_large_images_go_through_the_network_few_at_a_time(tmp_path, model, monk
             batches.append(batch.shape[:3])
             return model.outputs(batch)
 
-        def labels(self, outputs):
-            return model.labels(outputs)
+        def labels(self, outputs, prevalence):
+            return model.labels(outputs, prevalence)
 
     table = score(Noting(), [read_image_file(path) for path in paths])
     small, middle, large = (8, 8), (10, 11), (40, 40)

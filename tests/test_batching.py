@@ -35,8 +35,8 @@ class Slow:
         assert self.may_end.wait(20)
         return self._model.outputs(batch)
 
-    def labels(self, outputs):
-        return self._model.labels(outputs)
+    def labels(self, outputs, prevalence):
+        return self._model.labels(outputs, prevalence)
 
 
 def run(work, *, wait_ms=20, max_images=8):
@@ -110,6 +110,16 @@ def test_two_models_never_share_a_batch(model):
 
     sizes, _ = run(work)
     assert sizes == [2, 2]
+
+
+def test_images_of_which_another_share_of_cracks_is_stated_are_batched_apart_and_corrected_each_for_its_own(model):
+    async def work(batcher):
+        return await asyncio.gather(*(batcher.submit(model, plain(128), share) for share in (0.1, None, 0.1)))
+
+    sizes, (rare, unknown, rare_too) = run(work)
+    assert sizes == [2, 1]
+    assert [output.probability for output in (rare, unknown, rare_too)] == pytest.approx([0.1, 0.5, 0.1], abs=1e-5)
+    assert [output.uncorrected for output in (rare, unknown)] == pytest.approx([0.5, 0.5], abs=1e-5)
 
 
 def test_an_error_reaches_every_image_of_its_batch_and_no_other(model):

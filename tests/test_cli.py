@@ -285,6 +285,25 @@ def test_map_refuses_an_impossible_ground_resolution_before_it_loads_a_model(cra
     assert not Path("maps").exists()
 
 
+@pytest.mark.parametrize(("command", "out"), [("predict", "scores.csv"), ("map", "maps")])
+@pytest.mark.parametrize("value", ["0", "1", "-0.2", "nan", "ten"])
+def test_a_share_of_cracks_that_is_none_or_all_or_no_share_is_refused(
+    cracks, wall_photo, model, capsys, command, out, value
+):
+    assert cracks(command, wall_photo, "--model", model, "--out", out, f"--prevalence={value}") == 2
+    assert f"argument --prevalence: {value} is no share of cracks" in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(("command", "out"), [("predict", "scores.csv"), ("map", "maps")])
+def test_a_model_that_does_not_record_what_share_of_cracks_it_assumes_is_not_corrected(
+    cracks, wall_photo, model, capsys, command, out
+):
+    assert cracks(command, wall_photo, "--model", model, "--out", out, "--prevalence", "0.1") == 2
+    assert "not recorded what share of cracks this model assumes" in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
 @pytest.fixture
 def walls(tmp_path):
     """A folder with five images of each label, a mirrored copy, one that has the other label, and a broken file."""

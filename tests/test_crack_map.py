@@ -154,8 +154,8 @@ def test_a_model_that_was_tested_on_its_own_sources_alone_says_so(knowing):
     assert missed_cracks(None) == ["It is not recorded how many cracks this model misses."]
 
 
-@pytest.mark.parametrize(("n_rows", "n_for_review"), [(5, 19), (10, 20), (30, 24)])
-def test_of_the_tiles_that_the_model_is_unsure_of_a_fifth_or_20_are_for_review_the_likeliest_cracks(
+@pytest.mark.parametrize(("n_rows", "n_for_review"), [(5, 19), (10, 20), (40, 24)])
+def test_of_the_tiles_that_the_model_is_unsure_of_15_percent_or_20_are_for_review_the_likeliest_cracks(
     mapper, n_rows, n_for_review
 ):
     pixels = light_photo(n_rows * 48, 4 * 48)
@@ -170,6 +170,16 @@ def test_of_the_tiles_that_the_model_is_unsure_of_a_fifth_or_20_are_for_review_t
     assert set(crack_map.tiles.loc[1:, "reason"]) == {"unsure"}
     said = f"{n_undecided} of {4 * n_rows} tiles are undecided: the model is unsure of them"
     assert any(note.startswith(said) for note in crack_map.notes()) is (n_undecided > 0)
+
+
+def test_the_budget_of_the_model_limits_what_is_for_review(model, dark_is_crack):
+    frugal = ServedModel.load(dark_is_crack)
+    frugal.decision = replace(model.decision, review_budget=0.1)
+    pixels = light_photo(100 * 32, 4 * 32)
+    pixels[:] = 115
+    params = PARAMS.model_copy(update={"tile_px": 32})
+    labels = [CrackMapper(one, params).map(pixels).tiles["label"] for one in (model, frugal)]
+    assert [(of_one == "review").sum() for of_one in labels] == [60, 40]
 
 
 def test_tiles_without_photo_are_left_out_and_shares_are_of_what_was_photographed(mapper):

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import CracksError
 from pipeline.models.decision import (
     MARGIN,
     Decision,
+    at_prevalence,
     choose_decision,
     choose_threshold,
     prevalence_weights,
@@ -176,6 +178,41 @@ def test_the_threshold_is_that_of_the_stated_prevalence():
     # Of 40 images 5 are cracks. With nine in ten a missed crack weighs 7.2, a false alarm 4 / 35: all of 0.3 count.
     assert threshold_of(labels, probabilities, decide(prevalence=0.9)) <= 0.3
     assert threshold_of(labels, probabilities, decide(prevalence=0.001)) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("probability", "assumed", "stated", "expected"),
+    [
+        (0.5, 0.5, 0.2, 0.2),  # odds 1, times (1/4) / 1
+        (0.2, 0.1, 0.5, 9 / 13),  # odds 1/4, times 1 / (1/9) = 9/4
+        (0.8, 0.5, 0.1, 4 / 13),  # odds 4, times 1/9
+        (0.0, 0.1, 0.9, 0.0),
+        (1.0, 0.9, 0.1, 1.0),
+    ],
+)
+def test_a_probability_is_corrected_by_the_ratio_of_the_prior_odds(probability, assumed, stated, expected):
+    assert at_prevalence(np.array([probability]), assumed, stated)[0] == pytest.approx(expected)
+
+
+@settings(derandomize=True)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1), prevalences, prevalences, prevalences)
+def test_corrected_probabilities_rise_with_the_prevalence_keep_their_order_and_stay_where_it_is_the_assumed_one(
+    values, assumed, one, other
+):
+    probabilities = np.sort(np.array(values, np.float32))
+    low, high = (at_prevalence(probabilities, assumed, stated) for stated in sorted((one, other)))
+    assert (low <= high).all()
+    assert (np.diff(low) >= 0).all()
+    assert low.dtype == np.float32
+    np.testing.assert_allclose(at_prevalence(probabilities, assumed, assumed), probabilities, rtol=1e-6)
+    back = at_prevalence(at_prevalence(np.array([0.3]), assumed, one), one, assumed)
+    assert back[0] == pytest.approx(0.3, abs=1e-3)
+
+
+def test_a_decision_without_a_prevalence_cannot_be_corrected_and_says_so():
+    with pytest.raises(CracksError, match="not recorded what share of cracks this model assumes"):
+        Decision(0.5, 0.4, 0.6).correction(0.1)
+    assert Decision(0.5, 0.4, 0.6).as_dict() == {"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}
 
 
 def test_verdicts_change_exactly_at_the_ends_of_the_band():

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import ExifTags, Image
 
 from pipeline.crack_maps import map_files
 from pipeline.crack_maps.map_files import names_of, run
+from pipeline.models.decision import DECISION_FILE
 from pipeline.params import Map
 from pipeline.registry.model_lookup import found_model
 
@@ -56,6 +58,25 @@ def test_each_photo_has_a_picture_a_table_and_a_report_and_the_folder_a_page(tmp
     assert report(out, "b")["n_crack"] == 2
     assert report(out, "b")["share_cracked"] == pytest.approx(0.5, abs=0.11)
     assert report(out, "b")["model"] == f"the model in {found.folder}"
+
+
+def test_a_stated_share_of_cracks_is_in_all_that_a_map_says_and_maps_the_photos_again(tmp_path, photos, dark_is_crack):
+    shutil.copytree(dark_is_crack, tmp_path / "assuming")
+    file = tmp_path / "assuming" / DECISION_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prevalence": 0.5}))
+    out = tmp_path / "out"
+    with found_model("cracks", str(tmp_path / "assuming")) as assuming:
+        run(assuming, photos, out, PARAMS)
+        plain = pd.read_csv(out / "b.tiles.csv")["probability"]
+        run(assuming, photos, out, PARAMS, prevalence=0.9999)
+    tiles = pd.read_csv(out / "b.tiles.csv")
+    assert (tiles["probability"] > plain).all()
+    assert tiles["label"].tolist() == ["crack"] * 4  # the light ones too
+    assert tiles[["assumed_prevalence", "prevalence"]].to_numpy().tolist() == [[0.5, 0.9999]] * 4
+    said = "Probabilities are corrected for 99.99 % of the tiles cracked, as stated; by itself the model assumes 50 %."
+    assert said in report(out, "b")["notes"]
+    assert report(out, "b")["prevalence"] == 0.9999
+    assert "corrected for 99.99" in (out / "index.html").read_text(encoding="utf-8")
 
 
 def test_no_name_is_a_formula_and_none_hides_its_direction(tmp_path, found, photos, monkeypatch):

@@ -127,11 +127,52 @@ def test_the_threshold_changes_what_is_marked_in_every_place_that_says_it(page, 
     assert words(page, "#threshold-value") == "0.80"  # from which the model itself says crack
 
 
-def test_the_page_marks_the_tiles_that_cracks_map_calls_cracked(page, deck, root, tmp_path):
+@pytest.mark.parametrize(("prevalence", "probability_of_middle"), [(None, 0.5744), (0.1, 0.1304)])
+def test_page_api_and_cracks_map_say_the_same_of_a_photo_with_and_without_a_stated_share_of_cracks(
+    page, deck, root, tmp_path, server, prevalence, probability_of_middle
+):
     add(page, deck)
+    if prevalence is not None:
+        page.fill("#prevalence", f"{100 * prevalence:g}")
+        page.keyboard.press("Enter")
+        page.locator("#notes", has_text="corrected for 10 %").wait_for()
+    params = Map(tile_px=SIZE_PX, overlap=0, model_mm_per_px=None)
     with found_model("cracks", str(root / "starter")) as found:
-        row = run(found, [Path(deck)], tmp_path / "maps", Map(tile_px=SIZE_PX, overlap=0, model_mm_per_px=None)).loc[0]
-    assert words(page, "#summary") == f"{row['n_crack']} of {row['n_tiles']} tiles marked, {row['n_review']} to review"
+        row = run(found, [Path(deck)], tmp_path / "maps", params, prevalence=prevalence).loc[0]
+    to_review = f", {row['n_review']} to review" if row["n_review"] else ""
+    assert words(page, "#summary") == f"{row['n_crack']} of {row['n_tiles']} tiles marked{to_review}"
+    page.select_option("#filter", "all")
+    on_page = {float(text) for text in page.locator(".tile .probability").all_inner_texts()}
+    query = {} if prevalence is None else {"prevalence": prevalence}
+    with server.client() as client:
+        answer = client.post("/v1/map", files={"file": Path(deck).read_bytes()}, params=query).json()
+    tiles = pd.read_csv(tmp_path / "maps" / "deck.tiles.csv")
+    assert [tile["probability"] for tile in answer["tiles"]] == pytest.approx(tiles["probability"].tolist(), abs=6e-5)
+    assert [tile["label"] for tile in answer["tiles"]] == tiles["label"].tolist()
+    assert on_page == {round(tile["probability"], 2) for tile in answer["tiles"]}
+    assert page.locator("#notes li").all_inner_texts() == answer["notes"]
+    assert tiles["probability"][1] == pytest.approx(probability_of_middle, abs=1e-3)
+
+
+def test_another_share_of_cracks_maps_all_photos_again_and_keeps_the_reviews(page, deck, tmp_path):
+    add(page, deck, photo(tmp_path / "other.png", [["review", "review"]]))
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("x")
+    page.fill("#prevalence", "99")
+    page.keyboard.press("Enter")
+    page.locator(".photo .state", has_text="2 of 2 tiles marked").wait_for()
+    page.locator("#summary", has_text="4 of 6 tiles marked").wait_for()
+    assert "Probabilities are corrected for 99 % of the tiles cracked" in words(page, "#notes")
+    page.select_option("#filter", "labelled")
+    assert page.locator(".tile .verdict-label").all_inner_texts() == ["intact"]
+    assert words(page, "#export-button") == "Export 1 label"
+    page.fill("#prevalence", "100")  # which no photo has: the browser says so, nothing is sent
+    page.keyboard.press("Enter")
+    assert not page.evaluate("document.getElementById('prevalence').checkValidity()")
+    page.fill("#prevalence", "")
+    page.keyboard.press("Enter")
+    page.locator("#summary", has_text="1 of 6 tiles marked").wait_for()
+    assert page.complaints == []
 
 
 def pixel(page, x_share, y_share):

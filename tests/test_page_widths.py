@@ -24,6 +24,7 @@ from pipeline.monitoring.drift_check import render_drift
 pytestmark = pytest.mark.slow
 WIDTHS_PX = (360, 768, 1280, 1920)
 LONG = "a-name-without-a-space-" * 6  # 138 characters
+CORRECTION = {"assumed_prevalence": 0.5, "prevalence": 0.123}
 SENTENCE = "The reason is told in a sentence that takes more than a line of the table that it stands in. " * 2
 
 # What sticks out of the page, can only be scrolled to or is cut off, in words.
@@ -151,7 +152,7 @@ def maps(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
         rows.append(found | {"name": name, "error": ""})
     rows += [rows[0] | {"photo": f"{LONG}/{LONG}", "error": SENTENCE}] * 2
-    return render_maps(tmp_path, pd.DataFrame(rows), f"the model in /{LONG}/{LONG}", [SENTENCE] * 2)
+    return render_maps(tmp_path, pd.DataFrame(rows), f"the model in /{LONG}/{LONG}", [SENTENCE] * 2, CORRECTION)
 
 
 @pytest.mark.parametrize("write", [report, contract, split, drift, maps])

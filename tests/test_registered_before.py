@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from registry import MODEL, TAGS, make_registry
 
+from pipeline.errors import CracksError
 from pipeline.models.classifier import Classifier
 from pipeline.monitoring.monitored_model import monitored_model
 from pipeline.params import load_params
@@ -53,6 +54,8 @@ def test_it_is_found_and_answers_as_it_did(before, reference):
     answers = [float(model.outputs(image)["probability"][0]) for image in (DARK, LIGHT)]
     assert answers == pytest.approx(PROBABILITIES, abs=1e-4)
     assert model.decision.as_dict() == {"threshold": 0.5, "review_from": 0.4, "review_to": 0.6}
+    with pytest.raises(CracksError, match="not recorded what share of cracks this model assumes"):
+        model.labels(model.outputs(DARK), 0.1)
 
 
 def test_its_keras_model_answers_as_it_did(before, tmp_path):

@@ -69,6 +69,7 @@ def test_the_shipped_starter_is_small_and_can_be_loaded():
     starter = load_starter()
     outputs = starter.model(np.full((1, 64, 64, 3), 128, np.uint8))
     assert 0 <= float(outputs["probability"][0]) <= 1
+    assert starter.decision.correction(0.2)["prevalence"] == 0.2  # what it assumes is recorded
     assert 0 < starter.decision.review_from <= starter.decision.threshold <= starter.decision.review_to < 1
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ def add(commands: Commands) -> None:
         description="Score images and label them crack, intact or review (a person should look).",
     )
     predict.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
-    columns = "path, probability, label, reason, error"
+    columns = "path, probability, label, reason, error; with --prevalence also what the model assumes"
     predict.add_argument("--out", type=Path, required=True, help=f"CSV file to write: {columns}")
     predict.add_argument(
         "--model",
@@ -55,7 +56,20 @@ def add(commands: Commands) -> None:
     crack_map.set_defaults(run=_map)
 
     for parser in (predict, crack_map):
+        parser.add_argument(
+            "--prevalence",
+            type=_prevalence,
+            metavar="SHARE",
+            help="share of cracked images or tiles, such as 0.1, that you expect; probabilities are corrected for it",
+        )
         parser.add_argument("--dask", metavar="ADDRESS", help="Dask scheduler of a cluster to run on")
+
+
+def _prevalence(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is no share of cracks: give a number above 0 and below 1, such as 0.1")
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -80,7 +94,8 @@ def _predict(args: argparse.Namespace) -> None:
             rows = log_rows(table, found.version, args.photo_pattern, datetime.now(UTC))
             PredictionLog(project_root() / LOG_FOLDER, project_params().monitor.log_max_mb).append(rows)
 
-        counts = run(found, paths, args.out, args.dask, log_predictions if args.log else None)
+        on_scored = log_predictions if args.log else None
+        counts = run(found, paths, args.out, args.dask, on_scored, prevalence=args.prevalence)
         log.info(missed_cracks(load_detector(found.folder))[0])
     n_unreadable = counts.pop("", 0)
     log.info("%s: %s", args.out, ", ".join(f"{count} {label}" for label, count in counts.items()) or "no image")
@@ -109,9 +124,8 @@ def _map(args: argparse.Namespace) -> None:
     cut = params.map if params else Map(**OUTSIDE_A_PROJECT)
     with found_model(params.register_as.name if params else "", args.model) as found:
         log.info("Mapping %d photos with %s", len(paths), found.description)
-        summary = run(
-            found, paths, args.out, cut, args.dask, mm_per_px=args.mm_per_px, strip_location=args.strip_location
-        )
+        settings = {name: getattr(args, name) for name in ("mm_per_px", "strip_location", "prevalence")}
+        summary = run(found, paths, args.out, cut, args.dask, **settings)
         log.info(" ".join([*missed_cracks(load_detector(found.folder)), "An unmarked area may still have cracks."]))
     failed = summary[summary["error"] != ""]
     for row in failed.head(MAX_SHOWN).itertuples():

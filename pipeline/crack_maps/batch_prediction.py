@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial as bound
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +38,14 @@ ANSWER = ["probability", "label", "reason"]
 COLUMNS = ["path", *ANSWER, "error"]
 
 
-def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
+def score(
+    model: ServedModel, contents: Sequence[Content], *, with_statistics: bool = False, prevalence: float | None = None
+) -> pd.DataFrame:
     """Return a row for each file: probability (NaN if it cannot be read), label, reason for a review, and error.
 
     Each thread decodes a batch and then scores it, so that no core waits. `with_statistics` adds the columns of the
-    prediction log: image statistics and embedding.
+    prediction log: image statistics, embedding and the uncorrected probability. Probabilities are corrected for a
+    `prevalence`.
     """
     scored: list[pd.DataFrame] = []
     sizes, errors = _sizes_and_errors(contents)
@@ -55,10 +59,11 @@ def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: b
                 errors[position] = str(error)
         if decoded:
             outputs = model.outputs(np.stack(list(decoded.values())))
-            table = pd.DataFrame(model.labels(outputs)._asdict(), index=list(decoded))
+            table = pd.DataFrame(model.labels(outputs, prevalence)._asdict(), index=list(decoded))
             if with_statistics:
                 statistics = pd.DataFrame(map(image_statistics, decoded.values()), index=table.index)
-                table = table.join(statistics).assign(embedding=list(embeddings_of(outputs["features"])))
+                embeddings = list(embeddings_of(outputs["features"]))
+                table = table.join(statistics).assign(embedding=embeddings, uncorrected=outputs["probability"])
             scored.append(table)
 
     readable = np.array(list(sizes), np.int64)
@@ -67,7 +72,7 @@ def score(model: ServedModel, contents: Sequence[Content], *, with_statistics: b
         for _ in pool.map(fill, [readable[batch] for batch in batches]):
             pass  # raises the exception of a batch
     table = pd.concat(scored) if scored else pd.DataFrame()
-    columns = [*ANSWER, *IMAGE_STATISTICS, "embedding"] if with_statistics else ANSWER
+    columns = [*ANSWER, "uncorrected", *IMAGE_STATISTICS, "embedding"] if with_statistics else ANSWER
     table = table.reindex(index=range(len(contents)), columns=columns)
     table = table.astype({"probability": np.float32, "label": object, "reason": object})
     return table.fillna({"label": "", "reason": ""}).assign(error=errors)
@@ -86,9 +91,9 @@ def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int,
     return sizes, errors
 
 
-def score_on_worker(files: ModelFiles, contents: Sequence[Content], *, with_statistics: bool = False) -> pd.DataFrame:
-    """Return `score` with the model of `files`; runs on a worker of a cluster."""
-    return score(model_of(files), contents, with_statistics=with_statistics)
+def score_on_worker(files: ModelFiles, contents: Sequence[Content], **settings: Any) -> pd.DataFrame:
+    """Return `score` with the model of `files` and these settings; runs on a worker of a cluster."""
+    return score(model_of(files), contents, **settings)
 
 
 def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None, time: datetime) -> pd.DataFrame:
@@ -99,7 +104,8 @@ def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None,
     """
     readable = table[table["error"] == ""]
     paths = [str(Path(path).absolute()) for path in readable["path"]]
-    return readable[["probability", *IMAGE_STATISTICS, "embedding"]].assign(
+    return readable[[*IMAGE_STATISTICS, "embedding"]].assign(
+        probability=readable["uncorrected"],  # a stated prevalence is no drift
         time=pd.Timestamp(time),
         model_version=model_version,
         source="predict",
@@ -108,9 +114,9 @@ def log_rows(table: pd.DataFrame, model_version: str, photo_pattern: str | None,
     )
 
 
-def unfinished_folder(found: FoundModel, paths: Sequence[Path], out: Path) -> Path:
-    """Return the folder of unfinished work beside `out`, one for each model and set of files."""
-    digest = hashlib.sha256(found.identity().encode())
+def unfinished_folder(found: FoundModel, paths: Sequence[Path], out: Path, prevalence: float | None = None) -> Path:
+    """Return the folder of unfinished work beside `out`, one for each model, stated prevalence and set of files."""
+    digest = hashlib.sha256(f"{found.identity()}{prevalence}".encode())
     for path in paths:
         digest.update(f"{path}\0{_size_and_time(path)}\0".encode(errors="surrogateescape"))
     return out.with_name(f".{out.name}.{digest.hexdigest()[:16]}.unfinished")
@@ -164,31 +170,37 @@ def run(
     out: Path,
     dask_address: str | None = None,
     on_scored: Callable[[pd.DataFrame], None] | None = None,
+    *,
+    prevalence: float | None = None,
 ) -> dict[str, int]:
     """Score images into the CSV file `out`, in the order of `paths`; return the number of images with each label.
 
     A row has path, probability, label, reason (why it is for review) and error; unreadable images have the label "".
     `on_scored` is called with the scored rows and their statistics, 1,000 images or more at a time; if the process is
-    killed, the last ones are not passed on.
+    killed, the last ones are not passed on. With a `prevalence`, a share of cracks above 0 and below 1, probabilities
+    are corrected for it, and a row also has assumed_prevalence (what the model assumes) and prevalence.
+
+    Raises CracksError if a prevalence is stated, and it is not recorded which one the model assumes.
     """
-    unfinished = unfinished_folder(found, paths, out)
+    model = found.load()
+    correction = model.decision.correction(prevalence)
+    unfinished = unfinished_folder(found, paths, out, prevalence)
     parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}
     missing = [part for part in parts if not part.exists()]
     tasks = ((part, [read_image_file(path) for path in parts[part]]) for part in missing)
     tables: Iterator[tuple[Path, pd.DataFrame]]
-    with_statistics = on_scored is not None
+    settings: dict[str, Any] = {"with_statistics": on_scored is not None, "prevalence": prevalence}
     if dask_address is None:
-        model = found.load()
-        tables = ((part, score(model, contents, with_statistics=with_statistics)) for part, contents in tasks)
+        tables = ((part, score(model, contents, **settings)) for part, contents in tasks)
     else:
-        compute = bound(score_on_worker, with_statistics=with_statistics)
+        compute = bound(score_on_worker, **settings)
         tables = compute_on_cluster(dask_address, compute, ModelFiles.read(found), tasks, local_hint="leave --dask out")
     with _buffered(on_scored) as add, tqdm(total=len(paths), desc="scoring", unit=" images", disable=None) as bar:
         bar.update(len(paths) - sum(len(parts[part]) for part in missing))
         for part, table in tables:
-            table = table.assign(path=[as_utf8(path) for path in parts[part]])
+            table = table.assign(path=[as_utf8(path) for path in parts[part]], **correction)
             with replacing(part) as partial:
-                cells(table[COLUMNS]).to_csv(partial, index=False)
+                cells(table[[*COLUMNS, *correction]]).to_csv(partial, index=False)
             add(table)
             bar.update(len(table))
     counts: Counter[str] = Counter()

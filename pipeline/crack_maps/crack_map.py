@@ -28,7 +28,7 @@ BATCH_TILES = 4  # the activations of more do not fit into the cache, which is s
 CELL_PX = 16  # side of a cell of the raster for areas and the overlay
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
-REVIEW_SHARE = 0.2  # of a photo's tiles: the most that are for review because the model is unsure
+REVIEW_SHARE = 0.15  # of a photo's tiles that are for review at most, if the model does not record its budget
 MIN_REVIEW_TILES = 20  # that may be for review, however few tiles there are
 
 TileLabel = Literal["crack", "intact", "review", "undecided"]
@@ -53,6 +53,7 @@ class CrackMap:
     scale: str  # a sentence on how the photo was resized, or why it was not
     missed: list[str]  # what is known of the cracks that the model misses, a sentence each
     photographed: Raster  # share of each cell that is not transparent, 0..1
+    correction: dict[str, float]  # of the probabilities, as `Decision.correction`
 
     def notes(self) -> list[str]:
         """Return the caveats to show with the map, a sentence each, the most important ones first."""
@@ -73,6 +74,12 @@ class CrackMap:
             notes.append(f"{share:.1f} % of the picture is transparent: tiles without photo are left out.")
         if self.tiles["in_distribution"].isna().any():
             notes.append("The model has no out-of-distribution detector.")
+        if self.correction:
+            assumed, stated = (100 * self.correction[name] for name in ("assumed_prevalence", "prevalence"))
+            notes.append(
+                f"Probabilities are corrected for {stated:.4g} % of the tiles cracked, as stated; by itself the model "
+                f"assumes {assumed:.3g} %."
+            )
         return [*notes, self.scale]
 
     def share_of_area(self, label: TileLabel) -> float:
@@ -106,6 +113,7 @@ class CrackMapper:
         mm_per_px: float | None = None,
         on_tiles: OnTiles | None = None,
         photographed: Mask | None = None,
+        prevalence: float | None = None,
     ) -> CrackMap:
         """Return the map of an upright photo.
 
@@ -115,9 +123,11 @@ class CrackMapper:
             on_tiles: called from threads with each batch of tiles, (n, size, size, 3), its outputs, and its share of
                 all tiles, in any order.
             photographed: where the photo is not transparent, (height, width); None: everywhere.
+            prevalence: share of cracked tiles that a person states, above 0 and below 1; None: not known.
 
         Raises:
-            CracksError: the photo is too small or wholly transparent, or would become too small or too large.
+            CracksError: the photo is too small or wholly transparent, or would become too small or too large; or it is
+                not recorded which prevalence the model assumes.
         """
         height, width, _ = pixels.shape
         if min(height, width) < MIN_SIDE_PX:
@@ -139,9 +149,11 @@ class CrackMapper:
             columns=["row", "col", "x", "y"],
         ).assign(size=shown_px)
         places = [(tops[row], lefts[col]) for row, col in tiles[["row", "col"]].to_numpy()]
-        tiles = with_review_budget(tiles.join(self._scored(resized, places, size, on_tiles)))
+        tiles = tiles.join(self._scored(resized, places, size, on_tiles, prevalence))
+        tiles = with_review_budget(tiles, self._model.decision.review_budget)
         missed = missed_cracks(self._model.detector)
-        return CrackMap(tiles, width, height, scale, missed, _share_of_cells(photographed, height, width))
+        photo = _share_of_cells(photographed, height, width)
+        return CrackMap(tiles, width, height, scale, missed, photo, self._model.decision.correction(prevalence))
 
     def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
         """Return the factor by which a photo is resized before it is cut, and a sentence about it."""
@@ -160,9 +172,14 @@ class CrackMapper:
         return factor, f"Resized {factor:.3g} times, from {mm_per_px:g} to the model's {trained_at:g} mm per pixel."
 
     def _scored(
-        self, pixels: Pixels, places: list[tuple[int, int]], size: int, on_tiles: OnTiles | None
+        self,
+        pixels: Pixels,
+        places: list[tuple[int, int]],
+        size: int,
+        on_tiles: OnTiles | None,
+        prevalence: float | None,
     ) -> pd.DataFrame:
-        """Return probability, label, reason and in_distribution of each tile; `places` are (top, left)."""
+        """Return what the model says of each tile, the columns of `Labels`; `places` are (top, left)."""
 
         def score(first: int) -> pd.DataFrame:
             chosen = places[first : first + BATCH_TILES]
@@ -170,18 +187,18 @@ class CrackMapper:
             outputs = self._model.outputs(batch)
             if on_tiles is not None:
                 on_tiles(batch, outputs, len(chosen) / len(places))
-            return pd.DataFrame(self._model.labels(outputs)._asdict())
+            return pd.DataFrame(self._model.labels(outputs, prevalence)._asdict())
 
         return pd.concat(self._pool.map(score, range(0, len(places), BATCH_TILES)), ignore_index=True)
 
 
-def with_review_budget(tiles: pd.DataFrame) -> pd.DataFrame:
+def with_review_budget(tiles: pd.DataFrame, share: float | None) -> pd.DataFrame:
     """Return the tiles of a photo with a limited number of them for review because the model is unsure.
 
-    The limit is a fifth of the tiles, or 20 if that is more; nobody would look at all of more. The likeliest cracks
-    stay; the others become `undecided`.
+    The limit is this share of the tiles, 15 % if the model records none, or 20 if that is more; nobody would look at
+    all of more. The likeliest cracks stay; the others become `undecided`.
     """
-    budget = max(MIN_REVIEW_TILES, math.ceil(REVIEW_SHARE * len(tiles)))
+    budget = max(MIN_REVIEW_TILES, math.floor((REVIEW_SHARE if share is None else share) * len(tiles)))
     unsure = tiles[tiles["reason"] == UNSURE].sort_values("probability", ascending=False, kind="stable")
     return tiles.assign(label=tiles["label"].mask(tiles.index.isin(unsure.index[budget:]), "undecided"))
 

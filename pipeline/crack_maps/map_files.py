@@ -29,6 +29,7 @@ from pipeline.errors import CracksError
 from pipeline.files import replacing, write_json, write_text
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.inference.out_of_distribution import load_detector, missed_cracks
+from pipeline.models.decision import load_decision
 from pipeline.params import Map
 from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
 from pipeline.safe_text import as_utf8, cells
@@ -53,6 +54,7 @@ class Job:
     params: Map  # how photos are cut
     mm_per_px: float | None  # ground resolution of the photos, None if unknown
     strip_location: bool  # whether time and place are left out
+    prevalence: float | None = None  # share of cracked tiles that a person states
     form: int = 2  # of the files that are written; another one maps all photos again
 
     def key(self, path: Path) -> str:
@@ -84,19 +86,19 @@ def names_of(paths: Sequence[Path]) -> dict[Path, str]:
 
 def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[str, Any]:
     """Return the content of NAME.json."""
-    tiles = crack_map.tiles
+    tiles, place = crack_map.tiles, None if job.strip_location else photo.place
     review = tiles[tiles["label"] == "review"].sort_values(["reason", "probability"], ascending=False)
-    keep = not job.strip_location
     return {
         "photo": as_utf8(path),
         "width": crack_map.width_px,
         "height": crack_map.height_px,
-        "time": photo.time if keep else None,
-        "place": {"latitude": photo.place[0], "longitude": photo.place[1]} if keep and photo.place else None,
+        "time": None if job.strip_location else photo.time,
+        "place": dict(zip(("latitude", "longitude"), place, strict=True)) if place else None,
         "model": job.model,
         "model_hash": job.identity,
         "tile_px": job.params.tile_px,
         "overlap": job.params.overlap,
+        **crack_map.correction,
         "share_cracked": round(crack_map.share_of_area("crack"), 4),
         "share_review": round(crack_map.share_of_area("review"), 4),
         "max_probability": round(float(tiles["probability"].max()), 4),
@@ -120,15 +122,14 @@ def map_photo(
         return content
     try:
         photo = read_photo(content)
-        crack_map = mapper.map(photo.pixels, job.mm_per_px, on_tiles, photo.photographed)
+        crack_map = mapper.map(photo.pixels, job.mm_per_px, on_tiles, photo.photographed, job.prevalence)
     except (UnreadableImageError, CracksError) as error:
         return str(error)
     picture = io.BytesIO()
     overlay_picture(photo.pixels, crack_map).save(picture, "JPEG", quality=JPEG_QUALITY, comment=OVERLAY_COMMENT)
-    tiles = crack_map.tiles.assign(photo=as_utf8(path), probability=crack_map.tiles["probability"].round(4))
-    return PhotoFiles(
-        picture.getvalue(), cells(tiles[TILE_COLUMNS]).to_csv(index=False), report_of(path, photo, crack_map, job)
-    )
+    tiles = crack_map.tiles.round(4).assign(photo=as_utf8(path), **crack_map.correction)
+    table = cells(tiles[[*TILE_COLUMNS, *crack_map.correction]]).to_csv(index=False)
+    return PhotoFiles(picture.getvalue(), table, report_of(path, photo, crack_map, job))
 
 
 def map_on_worker(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) -> PhotoFiles | str:
@@ -206,12 +207,14 @@ def run(
     *,
     mm_per_px: float | None = None,
     strip_location: bool = False,
+    prevalence: float | None = None,
 ) -> pd.DataFrame:
     """Map photos into the folder `out`, with a page and a summary; return the summary, a row per photo.
 
-    Raises CracksError if the model cannot be loaded, UnavailableError if the Dask cluster does not answer.
+    Raises CracksError if the model cannot be loaded or corrected, UnavailableError if the Dask cluster does not answer.
     """
-    job = Job(found.description, found.identity(), params, mm_per_px, strip_location)
+    correction = {} if prevalence is None else load_decision(found.folder).correction(prevalence)
+    job = Job(found.description, found.identity(), params, mm_per_px, strip_location, prevalence)
     names = names_of(paths)
     keys, errors, missing = {}, {}, []
     for path, name in names.items():
@@ -242,5 +245,5 @@ def run(
     with replacing(out / "summary.csv") as partial:
         cells(summary).to_csv(partial, index=False)
     missed = missed_cracks(load_detector(found.folder))
-    write_text(out / "index.html", render_maps(out, summary, found.description, missed))
+    write_text(out / "index.html", render_maps(out, summary, found.description, missed, correction))
     return summary

@@ -19,15 +19,16 @@ MAX_ERRORS = 100
 THUMBNAIL_PX = 480
 
 
-def render_maps(out: Path, summary: pd.DataFrame, model: str, missed: list[str]) -> str:
+def render_maps(out: Path, summary: pd.DataFrame, model: str, missed: list[str], correction: dict[str, float]) -> str:
     """Return the page as HTML, for the maps in the folder `out` in the order of `summary`, the table of summary.csv.
 
-    `missed` has the sentences of `missed_cracks` about the model.
+    `missed` has the sentences of `missed_cracks` about the model; `correction` is that of `Decision.correction`.
     """
     mapped, failed = summary[summary["error"] == ""], summary[summary["error"] != ""]
     return template("crack_maps/map.html.j2").render(
         model=model,
         missed=missed,
+        correction=correction,
         is_drawn="(demo)" in model,
         cards=_cards(out, mapped["name"].head(MAX_CARDS)),
         cards_shown=min(MAX_CARDS, len(mapped)),

@@ -20,7 +20,7 @@ from pipeline.data.images import Images, Pixels, Sizes, batches_by_size
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph, Outputs
 from pipeline.inference.out_of_distribution import OutOfDistributionDetector, detector_projection, load_detector
-from pipeline.models.decision import DECISION_FILE, Decision, Verdict, load_decision
+from pipeline.models.decision import DECISION_FILE, Decision, Verdict, at_prevalence, load_decision
 from pipeline.models.model_files import served_folder
 
 GRAPH_FILE = "openvino.xml"
@@ -39,7 +39,7 @@ UNSURE, UNLIKE = "unsure", "unlike the training images"  # why an image is for r
 class Labels(NamedTuple):
     """What a model says about images, in their order."""
 
-    probability: npt.NDArray[np.float32]
+    probability: npt.NDArray[np.float32]  # corrected, if a prevalence was stated
     label: list[Verdict]
     reason: list[str]  # why it is for review, "" for the others
     in_distribution: list[bool | None]  # None: the model cannot tell
@@ -99,17 +99,24 @@ class ServedModel:
         """
         return self._compute(batch)
 
-    def labels(self, outputs: Outputs) -> Labels:
-        """Return what the model says about images with these `outputs`; one out-of-distribution is for review."""
-        in_distribution: list[bool | None] = [None] * len(outputs["probability"])
+    def labels(self, outputs: Outputs, prevalence: float | None = None) -> Labels:
+        """Return what the model says about images with these `outputs`; one out-of-distribution is for review.
+
+        Probabilities are corrected for `prevalence`, the share of cracks above 0 and below 1 that a person states.
+        Raises CracksError if one is stated, and it is not recorded which one the model assumes.
+        """
+        probabilities = outputs["probability"]
+        if prevalence is not None:
+            probabilities = at_prevalence(probabilities, **self.decision.correction(prevalence))
+        in_distribution: list[bool | None] = [None] * len(probabilities)
         if self.detector is not None and self.detector.limit is not None:
             distances = self.detector.distances(detector_projection(outputs["features"]))
             in_distribution = (distances <= self.detector.limit).tolist()
         labels, reasons = [], []
-        for probability, is_known in zip(outputs["probability"].tolist(), in_distribution, strict=True):
+        for probability, is_known in zip(probabilities.tolist(), in_distribution, strict=True):
             labels.append("review" if is_known is False else self.decision.verdict(probability))
             reasons.append("" if labels[-1] != "review" else UNLIKE if is_known is False else UNSURE)
-        return Labels(outputs["probability"], labels, reasons, in_distribution)
+        return Labels(probabilities, labels, reasons, in_distribution)
 
     def golden_difference(self) -> float:
         """Return the largest difference, 0..1, from the Keras model's probabilities for the golden images.

@@ -85,7 +85,7 @@ def fit_calibration(
     with_both = [name for name in np.unique(datasets) if len(np.unique(labels[datasets == name])) == 2]
     parts = [datasets == name for name in with_both] or [np.ones(len(labels), bool)]
     curves = tuple(fit_platt(labels[part], logits[part]) for part in parts)
-    if prevalence is not None:
+    if prevalence is not None:  # as `at_prevalence`, on the logit
         moves = [logit(prevalence) - logit(labels[part].mean()) for part in parts]
         curves = tuple(Platt(slope, intercept + by) for (slope, intercept), by in zip(curves, moves, strict=True))
     if len(curves) == 1:

@@ -3,11 +3,12 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import CracksError
 from pipeline.params import Decide
 
 if TYPE_CHECKING:  # serving a model needs the rule, but not scikit-learn, which the scores import
@@ -39,6 +40,20 @@ class Decision:
             return "review"
         return "crack" if probability >= self.threshold else "intact"
 
+    def correction(self, stated: float | None) -> dict[str, float]:
+        """Return "assumed_prevalence" and "prevalence", from and to which probabilities are corrected; {} without one.
+
+        Raises CracksError if a prevalence is stated, and it is not recorded which one the probabilities assume.
+        """
+        if stated is None:
+            return {}
+        if self.prevalence is None:
+            raise CracksError(
+                "It is not recorded what share of cracks this model assumes, so its probabilities cannot be corrected "
+                "for another one. Leave the prevalence out, or train and register the model again."
+            )
+        return {"assumed_prevalence": self.prevalence, "prevalence": stated}
+
     def as_dict(self) -> dict[str, float]:
         """Return the content of decision.json."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -47,6 +62,21 @@ class Decision:
 def load_decision(folder: Path) -> Decision:
     """Return the rule stored in `folder`. Raises OSError, ValueError or TypeError if there is none."""
     return Decision(**json.loads((folder / DECISION_FILE).read_text(encoding="utf-8")))
+
+
+def at_prevalence(
+    probabilities: npt.NDArray[np.floating[Any]], assumed_prevalence: float, prevalence: float
+) -> npt.NDArray[np.float32]:
+    """Return probabilities, (n,), that assume one share of cracks, corrected for another one; both 0..1, excluded.
+
+    odds' = odds * [P / (1 - P)] / [P0 / (1 - P0)], with P0 assumed (Saerens, Latinne and Decaestecker, Adjusting the
+    Outputs of a Classifier to New a Priori Probabilities, 2002, equation 4). Mistakes cost the same as before, so the
+    threshold stays.
+    """
+    exact = probabilities.astype(np.float64)
+    crack = exact * (prevalence / assumed_prevalence)
+    intact = (1 - exact) * ((1 - prevalence) / (1 - assumed_prevalence))
+    return np.asarray(crack / (crack + intact), np.float32)
 
 
 def prevalence_weights(labels: "Labels", datasets: npt.NDArray[np.str_], prevalence: float | None) -> Floats:

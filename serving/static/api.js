@@ -41,10 +41,13 @@ export async function getModel() {
   return (await request("/v1/model")).json();
 }
 
-export async function mapPhoto(file, withPreview) {
+// `prevalence`, if not null, is the share of cracked tiles for which the server corrects the probabilities.
+export async function mapPhoto(file, withPreview, prevalence) {
   const body = new FormData();
   body.append("file", file);
-  return (await request(`/v1/map${withPreview ? "?preview=true" : ""}`, {method: "POST", body})).json();
+  const query = new URLSearchParams({preview: withPreview});
+  if (prevalence !== null) query.set("prevalence", prevalence);
+  return (await request(`/v1/map?${query}`, {method: "POST", body})).json();
 }
 
 // Returns {batch, ...} if the server put the labels into its inbox, else {name, blob}: an archive to download.

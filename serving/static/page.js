@@ -13,6 +13,7 @@ const REVIEWER = "cracks-reviewer";
 const byId = (id) => document.getElementById(id);
 const photos = []; // {file, name, state: waiting|working|done|failed, map, message, item}
 let model = null;
+let prevalence = null; // share of cracked tiles that the inspector expects, if they said so
 let current = null; // the photo that is shown
 let listed = []; // its tiles in the list, in order
 let selected = null; // one of its tiles
@@ -74,7 +75,30 @@ function addPhotos(files) {
   byId("work").hidden = false;
   if (!current) openPhoto(photos[0]);
   showProgress();
+  startProcessing();
+}
+
+function startProcessing() {
   for (let n = photos.filter((photo) => photo.state === "working").length; n < MAX_CONCURRENT_PHOTOS; n++) processNext();
+}
+
+// Maps every photo again, for another share of cracked tiles; a photo that is being mapped waits for its turn.
+function onPrevalence() {
+  const input = byId("prevalence");
+  if (!input.reportValidity()) return;
+  prevalence = input.value === "" ? null : Number(input.value) / 100;
+  for (const photo of photos) if (["done", "failed"].includes(photo.state)) photo.state = "waiting";
+  if (photos.length) showProgress();
+  startProcessing();
+}
+
+// What the inspector said of the tiles of a photo holds for its new map.
+function keepReviews(before, after) {
+  const reviewed = new Map((before?.tiles ?? []).filter((tile) => tile.reviewed).map((tile) => [`${tile.x},${tile.y}`, tile]));
+  for (const tile of after.tiles) {
+    const {reviewed: label, isExported} = reviewed.get(`${tile.x},${tile.y}`) ?? {};
+    if (label) Object.assign(tile, {reviewed: label, isExported});
+  }
 }
 
 async function processNext() {
@@ -83,14 +107,17 @@ async function processNext() {
   photo.state = "working";
   updatePhoto(photo, "mapping …");
   try {
-    photo.picture = await createImageBitmap(photo.file).catch(() => null);
-    photo.map = await mapPhoto(photo.file, photo.picture === null);
+    const asked = prevalence;
+    photo.picture ??= await createImageBitmap(photo.file).catch(() => null);
+    const map = await mapPhoto(photo.file, photo.picture === null, asked);
+    keepReviews(photo.map, map);
+    photo.map = map;
     if (photo.map.preview) {
       photo.preview = Object.assign(new Image(), {src: photo.map.preview});
       await photo.preview.decode();
       photo.picture = await createImageBitmap(photo.preview);
     }
-    photo.state = "done";
+    photo.state = asked === prevalence ? "done" : "waiting";
     drawThumbnail(photo.item.querySelector("canvas"), photo.picture, null);
     updatePhoto(photo, summary(photo.map));
   } catch (error) {
@@ -405,6 +432,7 @@ function addListeners() {
     if (toExport().length > 0) event.preventDefault(); // the browser asks for confirmation
   });
   byId("threshold").addEventListener("input", () => setThreshold(Number(byId("threshold").value)));
+  byId("prevalence").addEventListener("change", onPrevalence);
   byId("threshold-reset").addEventListener("click", () => setThreshold(model.review_to));
   byId("show-map").addEventListener("change", () => {
     viewer.showsMap = byId("show-map").checked;
