@@ -37,7 +37,7 @@ from pipeline.data.near_duplicates import find_copies
 from pipeline.data.training_images import images_of_side
 from pipeline.evaluation.bootstrap import MIN_GROUPS, resampled_groups, scores_with_intervals
 from pipeline.models.calibration import Calibration, Values, fit_calibration
-from pipeline.models.decision import Decision, choose_decision
+from pipeline.models.decision import Decision, choose_decision, prevalence_weights
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import Labels
 from pipeline.params import Params, Probe
@@ -163,7 +163,8 @@ def trained_without(
     known, cracked = features_of(validation, features), (validation["label"] == "crack").to_numpy()
     logits = head.logits(known)
     names = validation["dataset"].to_numpy(str)
-    calibration = fit_calibration(cracked, logits, known, names, params.decide.prevalence)
+    weights = prevalence_weights(cracked, names, params.decide.prevalence)
+    calibration = fit_calibration(cracked, logits, known, names, weights)
     decision = choose_decision(cracked, calibration.probabilities(logits, known), names, params.decide)
     return Trained(head, calibration, decision)
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.models.calibration import Calibration, Platt, calibrated, fit_calibration, fit_platt
+from pipeline.models.decision import prevalence_weights
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import expected_calibration_error
 from pipeline.models.network import build_classifier
@@ -135,21 +136,22 @@ def test_the_exported_graph_computes_the_same_mixture():
     np.testing.assert_array_equal(exported["features"], plain["features"])
 
 
-def test_a_stated_prevalence_moves_each_curve_by_the_odds_from_the_share_of_its_data_set(two_data_sets):
-    labels, logits, features, datasets = two_data_sets
-    plain = fit_calibration(labels, logits, features, datasets)
-    stated = fit_calibration(labels, logits, features, datasets, 0.2)
-    shares = [labels[datasets == name].mean() for name in ("decks", "walls")]
-    for before, after, share in zip(plain.curves, stated.curves, shares, strict=True):
-        assert after.slope == before.slope
-        assert after.intercept - before.intercept == pytest.approx(math.log(0.2 / 0.8) - math.log(share / (1 - share)))
+def test_an_image_of_weight_two_counts_as_two_images():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, 2000)
+    labels = rng.random(2000) < sigmoid(logits)
+    twice = np.arange(2000) % 3 == 0
+    repeated = np.concatenate([np.arange(2000), np.flatnonzero(twice)])
+    weighted = fit_platt(labels, logits, np.where(twice, 2.0, 1.0))
+    assert weighted == pytest.approx(fit_platt(labels[repeated], logits[repeated]), abs=0.01)
 
 
 def test_probabilities_are_right_at_the_stated_prevalence():
     rng = np.random.default_rng(0)
     labels = rng.random(40_000) < 0.05
     logits = rng.normal(np.where(labels, 2.0, -1.0), 2.0)
-    calibration = fit_calibration(labels, logits, np.zeros((40_000, 1)), np.full(40_000, "walls"), 0.5)
+    weights = prevalence_weights(labels, np.full(40_000, "walls"), 0.5)
+    calibration = fit_calibration(labels, logits, np.zeros((40_000, 1)), np.full(40_000, "walls"), weights)
     even = rng.random(40_000) < 0.5
     seen = calibration.probabilities(rng.normal(np.where(even, 2.0, -1.0), 2.0), np.zeros((40_000, 1)))
     assert expected_calibration_error(even, seen) < 0.03

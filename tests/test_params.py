@@ -36,6 +36,21 @@ FINETUNE = {
     "cached_augmentations": None,
     "seed": 0,
 }
+CONV_HEAD = {
+    "kind": "conv_head",
+    "backbone": "lite",
+    "map_layers": ["block_4_add", "block_10_add"],
+    "n_channels": 128,
+    "n_hidden": 256,
+    "dropout": 0.3,
+    "feature_dropout": 0.5,
+    "batch_size": 64,
+    "learning_rate": 0.001,
+    "weight_decay": 0.01,
+    "label_smoothing": 0.02,
+    "n_epochs": 8,
+    "seed": 0,
+}
 DOCUMENT = {
     "datasets": {
         "walls": {
@@ -86,7 +101,7 @@ DOCUMENT = {
             "training_precision": "bf16",
         }
     },
-    "candidates": {"head-only": PROBE, "all-of-it": FINETUNE},
+    "candidates": {"head-only": PROBE, "all-of-it": FINETUNE, "on-maps": CONV_HEAD},
     "select": {"external_weight": 0.5},
     "decide": {
         "missed_crack_cost": 5,
@@ -380,7 +395,7 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
         ),
         ("candidates.all-of-it.dropout", -0.1, r"candidates\.all-of-it\.dropout: .* 0 \(received -0\.1\)"),
         ("candidates.all-of-it.head.learning_rate", 0, r"head\.learning_rate: .* \(received 0\)"),
-        ("candidates.head-only.kind", "prob", r"candidates\.head-only: .*'prob'.*'probe', 'finetune'"),
+        ("candidates.head-only.kind", "prob", r"candidates\.head-only: .*'prob'.*'probe', 'finetune', 'conv_head'"),
         ("candidates.head-only", None, r"candidates\.head-only: .*\(received None\)"),
         ("candidates.all-of-it.tuning.optimizer", "sgd", r"candidates\.all-of-it\.tuning\.optimizer: .*'sgd'"),
         (

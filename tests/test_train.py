@@ -13,7 +13,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.decision import choose_threshold
 from pipeline.models.metrics import log_loss, scores
 from pipeline.params import Params
-from pipeline.train import validation_scores
+from pipeline.train import calibrate, validation_scores
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +102,20 @@ def test_no_checkpoints_are_left_after_a_training(trained):
     assert list((trained.folder / "checkpoints").iterdir()) == []
     assert sorted(path.name for path in (trained.folder / "model").iterdir()) == ["decision.json", "model.keras"]
     assert not list(trained.folder.rglob("*.partial"))
+
+
+def test_data_sets_that_a_convolutional_head_is_trained_on_share_a_calibration_curve():
+    conv = {
+        "kind": "conv_head", "backbone": "small", "map_layers": ["block_2_add", "block_5_add"], "n_channels": 8,
+        "n_hidden": 8, "dropout": 0, "feature_dropout": 0, "batch_size": 8, "learning_rate": 0.01, "weight_decay": 0,
+        "label_smoothing": 0, "n_epochs": 1, "seed": 0,
+    }  # fmt: skip
+    params = Params.model_validate(PARAMS | {"candidates": PARAMS["candidates"] | {"conv": conv}})
+    rng = np.random.default_rng(0)
+    names = rng.choice([*params.split.train_on, "elsewhere"], 300)
+    images = SimpleNamespace(labels=rng.random(300) < 0.5, rows=pd.DataFrame({"dataset": names}))
+    n_curves = {
+        name: len(calibrate(params, name, images, rng.normal(size=300), rng.normal(size=(300, 4))).curves)
+        for name in ("conv", "probe")
+    }
+    assert n_curves == {"conv": 2, "probe": 3}

@@ -22,8 +22,9 @@ def describe_layers(model: keras.Model) -> list[Layer]:
     for layer in model.layers:
         nested: list[Layer] = []
         if isinstance(layer, keras.Model):
-            # in a copy for the size of its input here, because the original accepts any
-            sized_input = keras.tree.map_structure(lambda _: keras.Input(layers[-1]["shape"]), layer.input)
+            # in a copy for the size of its input here, if the original accepts any
+            shape = layer.input_shape[1:] if None not in layer.input_shape[1:] else layers[-1]["shape"]
+            sized_input = keras.tree.map_structure(lambda _, shape=shape: keras.Input(shape), layer.input)
             nested = describe_layers(keras.models.clone_model(layer, input_tensors=sized_input))
         kind, shape = type(layer).__name__, layer.output.shape[1:]
         layers.append(Layer(name=layer.name, type=kind, shape=shape, n_weights=layer.count_params(), layers=nested))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import softmax
 
@@ -52,19 +52,20 @@ class Calibration:
         return np.asarray((softmax(membership) * by_curve).sum(axis=1))
 
 
-def fit_platt(labels: Labels, logits: Values) -> Platt:
+def fit_platt(labels: Labels, logits: Values, weights: Values | None = None) -> Platt:
     """Return the Platt curve fitted to these images, (n,), of which some are cracked and some intact.
 
     The targets are not 0 and 1 but Platt's, which keep the curve finite when logits separate the labels perfectly.
     """
     n_crack, n_intact = int(labels.sum()), int((~labels).sum())
     target = np.where(labels, (n_crack + 1) / (n_crack + 2), 1 / (n_intact + 2))  # (n,)
+    weights = np.ones(len(labels)) if weights is None else weights
     # A soft target t is passed as a crack of weight t and an intact image of weight 1 - t. The solver is Newton's
     # method, because the default one stops far too early when logits are small.
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8).fit(
         np.concatenate([logits, logits]).reshape(-1, 1).astype(np.float64),
         np.repeat([1, 0], len(labels)),
-        sample_weight=np.concatenate([target, 1 - target]),
+        sample_weight=np.concatenate([target * weights, (1 - target) * weights]),
     )
     return Platt(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
@@ -74,20 +75,18 @@ def fit_calibration(
     logits: Values,
     features: Values,
     datasets: npt.NDArray[np.str_],
-    prevalence: float | None = None,
+    weights: Values | None = None,
 ) -> Calibration:
     """Return the calibration fitted to validation images.
 
     A data set whose images all have the same label gets no curve. If no data set has both labels, one curve is fitted
-    to all images. Labels, logits and names of data sets have the shape (n,), features (n, n_features). The
-    probabilities assume the share of cracks `prevalence`, 0..1; None: that of the images that a curve is fitted to.
+    to all images. Labels, logits, names of data sets and weights have the shape (n,), features (n, n_features). The
+    probabilities assume the share of cracks that the weighted images of a curve have.
     """
     with_both = [name for name in np.unique(datasets) if len(np.unique(labels[datasets == name])) == 2]
     parts = [datasets == name for name in with_both] or [np.ones(len(labels), bool)]
-    curves = tuple(fit_platt(labels[part], logits[part]) for part in parts)
-    if prevalence is not None:  # as `at_prevalence`, on the logit
-        moves = [logit(prevalence) - logit(labels[part].mean()) for part in parts]
-        curves = tuple(Platt(slope, intercept + by) for (slope, intercept), by in zip(curves, moves, strict=True))
+    weights = np.ones(len(labels)) if weights is None else weights
+    curves = tuple(fit_platt(labels[part], logits[part], weights[part]) for part in parts)
     if len(curves) == 1:
         return Calibration(curves)
     has_curve = np.isin(datasets, with_both)

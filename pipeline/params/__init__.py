@@ -4,4 +4,13 @@ from pipeline.params.data_sections import Contract, Copies, Dataset, Fractions, 
 from pipeline.params.operation_sections import Flow, Map, Monitor, Promote, Serve
 from pipeline.params.params_file import Params, load_params, named
 from pipeline.params.section import CONTENT_ID_LENGTH, Label, Precision, Section
-from pipeline.params.training_sections import Augmentation, Backbone, Decide, Finetune, MosaicSet, Phase, Probe
+from pipeline.params.training_sections import (
+    Augmentation,
+    Backbone,
+    ConvHead,
+    Decide,
+    Finetune,
+    MosaicSet,
+    Phase,
+    Probe,
+)

@@ -88,7 +88,27 @@ class Finetune(Section):
     seed: int
 
 
-Candidate = Annotated[Probe | Finetune, Field(discriminator="kind")]
+class ConvHead(Section):
+    """Train a small convolutional network on feature maps of the frozen backbone, beside a hidden layer on features."""
+
+    kind: Literal["conv_head"]
+    backbone: Name
+    map_layers: tuple[str, ...] = Field(
+        min_length=2, description="layers that return the feature maps, largest first; all get the size of the second"
+    )
+    n_channels: int = Field(ge=2, description="of the convolutions")
+    n_hidden: int = Field(ge=1, description="units of the hidden layer on the features")
+    dropout: Share
+    feature_dropout: Share
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, description="at the start; it falls to 0 along a cosine")
+    weight_decay: float = Field(ge=0)
+    label_smoothing: Share
+    n_epochs: int = Field(ge=1)
+    seed: int
+
+
+Candidate = Annotated[Probe | Finetune | ConvHead, Field(discriminator="kind")]
 
 
 class Select(Section):

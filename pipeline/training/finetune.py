@@ -10,7 +10,7 @@ from pipeline.errors import CracksError
 from pipeline.models.backbones import build_backbone
 from pipeline.models.network import build_classifier, image_input, preprocessed
 from pipeline.models.tf import keras
-from pipeline.params import Backbone, Finetune
+from pipeline.params import Backbone, Finetune, Phase
 from pipeline.training.activation_cache import cache_activations, cache_features
 from pipeline.training.augmentation import AugmentedViews
 from pipeline.training.checkpoints import TrainingHistory
@@ -43,12 +43,19 @@ def fit_finetune(
     head = [keras.layers.Dropout(params.dropout, seed=params.seed), keras.layers.Dense(1, name="head")]
     head_data, tuning_data = _data_of_phases(backbone, network, head, train, validation, params, history.path.parent)
     network.trainable = False
-    fit_phase(head_data, "head", params.head, params, history)
+    _fit(head_data, "head", params.head, params, history)
     network.trainable = True
     for layer in always_frozen:
         layer.trainable = False
-    fit_phase(tuning_data, "tuning", params.tuning, params, history)
+    _fit(tuning_data, "tuning", params.tuning, params, history)
     return build_classifier(network, backbone.image_size_px, head[1:])
+
+
+def _fit(data: PhaseData, name: str, phase: Phase, params: Finetune, history: TrainingHistory) -> None:
+    optimizer = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[phase.optimizer](
+        phase.learning_rate
+    )
+    fit_phase(data, name, optimizer, phase.max_epochs, phase.patience_epochs, params, history)
 
 
 def _data_of_phases(
