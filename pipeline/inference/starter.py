@@ -1,8 +1,8 @@
 """The starter model, which ships with the project: a head trained on METU and SDNET2018 together.
 
-starter.npz contains the head, the calibration and the decision rule; starter_detector.npz the out-of-distribution
-detector. The weights of the backbone come from their package. `build_starter` writes the files; the model card is
-docs/starter-model.md.
+starter.npz contains the convolutional head, the calibration and the decision rule; starter_detector.npz the
+out-of-distribution detector. The weights of the backbone come from their package. `build_starter` writes the files; the
+model card is docs/starter-model.md.
 """
 
 import json
@@ -17,9 +17,9 @@ from pipeline.inference.kept_starter import STARTER_DETECTOR, STARTER_FILE
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
+from pipeline.models.conv_head import activations_of, build_conv_head, conv_head_classifier
 from pipeline.models.decision import Decision
-from pipeline.models.linear_head import LinearHead, linear_classifier
-from pipeline.params import Backbone
+from pipeline.params import Backbone, ConvHead
 
 N_GOLDEN = 8  # they suffice to compare two implementations of a graph
 
@@ -28,14 +28,14 @@ def load_starter(path: Path = STARTER_FILE) -> Classifier:
     """Return the starter model. Raises CracksError if the package of its backbone is missing."""
     with np.load(path) as arrays:
         settings = json.loads(str(arrays["settings"]))
-        head = LinearHead(arrays["kernel"], float(arrays["bias"][0]))
-        curves = tuple(Platt(*map(float, curve)) for curve in zip(arrays["slopes"], arrays["intercepts"], strict=True))
-        membership: tuple[LinearHead, ...] = ()
-        if len(curves) > 1:
-            kernels, biases = arrays["likeness"].T, arrays["likeness_bias"]
-            membership = tuple(LinearHead(kernel, float(bias)) for kernel, bias in zip(kernels, biases, strict=True))
-    classifier = linear_classifier(Backbone(**settings["backbone"]), head)
-    return Classifier(calibrated(classifier, Calibration(curves, membership)), Decision(**settings["decision"]))
+        weights = [arrays[f"head_{index}"] for index in range(settings["n_weights"])]
+        calibration = Calibration((Platt(float(arrays["slope"]), float(arrays["intercept"])),))
+    backbone, params = Backbone(**settings["backbone"]), ConvHead(**settings["candidate"])
+    activations = activations_of(backbone, params.map_layers)
+    head = build_conv_head(activations, params)
+    head.set_weights(weights)
+    classifier = conv_head_classifier(backbone, activations, head)
+    return Classifier(calibrated(classifier, calibration), Decision(**settings["decision"]))
 
 
 def write_served_starter(folder: Path) -> None:
