@@ -1,0 +1,93 @@
+"""Finds the lines of cracks in a photo."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+from scipy import ndimage
+
+from pipeline.crack_lines.crack_line import CrackLine, Points, draw_mask
+from pipeline.crack_lines.polylines import EIGHT, polylines
+from pipeline.crack_lines.tracer import Likelihood, Tracer
+from pipeline.crack_lines.widths import measure_widths
+from pipeline.data.images import Pixels
+
+MIN_TILE_PROBABILITY = 0.1  # lines are searched for in tiles that are at least so likely cracked,
+MIN_TILES = 64  # and in so many others, the likeliest ones first
+REDUCTIONS = (4, 2, 1)  # of the photo: the network knows cracks of a few pixels, and finds wide ones in a smaller photo
+MIN_REDUCED_WIDTH_PX = 4.0  # of a crack in a reduced photo; a thinner one is found where the photo is larger
+MIN_SIDE_PX = 96  # of a reduced photo
+CERTAIN, POSSIBLE = 0.7, 0.5  # likelihood: of a pixel that every line has, and of all its pixels
+MIN_ELONGATION = 8  # length of a line, in widths
+MIN_LENGTH_PX = 40  # in the reduced photo
+
+
+def find_lines(pixels: Pixels, tiles: pd.DataFrame | None, tracer: Tracer) -> list[CrackLine]:
+    """Return the cracks of an upright photo as lines, the longest first.
+
+    Args:
+        pixels: RGB, uint8, (height, width, 3).
+        tiles: a row per tile, with x, y, size (pixels of the photo) and probability: lines are only searched for in
+            the likelier ones; None: everywhere.
+        tracer: says where a crack runs.
+    """
+    searched = searched_area(tiles, pixels.shape[:2])
+    lines: list[CrackLine] = []
+    for reduction in REDUCTIONS:
+        if reduction > 1 and min(pixels.shape[:2]) < MIN_SIDE_PX * reduction:
+            continue
+        reduced = np.asarray(Image.fromarray(pixels).reduce(reduction)) if reduction > 1 else pixels
+        likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction])
+        if lines:  # the edges of a wide crack are no cracks of their own
+            likelihood[draw_mask(lines, searched.shape)[::reduction, ::reduction] > 0] = 0
+        for points in courses(likelihood):
+            line = _measured(reduced, likelihood, points)
+            if line.length_px < MIN_ELONGATION * line.median_width_px:
+                continue
+            if reduction == 1 or line.median_width_px >= MIN_REDUCED_WIDTH_PX:
+                lines.append(_enlarged(line, reduction))
+    return sorted(lines, key=lambda line: line.length_px, reverse=True)
+
+
+def _enlarged(line: CrackLine, factor: int) -> CrackLine:
+    points = (line.points + 0.5) * factor - 0.5
+    return CrackLine(
+        points, line.widths_px * factor, line.width_low_px * factor, line.width_high_px * factor, line.confidence
+    )
+
+
+def searched_area(tiles: pd.DataFrame | None, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return where in a photo of (height, width) lines are searched for."""
+    if tiles is None:
+        return np.ones(shape, bool)
+    searched = np.zeros(shape, bool)
+    ordered = tiles.sort_values("probability", ascending=False, kind="stable")
+    n_likely = int((tiles["probability"] >= MIN_TILE_PROBABILITY).sum())
+    for left, top, size in ordered[["x", "y", "size"]].to_numpy()[: max(MIN_TILES, n_likely)].tolist():
+        searched[top : top + size, left : left + size] = True
+    return searched
+
+
+def courses(likelihood: Likelihood) -> Iterator[Points]:
+    """Yield the courses of lines, (n, 2) each."""
+    from skimage import morphology  # the import takes a second
+
+    regions, _ = ndimage.label(likelihood > POSSIBLE, EIGHT)
+    for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
+        if max(rows.stop - rows.start, columns.stop - columns.start) < MIN_LENGTH_PX / 2:
+            continue
+        region = regions[rows, columns] == number
+        if likelihood[rows, columns][region].max() < CERTAIN:
+            continue
+        skeleton = morphology.skeletonize(np.pad(region, 1))
+        if skeleton.sum() >= MIN_LENGTH_PX:
+            yield from (points + np.array([columns.start - 1, rows.start - 1]) for points in polylines(skeleton))
+
+
+def _measured(pixels: Pixels, likelihood: Likelihood, points: Points) -> CrackLine:
+    rows, columns = np.rint(points[:, ::-1]).astype(int).T
+    confidence = float(likelihood[rows, columns].mean())
+    widths = measure_widths(pixels, points)
+    return CrackLine(points, widths, np.nan, np.nan, confidence)

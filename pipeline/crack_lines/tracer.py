@@ -1,0 +1,58 @@
+"""The tracer: a small network that says of each pixel how likely a crack runs through it.
+
+It ships with the project, as a graph of OpenVINO; `python -m pipeline.training.build_tracer` trains it.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from pipeline.data.images import Pixels
+from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph
+
+Likelihood = npt.NDArray[np.float32]  # (height, width), 0..1
+
+TRACER_FILE = Path(__file__).with_name("tracer.xml")  # its weights are beside it
+WINDOW_PX = 256
+MARGIN_PX = 32  # around a window, which the network sees, too; the sum is a multiple of 16, as it needs
+
+
+class Tracer:
+    """The network; thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the graph."""
+        self._compute = CompiledGraph(openvino.Core().read_model(path))
+        self._pool = ThreadPoolExecutor(N_THREADS)
+
+    def likelihood(self, pixels: Pixels, searched: npt.NDArray[np.bool_]) -> Likelihood:
+        """Return how likely a crack runs through each pixel; 0 in windows in which nothing is searched.
+
+        Args:
+            pixels: RGB, uint8, (height, width, 3).
+            searched: where cracks are looked for, (height, width).
+        """
+        height, width = searched.shape
+        likelihood = np.zeros((height, width), np.float32)
+        rows, columns = -height % WINDOW_PX + MARGIN_PX, -width % WINDOW_PX + MARGIN_PX
+        padded = np.pad(pixels, ((MARGIN_PX, rows), (MARGIN_PX, columns), (0, 0)), mode="reflect")
+
+        def compute(place: tuple[int, int]) -> None:
+            top, left = place
+            window = likelihood[top : top + WINDOW_PX, left : left + WINDOW_PX]  # smaller at the edge of the photo
+            if searched[top : top + WINDOW_PX, left : left + WINDOW_PX].any():
+                seen = padded[top : top + WINDOW_PX + 2 * MARGIN_PX, left : left + WINDOW_PX + 2 * MARGIN_PX]
+                found = self._compute(seen[None])["likelihood"][0, MARGIN_PX:, MARGIN_PX:, 0]
+                window[:] = found[: len(window), : window.shape[1]]
+
+        list(self._pool.map(compute, product(range(0, height, WINDOW_PX), range(0, width, WINDOW_PX))))
+        return likelihood
+
+
+def load_tracer() -> Tracer:
+    """Return the tracer that ships with the project."""
+    return Tracer(TRACER_FILE)
