@@ -57,6 +57,21 @@ def test_a_drawn_crack_is_found_along_its_whole_course(tracer: Tracer) -> None:
     assert np.quantile(distance_transform_edt(~truth)[centres[:, 1], centres[:, 0]], 0.95) <= 2
 
 
+@pytest.mark.parametrize("width_px", [3.0, 6.0, 15.0])
+def test_the_width_of_a_drawn_crack_is_measured_to_four_tenths_of_a_pixel(width_px: float, tracer: Tracer) -> None:
+    line = find_lines(photo_of(with_line(surface(), drawn_course(), width_px)), None, tracer)[0]
+    assert line.median_width_px == pytest.approx(width_px, abs=0.4)
+    assert line.width_low_px <= line.median_width_px <= line.width_high_px
+    assert line.width_high_px - line.width_low_px < width_px
+
+
+def test_the_interval_of_a_thin_crack_reaches_down_to_zero(tracer: Tracer) -> None:
+    line = find_lines(photo_of(with_line(surface(), drawn_course(), 1.0, 0.8)), None, tracer)[0]
+    assert line.median_width_px < 2
+    assert line.width_low_px == 0
+    assert line.width_high_px > 1
+
+
 @pytest.mark.parametrize("width_px", [2.0, 9.0])
 def test_a_straight_joint_is_no_crack(width_px: float, tracer: Tracer) -> None:
     joint = np.stack([np.linspace(-10, SIZE + 10, 40), np.full(40, 200.0)], axis=1)

@@ -89,5 +89,4 @@ def courses(likelihood: Likelihood) -> Iterator[Points]:
 def _measured(pixels: Pixels, likelihood: Likelihood, points: Points) -> CrackLine:
     rows, columns = np.rint(points[:, ::-1]).astype(int).T
     confidence = float(likelihood[rows, columns].mean())
-    widths = measure_widths(pixels, points)
-    return CrackLine(points, widths, np.nan, np.nan, confidence)
+    return CrackLine(points, *measure_widths(pixels, points), confidence)
