@@ -18,6 +18,7 @@ MIN_TILE_PROBABILITY = 0.1  # lines are searched for in tiles that are at least 
 MIN_TILES = 64  # and in so many others, the likeliest ones first
 REDUCTIONS = (4, 2, 1)  # of the photo: the network knows cracks of a few pixels, and finds wide ones in a smaller photo
 MIN_REDUCED_WIDTH_PX = 4.0  # of a crack in a reduced photo; a thinner one is found where the photo is larger
+MIN_WIDTH_PX = 0.5  # the smallest that is measured
 MIN_SIDE_PX = 96  # of a reduced photo
 CERTAIN, POSSIBLE = 0.7, 0.5  # likelihood: of a pixel that every line has, and of all its pixels
 MIN_ELONGATION = 8  # length of a line, in widths
@@ -42,11 +43,10 @@ def find_lines(pixels: Pixels, tiles: pd.DataFrame | None, tracer: Tracer) -> li
         likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction])
         if lines:  # the edges of a wide crack are no cracks of their own
             likelihood[draw_mask(lines, searched.shape)[::reduction, ::reduction] > 0] = 0
-        for points in courses(likelihood):
+        thinnest = MIN_REDUCED_WIDTH_PX if reduction > 1 else MIN_WIDTH_PX
+        for points in courses(likelihood, MIN_ELONGATION * thinnest):
             line = _measured(reduced, likelihood, points)
-            if line.length_px < MIN_ELONGATION * line.median_width_px:
-                continue
-            if reduction == 1 or line.median_width_px >= MIN_REDUCED_WIDTH_PX:
+            if thinnest <= line.median_width_px <= line.length_px / MIN_ELONGATION:
                 lines.append(_enlarged(line, reduction))
     return sorted(lines, key=lambda line: line.length_px, reverse=True)
 
@@ -70,8 +70,8 @@ def searched_area(tiles: pd.DataFrame | None, shape: tuple[int, int]) -> npt.NDA
     return searched
 
 
-def courses(likelihood: Likelihood) -> Iterator[Points]:
-    """Yield the courses of lines, (n, 2) each."""
+def courses(likelihood: Likelihood, min_px: float) -> Iterator[Points]:
+    """Yield the courses of lines that are at least `min_px` long, (n, 2) each."""
     from skimage import morphology  # the import takes a second
 
     regions, _ = ndimage.label(likelihood > POSSIBLE, EIGHT)
@@ -83,7 +83,9 @@ def courses(likelihood: Likelihood) -> Iterator[Points]:
             continue
         skeleton = morphology.skeletonize(np.pad(region, 1))
         if skeleton.sum() >= MIN_LENGTH_PX:
-            yield from (points + np.array([columns.start - 1, rows.start - 1]) for points in polylines(skeleton))
+            for points in polylines(skeleton):
+                if np.hypot(*np.diff(points, axis=0).T).sum() >= min_px:
+                    yield points + np.array([columns.start - 1, rows.start - 1])
 
 
 def _measured(pixels: Pixels, likelihood: Likelihood, points: Points) -> CrackLine:
