@@ -36,6 +36,7 @@ CHANNELS = (16, 32, 64, 96)
 WINDOW = 15  # side of the surroundings for the local contrast, in units of 4 px
 MIN_SPREAD = 4.0  # grey levels
 LEARNING_RATE = 2e-3  # at first; it falls to 0 along a cosine
+LOGGED_STEPS = 100  # after which the loss is shown
 CRACK_WEIGHT = 3.0  # of a pixel of a crack in the cross-entropy
 ENTROPY_WEIGHT = 4.0  # against the Dice loss
 
@@ -131,7 +132,8 @@ def train(examples: Iterator[Example], n_steps: int, rng: np.random.Generator) -
     network = build_network()
     schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, n_steps)
     network.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4, global_clipnorm=1.0), crack_loss)
-    network.fit(batches(examples, rng), steps_per_epoch=100, epochs=max(1, n_steps // 100), shuffle=False, verbose=2)
+    n_each = min(n_steps, LOGGED_STEPS)
+    network.fit(batches(examples, rng), steps_per_epoch=n_each, epochs=n_steps // n_each, shuffle=False, verbose=2)
     keras.mixed_precision.set_global_policy("float32")
     trained = build_network()
     trained.set_weights(network.get_weights())
