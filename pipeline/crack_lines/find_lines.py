@@ -16,7 +16,7 @@ from pipeline.data.images import Pixels
 
 MIN_TILE_PROBABILITY = 0.1  # lines are searched for in tiles that are at least so likely cracked,
 MIN_TILES = 64  # and in so many others, the likeliest ones first
-REDUCTIONS = (4, 2, 1)  # of the photo: the network knows cracks of a few pixels, and finds wide ones in a smaller photo
+REDUCTIONS = (3, 1)  # of the photo: the network knows cracks of a few pixels, and finds wide ones in a smaller photo
 MIN_REDUCED_WIDTH_PX = 4.0  # of a crack in a reduced photo; a thinner one is found where the photo is larger
 MIN_WIDTH_PX = 0.5  # the smallest that is measured
 MIN_SIDE_PX = 96  # of a reduced photo
