@@ -19,6 +19,7 @@ from pipeline import cli
 from pipeline.commands import repro
 from pipeline.commands.images import OUTSIDE_A_PROJECT
 from pipeline.errors import UnavailableError
+from pipeline.params import Map
 from pipeline.registry import versions
 
 ROOT = Path(__file__).parent.parent
@@ -429,4 +430,4 @@ def test_map_writes_nothing_over_a_file_of_a_person_that_has_the_name_of_a_repor
 
 def test_without_a_project_photos_are_cut_as_by_the_shipped_params():
     shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    assert shipped["map"] == OUTSIDE_A_PROJECT
+    assert Map(**shipped["map"]) == Map(**OUTSIDE_A_PROJECT)

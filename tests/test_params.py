@@ -137,7 +137,7 @@ DOCUMENT = {
         "retry_pause_s": 20,
     },
     "retention": {"dvc_cache_days": 180, "refused_models_days": 90, "flow_runs_days": 90},
-    "map": {"tile_px": 256, "overlap": 0, "model_mm_per_px": None},
+    "map": {"tile_px": 256, "overlap": 0, "model_mm_per_px": None, "width_classes": [[0.1, "water"], [0.3, "soil"]]},
     "serve": {
         "poll_s": 2,
         "batch_wait_ms": 3,
@@ -314,6 +314,7 @@ REQUIRED = [
         "hairline_mosaics",
         "prevalence",
         "review_budget",
+        "width_classes",
     }
 ]
 
@@ -404,6 +405,9 @@ def test_labels_and_photo_pattern_may_be_left_out(load):
             r"candidates\.all-of-it\.backbone is 'vgg', backbones has \['lite'\]",
         ),
         ("decide.missed_crack_cost", 0, r"decide\.missed_crack_cost: .* 0 \(received 0\)"),
+        ("map.width_classes", [[0.3, "soil"], [0.1, "water"]], r"map\.width_classes: .*each must be larger"),
+        ("map.width_classes", [[0, "dry air"]], r"map\.width_classes\.0\.0: .*\(received 0\)"),
+        ("map.width_classes", [], r"map\.width_classes: .* at least 1 item"),
         ("retrain.dataset", "sites", r"retrain\.dataset is 'sites', datasets has"),
         ("retrain.dataset", "walls", r"whose source walls\.zip is a file\. Batches join a folder"),
         ("retrain.settle_minutes", -1, r"retrain\.settle_minutes: .*\(received -1\)"),

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from pipeline.params.section import Cron, Measure, Name, Section, Share, Timezone
 
@@ -93,12 +93,34 @@ class Retention(Section):
     flow_runs_days: int = Field(ge=1, description="finished runs in Prefect")
 
 
+# Upper limit in mm of a width class, and the surroundings for which it is the guide value of ACI 224R-01, table 4.1
+# (reasonable crack widths of reinforced concrete under service loads).
+ACI_WIDTH_CLASSES = (
+    (0.10, "water-retaining structures"),
+    (0.15, "seawater and its spray"),
+    (0.18, "de-icing chemicals"),
+    (0.30, "humid air or soil"),
+    (0.41, "dry air"),
+)
+
+
 class Map(Section):
-    """How photos are cut into tiles."""
+    """How photos are cut into tiles, and how the widths of cracks are classed."""
 
     tile_px: int = Field(ge=32, le=2048, description="side of a tile; about the size of the training images")
     overlap: float = Field(ge=0, le=0.9, description="share of a tile that its neighbour covers too")
     model_mm_per_px: float | None = Field(gt=0, description="ground resolution of the training images; null: unknown")
+    width_classes: tuple[tuple[PositiveFloat, str], ...] = Field(
+        default=ACI_WIDTH_CLASSES, min_length=1, description="upper limit of each class in mm, and what it stands for"
+    )
+
+    @field_validator("width_classes")
+    @classmethod
+    def _check_order(cls, classes: tuple[tuple[float, str], ...]) -> tuple[tuple[float, str], ...]:
+        limits = [limit for limit, _ in classes]
+        if limits != sorted(set(limits)):
+            raise ValueError(f"its limits are {limits}; each must be larger than the one before")
+        return classes
 
 
 class Retrain(Section):
