@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from cracked_photos import cracked_photo
 from image_bombs import jpeg_of_scans
 from page_reader import Page
 from PIL import ExifTags, Image
+from shapely import unary_union
+from shapely.geometry import Point, shape
 
 from pipeline.crack_maps import map_files
 from pipeline.crack_maps.map_files import names_of, run
@@ -48,8 +51,9 @@ def report(out, name):
 def test_each_photo_has_a_picture_a_table_and_a_report_and_the_folder_a_page(tmp_path, found, photos):
     out = tmp_path / "out"
     run(found, photos, out, PARAMS)
-    kinds = ("cracks.jpg", "json", "tiles.csv")
-    expected = {f"{name}.{kind}" for name in "abc" for kind in kinds} | {"summary.csv", "index.html"}
+    kinds = ("cracks.jpg", "mask.png", "geojson", "json", "tiles.csv")
+    of_all = {"summary.csv", "cracks.csv", "cracks.coco.json", "index.html"}
+    expected = {f"{name}.{kind}" for name in "abc" for kind in kinds} | of_all
     assert {path.name for path in out.iterdir()} == expected
     tiles = pd.read_csv(out / "b.tiles.csv")
     assert list(tiles) == ["photo", "row", "col", "x", "y", "size", "probability", "label", "reason"]
@@ -101,6 +105,63 @@ def test_a_photo_on_its_side_is_mapped_upright(tmp_path, found, photos):
     assert tiles.loc[tiles["label"] == "crack", ["x", "y"]].to_numpy().tolist() == [[40, 0]]
 
 
+@pytest.fixture
+def cracked():
+    """A rough dark surface, whose tiles are all called cracked, (400, 560), with a crack of 6 px, and its course."""
+    course = [(40, 60), (200, 130), (330, 250), (520, 300)]
+    pixels, [crack] = cracked_photo(400, 560, [course], level=80, crack_px=6)
+    return pixels, crack
+
+
+def lines_of(out, name):
+    return [shape(feature["geometry"]) for feature in json.loads((out / f"{name}.geojson").read_text())["features"]]
+
+
+def test_the_line_of_a_crack_is_where_it_is_in_the_photo_as_displayed(tmp_path, found, cracked):
+    pixels, course = cracked
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "on its side.jpg", quality=95, exif=exif)
+    summary = run(found, [tmp_path / "on its side.jpg"], tmp_path, PARAMS, mm_per_px=0.5)
+    found_course = unary_union(lines_of(tmp_path, "on its side"))
+    assert found_course.hausdorff_distance(course) < 12  # its ends
+    assert course.buffer(6).contains(found_course)
+    with Image.open(tmp_path / "on its side.mask.png") as mask:
+        assert mask.size == (560, 400)
+    row, tiles = summary.loc[0], pd.read_csv(tmp_path / "on its side.tiles.csv")
+    assert row["n_lines"] == len(pd.read_csv(tmp_path / "cracks.csv")) >= 1
+    assert row["length_px"] == pytest.approx(course.length, rel=0.05)
+    assert len(tiles) == 10 * 14
+    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert "no line is no proof that there is no crack" in page.text
+    assert "a guide to crack widths, and no limit of what is allowed" in " ".join(page.text.split())
+
+
+def test_what_is_transparent_has_no_line_and_neither_has_its_edge(tmp_path, found, cracked):
+    pixels, course = cracked
+    opaque = np.zeros(pixels.shape[:2], np.uint8)
+    opaque[:, :300] = 255
+    Image.fromarray(np.dstack([np.where(opaque[..., None] > 0, pixels, 0), opaque])).save(tmp_path / "a.png")
+    run(found, [tmp_path / "a.png"], tmp_path, PARAMS)
+    lines = lines_of(tmp_path, "a")
+    assert lines
+    assert max(Point(place).distance(course) for line in lines for place in line.coords) < 3
+
+
+def test_a_line_leaves_its_crack_visible_and_takes_the_shade_from_its_tile(tmp_path, found, cracked):
+    pixels, course = cracked
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    params = PARAMS.model_copy(update={"tile_px": 200})
+    run(found, [tmp_path / "a.png"], tmp_path, params)
+    with Image.open(tmp_path / "a.cracks.jpg") as picture:
+        drawn = np.asarray(picture).astype(int)
+    x, y = (round(part) for part in course.interpolate(250).coords[0])
+    assert drawn[y - 1 : y + 2, x - 1 : x + 2].max() < 70  # the crack itself
+    redness = (drawn[..., 0] - drawn[..., 2]).clip(0)
+    assert redness[210:390, 10:190].mean() > 20  # cracked tiles: one without a line
+    assert redness[270:390, 210:350].mean() < 5  # and one with a line
+
+
 def test_time_and_place_are_kept_unless_they_are_stripped(tmp_path, found, photos):
     run(found, photos[2:], tmp_path / "kept", PARAMS)
     kept = report(tmp_path / "kept", "c")
@@ -141,7 +202,7 @@ def test_files_of_one_name_from_two_folders_do_not_collide(tmp_path, found, phot
     assert all(name.casefold().startswith("a-") for path, name in names.items() if path != photos[1])
     summary = run(found, list(names), tmp_path / "out", PARAMS)
     assert summary["error"].tolist() == ["", "", "", ""]
-    assert len(list((tmp_path / "out").glob("*.json"))) == 4
+    assert len(list((tmp_path / "out").glob("*.tiles.csv"))) == 4
 
 
 def test_a_name_too_long_for_more_endings_is_cut():
@@ -230,7 +291,7 @@ def test_the_page_is_escaped_and_links_only_to_files_beside_it(tmp_path, found, 
     from urllib.parse import unquote
 
     links = [link["href"] for link in page.all("a") if not link["href"].startswith("#")]
-    assert len(links) == 1 + 4 * 3
+    assert len(links) == 3 + 6 * 3
     for link in links:
         assert (tmp_path / "out" / unquote(link)).exists()
         assert "#" not in link

@@ -12,6 +12,9 @@ from test_contract_page import BALANCED, BROKEN, DARK, drawn_inventory, group, p
 from test_drift import MONITOR, photos
 from test_report_page import DECISION, drawn_picture, drawn_predictions, facts, inputs, score
 
+from pipeline.crack_lines.crack_line import CrackLine
+from pipeline.crack_maps.crack_properties import NOT_MEASURED, UNDER_PX, colours, properties_of
+from pipeline.crack_maps.line_files import FoundCracks, geojson
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.data.contract import Rule
 from pipeline.data.contract_page import SuspectLabels
@@ -20,6 +23,7 @@ from pipeline.evaluation.slices import slice_table
 from pipeline.models.decision import Decision
 from pipeline.monitoring.drift import compare
 from pipeline.monitoring.drift_check import render_drift
+from pipeline.params import Map
 
 pytestmark = pytest.mark.slow
 WIDTHS_PX = (360, 768, 1280, 1920)
@@ -144,6 +148,7 @@ def maps(tmp_path):
             "n_review": 5,
             "n_undecided": 4_321,
             "n_tiles": 45_678,
+            "n_lines": 1_234,
             "notes": [SENTENCE],
             "review": [{"x": 123_456, "y": 654_321, "probability": 0.5, "reason": "unlike the training images"}] * 30,
             "time": "2026-05-01T10:20:30",
@@ -152,7 +157,15 @@ def maps(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
         rows.append(found | {"name": name, "error": ""})
     rows += [rows[0] | {"photo": f"{LONG}/{LONG}", "error": SENTENCE}] * 2
-    return render_maps(tmp_path, pd.DataFrame(rows), f"the model in /{LONG}/{LONG}", [SENTENCE] * 2, CORRECTION)
+    params = Map(tile_px=256, overlap=0, model_mm_per_px=None)
+    lines = [CrackLine(np.array([[10, 20], [600, 400]]), np.full(2, width), 1, 99, 0.5) for width in (1, 3, 9, 99, 999)]
+    cracks = properties_of(lines, 123, params.width_classes)
+    features = json.loads(geojson(lines, cracks, dict.fromkeys(("photo", "width", "height", "mm_per_px"))))["features"]
+    lengths = dict.fromkeys((UNDER_PX, *colours(params.width_classes), NOT_MEASURED), 1234567.0)
+    widest = [(tmp_path / f"{LONG}.cracks.jpg", feature) for feature in features]
+    found_cracks = FoundCracks({row["name"]: lengths for row in rows}, widest)
+    model, missed = f"the model in /{LONG}/{LONG}", [SENTENCE] * 2
+    return render_maps(tmp_path, pd.DataFrame(rows), model, missed, CORRECTION, found_cracks, params, 123)
 
 
 @pytest.mark.parametrize("write", [report, contract, split, drift, maps])

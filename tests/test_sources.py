@@ -28,6 +28,7 @@ LEFT_OUT = {
     "Positive/._00001.jpg": HIDDEN,
     "Positive/.ipynb_checkpoints/00001-checkpoint.jpg": HIDDEN,
     "Positive/00001.cracks.jpg": "a picture that `cracks map` has drawn",
+    "Positive/00001.mask.png": "a picture that `cracks map` has drawn",
     "Positive/__MACOSX/00001.jpg": SYSTEM,
     "__MACOSX/Positive/00001.jpg": SYSTEM,
 }

@@ -1,4 +1,4 @@
-"""Maps the cracks of a photo of any size: cuts it into tiles and scores them with a served model.
+"""Maps the cracks of a photo of any size: scores its tiles with a served model, and finds the lines of its cracks.
 
 Each tile is scored as an image of its own, as in training. Convolving the photo once would save time where tiles
 overlap, but changes the scores: the network was trained with padding at the edge of an image, not with the pixels
@@ -16,8 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from pipeline.crack_lines.crack_line import CrackLine, draw_mask
+from pipeline.crack_lines.find_lines import find_lines
+from pipeline.crack_lines.tracer import load_tracer
+from pipeline.crack_maps.crack_properties import CrackProperties, properties_of
 from pipeline.data.images import Pixels
-from pipeline.data.photos import Mask
+from pipeline.data.photos import Mask, filled
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, Outputs
 from pipeline.inference.out_of_distribution import missed_cracks
@@ -28,6 +32,8 @@ BATCH_TILES = 4  # the activations of more do not fit into the cache, which is s
 CELL_PX = 16  # side of a cell of the raster for areas and the overlay
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
+NO_PROOF = "Lines are what was found: hairline cracks are missed, and no line is no proof that there is no crack."
+MIN_LINE = 1 / 8  # of the side of a tile: pixels of crack lines in a tile that is not merely grazed by one
 REVIEW_SHARE = 0.15  # of a photo's tiles that are for review at most, if the model does not record its budget
 MIN_REVIEW_TILES = 20  # that may be for review, however few tiles there are
 
@@ -39,12 +45,13 @@ Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16
 
 @dataclass(frozen=True)
 class CrackMap:
-    """Scores of the tiles of a photo.
+    """Scores of the tiles of a photo, and the lines of its cracks.
 
     `tiles` has a row per tile: row, col, x, y, size (pixels of the upright photo), probability (0..1), label (crack,
-    intact, review or undecided), reason (why it is for review or undecided) and in_distribution (whether the tile is
-    similar to the validation images; None if the model has no OOD detector). A tile is undecided if the model is unsure
-    and enough tiles that are likelier cracks are for review already. Tiles without photo are left out.
+    intact, review or undecided), reason (why it is for review or undecided), in_distribution (whether the tile is
+    similar to the validation images; None if the model has no OOD detector) and has_line (whether a crack line runs
+    through it). A tile is undecided if the model is unsure and enough tiles that are likelier cracks are for review
+    already. Tiles without photo are left out.
     """
 
     tiles: pd.DataFrame
@@ -54,10 +61,12 @@ class CrackMap:
     missed: list[str]  # what is known of the cracks that the model misses, a sentence each
     photographed: Raster  # share of each cell that is not transparent, 0..1
     correction: dict[str, float]  # of the probabilities, as `Decision.correction`
+    lines: list[CrackLine]
+    cracks: list[CrackProperties]  # of each line
 
     def notes(self) -> list[str]:
         """Return the caveats to show with the map, a sentence each, the most important ones first."""
-        notes = [self.missed[0], "An unmarked area may still have cracks.", *self.missed[1:]]
+        notes = [self.missed[0], "An unmarked area may still have cracks.", NO_PROOF, *self.missed[1:]]
         n_tiles, labels = len(self.tiles), self.tiles["label"].value_counts()
         n_unlike = int((self.tiles["reason"] == UNLIKE).sum())
         if n_unlike:
@@ -106,6 +115,7 @@ class CrackMapper:
         self._model = model
         self._params = params
         self._pool = ThreadPoolExecutor(N_THREADS)
+        self._tracer = load_tracer()
 
     def map(
         self,
@@ -151,9 +161,14 @@ class CrackMapper:
         places = [(tops[row], lefts[col]) for row, col in tiles[["row", "col"]].to_numpy()]
         tiles = tiles.join(self._scored(resized, places, size, on_tiles, prevalence))
         tiles = with_review_budget(tiles, self._model.decision.review_budget)
-        missed = missed_cracks(self._model.detector)
-        photo = _share_of_cells(photographed, height, width)
-        return CrackMap(tiles, width, height, scale, missed, photo, self._model.decision.correction(prevalence))
+        as_scored = tiles.assign(probability=tiles.pop("uncorrected"))  # what a person states moves no line
+        lines = find_lines(filled(pixels, photographed), as_scored, self._tracer)
+        cracks, mask = properties_of(lines, mm_per_px, self._params.width_classes), draw_mask(lines, (height, width))
+        cut = (mask[y : y + shown_px, x : x + shown_px] for y, x in tiles[["y", "x"]].to_numpy())
+        tiles = tiles.assign(has_line=[np.count_nonzero(part) >= MIN_LINE * shown_px for part in cut])
+        missed, photo = missed_cracks(self._model.detector), _share_of_cells(photographed, height, width)
+        correction = self._model.decision.correction(prevalence)
+        return CrackMap(tiles, width, height, scale, missed, photo, correction, lines, cracks)
 
     def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
         """Return the factor by which a photo is resized before it is cut, and a sentence about it."""
@@ -179,7 +194,7 @@ class CrackMapper:
         on_tiles: OnTiles | None,
         prevalence: float | None,
     ) -> pd.DataFrame:
-        """Return what the model says of each tile, the columns of `Labels`; `places` are (top, left)."""
+        """Return what the model says of each tile, `Labels` and its uncorrected probability; `places` are (top, left)."""
 
         def score(first: int) -> pd.DataFrame:
             chosen = places[first : first + BATCH_TILES]
@@ -187,7 +202,8 @@ class CrackMapper:
             outputs = self._model.outputs(batch)
             if on_tiles is not None:
                 on_tiles(batch, outputs, len(chosen) / len(places))
-            return pd.DataFrame(self._model.labels(outputs, prevalence)._asdict())
+            labels = self._model.labels(outputs, prevalence)
+            return pd.DataFrame(labels._asdict()).assign(uncorrected=outputs["probability"])
 
         return pd.concat(self._pool.map(score, range(0, len(places), BATCH_TILES)), ignore_index=True)
 

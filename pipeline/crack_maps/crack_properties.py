@@ -104,7 +104,7 @@ def _width_text(line: CrackLine, mm_per_px: float | None) -> str:
     if width < MEASURED_FROM_PX:
         return UNDER_PX if mm_per_px is None else f"{UNDER_PX} ({MEASURED_FROM_PX * scale:.{decimals}f} mm)"
     median, low, high = (f"{value * scale:.{decimals}f}" for value in (width, line.width_low_px, line.width_high_px))
-    return f"{median} {unit} ({low} to {high})"
+    return f"{median} {unit}" + (f" ({low} to {high})" if line.width_low_px > 0 else "")
 
 
 def _rounded(value: float) -> float | None:

@@ -19,9 +19,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
+from pipeline.crack_maps.line_files import GEOJSON_SUFFIX, geojson, mask_png, write_tables
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
-from pipeline.data.image_names import OVERLAY_COMMENT, OVERLAY_SUFFIX
+from pipeline.data.image_names import MASK_SUFFIX, OVERLAY_COMMENT, OVERLAY_SUFFIX
 from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
 from pipeline.data.sources import Content, read_image_file
@@ -38,10 +39,11 @@ BAR = "{l_bar}{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"  # a photo 
 JPEG_QUALITY = 85
 MAX_NAME_BYTES = 180  # file systems allow 255, and suffixes are added
 PHOTOS_AT_ONCE = 2  # one is decoded or written while the tiles of the other are scored
+TILES_SUFFIX = ".tiles.csv"
 TILE_COLUMNS = ["photo", "row", "col", "x", "y", "size", "probability", "label", "reason"]
 SUMMARY_COLUMNS = [
     "photo", "name", "share_cracked", "share_review", "max_probability", "n_tiles", "n_crack", "n_review",
-    "n_undecided", "width", "height", "time", "latitude", "longitude", "error",
+    "n_undecided", "n_lines", "length_px", "width", "height", "time", "latitude", "longitude", "error",
 ]  # fmt: skip
 
 
@@ -55,7 +57,7 @@ class Job:
     mm_per_px: float | None  # ground resolution of the photos, None if unknown
     strip_location: bool  # whether time and place are left out
     prevalence: float | None = None  # share of cracked tiles that a person states
-    form: int = 2  # of the files that are written; another one maps all photos again
+    form: int = 3  # of the files that are written; another one maps all photos again
 
     def key(self, path: Path) -> str:
         """Return a hash of everything that determines the map of the photo at `path`."""
@@ -65,10 +67,9 @@ class Job:
 
 @dataclass(frozen=True)
 class PhotoFiles:
-    """The content of the files of a photo: JPEG, CSV and JSON."""
+    """The content of the files of a photo: by the end of their name, and that of NAME.json."""
 
-    picture: bytes
-    tiles: str
+    contents: dict[str, bytes]
     report: dict[str, Any]
 
 
@@ -109,6 +110,9 @@ def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[s
         "n_out_of_distribution": None
         if tiles["in_distribution"].isna().any()
         else int((~tiles["in_distribution"].astype(bool)).sum()),
+        "mm_per_px": job.mm_per_px,
+        "n_lines": len(crack_map.lines),
+        "length_px": round(sum(crack.length_px for crack in crack_map.cracks), 1),
         "notes": crack_map.notes(),
         "review": review[["row", "col", "x", "y", "size", "probability", "reason"]].round(4).to_dict(orient="records"),
     }
@@ -128,8 +132,14 @@ def map_photo(
     picture = io.BytesIO()
     overlay_picture(photo.pixels, crack_map).save(picture, "JPEG", quality=JPEG_QUALITY, comment=OVERLAY_COMMENT)
     tiles = crack_map.tiles.round(4).assign(photo=as_utf8(path), **crack_map.correction)
-    table = cells(tiles[[*TILE_COLUMNS, *crack_map.correction]]).to_csv(index=False)
-    return PhotoFiles(picture.getvalue(), table, report_of(path, photo, crack_map, job))
+    report = report_of(path, photo, crack_map, job)
+    contents = {
+        OVERLAY_SUFFIX: picture.getvalue(),
+        MASK_SUFFIX: mask_png(crack_map.lines, crack_map.height_px, crack_map.width_px),
+        GEOJSON_SUFFIX: geojson(crack_map.lines, crack_map.cracks, report),
+        TILES_SUFFIX: cells(tiles[[*TILE_COLUMNS, *crack_map.correction]]).to_csv(index=False).encode(),
+    }
+    return PhotoFiles(contents, report)
 
 
 def map_on_worker(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) -> PhotoFiles | str:
@@ -165,9 +175,9 @@ def _map_locally(
 
 def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
     """Write the files of a photo; the report, which marks it as finished, last."""
-    with replacing(out / f"{name}{OVERLAY_SUFFIX}") as partial:
-        partial.write_bytes(files.picture)
-    write_text(out / f"{name}.tiles.csv", files.tiles)
+    for suffix, content in files.contents.items():
+        with replacing(out / f"{name}{suffix}") as partial:
+            partial.write_bytes(content)
     write_json(out / f"{name}.json", {**files.report, "key": key})
 
 
@@ -245,5 +255,7 @@ def run(
     with replacing(out / "summary.csv") as partial:
         cells(summary).to_csv(partial, index=False)
     missed = missed_cracks(load_detector(found.folder))
-    write_text(out / "index.html", render_maps(out, summary, found.description, missed, correction))
+    cracks = write_tables(out, {path: name for path, name in names.items() if path not in errors})
+    page = render_maps(out, summary, found.description, missed, correction, cracks, params, mm_per_px)
+    write_text(out / "index.html", page)
     return summary

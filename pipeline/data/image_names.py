@@ -27,6 +27,7 @@ _CONVERT = {
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information"}
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 OVERLAY_SUFFIX = ".cracks.jpg"  # of what `cracks map` draws, whose files bear a comment too
+MASK_SUFFIX = ".mask.png"  # of its crack lines
 OVERLAY_COMMENT = b"drawn by cracks map"
 # First bytes of pictures that are not read, after the number of bytes before them.
 _SIGNATURES = (
@@ -67,7 +68,7 @@ def left_out_reason(path: str) -> str:
         return "a thumbnail, a deleted file or another file of the system"
     if any(part.startswith(".") and part != ".." for part in parts):
         return "hidden, or in a hidden folder"
-    return "a picture that `cracks map` has drawn" if parts[-1].endswith(OVERLAY_SUFFIX) else ""
+    return "a picture that `cracks map` has drawn" if parts[-1].endswith((OVERLAY_SUFFIX, MASK_SUFFIX)) else ""
 
 
 def no_picture_reason(path: str) -> str:

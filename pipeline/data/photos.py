@@ -40,6 +40,13 @@ def photographed(content: bytes) -> Mask | None:
     return _opaque_part(open_image(content)) if header.has_transparency_data else None
 
 
+def filled(pixels: Pixels, photographed: Mask | None) -> Pixels:
+    """Return a photo, (height, width, 3), with its median colour where it is transparent: no edge is left there."""
+    if photographed is None:
+        return pixels
+    return np.where(photographed[..., None], pixels, np.median(pixels[photographed], axis=0)).astype(np.uint8)
+
+
 def _opaque_part(image: Image.Image) -> Mask | None:
     if not image.has_transparency_data:
         return None
