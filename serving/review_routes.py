@@ -2,7 +2,7 @@
 
 A tile is a PNG with the pixels of the photo, so that the same tile of a photo is always the same file: reviewers who
 disagree are found by its hash. A tile that covers all of a file is that file, so that the review of an image of a data
-set corrects its label.
+set corrects its label. Decisions about crack lines are in `lines.geojson`, which is not trained on.
 """
 
 import asyncio
@@ -19,11 +19,12 @@ from datetime import UTC, datetime
 from functools import partial as bound
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints, model_validator
 
+from pipeline.crack_maps.line_files import Feature, feature_collection, line_feature
 from pipeline.data.image_names import IMAGE_SUFFIXES
 from pipeline.data.images import Pixels, encode_png
 from pipeline.data.reviews import COLUMNS, REVIEWS_FILE
@@ -34,11 +35,13 @@ from pipeline.safe_text import cell, printable
 from serving.app_state import State
 from serving.limits import WorkCancelledError, in_thread
 from serving.problems import V1_PROBLEMS, Problem
+from serving.scoring_routes import Line
 from serving.uploads import MEGA, Files, Upload
 
 log = logging.getLogger(__name__)
 
 ZIP = "application/zip"
+LINES_FILE = "lines.geojson"
 BINARY = {"type": "string", "format": "binary"}
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time of the format: equal reviews make equal archives
 MAX_TILES_MEGAPIXELS = 60  # of a request, held in memory three times while the archive is made
@@ -63,6 +66,15 @@ class ReviewedTile(BaseModel):
     label: Label
 
 
+class ReviewedLine(Line):
+    """A crack line as `/v1/map` answered it, and the reviewer's decision: whether there is a crack along it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=100)
+
+    file: int = Field(ge=0, description="position of the photo among the files of the request")
+    decision: Literal["accepted", "rejected"]
+
+
 class Reviews(BaseModel):
     """The labels of one reviewer."""
 
@@ -70,7 +82,14 @@ class Reviews(BaseModel):
 
     reviewer: Reviewer
     model_version: str = Field(max_length=40, pattern=r"^\w*$", description="version that made the map")
-    tiles: list[ReviewedTile] = Field(min_length=1, max_length=5000)
+    tiles: list[ReviewedTile] = Field(max_length=5000)
+    lines: list[ReviewedLine] = Field(default=[], max_length=5000)
+
+    @model_validator(mode="after")
+    def _check_not_empty(self) -> "Reviews":
+        if not self.tiles and not self.lines:
+            raise ValueError("neither tiles nor lines have an entry: label a tile, or decide about a line")
+        return self
 
 
 class ReviewsAnswer(BaseModel):
@@ -93,14 +112,21 @@ class LabelledTile:
     "/reviews",
     status_code=HTTPStatus.CREATED,
     response_model=ReviewsAnswer,
-    responses={200: {"description": "The batch, if there is no inbox", "content": {ZIP: {"schema": BINARY}}}},
+    responses={
+        200: {"description": "The batch, if there is no inbox or it has no tiles", "content": {ZIP: {"schema": BINARY}}}
+    },
 )
 async def review(
     state: State,
     files: Files,
-    reviews: Annotated[Json[Reviews], Form(description="JSON: a label for each reviewed tile")],
+    reviews: Annotated[
+        Json[Reviews], Form(description="JSON: a label for each reviewed tile, a decision for each line")
+    ],
 ) -> Response:
-    """Make a batch to train on from a reviewer's labels, in the inbox or, if none is configured, in the answer."""
+    """Make a batch to train on from a reviewer's labels, in the inbox or, if none is configured, in the answer.
+
+    Decisions about lines are in the batch and not trained on; without labels of tiles they are in the answer.
+    """
     n_pixels = sum(tile.size**2 for tile in reviews.tiles)
     if n_pixels > MAX_TILES_MEGAPIXELS * MEGA:
         raise Problem(
@@ -108,6 +134,11 @@ async def review(
             f"The tiles have {n_pixels // MEGA} megapixels, more than {MAX_TILES_MEGAPIXELS}. Send fewer at once.",
         )
     uploads = await state.photo_decoder.read(files, state.settings.max_files)
+    positions = [*(tile.file for tile in reviews.tiles), *(line.file for line in reviews.lines)]
+    if max(positions) >= len(uploads):
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"The file of a tile or line is not among the {len(files)} sent."
+        )
     now = datetime.now(UTC)
     labelled: list[LabelledTile] = []
     async with state.archiving:
@@ -116,11 +147,10 @@ async def review(
             if tiles:
                 async with state.photo_decoder.decoded(upload) as pixels:
                     labelled += await in_thread(bound(_cut_all, upload, pixels, tiles, reviews, now))
-        if len(labelled) < len(reviews.tiles):
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"The file of a tile is not among the {len(files)} sent.")
-        archive = await in_thread(lambda _: write_archive(labelled))
+        lines = [_decided(line, uploads[line.file].name, reviews, now) for line in reviews.lines]
+        archive = await in_thread(lambda _: write_archive(labelled, lines))
     name = await asyncio.to_thread(batch_name, archive, now)
-    if state.settings.inbox is None:
+    if state.settings.inbox is None or not labelled:  # there is nothing to train on
         return Response(archive, media_type=ZIP, headers={"Content-Disposition": f'attachment; filename="{name}.zip"'})
     try:
         await asyncio.to_thread(write_to_inbox, state.settings.inbox, name, archive)
@@ -177,7 +207,14 @@ def cut_tile(photo: Upload, pixels: Pixels, tile: ReviewedTile, reviews: Reviews
     return LabelledTile(row, content)
 
 
-def write_archive(tiles: Sequence[LabelledTile]) -> bytes:
+def _decided(line: ReviewedLine, photo: str, reviews: Reviews, now: datetime) -> Feature:
+    """Return a line with its properties and the reviewer's decision as GeoJSON."""
+    provenance = {"photo": photo, "reviewer": reviews.reviewer, "time": now.isoformat(timespec="seconds")}
+    decided = line.model_dump(exclude={"points", "file"}) | provenance | {"model_version": reviews.model_version}
+    return line_feature(line.points, decided)
+
+
+def write_archive(tiles: Sequence[LabelledTile], lines: Sequence[Feature]) -> bytes:
     """Return the archive of a batch; a tile that was labelled alike twice is written once."""
     by_path = {tile.row["path"]: tile for tile in tiles}
     table = io.StringIO(newline="")
@@ -189,6 +226,8 @@ def write_archive(tiles: Sequence[LabelledTile]) -> bytes:
         archive.writestr(zipfile.ZipInfo(REVIEWS_FILE, ZIP_TIME), table.getvalue())
         for path, tile in by_path.items():
             archive.writestr(zipfile.ZipInfo(path, ZIP_TIME), tile.content)
+        if lines:
+            archive.writestr(zipfile.ZipInfo(LINES_FILE, ZIP_TIME), feature_collection(lines))
     return buffer.getvalue()
 
 

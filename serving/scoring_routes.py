@@ -12,6 +12,7 @@ from fastapi import APIRouter, File, Query, UploadFile
 from pydantic import BaseModel, Field
 
 from pipeline.crack_maps.crack_map import CrackMap, TileLabel
+from pipeline.crack_maps.crack_properties import CrackProperties
 from pipeline.data.images import Pixels
 from pipeline.data.photos import photographed
 from pipeline.errors import CracksError
@@ -90,6 +91,15 @@ class Tile(BaseModel):
         "tiles for a person to look at, and this one is less likely a crack than those for review"
     )
     in_distribution: bool | None = Field(description=IN_DISTRIBUTION)
+    has_line: bool = Field(description="whether a crack line runs through it")
+
+
+class Line(CrackProperties):
+    """A crack of the photo: its course, and what is said of it."""
+
+    points: list[tuple[float, float]] = Field(
+        min_length=2, max_length=100_000, description="x, y in pixels of the upright photo, whose centres are integers"
+    )
 
 
 class MapAnswer(Corrected):
@@ -100,6 +110,7 @@ class MapAnswer(Corrected):
     height: int
     cracked_share: float = Field(ge=0, le=1, description="share of the photographed area under tiles of label `crack`")
     tiles: list[Tile]
+    lines: list[Line] = Field(description="the cracks that were found; no line is no proof that there is no crack")
     notes: list[str] = Field(description="caveats to show with the map")
     preview: str | None = Field(description="data URL of a JPEG of the photo, made smaller")
 
@@ -187,7 +198,7 @@ async def crack_map(
     ] = None,
     prevalence: Prevalence = None,
 ) -> MapAnswer:
-    """Return the probability of a crack for each tile of a photo."""
+    """Return the probability of a crack for each tile of a photo, and the lines along which its cracks run."""
     loaded = state.loaded_model()
     [upload] = await state.photo_decoder.read([file], 1)
     async with state.photo_decoder.decoded(upload) as pixels:
@@ -200,6 +211,10 @@ async def crack_map(
         model_version=loaded.version.number,
         cracked_share=crack_map.share_of_area("crack"),
         tiles=[Tile.model_validate(row) for row in crack_map.tiles.to_dict(orient="records")],
+        lines=[
+            Line(points=line.points.round(1).tolist(), **crack.model_dump())
+            for line, crack in zip(crack_map.lines, crack_map.cracks, strict=True)
+        ],
         **crack_map.correction,
         notes=crack_map.notes(),
         preview=shown,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from api_server import ROOT, Server
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageDraw
 from tiny_model import DECISION, probability_of, write_tiny_model
 
 from pipeline.data.reviews import REVIEWS_FILE, read_reviews
@@ -30,7 +30,7 @@ from pipeline.project import LOG_FOLDER
 PROBLEM = "application/problem+json"
 # Training libraries, and what only they need: the image of the API has none of them.
 NOT_IN_THE_IMAGE = (
-    "tensorflow", "keras", "sklearn", "scipy", "matplotlib", "jinja2", "distributed", "great_expectations", "prefect",
+    "tensorflow", "keras", "sklearn", "matplotlib", "jinja2", "distributed", "great_expectations", "prefect",
     "dvc", "faiss", "psutil",
 )  # fmt: skip
 
@@ -280,6 +280,39 @@ def test_the_table_of_reviews_has_no_formula_and_gives_back_the_name_of_the_phot
     assert table.decode().splitlines()[1].endswith(r",'=cmd\u202egpj,7")
     [verdict] = read_reviews(table, "batch").values()
     assert verdict.review.photo == r"=cmd\u202egpj"
+
+
+def mapped_lines(client, encode):
+    """Return the lines that `/v1/map` finds in a dark photo with a crack, and the photo."""
+    grey = Image.fromarray(np.random.default_rng(0).normal(80, 4, (256, 320)).clip(0, 255).astype(np.uint8))
+    ImageDraw.Draw(grey).line([(30, 40), (150, 120), (290, 200)], 15, width=6, joint="curve")
+    photo = encode(grey.convert("RGB"), "PNG")
+    answer = client.post("/v1/map?mm_per_px=0.1", files={"file": ("deck.png", photo)})
+    assert answer.status_code == 200, answer.text
+    return answer.json(), photo
+
+
+def test_a_map_has_the_lines_of_its_cracks_and_decisions_about_them_come_back_as_geojson(client, encode):
+    answer, photo = mapped_lines(client, encode)
+    line = answer["lines"][0]
+    assert line["id"] == 1
+    assert line["length_mm"] == pytest.approx(line["length_px"] / 10, abs=0.1)
+    near = [abs(y - (40 + (x - 30) * 160 / 260)) for x, y in line["points"] if 40 < x < 280]
+    assert max(near) < 12
+    assert any(tile["has_line"] for tile in answer["tiles"])
+    assert any("no line is no proof" in note for note in answer["notes"])
+    decisions = [line | {"file": 0, "decision": "rejected"}]
+    exported = review(client, photo, [], lines=decisions)
+    assert exported.status_code == 200, exported.text
+    with zipfile.ZipFile(io.BytesIO(exported.content)) as archive:
+        assert archive.namelist() == [REVIEWS_FILE, "lines.geojson"]
+        [feature] = json.loads(archive.read("lines.geojson"))["features"]
+    assert feature["geometry"] == {"type": "LineString", "coordinates": line["points"]}
+    assert feature["properties"]["decision"] == "rejected"
+    assert (feature["properties"]["reviewer"], feature["properties"]["photo"]) == ("A. Reviewer", "deck 1.jpg")
+    assert feature["properties"]["width"] == line["width"]
+    for change in ({"file": 1}, {"decision": "perhaps"}, {"points": [[0, 0]]}, {"extra": 1}):
+        assert review(client, photo, [], lines=[decisions[0] | change]).status_code == 422
 
 
 @pytest.mark.parametrize(

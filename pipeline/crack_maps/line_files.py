@@ -58,9 +58,18 @@ def geojson(lines: Sequence[CrackLine], cracks: Sequence[CrackProperties], repor
     features = []
     for line, crack in zip(lines, cracks, strict=True):
         widths = [None if np.isnan(width) else width for width in line.widths_px.round(2).tolist()]
-        course = {"type": "LineString", "coordinates": line.points.round(2).tolist()}
-        properties = {**crack.model_dump(), "widths_px": widths}
-        features.append({"type": "Feature", "id": crack.id, "geometry": course, "properties": properties})
+        features.append(line_feature(line.points.round(2).tolist(), {**crack.model_dump(), "widths_px": widths}))
+    return feature_collection(features, **photo)
+
+
+def line_feature(points: Sequence[Sequence[float]], properties: Mapping[str, Any]) -> Feature:
+    """Return a line as GeoJSON; its id is that of its properties."""
+    course = {"type": "LineString", "coordinates": points}
+    return {"type": "Feature", "id": properties["id"], "geometry": course, "properties": properties}
+
+
+def feature_collection(features: Sequence[Feature], **photo: object) -> bytes:
+    """Return a file of lines; `photo` is what is said of all."""
     return json.dumps({"type": "FeatureCollection", **photo, "features": features}, allow_nan=False).encode()
 
 
