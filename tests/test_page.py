@@ -1,5 +1,7 @@
-"""The page in a real browser: photos are mapped, tiles reviewed, labels exported and ingested."""
+"""The page in a real browser: photos are mapped, tiles and crack lines reviewed, labels exported and ingested."""
 
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,9 @@ import pandas as pd
 import pytest
 from api_server import Server
 from archive_writer import limits
+from cracked_photos import cracked_photo
 from PIL import Image
+from shapely.geometry import shape
 from tiny_model import write_tiny_model
 
 from pipeline.crack_maps.map_files import run
@@ -62,6 +66,28 @@ def deck(tmp_path):
     return photo(tmp_path / "deck.png", [["crack", "review", "intact"], ["intact", "review", "review"]])
 
 
+@pytest.fixture
+def cracked(tmp_path):
+    """A photo of concrete, 768 x 512 px, of which the model is unsure everywhere, and the courses of its two cracks."""
+    courses = [(40, 240), (250, 270), (560, 230)], [(680, 60), (690, 260), (675, 460)]
+    pixels, cracks = cracked_photo(512, 768, courses, level=120, crack_px=5)
+    Image.fromarray(pixels).save(tmp_path / "cracked.png")
+    return str(tmp_path / "cracked.png"), cracks
+
+
+def drop(page, path):
+    transfer = page.evaluate_handle(
+        """([name, bytes]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+            return transfer;
+        }""",
+        [Path(path).name, list(Path(path).read_bytes())],
+    )
+    page.dispatch_event("#empty", "drop", {"dataTransfer": transfer})
+    page.locator("[data-state=done]").wait_for()
+
+
 def add(page, *paths):
     page.set_input_files("#files", list(paths))
     page.locator("[data-state=done]").nth(len(paths) - 1).wait_for()
@@ -72,17 +98,7 @@ def words(page, selector):
 
 
 def test_an_inspector_drops_a_photo_reviews_it_and_the_labels_are_trained_on(page, deck, tmp_path):
-    content = Path(deck).read_bytes()
-    transfer = page.evaluate_handle(
-        """(bytes) => {
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([new Uint8Array(bytes)], "deck.png", {type: "image/png"}));
-            return transfer;
-        }""",
-        list(content),
-    )
-    page.dispatch_event("#empty", "drop", {"dataTransfer": transfer})
-    page.locator("[data-state=done]").wait_for()
+    drop(page, deck)
     assert words(page, ".photo .state") == words(page, "#summary") == "1 of 6 tiles marked, 3 to review"
     assert page.locator(".tile").count() == 3
     assert page.locator(".tile .verdict-label").all_inner_texts() == ["unsure"] * 3
@@ -112,6 +128,70 @@ def test_an_inspector_drops_a_photo_reviews_it_and_the_labels_are_trained_on(pag
     assert inventory["brightness"].tolist() == pytest.approx([LEVELS["review"] + 2, LEVELS["review"] + 3])
     assert inventory["reviewer"].tolist() == ["A. Reviewer"] * 2
     assert inventory["photo"].tolist() == ["deck.png"] * 2
+
+
+def on_screen(page, x, y):
+    """Return where on the screen a place of a photo of 768 x 512 px is, which fills the canvas."""
+    box = page.locator("#canvas").bounding_box()
+    scale = min(box["width"] / 768, box["height"] / 512)
+    return box["x"] + box["width"] / 2 + (x - 384) * scale, box["y"] + box["height"] / 2 + (y - 256) * scale
+
+
+def middle_of(crack):
+    place = crack.interpolate(0.5, normalized=True)
+    return place.x, place.y
+
+
+def test_an_inspector_drops_a_photo_sees_its_crack_lines_rejects_one_and_the_decisions_are_exported(
+    page, cracked, tmp_path
+):
+    path, cracks = cracked
+    drop(page, path)
+    n_lines = int(words(page, "#summary").split(" crack lines, ")[0])
+    assert n_lines >= 2
+    assert words(page, "#legend-lines") == "crack line"
+    for crack, key in zip(cracks, "cx", strict=True):
+        page.keyboard.press("0")
+        page.mouse.click(*on_screen(page, *middle_of(crack)))
+        assert words(page, "#numbers").startswith("Crack ")
+        assert " px, width " in words(page, "#numbers")
+        assert page.locator(".line[aria-selected=true]").count() == 1
+        page.keyboard.press(key)
+    assert page.locator(".line").count() == n_lines
+    assert sorted(filter(None, page.locator(".line .verdict-label").all_inner_texts())) == ["accepted", "rejected"]
+    assert words(page, "#summary").startswith(f"{n_lines - 1} crack line")
+
+    page.fill("#reviewer", "A. Reviewer")
+    with page.expect_download() as download:
+        page.click("#export-button")
+    download.value.save_as(tmp_path / "batch.zip")
+    assert words(page, "#export-text") == f"2 labels saved as {download.value.suggested_filename}."
+    with zipfile.ZipFile(tmp_path / "batch.zip") as archive:
+        lines = json.loads(archive.read("lines.geojson"))["features"]
+    decided = {line["properties"]["decision"]: shape(line["geometry"]) for line in lines}
+    for crack, decision in zip(cracks, ("accepted", "rejected"), strict=True):
+        assert crack.buffer(6).contains(decided[decision])
+        assert decided[decision].length > 100
+    assert {line["properties"]["photo"] for line in lines} == {"cracked.png"}
+    assert {line["properties"]["reviewer"] for line in lines} == {"A. Reviewer"}
+    assert page.complaints == []
+
+
+def test_a_line_is_drawn_beside_its_crack_and_can_be_taken_away(page, cracked):
+    path, cracks = cracked
+    add(page, path)
+    page.keyboard.press("m")  # without the tiles
+    box = page.locator("#canvas").bounding_box()
+
+    def share(x, y):
+        left, top = on_screen(page, x, y)
+        return (left - box["x"]) / box["width"], (top - box["y"]) / box["height"]
+
+    x, y = middle_of(cracks[1])
+    wait_for_pixel(page, *share(x + 6, y), is_coloured)
+    wait_for_pixel(page, *share(x, y), is_grey)
+    page.keyboard.press("l")
+    wait_for_pixel(page, *share(x + 6, y), is_grey)
 
 
 def test_the_threshold_changes_what_is_marked_in_every_place_that_says_it(page, deck):

@@ -1,13 +1,15 @@
-// The page: adds photos, shows their maps, records reviews of tiles, exports the labels.
+// The page: adds photos, shows their maps, records reviews of tiles and crack lines, exports the labels.
 
 import {ApiError, getModel, mapPhoto, onMissingKey, sendReviews} from "/static/api.js";
+import {closeUp} from "/static/lines.js";
 import {Viewer, overlayColour} from "/static/viewer.js";
 
 const MAX_CONCURRENT_PHOTOS = 2; // one is uploaded while another is scored
 const THUMBNAIL_PX = 96;
-const MAX_TILES = 5000; // of a request for reviews
+const MAX_ITEMS = 5000; // of a request for reviews
 const MAX_TILE_PIXELS = 60e6;
-const MAX_LISTED_TILES = 400; // more than anyone reviews in one photo
+const MAX_LINE_POINTS = 30_000; // 600 kB as JSON, of which the server takes 1 MB
+const MAX_LISTED = 400; // more than anyone reviews in one photo
 const REVIEWER = "cracks-reviewer";
 
 const byId = (id) => document.getElementById(id);
@@ -15,10 +17,11 @@ const photos = []; // {file, name, state: waiting|working|done|failed, map, mess
 let model = null;
 let prevalence = null; // share of cracked tiles that the inspector expects, if they said so
 let current = null; // the photo that is shown
-let listed = []; // its tiles in the list, in order
-let selected = null; // one of its tiles
+let listed = []; // its tiles, or its crack lines, in the list, in order
+let nListable = 0; // how many there are: the list has the first of very many
+let selected = null; // one of its tiles or lines
 
-const viewer = new Viewer(byId("canvas"), (tile) => selectTile(tile, false));
+const viewer = new Viewer(byId("canvas"), pick);
 
 // ---------------------------------------------------------------- text
 
@@ -137,11 +140,13 @@ function releasePicture(photo) {
 }
 
 // What the list of photos and the line below a photo say; at the model's own threshold the same as `cracks map`.
-function summary({tiles}) {
+function summary({tiles, lines}) {
   const nOf = (isOne) => tiles.filter(isOne).length;
   const nLeft = (label) => nOf((tile) => tile.label === label && !tile.reviewed);
   const [nToReview, nUndecided] = [nLeft("review"), nLeft("undecided")];
-  return `${nOf((tile) => viewer.isMarked(tile))} of ${count(tiles.length, "tile")} marked`
+  const nLines = lines.filter((line) => line.reviewed !== "rejected").length;
+  return (nLines ? `${count(nLines, "crack line")}, ` : "")
+    + `${nOf((tile) => viewer.isMarked(tile))} of ${count(tiles.length, "tile")} marked`
     + (nToReview ? `, ${nToReview} to review` : "") + (nUndecided ? `, ${nUndecided} undecided` : "");
 }
 
@@ -188,8 +193,17 @@ async function openPhoto(photo) {
   viewer.show(photo.picture, photo.map);
   byId("canvas").setAttribute("aria-label", `${photo.name} with its map`);
   byId("notes").replaceChildren(...(photo.map?.notes ?? []).map((text) => element("li", {textContent: text})));
+  const byWidth = (photo.map?.lines ?? []).toSorted((one, other) => one.width_p95_px - other.width_p95_px);
+  const legend = new Map(byWidth.map((line) => [line.width_class ?? "crack line", line.stroke]));
+  byId("legend-lines").replaceChildren(...[...legend].map(([text, colour]) => legendItem(text, colour)));
   selected = null;
-  showTiles();
+  showList();
+}
+
+function legendItem(text, colour) {
+  const key = element("i");
+  key.style.borderColor = colour;
+  return element("span", {}, key, text);
 }
 
 // ---------------------------------------------------------------- threshold
@@ -202,7 +216,7 @@ function setThreshold(value) {
   viewer.draw();
   for (const photo of photos) if (photo.state === "done") updatePhoto(photo, summary(photo.map));
   showSummary();
-  if (byId("filter").value === "marked") showTiles();
+  if (byId("filter").value === "marked") showList();
 }
 
 function showSummary() {
@@ -219,16 +233,22 @@ const FILTERS = {
   all: () => true,
 };
 
-function showTiles() {
-  const tiles = current?.map?.tiles ?? [];
+// The tiles and crack lines of a photo, which a person can label.
+const itemsOf = ({map}) => [...(map?.tiles ?? []), ...(map?.lines ?? [])];
+const isLine = (item) => Boolean(item?.points);
+
+function showList() {
   const isOdd = (tile) => tile.in_distribution === false; // whose probability says nothing: last
-  listed = tiles
-    .filter(FILTERS[byId("filter").value])
-    .sort((one, other) => isOdd(one) - isOdd(other) || other.probability - one.probability);
-  const nShown = Math.min(listed.length, MAX_LISTED_TILES);
-  listed = listed.slice(0, nShown);
-  for (const tile of tiles) tile.item = null;
-  byId("tile-list").replaceChildren(...listed.map(tileItem));
+  const listsLines = byId("filter").value === "lines";
+  listed = listsLines
+    ? current?.map?.lines ?? [] // the longest first
+    : (current?.map?.tiles ?? [])
+      .filter(FILTERS[byId("filter").value])
+      .sort((one, other) => isOdd(one) - isOdd(other) || other.probability - one.probability);
+  nListable = listed.length;
+  listed = listed.slice(0, MAX_LISTED);
+  for (const item of current ? itemsOf(current) : []) item.item = null;
+  byId("list").replaceChildren(...listed.map(listsLines ? lineItem : tileItem));
   if (!listed.includes(selected)) selected = null;
   viewer.selected = selected;
   viewer.draw();
@@ -237,78 +257,98 @@ function showTiles() {
 }
 
 function tileItem(tile) {
-  const canvas = element("canvas", {width: THUMBNAIL_PX, height: THUMBNAIL_PX});
-  if (current.picture) drawThumbnail(canvas, current.picture, tile);
-  tile.item = element(
-    "li",
-    {className: "tile"},
-    canvas,
-    element("span", {className: "probability", textContent: tile.probability.toFixed(2)}),
-    element("span", {className: "verdict-label"}),
-  );
-  tile.item.id = `tile-${tile.row}-${tile.col}`;
-  tile.item.setAttribute("role", "option");
-  tile.item.addEventListener("click", () => selectTile(tile, true));
-  updateTile(tile);
-  return tile.item;
+  const probability = element("span", {className: "probability", textContent: tile.probability.toFixed(2)});
+  return listItem(tile, `tile-${tile.row}-${tile.col}`, tile, probability);
 }
 
-function drawThumbnail(canvas, picture, tile) {
+function lineItem(line) {
+  const numbers = element("span", {}, `${line.length} long`, element("br"), `width ${line.width}`);
+  return listItem(line, `line-${line.id}`, closeUp(line, current.map), numbers);
+}
+
+function listItem(item, id, square, numbers) {
+  const canvas = element("canvas", {width: THUMBNAIL_PX, height: THUMBNAIL_PX});
+  if (current.picture) drawThumbnail(canvas, current.picture, square);
+  const label = element("span", {className: "verdict-label"});
+  item.item = element("li", {id, className: isLine(item) ? "line" : "tile"}, canvas, numbers, label);
+  item.item.setAttribute("role", "option");
+  item.item.addEventListener("click", () => select(item, true));
+  updateItem(item);
+  return item.item;
+}
+
+function drawThumbnail(canvas, picture, square) {
   const context = canvas.getContext("2d");
   const side = Math.min(picture.width, picture.height);
-  const scale = tile ? picture.width / current.map.width : 1;
-  const [x, y, size] = tile
-    ? [tile.x * scale, tile.y * scale, tile.size * scale]
+  const scale = square ? picture.width / current.map.width : 1;
+  const [x, y, size] = square
+    ? [square.x * scale, square.y * scale, square.size * scale]
     : [(picture.width - side) / 2, (picture.height - side) / 2, side];
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, x, y, size, size, 0, 0, canvas.width, canvas.height);
 }
 
-function updateTile(tile) {
-  if (!tile.item) return;
-  tile.item.dataset.reviewed = tile.reviewed ?? "";
-  const why = tile.in_distribution === false ? "unlike the training images" : "unsure";
-  const predicted = tile.label === "review" ? why : tile.label;
-  tile.item.querySelector(".verdict-label").textContent = tile.reviewed ?? predicted;
+function updateItem(item) {
+  if (!item.item) return;
+  item.item.dataset.reviewed = item.reviewed ?? "";
+  const why = item.in_distribution === false ? "unlike the training images" : "unsure";
+  const predicted = isLine(item) ? item.width_class ?? "" : item.label === "review" ? why : item.label;
+  item.item.querySelector(".verdict-label").textContent = item.reviewed ?? predicted;
 }
 
-function selectTile(tile, moves) {
+function pick(item) {
+  if (isLine(item) && byId("filter").value !== "lines") {
+    byId("filter").value = "lines";
+    showList();
+  }
+  select(item, false);
+}
+
+function select(item, moves) {
   selected?.item?.removeAttribute("aria-selected");
-  selected = tile;
-  tile?.item?.setAttribute("aria-selected", "true");
-  byId("tile-list").setAttribute("aria-activedescendant", tile?.item?.id ?? "");
-  tile?.item?.scrollIntoView({block: "nearest"});
-  viewer.select(tile, moves);
+  selected = item;
+  item?.item?.setAttribute("aria-selected", "true");
+  byId("list").setAttribute("aria-activedescendant", item?.item?.id ?? "");
+  item?.item?.scrollIntoView({block: "nearest"});
+  viewer.select(item, moves);
   showReview();
 }
 
 function step(by) {
   if (listed.length === 0) return;
   const position = listed.indexOf(selected) + by;
-  if (!selected) return selectTile(listed[by > 0 ? 0 : listed.length - 1], true);
-  selectTile(listed[Math.max(0, Math.min(listed.length - 1, position))], true);
+  if (!selected) return select(listed[by > 0 ? 0 : listed.length - 1], true);
+  select(listed[Math.max(0, Math.min(listed.length - 1, position))], true);
 }
 
-function setLabel(label) {
+// Label the selected tile or line; `isCrack` is null to take its label back.
+function setLabel(isCrack) {
   if (!selected) return step(1);
-  selected.reviewed = label;
+  const [yes, no] = isLine(selected) ? ["accepted", "rejected"] : ["crack", "intact"];
+  selected.reviewed = isCrack === null ? null : isCrack ? yes : no;
   selected.isExported = false;
-  updateTile(selected);
+  updateItem(selected);
   updatePhoto(current, summary(current.map));
   showSummary();
-  if (label && selected !== listed.at(-1)) step(1);
+  if (isCrack !== null && selected !== listed.at(-1)) step(1);
   viewer.draw();
   showReview();
 }
 
 function showReview() {
-  const tiles = current?.map?.tiles ?? [];
-  const nLabelled = listed.filter((tile) => tile.reviewed).length;
+  const nLabelled = listed.filter((item) => item.reviewed).length;
+  const order = isLine(listed[0]) ? "longest" : "most probable crack";
+  const rest = listed.length < nListable ? ` Only the first of ${nListable} are listed.` : "";
   byId("review-text").textContent = !current?.map
     ? ""
     : listed.length
-      ? `${nLabelled} of ${listed.length} labelled, the most probable crack first.`
-      : "This photo has no such tiles.";
+      ? `${nLabelled} of ${listed.length} labelled, the ${order} first.${rest}`
+      : byId("filter").value === "lines"
+        ? "No crack line was found in this photo, which is no proof that it has no crack."
+        : "This photo has no such tiles.";
+  byId("confirm-text").textContent = isLine(selected) ? "Accept" : "Crack";
+  byId("reject-text").textContent = isLine(selected) ? "Reject" : "Intact";
+  byId("numbers").textContent = isLine(selected) ? numbersOf(selected) : "";
   for (const id of ["confirm", "reject"]) byId(id).disabled = !selected;
   byId("undo").disabled = !selected?.reviewed;
   const n = toExport().length;
@@ -316,29 +356,54 @@ function showReview() {
   byId("export-button").textContent = n ? `Export ${count(n, "label")}` : "Export labels";
 }
 
+function numbersOf({id, length, width, width_p95_px: p95, width_p95_mm: mm, width_class: name, confidence}) {
+  const atMost = p95 < 2 ? "under 2 px" : mm === null ? `${p95.toFixed(1)} px` : `${mm.toFixed(2)} mm`;
+  const widths = p95 === null ? [`width ${width}`] : [`width ${width}`, `95th percentile ${atMost}`];
+  const parts = [`length ${length}`, ...widths, ...(name && name !== width ? [name] : []), `confidence ${confidence.toFixed(2)}`];
+  return `Crack ${id}: ${parts.join(", ")}`;
+}
+
 // ---------------------------------------------------------------- export
 
-const toExport = () => photos.flatMap((photo) => (photo.map?.tiles ?? []).filter((tile) => tile.reviewed && !tile.isExported));
+const isUnsent = (item) => item.reviewed && !item.isExported;
+const toExport = () => photos.flatMap((photo) => itemsOf(photo).filter(isUnsent));
 
-// Groups photos into requests within the server's limits, each of one model version; many tiles of a photo are split.
+// Groups labels into requests within the server's limits, each of one model version.
 function reviewRequests() {
+  const limits = {
+    nPhotos: model.max_files, nBytes: model.max_body_mb * 0.95e6, nItems: MAX_ITEMS, nPixels: MAX_TILE_PIXELS,
+    nPoints: MAX_LINE_POINTS,
+  };
   const requests = [];
   for (const photo of photos) {
-    const unsent = (photo.map?.tiles ?? []).filter((tile) => tile.reviewed && !tile.isExported);
-    while (unsent.length) {
-      const tiles = unsent.splice(0, Math.min(MAX_TILES, Math.max(1, Math.floor(MAX_TILE_PIXELS / unsent[0].size ** 2))));
-      const nPixels = tiles.reduce((sum, tile) => sum + tile.size ** 2, 0);
-      const sums = {nBytes: photo.file.size, nTiles: tiles.length, nPixels};
+    for (const item of itemsOf(photo).filter(isUnsent)) {
+      const cost = {nItems: 1, nPixels: (item.size ?? 0) ** 2, nPoints: item.points?.length ?? 0};
+      const first = {...cost, nPhotos: 1, nBytes: photo.file.size};
       const last = requests.at(-1);
-      const fits = last && last.version === photo.map.model_version && last.photos.length < model.max_files
-        && last.nBytes + sums.nBytes < model.max_body_mb * 0.95e6 && last.nTiles + sums.nTiles <= MAX_TILES
-        && last.nPixels + nPixels <= MAX_TILE_PIXELS;
-      if (fits) for (const name of Object.keys(sums)) last[name] += sums[name];
-      if (fits) last.photos.push({photo, tiles});
-      else requests.push({version: photo.map.model_version, ...sums, photos: [{photo, tiles}]});
+      const added = last?.photos.includes(photo) ? cost : first;
+      const fits = last?.version === photo.map.model_version
+        && Object.entries(added).every(([name, n]) => last.sums[name] + n <= limits[name]);
+      if (!fits) requests.push({version: photo.map.model_version, photos: [photo], items: [{photo, item}], sums: first});
+      else {
+        for (const [name, n] of Object.entries(added)) last.sums[name] += n;
+        if (added === first) last.photos.push(photo);
+        last.items.push({photo, item});
+      }
     }
   }
   return requests;
+}
+
+// What a request says of its tiles and of its lines.
+function labelsIn({photos: sent, items}) {
+  const [tiles, lines] = [[], []];
+  for (const {photo, item} of items) {
+    const file = sent.indexOf(photo);
+    const {x, y, size, reviewed, item: _, isExported, path, ...line} = item;
+    if (isLine(item)) lines.push({file, ...line, decision: reviewed});
+    else tiles.push({file, x, y, size, label: reviewed});
+  }
+  return {tiles, lines};
 }
 
 async function exportLabels(reviewer) {
@@ -347,13 +412,11 @@ async function exportLabels(reviewer) {
   let n = 0;
   for (const [number, request] of requests.entries()) {
     text.textContent = requests.length > 1 ? `Sending part ${number + 1} of ${requests.length} …` : "Sending …";
-    const tiles = request.photos.flatMap(({tiles: own}, file) =>
-      own.map(({x, y, size, reviewed}) => ({file, x, y, size, label: reviewed})));
-    const files = request.photos.map(({photo}) => photo.file);
-    const answer = await sendReviews(files, {reviewer, model_version: request.version, tiles});
+    const files = request.photos.map(({file}) => file);
+    const answer = await sendReviews(files, {reviewer, model_version: request.version, ...labelsIn(request)});
     if (answer.blob) save(answer.name, answer.blob);
-    for (const {tiles: own} of request.photos) for (const tile of own) tile.isExported = true;
-    n += request.nTiles;
+    for (const {item} of request.items) item.isExported = true;
+    n += request.items.length;
     text.textContent = answer.blob
       ? `${count(n, "label")} saved as ${answer.name}.`
       : `${count(n, "label")} sent for training, as ${answer.batch}.`;
@@ -386,11 +449,12 @@ async function onExport(event) {
 const KEYS = {
   ArrowDown: () => step(1),
   ArrowUp: () => step(-1),
-  c: () => setLabel("crack"),
-  x: () => setLabel("intact"),
+  c: () => setLabel(true),
+  x: () => setLabel(false),
   u: () => setLabel(null),
   n: () => openNeighbour(1),
   p: () => openNeighbour(-1),
+  l: () => byId("show-lines").click(),
   m: () => byId("show-map").click(),
   "+": () => viewer.zoomIn(),
   "=": () => viewer.zoomIn(),
@@ -438,12 +502,16 @@ function addListeners() {
     viewer.showsMap = byId("show-map").checked;
     viewer.draw();
   });
+  byId("show-lines").addEventListener("change", () => {
+    viewer.showsLines = byId("show-lines").checked;
+    viewer.draw();
+  });
   byId("zoom-in").addEventListener("click", () => current?.map && viewer.zoomIn());
   byId("zoom-out").addEventListener("click", () => current?.map && viewer.zoomOut());
   byId("zoom-fit").addEventListener("click", () => viewer.fit());
-  byId("filter").addEventListener("change", showTiles);
-  byId("confirm").addEventListener("click", () => setLabel("crack"));
-  byId("reject").addEventListener("click", () => setLabel("intact"));
+  byId("filter").addEventListener("change", showList);
+  byId("confirm").addEventListener("click", () => setLabel(true));
+  byId("reject").addEventListener("click", () => setLabel(false));
   byId("undo").addEventListener("click", () => setLabel(null));
   byId("export").addEventListener("submit", onExport);
 }

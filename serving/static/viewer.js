@@ -1,9 +1,12 @@
-// Shows a photo and its map on a canvas, with pan, zoom and selection of a tile.
+// Shows a photo and its map on a canvas, with pan, zoom and selection of a tile or crack line.
+
+import {drawLines, lineNear, squareAround} from "/static/lines.js";
 
 const MAX_SCALE = 8; // screen pixels per pixel of the photo
 const STEP = 1.25;
 const OVERLAY_OPACITY = 0.42;
 const REVIEW_COLOUR = "#286eff"; // as in page.css
+const VERDICT_COLOURS = {crack: "#b3261e", accepted: "#b3261e", intact: "#1b6e3c", rejected: "#1b6e3c"};
 const OVERLAY_CELL_PX = 4; // pixels of the photo per pixel of the overlay
 
 // Yellow at the threshold, red at 1; brightness changes too, for readers who do not see the hues.
@@ -18,7 +21,9 @@ export class Viewer {
     this.picture = null; // ImageBitmap or null, drawn over width x height of the photo
     this.map = null;
     this.threshold = 0.5;
-    this.showsMap = true;
+    this.showsMap = true; // the tiles
+    this.showsLines = true;
+    this.lineLayer = document.createElement("canvas");
     this.selected = null;
     this.pointers = new Map();
     this.isMoved = false;
@@ -62,14 +67,15 @@ export class Viewer {
   zoomIn() { this.zoom(STEP); }
   zoomOut() { this.zoom(1 / STEP); }
 
-  // Select a tile; with `moves`, also zoom to it and its surroundings.
-  select(tile, moves) {
-    this.selected = tile;
-    if (tile && moves) {
+  // Select a tile or a crack line; with `moves`, also zoom to it and its surroundings.
+  select(item, moves) {
+    this.selected = item;
+    if (item && moves) {
       const {width, height} = this.canvas.getBoundingClientRect();
-      this.scale = Math.min(MAX_SCALE, Math.min(width, height) / (tile.size * 3));
-      this.left = width / 2 - (tile.x + tile.size / 2) * this.scale;
-      this.top = height / 2 - (tile.y + tile.size / 2) * this.scale;
+      const {x, y, size} = item.points ? squareAround(item) : item;
+      this.scale = Math.min(MAX_SCALE, Math.min(width, height) / (size * (item.points ? 1.3 : 3)));
+      this.left = width / 2 - (x + size / 2) * this.scale;
+      this.top = height / 2 - (y + size / 2) * this.scale;
       this.isFitted = false;
     }
     this.draw();
@@ -105,32 +111,54 @@ export class Viewer {
       context.globalAlpha = 1;
       for (const tile of this.map.tiles) this.#markTile(context, tile);
     }
-    if (this.selected) this.#outline(context, this.selected, "#ffffff", 4);
-    if (this.selected) this.#outline(context, this.selected, "#0b5cad", 2.5);
+    if (this.showsLines) this.#drawLines(context);
+    if (this.selected?.size) this.#outline(context, this.selected, "#ffffff", 4);
+    if (this.selected?.size) this.#outline(context, this.selected, "#0b5cad", 2.5);
   }
 
-  // The overlay without its opacity, cached by map and threshold. Where tiles overlap, the highest probability is shown.
+  #drawLines(context) {
+    const {width, height} = this.canvas;
+    Object.assign(this.lineLayer, {width, height});
+    const layer = this.lineLayer.getContext("2d");
+    layer.setTransform(context.getTransform());
+    drawLines(layer, this.map.lines, this.selected?.points ? this.selected : null, this.scale);
+    context.save();
+    context.resetTransform();
+    context.drawImage(this.lineLayer, 0, 0);
+    context.restore();
+    for (const line of this.map.lines) if (line.reviewed) this.#badge(context, line, line.points[line.points.length >> 1]);
+  }
+
+  // Whether a shade would hide a crack line: the tile is only outlined.
+  #isTraced(tile) {
+    return this.showsLines && tile.has_line;
+  }
+
+  // The overlay without its opacity, cached by what it depends on. Where tiles overlap, the highest probability is shown.
   #overlay() {
-    if (this.overlay?.map === this.map && this.overlay.threshold === this.threshold) return this.overlay.canvas;
+    const {map, threshold, showsLines} = this;
+    const isCached = this.overlay?.map === map && this.overlay.threshold === threshold;
+    if (isCached && this.overlay.showsLines === showsLines) return this.overlay.canvas;
     const canvas = document.createElement("canvas");
     canvas.width = Math.ceil(this.map.width / OVERLAY_CELL_PX);
     canvas.height = Math.ceil(this.map.height / OVERLAY_CELL_PX);
     const context = canvas.getContext("2d");
     context.scale(canvas.width / this.map.width, canvas.height / this.map.height);
-    // A shade would hide what a person must judge: tiles to review are only outlined.
-    const marked = this.map.tiles.filter((tile) => tile.label !== "review" && this.isMarked(tile));
+    // A shade would hide what a person must judge: tiles to review are only outlined, and those with a crack line.
+    const marked = map.tiles.filter((tile) => tile.label !== "review" && this.isMarked(tile) && !this.#isTraced(tile));
     for (const tile of marked.sort((one, other) => one.probability - other.probability)) {
       context.fillStyle = this.#colour(tile);
       context.fillRect(tile.x, tile.y, tile.size, tile.size);
     }
-    this.overlay = {map: this.map, threshold: this.threshold, canvas};
+    this.overlay = {map, threshold, showsLines, canvas};
     return canvas;
   }
 
   #markTile(context, tile) {
+    const isMarked = this.isMarked(tile);
     if (tile.reviewed) this.#mark(context, tile);
-    else if (tile.label === "review") {
-      this.#outline(context, tile, this.isMarked(tile) ? this.#colour(tile) : REVIEW_COLOUR, 1.5);
+    else if (tile.label === "review" || (isMarked && this.#isTraced(tile))) {
+      this.#outline(context, tile, isMarked ? this.#colour(tile) : REVIEW_COLOUR, 1.5);
     }
   }
 
@@ -140,16 +168,20 @@ export class Viewer {
 
   // A label from the reviewer: a red or green frame with its letter.
   #mark(context, tile) {
-    const colour = tile.reviewed === "crack" ? "#b3261e" : "#1b6e3c";
-    this.#outline(context, tile, colour, 2.5);
-    const side = Math.min(18 / this.scale, tile.size / 3);
-    context.fillStyle = colour;
-    context.fillRect(tile.x, tile.y, side, side);
+    this.#outline(context, tile, VERDICT_COLOURS[tile.reviewed], 2.5);
+    this.#badge(context, tile, [tile.x, tile.y]);
+  }
+
+  // The letter of a reviewer's label, to the right of and below a place.
+  #badge(context, item, [x, y]) {
+    const side = Math.min(18 / this.scale, (item.size ?? Infinity) / 3);
+    context.fillStyle = VERDICT_COLOURS[item.reviewed];
+    context.fillRect(x, y, side, side);
     context.fillStyle = "#ffffff";
     context.font = `bold ${side * 0.8}px sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
-    context.fillText(tile.reviewed === "crack" ? "C" : "X", tile.x + side / 2, tile.y + side * 0.54);
+    context.fillText(["crack", "accepted"].includes(item.reviewed) ? "C" : "X", x + side / 2, y + side * 0.54);
   }
 
   #outline(context, tile, colour, width) {
@@ -207,7 +239,7 @@ export class Viewer {
     if (event.type !== "pointerup" || this.isMoved || !place || !this.map) return;
     const [x, y] = [(place.x - this.left) / this.scale, (place.y - this.top) / this.scale];
     const isHit = (tile) => x >= tile.x && y >= tile.y && x < tile.x + tile.size && y < tile.y + tile.size;
-    const hit = this.map.tiles.find(isHit);
+    const hit = (this.showsLines && lineNear(this.map.lines, x, y, this.scale)) || this.map.tiles.find(isHit);
     if (hit) this.onPick(hit);
   }
 
