@@ -61,7 +61,7 @@ def test_shapely_reads_the_lines_where_they_are_with_what_was_measured(written):
     assert bent["id"] == 1
     assert (bent["length_px"], bent["width_px"], bent["width_p95_px"]) == (140, 6, 6)
     assert (bent["length_mm"], bent["width_mm"], bent["width_p95_mm"]) == pytest.approx((14, 0.6, 0.6))
-    assert (bent["length"], bent["width"]) == ("14 mm", "0.60 mm (0.55 to 0.65)")
+    assert (bent["length"], bent["width"], bent["width_p95"]) == ("14 mm", "0.60 mm (0.55 to 0.65)", "0.60 mm")
     assert (hairline["width"], hairline["width_mm"], hairline["width_class"]) == (
         "under 2 px (0.20 mm)", None, "under 2 px",
     )  # fmt: skip

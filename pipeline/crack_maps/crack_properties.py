@@ -31,6 +31,7 @@ class CrackProperties(BaseModel):
     width_p95_mm: float | None = Field(description="null below 2 px")
     length: str = Field(description="for people, with its unit")
     width: str = Field(description="for people: the median with its 90 % interval, `under 2 px` or `not measured`")
+    width_p95: str = Field(description="for people: the 95th percentile")
     width_class: str | None = Field(description="by the 95th percentile, a guide; null without a scale")
     confidence: float = Field(ge=0, le=1)
     stroke: str = Field(description="colour in which the crack is drawn, that of its class")
@@ -59,7 +60,8 @@ def _properties(number: int, line: CrackLine, mm_per_px: float | None, classes: 
         width_mm=in_mm(width),
         width_p95_mm=in_mm(p95),
         length=length_text(length, mm_per_px),
-        width=_width_text(line, mm_per_px),
+        width=width_text(width, mm_per_px) + _interval_text(line, mm_per_px),
+        width_p95=width_text(p95, mm_per_px),
         width_class=width_class,
         confidence=round(line.confidence, 3),
         stroke=colours(classes).get(width_class or "", NO_CLASS_COLOUR),
@@ -96,15 +98,20 @@ def length_text(length_px: float, mm_per_px: float | None) -> str:
     return f"{length_mm / 1000:,.2f} m" if length_mm >= 1000 else f"{length_mm:.0f} mm"
 
 
-def _width_text(line: CrackLine, mm_per_px: float | None) -> str:
-    width = line.median_width_px
-    if math.isnan(width):
+def width_text(width_px: float, mm_per_px: float | None) -> str:
+    """Return a width, nan if it was not measured, for people: in mm, or in pixels without a scale."""
+    if math.isnan(width_px):
         return NOT_MEASURED
-    scale, unit, decimals = (1.0, "px", 1) if mm_per_px is None else (mm_per_px, "mm", 2)
-    if width < MEASURED_FROM_PX:
-        return UNDER_PX if mm_per_px is None else f"{UNDER_PX} ({MEASURED_FROM_PX * scale:.{decimals}f} mm)"
-    median, low, high = (f"{value * scale:.{decimals}f}" for value in (width, line.width_low_px, line.width_high_px))
-    return f"{median} {unit}" + (f" ({low} to {high})" if line.width_low_px > 0 else "")
+    if width_px < MEASURED_FROM_PX:
+        return UNDER_PX if mm_per_px is None else f"{UNDER_PX} ({MEASURED_FROM_PX * mm_per_px:.2f} mm)"
+    return f"{width_px:.1f} px" if mm_per_px is None else f"{width_px * mm_per_px:.2f} mm"
+
+
+def _interval_text(line: CrackLine, mm_per_px: float | None) -> str:
+    if not line.median_width_px >= MEASURED_FROM_PX or math.isnan(line.width_low_px):
+        return ""
+    scale, decimals = (1.0, 1) if mm_per_px is None else (mm_per_px, 2)
+    return f" ({line.width_low_px * scale:.{decimals}f} to {line.width_high_px * scale:.{decimals}f})"
 
 
 def _rounded(value: float) -> float | None:

@@ -10,6 +10,7 @@ const MAX_ITEMS = 5000; // of a request for reviews
 const MAX_TILE_PIXELS = 60e6;
 const MAX_LINE_POINTS = 30_000; // 600 kB as JSON, of which the server takes 1 MB
 const MAX_LISTED = 400; // more than anyone reviews in one photo
+const NO_LINE = "No crack line was found. That is no proof that there is no crack.";
 const REVIEWER = "cracks-reviewer";
 
 const byId = (id) => document.getElementById(id);
@@ -343,12 +344,12 @@ function showReview() {
     ? ""
     : listed.length
       ? `${nLabelled} of ${listed.length} labelled, the ${order} first.${rest}`
-      : byId("filter").value === "lines"
-        ? "No crack line was found in this photo, which is no proof that it has no crack."
-        : "This photo has no such tiles.";
+      : "This photo has none of these.";
   byId("confirm-text").textContent = isLine(selected) ? "Accept" : "Crack";
   byId("reject-text").textContent = isLine(selected) ? "Reject" : "Intact";
-  byId("numbers").textContent = isLine(selected) ? numbersOf(selected) : "";
+  byId("numbers").textContent = isLine(selected)
+    ? numbersOf(selected)
+    : current?.map && (current.map.lines.length ? "Click a crack line for its numbers." : NO_LINE);
   for (const id of ["confirm", "reject"]) byId(id).disabled = !selected;
   byId("undo").disabled = !selected?.reviewed;
   const n = toExport().length;
@@ -356,11 +357,10 @@ function showReview() {
   byId("export-button").textContent = n ? `Export ${count(n, "label")}` : "Export labels";
 }
 
-function numbersOf({id, length, width, width_p95_px: p95, width_p95_mm: mm, width_class: name, confidence}) {
-  const atMost = p95 < 2 ? "under 2 px" : mm === null ? `${p95.toFixed(1)} px` : `${mm.toFixed(2)} mm`;
-  const widths = p95 === null ? [`width ${width}`] : [`width ${width}`, `95th percentile ${atMost}`];
-  const parts = [`length ${length}`, ...widths, ...(name && name !== width ? [name] : []), `confidence ${confidence.toFixed(2)}`];
-  return `Crack ${id}: ${parts.join(", ")}`;
+function numbersOf({id, length, width, width_p95: widest, width_class: name, confidence}) {
+  const widths = [`width ${width}`, `95th percentile ${widest}`, name && `class ${name}`];
+  const parts = [`length ${length}`, ...widths, `confidence ${confidence.toFixed(2)}`];
+  return `Crack ${id}: ${parts.filter(Boolean).join(", ")}`;
 }
 
 // ---------------------------------------------------------------- export
