@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.crack_maps.crack_map import CrackMapper
-from pipeline.crack_maps.map_files import Job, PhotoFiles, map_photo, write_photo
+from pipeline.crack_maps.map_files import Job, map_photo
+from pipeline.crack_maps.photo_files import PhotoFiles, write_photo
 from pipeline.data.images import Pixels
 from pipeline.data.photos import read_photo
 from pipeline.data.sources import read_image_file

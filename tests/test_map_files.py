@@ -13,7 +13,8 @@ from shapely import unary_union
 from shapely.geometry import Point, shape
 
 from pipeline.crack_maps import map_files
-from pipeline.crack_maps.map_files import names_of, run
+from pipeline.crack_maps.map_files import run
+from pipeline.crack_maps.photo_files import names_of
 from pipeline.models.decision import DECISION_FILE
 from pipeline.params import Map
 from pipeline.registry.model_lookup import found_model

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.crack_maps.crack_map import grid, starts
+from pipeline.crack_maps.tiles import grid, starts
 
 
 def test_the_last_tile_is_moved_inwards_to_end_at_the_edge():

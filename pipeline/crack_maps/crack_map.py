@@ -20,6 +20,7 @@ from pipeline.crack_lines.crack_line import CrackLine, draw_mask
 from pipeline.crack_lines.find_lines import find_lines
 from pipeline.crack_lines.tracer import load_tracer
 from pipeline.crack_maps.crack_properties import CrackProperties, properties_of
+from pipeline.crack_maps.tiles import grid, stretched
 from pipeline.data.images import Pixels
 from pipeline.data.photos import Mask, filled
 from pipeline.errors import CracksError
@@ -39,7 +40,6 @@ MIN_REVIEW_TILES = 20  # that may be for review, however few tiles there are
 
 TileLabel = Literal["crack", "intact", "review", "undecided"]
 OnTiles = Callable[[Pixels, Outputs, float], object]
-Starts = npt.NDArray[np.int64]  # of tiles along a side, in pixels
 Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16 x 16 px
 
 
@@ -148,7 +148,7 @@ class CrackMapper:
         resized = pixels if factor == 1 else _resized(pixels, factor)
         tops, lefts, size = grid(resized.shape[:2], self._params.tile_px, self._params.overlap)
         shown_px = min(round(size / factor), height, width)
-        ys, xs = _stretched(tops, height - shown_px), _stretched(lefts, width - shown_px)
+        ys, xs = stretched(tops, height - shown_px), stretched(lefts, width - shown_px)
         tiles = pd.DataFrame(
             [
                 (row, col, x, y)
@@ -194,7 +194,7 @@ class CrackMapper:
         on_tiles: OnTiles | None,
         prevalence: float | None,
     ) -> pd.DataFrame:
-        """Return what the model says of each tile, `Labels` and its uncorrected probability; `places` are (top, left)."""
+        """Return the `Labels` of the tiles and their uncorrected probabilities; `places` are (top, left)."""
 
         def score(first: int) -> pd.DataFrame:
             chosen = places[first : first + BATCH_TILES]
@@ -219,34 +219,10 @@ def with_review_budget(tiles: pd.DataFrame, share: float | None) -> pd.DataFrame
     return tiles.assign(label=tiles["label"].mask(tiles.index.isin(unsure.index[budget:]), "undecided"))
 
 
-def starts(length_px: int, size_px: int, step_px: int) -> Starts:
-    """Return the starts of tiles along a side: every `step_px`; the last tile is moved inwards to end at the edge."""
-    last = length_px - size_px
-    return np.append(np.arange(0, last, step_px, dtype=np.int64), last)
-
-
-def grid(shape_px: tuple[int, ...], size_px: int, overlap: float) -> tuple[Starts, Starts, int]:
-    """Return the starts of the rows and of the columns of tiles, and the side of a tile, in pixels.
-
-    In a photo (height, width) that is narrower than a tile, tiles are as narrow as the photo. `overlap` is the share
-    of a tile that the next one in its row or column overlaps, 0..0.9.
-    """
-    size = min(size_px, *shape_px)
-    step = max(1, round(size * (1 - overlap)))
-    height_px, width_px = shape_px
-    return starts(height_px, size, step), starts(width_px, size, step), size
-
-
 def _cells(start: int, size: int, side: int) -> slice:
     """Return the cells under a tile; a tile that ends less than a cell before the border (by rounding) reaches it."""
     stop = side if side - (start + size) < CELL_PX else start + size
     return slice(start // CELL_PX, -(-stop // CELL_PX))
-
-
-def _stretched(positions: Starts, last: int) -> Starts:
-    """Return the starts of tiles in the photo, from those in the resized photo; the last start is `last`."""
-    stretched: Starts = np.rint(positions * (last / max(1, positions[-1]))).astype(np.int64)
-    return stretched
 
 
 def _share_of_cells(photographed: Mask | None, height_px: int, width_px: int) -> Raster:

@@ -6,8 +6,7 @@ settings. So a run resumes after a kill.
 
 import hashlib
 import io
-import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
 from pipeline.crack_maps.line_files import GEOJSON_SUFFIX, geojson, mask_png, write_tables
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
+from pipeline.crack_maps.photo_files import PhotoFiles, finished_report, names_of, write_photo
 from pipeline.data.image_names import MASK_SUFFIX, OVERLAY_COMMENT, OVERLAY_SUFFIX
 from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
 from pipeline.data.sources import Content, read_image_file
 from pipeline.errors import CracksError
-from pipeline.files import replacing, write_json, write_text
+from pipeline.files import replacing, write_text
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.inference.out_of_distribution import load_detector, missed_cracks
 from pipeline.models.decision import load_decision
@@ -37,7 +37,6 @@ from pipeline.safe_text import as_utf8, cells
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"  # a photo of many tiles advances it bit by bit
 JPEG_QUALITY = 85
-MAX_NAME_BYTES = 180  # file systems allow 255, and suffixes are added
 PHOTOS_AT_ONCE = 2  # one is decoded or written while the tiles of the other are scored
 TILES_SUFFIX = ".tiles.csv"
 TILE_COLUMNS = ["photo", "row", "col", "x", "y", "size", "probability", "label", "reason"]
@@ -63,26 +62,6 @@ class Job:
         """Return a hash of everything that determines the map of the photo at `path`."""
         stat = path.stat()
         return hashlib.sha256(f"{self!r}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class PhotoFiles:
-    """The content of the files of a photo: by the end of their name, and that of NAME.json."""
-
-    contents: dict[str, bytes]
-    report: dict[str, Any]
-
-
-def names_of(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return a name for the files of each photo: its own name, with a hash of its path if two photos share one."""
-    names = {path: as_utf8(Path(path.stem)) for path in paths}
-    n_photos = Counter(name.casefold() for name in names.values())
-    for path, stem in names.items():
-        if n_photos[stem.casefold()] > 1 or len(stem.encode()) > MAX_NAME_BYTES:
-            digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:8]
-            short = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
-            names[path] = f"{short}-{digest}"
-    return names
 
 
 def report_of(path: Path, photo: Photo, crack_map: CrackMap, job: Job) -> dict[str, Any]:
@@ -171,29 +150,6 @@ def _map_locally(
                 yield done, files.result()
         for path, files in running:
             yield path, files.result()
-
-
-def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
-    """Write the files of a photo; the report, which marks it as finished, last."""
-    for suffix, content in files.contents.items():
-        with replacing(out / f"{name}{suffix}") as partial:
-            partial.write_bytes(content)
-    write_json(out / f"{name}.json", {**files.report, "key": key})
-
-
-def finished_report(out: Path, name: str, key: str | None = None) -> dict[str, Any] | None:
-    """Return the report of a finished photo, None if there is none, it is damaged, or it has another `key`.
-
-    Raises CracksError if a file of that name is no report, such as a person's annotations of the photo.
-    """
-    path = out / f"{name}.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(report, dict) or "key" not in report:
-        raise CracksError(f"{path} is there and was not written by this command; choose another --out")
-    return report if key in (None, report["key"]) else None
 
 
 def summary_of(out: Path, names: dict[Path, str], errors: dict[Path, str]) -> pd.DataFrame:

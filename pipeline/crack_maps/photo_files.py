@@ -1,0 +1,58 @@
+"""The files of the map of a photo: their names, and whether they are finished."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CracksError
+from pipeline.files import replacing, write_json
+from pipeline.safe_text import as_utf8
+
+MAX_NAME_BYTES = 180  # file systems allow 255, and suffixes are added
+
+
+@dataclass(frozen=True)
+class PhotoFiles:
+    """The content of the files of a photo: by the end of their name, and that of NAME.json."""
+
+    contents: dict[str, bytes]
+    report: dict[str, Any]
+
+
+def names_of(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return a name for the files of each photo: its own name, with a hash of its path if two photos share one."""
+    names = {path: as_utf8(Path(path.stem)) for path in paths}
+    n_photos = Counter(name.casefold() for name in names.values())
+    for path, stem in names.items():
+        if n_photos[stem.casefold()] > 1 or len(stem.encode()) > MAX_NAME_BYTES:
+            digest = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:8]
+            short = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+            names[path] = f"{short}-{digest}"
+    return names
+
+
+def write_photo(out: Path, name: str, key: str, files: PhotoFiles) -> None:
+    """Write the files of a photo; the report, which marks it as finished, last."""
+    for suffix, content in files.contents.items():
+        with replacing(out / f"{name}{suffix}") as partial:
+            partial.write_bytes(content)
+    write_json(out / f"{name}.json", {**files.report, "key": key})
+
+
+def finished_report(out: Path, name: str, key: str | None = None) -> dict[str, Any] | None:
+    """Return the report of a finished photo, None if there is none, it is damaged, or it has another `key`.
+
+    Raises CracksError if a file of that name is no report, such as a person's annotations of the photo.
+    """
+    path = out / f"{name}.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(report, dict) or "key" not in report:
+        raise CracksError(f"{path} is there and was not written by this command; choose another --out")
+    return report if key in (None, report["key"]) else None
