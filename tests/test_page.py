@@ -160,12 +160,21 @@ def test_an_inspector_drops_a_photo_sees_its_crack_lines_rejects_one_and_the_dec
     assert page.locator(".line").count() == n_lines
     assert sorted(filter(None, page.locator(".line .verdict-label").all_inner_texts())) == ["accepted", "rejected"]
     assert words(page, "#summary").startswith(f"{n_lines - 1} crack line")
+    page.fill("#scale", "0.1")
+    page.keyboard.press("Tab")
+    page.get_by_text("over 0.41 mm").first.wait_for()
+    labels = page.locator(".line .verdict-label").all_inner_texts()
+    assert {"accepted", "rejected"} < set(labels)  # which holds for the new map, beside the width classes
+    page.select_option("#filter", "review")
+    page.locator("#list").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("c")  # and a tile
 
     page.fill("#reviewer", "A. Reviewer")
     with page.expect_download() as download:
         page.click("#export-button")
     download.value.save_as(tmp_path / "batch.zip")
-    assert words(page, "#export-text") == f"2 labels saved as {download.value.suggested_filename}."
+    assert words(page, "#export-text") == f"3 labels saved as {download.value.suggested_filename}."
     with zipfile.ZipFile(tmp_path / "batch.zip") as archive:
         lines = json.loads(archive.read("lines.geojson"))["features"]
     decided = {line["properties"]["decision"]: shape(line["geometry"]) for line in lines}
@@ -174,6 +183,8 @@ def test_an_inspector_drops_a_photo_sees_its_crack_lines_rejects_one_and_the_dec
         assert decided[decision].length > 100
     assert {line["properties"]["photo"] for line in lines} == {"cracked.png"}
     assert {line["properties"]["reviewer"] for line in lines} == {"A. Reviewer"}
+    pack_dataset(Dataset(source=tmp_path / "batch.zip"), limits(), tmp_path / "ingested")
+    assert pd.read_parquet(tmp_path / "ingested" / INVENTORY_FILE)["label"].tolist() == ["crack"]  # of the tile
     assert page.complaints == []
 
 

@@ -108,7 +108,7 @@ def width_text(width_px: float, mm_per_px: float | None) -> str:
 
 
 def _interval_text(line: CrackLine, mm_per_px: float | None) -> str:
-    if not line.median_width_px >= MEASURED_FROM_PX or math.isnan(line.width_low_px):
+    if not line.median_width_px >= MEASURED_FROM_PX:
         return ""
     scale, decimals = (1.0, 1) if mm_per_px is None else (mm_per_px, 2)
     return f" ({line.width_low_px * scale:.{decimals}f} to {line.width_high_px * scale:.{decimals}f})"

@@ -41,12 +41,11 @@ export async function getModel() {
   return (await request("/v1/model")).json();
 }
 
-// `prevalence`, if not null, is the share of cracked tiles for which the server corrects the probabilities.
-export async function mapPhoto(file, withPreview, prevalence) {
+// `settings` may have the `prevalence`, for which the server corrects the probabilities, and `mm_per_px` of the photo.
+export async function mapPhoto(file, withPreview, settings) {
   const body = new FormData();
   body.append("file", file);
-  const query = new URLSearchParams({preview: withPreview});
-  if (prevalence !== null) query.set("prevalence", prevalence);
+  const query = new URLSearchParams({preview: withPreview, ...settings});
   return (await request(`/v1/map?${query}`, {method: "POST", body})).json();
 }
 

@@ -8,7 +8,8 @@ const MAX_CONCURRENT_PHOTOS = 2; // one is uploaded while another is scored
 const THUMBNAIL_PX = 96;
 const MAX_ITEMS = 5000; // of a request for reviews
 const MAX_TILE_PIXELS = 60e6;
-const MAX_LINE_POINTS = 30_000; // 600 kB as JSON, of which the server takes 1 MB
+const MAX_LINE_POINTS = 30_000; // 500 kB as JSON, of which the server takes 1 MB
+const LINE_POINTS = 40; // as long as the numbers of a line
 const MAX_LISTED = 400; // more than anyone reviews in one photo
 const NO_LINE = "No crack line was found. That is no proof that there is no crack.";
 const REVIEWER = "cracks-reviewer";
@@ -16,7 +17,7 @@ const REVIEWER = "cracks-reviewer";
 const byId = (id) => document.getElementById(id);
 const photos = []; // {file, name, state: waiting|working|done|failed, map, message, item}
 let model = null;
-let prevalence = null; // share of cracked tiles that the inspector expects, if they said so
+let settings = {}; // what the inspector said of the photos: prevalence, the share of tiles that are cracked; mm_per_px
 let current = null; // the photo that is shown
 let listed = []; // its tiles, or its crack lines, in the list, in order
 let nListable = 0; // how many there are: the list has the first of very many
@@ -86,22 +87,24 @@ function startProcessing() {
   for (let n = photos.filter((photo) => photo.state === "working").length; n < MAX_CONCURRENT_PHOTOS; n++) processNext();
 }
 
-// Maps every photo again, for another share of cracked tiles; a photo that is being mapped waits for its turn.
-function onPrevalence() {
-  const input = byId("prevalence");
-  if (!input.reportValidity()) return;
-  prevalence = input.value === "" ? null : Number(input.value) / 100;
+// Maps every photo again, with other settings; a photo that is being mapped waits for its turn.
+function onSetting() {
+  if (![byId("prevalence"), byId("scale")].every((input) => input.reportValidity())) return;
+  settings = {};
+  if (byId("prevalence").value) settings.prevalence = Number(byId("prevalence").value) / 100;
+  if (byId("scale").value) settings.mm_per_px = Number(byId("scale").value);
   for (const photo of photos) if (["done", "failed"].includes(photo.state)) photo.state = "waiting";
   if (photos.length) showProgress();
   startProcessing();
 }
 
-// What the inspector said of the tiles of a photo holds for its new map.
+// What the inspector said of the tiles and lines of a photo holds for its new map.
 function keepReviews(before, after) {
-  const reviewed = new Map((before?.tiles ?? []).filter((tile) => tile.reviewed).map((tile) => [`${tile.x},${tile.y}`, tile]));
-  for (const tile of after.tiles) {
-    const {reviewed: label, isExported} = reviewed.get(`${tile.x},${tile.y}`) ?? {};
-    if (label) Object.assign(tile, {reviewed: label, isExported});
+  const place = ({points, x, y}) => (points ?? [x, y]).join();
+  const reviewed = new Map(itemsOf({map: before}).filter((item) => item.reviewed).map((item) => [place(item), item]));
+  for (const item of itemsOf({map: after})) {
+    const {reviewed: label, isExported} = reviewed.get(place(item)) ?? {};
+    if (label) Object.assign(item, {reviewed: label, isExported});
   }
 }
 
@@ -111,7 +114,7 @@ async function processNext() {
   photo.state = "working";
   updatePhoto(photo, "mapping …");
   try {
-    const asked = prevalence;
+    const asked = settings;
     photo.picture ??= await createImageBitmap(photo.file).catch(() => null);
     const map = await mapPhoto(photo.file, photo.picture === null, asked);
     keepReviews(photo.map, map);
@@ -121,7 +124,7 @@ async function processNext() {
       await photo.preview.decode();
       photo.picture = await createImageBitmap(photo.preview);
     }
-    photo.state = asked === prevalence ? "done" : "waiting";
+    photo.state = asked === settings ? "done" : "waiting";
     drawThumbnail(photo.item.querySelector("canvas"), photo.picture, null);
     updatePhoto(photo, summary(photo.map));
   } catch (error) {
@@ -377,7 +380,7 @@ function reviewRequests() {
   const requests = [];
   for (const photo of photos) {
     for (const item of itemsOf(photo).filter(isUnsent)) {
-      const cost = {nItems: 1, nPixels: (item.size ?? 0) ** 2, nPoints: item.points?.length ?? 0};
+      const cost = {nItems: 1, nPixels: (item.size ?? 0) ** 2, nPoints: isLine(item) ? item.points.length + LINE_POINTS : 0};
       const first = {...cost, nPhotos: 1, nBytes: photo.file.size};
       const last = requests.at(-1);
       const added = last?.photos.includes(photo) ? cost : first;
@@ -496,7 +499,7 @@ function addListeners() {
     if (toExport().length > 0) event.preventDefault(); // the browser asks for confirmation
   });
   byId("threshold").addEventListener("input", () => setThreshold(Number(byId("threshold").value)));
-  byId("prevalence").addEventListener("change", onPrevalence);
+  for (const id of ["prevalence", "scale"]) byId(id).addEventListener("change", onSetting);
   byId("threshold-reset").addEventListener("click", () => setThreshold(model.review_to));
   byId("show-map").addEventListener("change", () => {
     viewer.showsMap = byId("show-map").checked;
