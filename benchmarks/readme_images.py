@@ -1,9 +1,10 @@
-"""The pictures of the README.
+"""The pictures of the README, and that of crack lines in docs/crack-map.md.
 
-    python -m benchmarks.readme_images --project DIR --photo Decks-7029.jpg --out docs/images
+    python -m benchmarks.readme_images --project DIR --photos DIR --out docs/images
 
-DIR is a clone of the project in which `dvc repro` has run with examples/params.metu.yaml. The photo is deck 7029 of
-SDNET2018, its tiles put together in their order, 18 to a row; the starter model was not trained on it.
+The project is a clone in which `dvc repro` has run with examples/params.metu.yaml. The photos are deck 7029 and
+pavement 101 of SDNET2018, their tiles put together in their order, 18 to a row; the starter model was not trained on
+them.
 """
 
 import argparse
@@ -25,7 +26,10 @@ from pipeline.files import replacing, write_text
 from pipeline.params import Map
 from pipeline.registry.model_lookup import STARTER, found_model
 
-CROP = (1536, 0, 4608, 3584)  # left, top, right, bottom: crack, finer cracks and kerb of the deck, 12 x 14 whole tiles
+CROPS = {  # by photo: name of the picture; left, top, right, bottom
+    "Decks-7029.jpg": ("crack-map.jpg", (1536, 0, 4608, 3584)),  # crack, finer cracks and kerb, 12 x 14 whole tiles
+    "Pavements-101.jpg": ("crack-lines.jpg", (2304, 1536, 3584, 2304)),  # a part in sun and shade, 5 x 3 whole tiles
+}
 WIDTH_PX = 1200
 JPEG_QUALITY = 80
 PAD, TITLE_HEIGHT = 16, 24  # in SVG files, px
@@ -58,6 +62,13 @@ def mapped(photo: Path) -> Image.Image:
         map_files.run(found, [photo], Path(scratch), Map(tile_px=256, overlap=0, model_mm_per_px=None))
         with Image.open(Path(scratch) / f"{photo.stem}.cracks.jpg") as picture:
             return picture.copy()
+
+
+def write_maps(photos: Path, out: Path) -> None:
+    """Write a part of each photo beside its map."""
+    for name, (picture, box) in CROPS.items():
+        with Image.open(photos / name) as photo, replacing(out / picture) as partial:
+            side_by_side(photo, mapped(photos / name), box).save(partial, "JPEG", quality=JPEG_QUALITY)
 
 
 def standalone(rows: Mapping[str, Sequence[str]]) -> str:
@@ -121,12 +132,11 @@ def main() -> None:
     """Make the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", type=Path, required=True, help="folder in which `dvc repro` has run")
-    parser.add_argument("--photo", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of Decks-7029.jpg and Pavements-101.jpg")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     args = parser.parse_args()
     write_images_of_run(args.project / "reports", args.project / "data/datasets", args.out)
-    with Image.open(args.photo) as photo, replacing(args.out / "crack-map.jpg") as partial:
-        side_by_side(photo, mapped(args.photo), CROP).save(partial, "JPEG", quality=JPEG_QUALITY)
+    write_maps(args.photos, args.out)
 
 
 if __name__ == "__main__":
