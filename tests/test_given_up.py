@@ -41,7 +41,7 @@ class Slow:
             self.n_batches += 1
         return {"probability": np.zeros(len(batch), np.float32), "features": np.zeros((len(batch), 4), np.float32)}
 
-    def labels(self, outputs):
+    def labels(self, outputs, prevalence=None):
         n = len(outputs["probability"])
         return Labels(outputs["probability"], ["intact"] * n, [""] * n, [None] * n)
 
