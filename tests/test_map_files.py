@@ -275,6 +275,15 @@ def test_other_settings_map_again(tmp_path, found, photos, mapped_names):
     assert mapped_names == ["a", "a"]
 
 
+def test_another_tracer_maps_again(tmp_path, found, photos, mapped_names, monkeypatch):
+    run(found, photos[:1], tmp_path, PARAMS)
+    mapped_names.clear()
+    (tmp_path / "tracer.bin").write_bytes(b"other weights")
+    monkeypatch.setattr(map_files, "TRACER_FILE", tmp_path / "tracer.xml")
+    run(found, photos[:1], tmp_path, PARAMS)
+    assert mapped_names == ["a"]
+
+
 def test_a_map_that_was_cut_short_is_made_again(tmp_path, found, photos, mapped_names):
     run(found, photos[:1], tmp_path, PARAMS)
     (tmp_path / "a.json").write_text('{"half')

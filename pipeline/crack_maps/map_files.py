@@ -9,7 +9,7 @@ import io
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from pipeline.crack_lines.tracer import TRACER_FILE
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
 from pipeline.crack_maps.line_files import GEOJSON_SUFFIX, geojson, mask_png, write_tables
 from pipeline.crack_maps.map_page import render_maps
@@ -46,6 +47,11 @@ SUMMARY_COLUMNS = [
 ]  # fmt: skip
 
 
+def tracer_identity() -> str:
+    """Return a hash of the weights of the network that finds crack lines."""
+    return hashlib.sha256(TRACER_FILE.with_suffix(".bin").read_bytes()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Job:
     """Settings that all photos of a run share. Its `repr` is part of `key`: renaming a field maps all photos again."""
@@ -56,6 +62,7 @@ class Job:
     mm_per_px: float | None  # ground resolution of the photos, None if unknown
     strip_location: bool  # whether time and place are left out
     prevalence: float | None = None  # share of cracked tiles that a person states
+    tracer: str = field(default_factory=tracer_identity)
     form: int = 3  # of the files that are written; another one maps all photos again
 
     def key(self, path: Path) -> str:
