@@ -152,14 +152,13 @@ def print_header(title: str) -> None:
     print(f"\n{title}\n\n| | " + " | ".join(COLUMNS) + " |\n| --- " + "| --: " * len(COLUMNS) + "|")
 
 
-def print_lines(parts: dict[str, list[Example]], tracer: Tracer) -> None:
+def print_lines(parts: dict[str, list[Example]]) -> None:
     """Print the scores of lines, of a ridge filter and of tiles on each part of the data."""
     with found_model("none", STARTER) as found:
         mapper = CrackMapper(found.load(), Map(tile_px=256, overlap=0.0, model_mm_per_px=None))
 
     def lines(pixels: Pixels) -> Mask:
-        found = find_lines(pixels, mapper.map(pixels).tiles, tracer)
-        return np.asarray(draw_mask(found, pixels.shape[:2]) > 0)
+        return np.asarray(draw_mask(mapper.map(pixels).lines, pixels.shape[:2]) > 0)
 
     for part, examples in parts.items():
         print_header(f"{part}, {len(examples)} photos")
@@ -285,7 +284,7 @@ def main() -> None:
     if args.cfd:
         parts["CFD"] = read_cfd(args.cfd)[: args.photos]
     if parts:
-        print_lines(parts, tracer)
+        print_lines(parts)
     if args.unet_steps:
         uav75 = [*parts["UAV75 train"], *parts["UAV75 val"]]
         print_trained_on_masks(uav75, parts["CFD"], args.unet_steps, tracer)

@@ -22,7 +22,16 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.crack_maps.line_files import Feature, feature_collection, line_feature
 from pipeline.data.image_names import IMAGE_SUFFIXES
@@ -54,6 +63,9 @@ Reviewer = Annotated[
 ]
 
 
+Coordinate = Annotated[float, Field(ge=-100, le=100_100)]  # px; the course of a crack at the edge may leave the photo
+
+
 class ReviewedTile(BaseModel):
     """A square of a photo, in pixels of the upright photo, and the reviewer's label."""
 
@@ -71,8 +83,14 @@ class ReviewedLine(Line):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_max_length=100)
 
+    points: list[tuple[Coordinate, Coordinate]] = Field(min_length=2, max_length=100_000)
     file: int = Field(ge=0, description="position of the photo among the files of the request")
     decision: Literal["accepted", "rejected"]
+
+    @field_validator("length", "width", "width_p95", "width_class", "stroke")
+    @classmethod
+    def _make_printable(cls, text: str | None) -> str | None:
+        return text and printable(text)
 
 
 class Reviews(BaseModel):

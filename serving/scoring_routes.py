@@ -91,7 +91,7 @@ class Tile(BaseModel):
         "tiles for a person to look at, and this one is less likely a crack than those for review"
     )
     in_distribution: bool | None = Field(description=IN_DISTRIBUTION)
-    has_line: bool = Field(description="whether a crack line runs through it")
+    has_line: bool = Field(description="whether a crack line runs through it; false, too, where none was searched for")
 
 
 class Line(CrackProperties):
@@ -232,16 +232,19 @@ def _mapped(
 ) -> CrackMap:
     now = datetime.now(UTC)
 
-    def record(tiles: Pixels, outputs: Outputs, _: float) -> None:
+    def check() -> None:
         if is_cancelled.is_set():
             raise WorkCancelledError
+
+    def record(tiles: Pixels, outputs: Outputs, _: float) -> None:
+        check()
         for tile, probability, features in zip(tiles, outputs["probability"], outputs["features"], strict=True):
             state.recorder.put(
                 ScoredImage(now, loaded.version.number, "map", upload.name, tile, None, float(probability), features)
             )
 
     try:
-        crack_map = loaded.mapper.map(pixels, mm_per_px, record, photographed(upload.content), prevalence)
+        crack_map = loaded.mapper.map(pixels, mm_per_px, record, photographed(upload.content), prevalence, check)
     except CracksError as error:  # such as a photo that is too small
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
     for label, count in crack_map.tiles["label"].value_counts().items():

@@ -311,8 +311,14 @@ def test_a_map_has_the_lines_of_its_cracks_and_decisions_about_them_come_back_as
     assert feature["properties"]["decision"] == "rejected"
     assert (feature["properties"]["reviewer"], feature["properties"]["photo"]) == ("A. Reviewer", "deck 1.jpg")
     assert feature["properties"]["width"] == line["width"]
-    for change in ({"file": 1}, {"decision": "perhaps"}, {"points": [[0, 0]]}, {"extra": 1}):
+    for change in (
+        {"file": 1}, {"decision": "perhaps"}, {"points": [[0, 0]]}, {"points": [[0, 0], [1e308, 0]]}, {"extra": 1},
+    ):  # fmt: skip
         assert review(client, photo, [], lines=[decisions[0] | change]).status_code == 422
+    hidden = review(client, photo, [], lines=[decisions[0] | {"width": "9 \u202emm"}])
+    with zipfile.ZipFile(io.BytesIO(hidden.content)) as archive:
+        [feature] = json.loads(archive.read("lines.geojson"))["features"]
+    assert feature["properties"]["width"] == r"9 \u202emm"
 
 
 @pytest.mark.parametrize(

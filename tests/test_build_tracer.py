@@ -53,6 +53,6 @@ def test_a_tracer_is_trained_on_intact_images_and_written(tmp_path: Path) -> Non
     network = build_tracer.train(build_tracer.drawn_examples(images, rng), 1, rng)
     build_tracer.write_tracer(network, tmp_path / "tracer.xml")
     pixels = np.repeat(concrete(rng)[..., None], 3, axis=2)
-    likelihood = Tracer(tmp_path / "tracer.xml").likelihood(pixels, np.ones((256, 256), bool))
+    likelihood = Tracer(tmp_path / "tracer.xml").likelihood(pixels, np.ones((256, 256), bool), lambda: None)
     assert likelihood.shape == (256, 256)
     assert 0 <= likelihood.min() <= likelihood.max() <= 1

@@ -64,6 +64,12 @@ def test_a_layer_that_the_backbone_lacks_is_refused_with_those_that_end_a_block(
         activations_of(BACKBONE, ("block_2_add", "block_99_add"))
 
 
+def test_an_image_size_whose_maps_do_not_fit_each_other_is_refused():
+    backbone = BACKBONE.model_copy(update={"image_size_px": 72})
+    with pytest.raises(CracksError, match=r"At image_size_px 72.* \[18, 9, 5\] positions a side.*a multiple of 32"):
+        activations_of(backbone, PARAMS.map_layers)
+
+
 def test_the_parts_of_the_activations_are_the_maps_and_the_features():
     activations = activations_of(BACKBONE, PARAMS.map_layers)
     assert activations.map_shapes == ((16, 16, 24), (8, 8, 32), (4, 4, 64))

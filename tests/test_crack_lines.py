@@ -1,5 +1,7 @@
 """Tests of how crack lines are found and measured."""
 
+from itertools import count
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -43,9 +45,9 @@ def drawn_course(seed: int = 3) -> Points:
     return crack_course(np.array([-20.0, 250.0]), 0.05, 560, 0.05, np.random.default_rng(seed))
 
 
-def line_of(points: list[tuple[float, float]], width_px: float = np.nan) -> CrackLine:
+def line_of(points: list[tuple[float, float]], width_px: float = 1.0) -> CrackLine:
     """Return a crack of one width."""
-    return CrackLine(np.array(points, float), np.full(len(points), width_px), np.nan, np.nan, 1.0)
+    return CrackLine(np.array(points, float), np.full(len(points), width_px), width_px, width_px, 1.0)
 
 
 def test_a_drawn_crack_is_found_along_its_whole_course(tracer: Tracer) -> None:
@@ -55,6 +57,30 @@ def test_a_drawn_crack_is_found_along_its_whole_course(tracer: Tracer) -> None:
     assert np.quantile(distance_transform_edt(~found)[truth], 0.95) <= 2
     centres = np.concatenate([line.points for line in lines]).round().astype(int)
     assert np.quantile(distance_transform_edt(~truth)[centres[:, 1], centres[:, 0]], 0.95) <= 2
+
+
+def test_a_search_ends_when_the_check_says_so(tracer: Tracer) -> None:
+    photo = photo_of(with_line(surface(), drawn_course(), 3.0))
+
+    class EndedError(Exception):
+        pass
+
+    def search(ended_at: int | None) -> int:
+        """Search with a check that ends it at one of its calls, and return how often it was called."""
+        calls = count(1)  # of several threads
+
+        def check() -> None:
+            if next(calls) == ended_at:
+                raise EndedError
+
+        find_lines(photo, None, tracer, check)
+        return next(calls) - 1
+
+    n_calls = search(None)
+    assert n_calls > 5  # for windows of the photo and of the reduced one, and for regions
+    for ended_at in range(1, n_calls + 1):
+        with pytest.raises(EndedError):
+            search(ended_at)
 
 
 @pytest.mark.parametrize("width_px", [3.0, 6.0, 15.0])
@@ -101,31 +127,30 @@ def test_the_same_photo_has_the_same_lines(tracer: Tracer) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one.points, other.points)
-        assert np.array_equal(one.widths_px, other.widths_px, equal_nan=True)
+        assert np.array_equal(one.widths_px, other.widths_px)
         assert one.confidence == other.confidence
 
 
 @pytest.mark.parametrize(("n_tiles", "n_searched"), [(9, 9), (100, 64)])
-def test_a_gate_closes_the_unlikeliest_tiles_of_a_large_photo_alone(n_tiles: int, n_searched: int) -> None:
+def test_lines_are_searched_for_in_the_likeliest_tiles_of_a_large_photo(n_tiles: int, n_searched: int) -> None:
     tiles = pd.DataFrame({"x": 10 * np.arange(n_tiles), "y": 0, "size": 10, "probability": np.arange(n_tiles) / 2000})
-    searched = searched_area(tiles, (10, 10 * n_tiles))
+    searched = searched_area(tiles, 0.4, (10, 10 * n_tiles))
     assert searched[0, ::10].tolist() == [False] * (n_tiles - n_searched) + [True] * n_searched
 
 
-def test_every_tile_that_may_be_cracked_is_searched() -> None:
-    tiles = pd.DataFrame({"x": 10 * np.arange(100), "y": 0, "size": 10, "probability": 0.5})
-    assert searched_area(tiles, (10, 1000)).all()
+def test_every_tile_that_is_called_cracked_is_searched() -> None:
+    tiles = pd.DataFrame({"x": 10 * np.arange(100), "y": 0, "size": 10, "probability": [0.4] * 80 + [0.3] * 20})
+    assert searched_area(tiles, 0.4, (10, 1000))[0, ::10].tolist() == [True] * 80 + [False] * 20
 
 
 def test_the_length_of_a_line_is_the_sum_of_its_parts() -> None:
     assert line_of([(0, 0), (3, 4), (3, 10)]).length_px == 5 + 6
 
 
-def test_widths_leave_out_what_was_not_measured() -> None:
-    line = CrackLine(np.zeros((4, 2)), np.array([1.0, 3.0, np.nan, 5.0]), np.nan, np.nan, 1.0)
+def test_the_width_of_a_line_is_the_median_and_the_95th_percentile_of_its_points() -> None:
+    line = CrackLine(np.zeros((3, 2)), np.array([1.0, 5.0, 3.0]), 2.0, 4.0, 1.0)
     assert line.median_width_px == 3
     assert line.p95_width_px == pytest.approx(4.8)
-    assert np.isnan(line_of([(0, 0), (1, 1)]).median_width_px)
 
 
 def test_a_mask_has_the_size_of_the_photo_and_lines_as_wide_as_their_cracks() -> None:

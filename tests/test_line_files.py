@@ -21,26 +21,26 @@ CLASSES = Map(tile_px=128, overlap=0, model_mm_per_px=None).width_classes
 HEIGHT, WIDTH = 160, 240
 
 
-def line(corners, widths=np.nan, confidence=0.9):
+def line(corners, widths, confidence=0.9):
     """Return a crack line with a point every 2 px, as found lines have."""
     points = np.concatenate(
         [np.linspace(*ends, 1 + round(np.hypot(*np.subtract(*ends)) / 2)) for ends in pairwise(corners)]
     )
     widths = np.broadcast_to(np.array(widths, np.float64), len(points)).copy()
-    median = float(np.nanmedian(widths)) if not np.isnan(widths).all() else np.nan
+    median = float(np.median(widths))
     return CrackLine(points, widths, median - 0.5, median + 0.5, confidence)
 
 
 BENT = line([(20, 30), (80, 30), (80, 110)], 6)  # 140 px long
 HAIRLINE = line([(100, 20), (200, 95)], 1.2)  # 125 px long
-UNMEASURED = line([(150, 130), (230, 130)])
+FINE = line([(150, 130), (230, 130)], 0.5)
 
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """The files of the lines of two photos, of which the first is named like a formula."""
     monkeypatch.chdir(tmp_path)
-    found = {Path("=a.jpg"): [BENT, HAIRLINE, UNMEASURED], Path("site/b.jpg"): []}
+    found = {Path("=a.jpg"): [BENT, HAIRLINE, FINE], Path("site/b.jpg"): []}
     names = dict(zip(found, "ab", strict=True))
     for path, lines in zip(names, found.values(), strict=True):
         photo = {"photo": str(path), "width": WIDTH, "height": HEIGHT, "mm_per_px": 0.1}
@@ -54,10 +54,10 @@ def test_shapely_reads_the_lines_where_they_are_with_what_was_measured(written):
     collection = json.loads((written / "a.geojson").read_text())
     assert (collection["width"], collection["height"]) == (WIDTH, HEIGHT)
     courses = [shape(feature["geometry"]) for feature in collection["features"]]
-    for course, original in zip(courses, (BENT, HAIRLINE, UNMEASURED), strict=True):
+    for course, original in zip(courses, (BENT, HAIRLINE, FINE), strict=True):
         assert course.hausdorff_distance(LineString(original.points)) < 0.01
     assert [course.length for course in courses] == pytest.approx([140, 125, 80], abs=0.01)
-    bent, hairline, unmeasured = (feature["properties"] for feature in collection["features"])
+    bent, hairline, _ = (feature["properties"] for feature in collection["features"])
     assert bent["id"] == 1
     assert (bent["length_px"], bent["width_px"], bent["width_p95_px"]) == (140, 6, 6)
     assert (bent["length_mm"], bent["width_mm"], bent["width_p95_mm"]) == pytest.approx((14, 0.6, 0.6))
@@ -65,7 +65,6 @@ def test_shapely_reads_the_lines_where_they_are_with_what_was_measured(written):
     assert (hairline["width"], hairline["width_mm"], hairline["width_class"]) == (
         "under 2 px (0.20 mm)", None, "under 2 px",
     )  # fmt: skip
-    assert (unmeasured["width"], unmeasured["width_px"], unmeasured["widths_px"]) == ("not measured", None, [None] * 41)
 
 
 def test_pycocotools_reads_each_crack_as_wide_as_it_is_within_a_pixel(written, capsys):
@@ -73,7 +72,7 @@ def test_pycocotools_reads_each_crack_as_wide_as_it_is_within_a_pixel(written, c
     assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == ["=a.jpg", "site/b.jpg"]
     assert [len(coco.getAnnIds([image])) for image in coco.getImgIds()] == [3, 0]
     assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == ["crack"]
-    expected = ((BENT, 6), (HAIRLINE, 1.2), (UNMEASURED, 1))
+    expected = ((BENT, 6), (HAIRLINE, 1.2), (FINE, 1))
     for annotation, (original, width) in zip(coco.loadAnns(coco.getAnnIds()), expected, strict=True):
         rows, columns = np.nonzero(coco.annToMask(annotation))
         course = LineString(original.points)
@@ -109,13 +108,13 @@ def test_the_table_has_a_row_a_crack_and_no_formula(written):
     table = pd.read_csv(written / "cracks.csv")
     assert table["id"].tolist() == [1, 2, 3]
     assert table["length_px"].tolist() == pytest.approx([140, 125, 80])
-    assert table["width_class"].tolist() == ["over 0.41 mm", "under 2 px", "not measured"]
+    assert table["width_class"].tolist() == ["over 0.41 mm", "under 2 px", "under 2 px"]
     assert table["confidence"].tolist() == [0.9] * 3
     assert table["photo"].unique().tolist() == ["'=a.jpg"]
 
 
 def test_a_width_class_is_that_of_the_95th_percentile_and_begins_above_its_limit():
-    widths = {3.0: "up to 0.30 mm", 3.1: "up to 0.41 mm", 4.1: "up to 0.41 mm", 4.2: "over 0.41 mm", 1.9: "under 2 px"}
+    widths = {3.0: "up to 0.3 mm", 3.1: "up to 0.41 mm", 4.1: "up to 0.41 mm", 4.2: "over 0.41 mm", 1.9: "under 2 px"}
     assert {width: class_of(width, 0.1, CLASSES) for width in widths} == widths
     narrow_but_once = line([(0, 0), (18, 0)], [3] * 9 + [9])
     [crack] = properties_of([narrow_but_once], 0.1, CLASSES)
@@ -131,7 +130,7 @@ def test_without_a_scale_there_are_pixels_and_no_class():
 
 def test_every_width_class_has_a_colour_of_its_own():
     drawn = colours(CLASSES)
-    assert next(iter(drawn)) == "up to 0.10 mm"
+    assert next(iter(drawn)) == "up to 0.1 mm"
     assert len(set(drawn.values())) == len(CLASSES) + 1
 
 

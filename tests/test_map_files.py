@@ -206,6 +206,11 @@ def test_files_of_one_name_from_two_folders_do_not_collide(tmp_path, found, phot
     assert len(list((tmp_path / "out").glob("*.tiles.csv"))) == 4
 
 
+def test_the_report_of_a_photo_does_not_take_the_name_of_the_table_of_all():
+    (name,) = names_of([Path("Cracks.coco.jpg")]).values()
+    assert name.startswith("Cracks.coco-")
+
+
 def test_a_name_too_long_for_more_endings_is_cut():
     path = Path("ä" * 126 + ".jpg")
     (name,) = names_of([path]).values()
@@ -289,6 +294,14 @@ def test_a_map_that_was_cut_short_is_made_again(tmp_path, found, photos, mapped_
     (tmp_path / "a.json").write_text('{"half')
     run(found, photos[:1], tmp_path, PARAMS)
     assert mapped_names == ["a", "a"]
+
+
+def test_a_map_of_which_a_file_was_deleted_is_made_again(tmp_path, found, photos, mapped_names):
+    run(found, photos[:1], tmp_path, PARAMS)
+    (tmp_path / "a.geojson").unlink()
+    run(found, photos[:1], tmp_path, PARAMS)
+    assert mapped_names == ["a", "a"]
+    assert (tmp_path / "a.geojson").is_file()
 
 
 def test_the_page_is_escaped_and_links_only_to_files_beside_it(tmp_path, found, photos):

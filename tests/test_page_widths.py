@@ -13,7 +13,7 @@ from test_drift import MONITOR, photos
 from test_report_page import DECISION, drawn_picture, drawn_predictions, facts, inputs, score
 
 from pipeline.crack_lines.crack_line import CrackLine
-from pipeline.crack_maps.crack_properties import NOT_MEASURED, UNDER_PX, colours, properties_of
+from pipeline.crack_maps.crack_properties import UNDER_PX, colours, properties_of
 from pipeline.crack_maps.line_files import FoundCracks, geojson
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.data.contract import Rule
@@ -161,7 +161,7 @@ def maps(tmp_path):
     lines = [CrackLine(np.array([[10, 20], [600, 400]]), np.full(2, width), 1, 99, 0.5) for width in (1, 3, 9, 99, 999)]
     cracks = properties_of(lines, 123, params.width_classes)
     features = json.loads(geojson(lines, cracks, dict.fromkeys(("photo", "width", "height", "mm_per_px"))))["features"]
-    lengths = dict.fromkeys((UNDER_PX, *colours(params.width_classes), NOT_MEASURED), 1234567.0)
+    lengths = dict.fromkeys((UNDER_PX, *colours(params.width_classes)), 1234567.0)
     widest = [(tmp_path / f"{LONG}.cracks.jpg", feature) for feature in features]
     found_cracks = FoundCracks({row["name"]: lengths for row in rows}, widest)
     model, missed = f"the model in /{LONG}/{LONG}", [SENTENCE] * 2

@@ -18,8 +18,8 @@ class CrackLine:
     Attributes:
         points: its course, (n, 2) with n >= 2, x and y in pixels of the photo as it is displayed; the centre of the
             pixel at the top left is (0, 0).
-        widths_px: width at each point, (n,); nan where it could not be measured.
-        width_low_px: lower end of the 90 % interval of the median width; nan if no width was measured.
+        widths_px: width at each point, (n,).
+        width_low_px: lower end of the 90 % interval of the median width.
         width_high_px: upper end of it.
         confidence: mean probability of a crack along the line, 0..1.
     """
@@ -37,28 +37,20 @@ class CrackLine:
 
     @property
     def median_width_px(self) -> float:
-        """The median of the measured widths; nan without any."""
-        return self._width_quantile(0.5)
+        """The median of the widths."""
+        return float(np.median(self.widths_px))
 
     @property
     def p95_width_px(self) -> float:
-        """The 95th percentile of the measured widths; nan without any."""
-        return self._width_quantile(0.95)
-
-    def _width_quantile(self, share: float) -> float:
-        measured = self.widths_px[~np.isnan(self.widths_px)]
-        return float(np.quantile(measured, share)) if len(measured) else float("nan")
+        """The 95th percentile of the widths."""
+        return float(np.quantile(self.widths_px, 0.95))
 
 
 def draw_mask(lines: Sequence[CrackLine], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return the lines as a mask of (height, width): 255 on a crack, 0 elsewhere; each line as wide as its crack.
-
-    A line of unknown width is one pixel wide.
-    """
+    """Return the lines as a mask of (height, width): 255 on a crack, 0 elsewhere; each line as wide as its crack."""
     mask = Image.new("L", (shape[1], shape[0]))
     draw = ImageDraw.Draw(mask)
     for line in lines:
-        width = np.nan_to_num(line.median_width_px, nan=1.0)
-        odd = 2 * round(max(width - 1, 0) / 2) + 1  # so that the line is its middle
+        odd = 2 * round(max(line.median_width_px - 1, 0) / 2) + 1  # so that the line is its middle
         draw.line(line.points.ravel().tolist(), 255, odd, joint="curve")
     return np.asarray(mask)

@@ -1,6 +1,6 @@
 """Finds the lines of cracks in a photo."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,7 @@ from pipeline.crack_lines.tracer import Likelihood, Tracer
 from pipeline.crack_lines.widths import measure_widths
 from pipeline.data.images import Pixels
 
-MIN_TILE_PROBABILITY = 0.1  # lines are searched for in tiles that are at least so likely cracked,
-MIN_TILES = 64  # and in so many others, the likeliest ones first
+MIN_TILES = 64  # in which lines are searched for, the likeliest ones first, even if fewer are called cracked
 REDUCTIONS = (3, 1)  # of the photo: the network knows cracks of a few pixels, and finds wide ones in a smaller photo
 MIN_REDUCED_WIDTH_PX = 4.0  # of a crack in a reduced photo; a thinner one is found where the photo is larger
 MIN_WIDTH_PX = 0.5  # the smallest that is measured
@@ -25,26 +24,29 @@ MIN_ELONGATION = 8  # length of a line, in widths
 MIN_LENGTH_PX = 40  # in the reduced photo
 
 
-def find_lines(pixels: Pixels, tiles: pd.DataFrame | None, tracer: Tracer) -> list[CrackLine]:
+def find_lines(
+    pixels: Pixels, searched: npt.NDArray[np.bool_] | None, tracer: Tracer, check: Callable[[], None] = lambda: None
+) -> list[CrackLine]:
     """Return the cracks of an upright photo as lines, the longest first.
 
     Args:
         pixels: RGB, uint8, (height, width, 3).
-        tiles: a row per tile, with x, y, size (pixels of the photo) and probability: lines are only searched for in
-            the likelier ones; None: everywhere.
+        searched: where lines are searched for, (height, width); None: everywhere.
         tracer: says where a crack runs.
+        check: called again and again; the search ends with the exception that it raises.
     """
-    searched = searched_area(tiles, pixels.shape[:2])
+    if searched is None:
+        searched = np.ones(pixels.shape[:2], bool)
     lines: list[CrackLine] = []
     for reduction in REDUCTIONS:
         if reduction > 1 and min(pixels.shape[:2]) < MIN_SIDE_PX * reduction:
             continue
         reduced = np.asarray(Image.fromarray(pixels).reduce(reduction)) if reduction > 1 else pixels
-        likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction])
+        likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction], check)
         if lines:  # the edges of a wide crack are no cracks of their own
             likelihood[draw_mask(lines, searched.shape)[::reduction, ::reduction] > 0] = 0
         thinnest = MIN_REDUCED_WIDTH_PX if reduction > 1 else MIN_WIDTH_PX
-        for points in courses(likelihood, MIN_ELONGATION * thinnest):
+        for points in courses(likelihood, MIN_ELONGATION * thinnest, check):
             line = _measured(reduced, likelihood, points)
             if thinnest <= line.median_width_px <= line.length_px / MIN_ELONGATION:
                 lines.append(_enlarged(line, reduction))
@@ -58,19 +60,21 @@ def _enlarged(line: CrackLine, factor: int) -> CrackLine:
     )
 
 
-def searched_area(tiles: pd.DataFrame | None, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return where in a photo of (height, width) lines are searched for."""
-    if tiles is None:
-        return np.ones(shape, bool)
+def searched_area(tiles: pd.DataFrame, threshold: float, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return where in a photo of (height, width) lines are searched for: in the tiles from the threshold on.
+
+    `tiles` has x, y and size (pixels of the photo) and probability. If fewer reach the threshold, it is the MIN_TILES
+    likeliest ones.
+    """
     searched = np.zeros(shape, bool)
     ordered = tiles.sort_values("probability", ascending=False, kind="stable")
-    n_likely = int((tiles["probability"] >= MIN_TILE_PROBABILITY).sum())
-    for left, top, size in ordered[["x", "y", "size"]].to_numpy()[: max(MIN_TILES, n_likely)].tolist():
+    n_called = int((tiles["probability"] >= threshold).sum())
+    for left, top, size in ordered[["x", "y", "size"]].to_numpy()[: max(MIN_TILES, n_called)].tolist():
         searched[top : top + size, left : left + size] = True
     return searched
 
 
-def courses(likelihood: Likelihood, min_px: float) -> Iterator[Points]:
+def courses(likelihood: Likelihood, min_px: float, check: Callable[[], None]) -> Iterator[Points]:
     """Yield the courses of lines that are at least `min_px` long, (n, 2) each."""
     from skimage import morphology  # the import takes a second
 
@@ -78,6 +82,7 @@ def courses(likelihood: Likelihood, min_px: float) -> Iterator[Points]:
     for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
         if max(rows.stop - rows.start, columns.stop - columns.start) < MIN_LENGTH_PX / 2:
             continue
+        check()
         region = regions[rows, columns] == number
         if likelihood[rows, columns][region].max() < CERTAIN:
             continue

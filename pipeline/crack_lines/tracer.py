@@ -3,6 +3,7 @@
 It ships with the project, as a graph of OpenVINO; `python -m pipeline.training.build_tracer` trains it.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -29,12 +30,13 @@ class Tracer:
         self._compute = CompiledGraph(openvino.Core().read_model(path))
         self._pool = ThreadPoolExecutor(N_THREADS)
 
-    def likelihood(self, pixels: Pixels, searched: npt.NDArray[np.bool_]) -> Likelihood:
+    def likelihood(self, pixels: Pixels, searched: npt.NDArray[np.bool_], check: Callable[[], None]) -> Likelihood:
         """Return how likely a crack runs through each pixel; 0 in windows in which nothing is searched.
 
         Args:
             pixels: RGB, uint8, (height, width, 3).
             searched: where cracks are looked for, (height, width).
+            check: called before each window; the search ends with the exception that it raises.
         """
         height, width = searched.shape
         likelihood = np.zeros((height, width), np.float32)
@@ -42,6 +44,7 @@ class Tracer:
         padded = np.pad(pixels, ((MARGIN_PX, rows), (MARGIN_PX, columns), (0, 0)), mode="reflect")
 
         def compute(place: tuple[int, int]) -> None:
+            check()
             top, left = place
             window = likelihood[top : top + WINDOW_PX, left : left + WINDOW_PX]  # smaller at the edge of the photo
             if searched[top : top + WINDOW_PX, left : left + WINDOW_PX].any():

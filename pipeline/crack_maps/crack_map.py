@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from pipeline.crack_lines.crack_line import CrackLine, draw_mask
-from pipeline.crack_lines.find_lines import find_lines
+from pipeline.crack_lines.find_lines import find_lines, searched_area
 from pipeline.crack_lines.tracer import load_tracer
 from pipeline.crack_maps.crack_properties import CrackProperties, properties_of
 from pipeline.crack_maps.tiles import grid, stretched
@@ -30,11 +30,14 @@ from pipeline.inference.served import UNLIKE, UNSURE, ServedModel
 from pipeline.params import Map
 
 BATCH_TILES = 4  # the activations of more do not fit into the cache, which is slower
-CELL_PX = 16  # side of a cell of the raster for areas and the overlay
+CELL_PX = 16  # side of a cell of the raster for areas
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
-NO_PROOF = "Lines are what was found: hairline cracks are missed, and no line is no proof that there is no crack."
-MIN_LINE = 1 / 8  # of the side of a tile: pixels of crack lines in a tile that is not merely grazed by one
+NO_PROOF = (
+    "Crack lines are searched for in the likeliest tiles, and hairline cracks are missed: no line is no proof that "
+    "there is no crack."
+)
+MIN_LINE = 1 / 8  # of the side of a tile: pixels of crack lines in a tile through which one runs
 REVIEW_SHARE = 0.15  # of a photo's tiles that are for review at most, if the model does not record its budget
 MIN_REVIEW_TILES = 20  # that may be for review, however few tiles there are
 
@@ -124,6 +127,7 @@ class CrackMapper:
         on_tiles: OnTiles | None = None,
         photographed: Mask | None = None,
         prevalence: float | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> CrackMap:
         """Return the map of an upright photo.
 
@@ -134,6 +138,7 @@ class CrackMapper:
                 all tiles, in any order.
             photographed: where the photo is not transparent, (height, width); None: everywhere.
             prevalence: share of cracked tiles that a person states, above 0 and below 1; None: not known.
+            check: called again and again while lines are searched for; the map ends with the exception that it raises.
 
         Raises:
             CracksError: the photo is too small or wholly transparent, or would become too small or too large; or it is
@@ -162,7 +167,8 @@ class CrackMapper:
         tiles = tiles.join(self._scored(resized, places, size, on_tiles, prevalence))
         tiles = with_review_budget(tiles, self._model.decision.review_budget)
         as_scored = tiles.assign(probability=tiles.pop("uncorrected"))  # what a person states moves no line
-        lines = find_lines(filled(pixels, photographed), as_scored, self._tracer)
+        searched = searched_area(as_scored, self._model.decision.threshold, (height, width))
+        lines = find_lines(filled(pixels, photographed), searched, self._tracer, check)
         cracks, mask = properties_of(lines, mm_per_px, self._params.width_classes), draw_mask(lines, (height, width))
         cut = (mask[y : y + shown_px, x : x + shown_px] for y, x in tiles[["y", "x"]].to_numpy())
         tiles = tiles.assign(has_line=[np.count_nonzero(part) >= MIN_LINE * shown_px for part in cut])

@@ -22,7 +22,7 @@ GEOJSON_SUFFIX = ".geojson"
 CSV_FILE, COCO_FILE = "cracks.csv", "cracks.coco.json"
 PIXEL_CENTRE = 0.5  # in COCO the corner of the first pixel is (0, 0), elsewhere here its centre
 N_WIDEST = 10
-MIN_DRAWN_PX = 1.0  # width of a crack in COCO that is thinner, or whose width was not measured
+MIN_DRAWN_PX = 1.0  # width of a thinner crack in COCO
 
 Feature = dict[str, Any]  # of GeoJSON: the course of a crack in image coordinates, and its properties
 
@@ -45,19 +45,18 @@ class FoundCracks:
 
 def _width_and_length(crack: tuple[Path, Feature]) -> tuple[float, float]:
     properties = crack[1]["properties"]
-    return properties["width_p95_px"] or 0, properties["length_px"]
+    return properties["width_p95_px"], properties["length_px"]
 
 
 def geojson(lines: Sequence[CrackLine], cracks: Sequence[CrackProperties], report: Mapping[str, Any]) -> bytes:
     """Return lines as GeoJSON in image coordinates: pixels of the upright photo, y downwards, centres are integers.
 
-    `report` is that of the photo. The property `widths_px` has a value for each point, null where the width was not
-    measured.
+    `report` is that of the photo. The property `widths_px` has a value for each point.
     """
     photo = {name: report[name] for name in ("photo", "width", "height", "mm_per_px")}
     features = []
     for line, crack in zip(lines, cracks, strict=True):
-        widths = [None if np.isnan(width) else width for width in line.widths_px.round(2).tolist()]
+        widths = line.widths_px.round(2).tolist()
         features.append(line_feature(line.points.round(2).tolist(), {**crack.model_dump(), "widths_px": widths}))
     return feature_collection(features, **photo)
 
@@ -81,10 +80,10 @@ def mask_png(lines: Sequence[CrackLine], height_px: int, width_px: int) -> bytes
 
 
 def outline(points: Points, widths: Widths) -> Points:
-    """Return the polygon around a line of given widths, (2 n, 2); widths below 1 px, or nan, count as 1 px."""
+    """Return the polygon around a line of given widths, (2 n, 2); widths below 1 px count as 1 px."""
     along = np.gradient(points, axis=0)
     across = np.column_stack([-along[:, 1], along[:, 0]]) / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
-    side = across * (np.fmax(widths, MIN_DRAWN_PX) / 2)[:, None]
+    side = across * (np.maximum(widths, MIN_DRAWN_PX) / 2)[:, None]
     return np.concatenate([points + side, (points - side)[::-1]])
 
 
@@ -109,7 +108,8 @@ def write_tables(out: Path, names: Mapping[Path, str]) -> FoundCracks:
             for feature in photo["features"]:
                 rows.writerow(feature["properties"] | {"photo": cell(printable(as_utf8(path)))})
                 n_annotations += 1
-                annotation = {"id": n_annotations, "image_id": number, **_annotation(feature)}
+                size = photo["width"], photo["height"]
+                annotation = {"id": n_annotations, "image_id": number, **_annotation(feature, size)}
                 coco.write(f"{',' * (n_annotations > 1)}\n{json.dumps(annotation)}")
             found.add(path, name, photo["features"])
         categories = [{"id": 1, "name": "crack", "supercategory": "defect"}]
@@ -117,12 +117,11 @@ def write_tables(out: Path, names: Mapping[Path, str]) -> FoundCracks:
     return found
 
 
-def _annotation(feature: Feature) -> dict[str, Any]:
-    """Return a crack as an annotation of COCO: the polygon that it covers."""
+def _annotation(feature: Feature, size: tuple[int, int]) -> dict[str, Any]:
+    """Return a crack as an annotation of COCO: the polygon that it covers, within a photo of (width, height)."""
     properties = feature["properties"]
     points = np.array(feature["geometry"]["coordinates"]) + PIXEL_CENTRE
-    widths = np.array(properties["widths_px"], float)  # None becomes nan
-    polygon = outline(points, widths)
+    polygon = outline(points, np.array(properties["widths_px"])).clip(0, size)
     left, top = polygon.min(axis=0)
     width, height = polygon.max(axis=0) - (left, top)
     x, y = polygon.T

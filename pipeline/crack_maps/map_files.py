@@ -22,7 +22,7 @@ from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
 from pipeline.crack_maps.line_files import GEOJSON_SUFFIX, geojson, mask_png, write_tables
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
-from pipeline.crack_maps.photo_files import PhotoFiles, finished_report, names_of, write_photo
+from pipeline.crack_maps.photo_files import TILES_SUFFIX, PhotoFiles, finished_report, names_of, write_photo
 from pipeline.data.image_names import MASK_SUFFIX, OVERLAY_COMMENT, OVERLAY_SUFFIX
 from pipeline.data.images import UnreadableImageError
 from pipeline.data.photos import Photo, read_photo
@@ -39,7 +39,6 @@ from pipeline.safe_text import as_utf8, cells
 BAR = "{l_bar}{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"  # a photo of many tiles advances it bit by bit
 JPEG_QUALITY = 85
 PHOTOS_AT_ONCE = 2  # one is decoded or written while the tiles of the other are scored
-TILES_SUFFIX = ".tiles.csv"
 TILE_COLUMNS = ["photo", "row", "col", "x", "y", "size", "probability", "label", "reason"]
 SUMMARY_COLUMNS = [
     "photo", "name", "share_cracked", "share_review", "max_probability", "n_tiles", "n_crack", "n_review",

@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pipeline.crack_maps.crack_properties import NOT_MEASURED, UNDER_PX, colours, length_text
-from pipeline.crack_maps.line_files import GEOJSON_SUFFIX, Feature, FoundCracks
-from pipeline.data.image_names import MASK_SUFFIX, OVERLAY_SUFFIX
+from pipeline.crack_maps.crack_map import NO_PROOF
+from pipeline.crack_maps.crack_properties import UNDER_PX, colours, length_text
+from pipeline.crack_maps.line_files import Feature, FoundCracks
+from pipeline.crack_maps.photo_files import REPORT_SUFFIX, SUFFIXES
+from pipeline.data.image_names import OVERLAY_SUFFIX
 from pipeline.data.images import Pixels, UnreadableImageError
 from pipeline.data.photos import read_photo
 from pipeline.data.sources import read_image_file
@@ -28,7 +30,6 @@ MAX_CARDS = 200  # of 15 kB each: a page of thousands would not open
 MAX_ERRORS = 100
 THUMBNAIL_PX = 480
 CLOSE_UP_PX = 256
-LINKED = (OVERLAY_SUFFIX, MASK_SUFFIX, GEOJSON_SUFFIX, ".tiles.csv", ".json")
 
 
 def render_maps(
@@ -50,6 +51,7 @@ def render_maps(
     return template("crack_maps/map.html.j2").render(
         model=model,
         missed=missed,
+        no_proof=NO_PROOF,
         correction=correction,
         is_drawn="(demo)" in model,
         cards=_cards(out, mapped["name"].head(MAX_CARDS)),
@@ -74,7 +76,7 @@ def render_maps(
 def _cards(out: Path, names: "pd.Series[str]") -> Iterator[dict[str, Any]]:
     for name in names:
         report = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        links = {ending: quote(f"{name}{ending}") for ending in LINKED}
+        links = {ending: quote(f"{name}{ending}") for ending in (*SUFFIXES, REPORT_SUFFIX)}
         yield {**report, "name": name, "links": links, "thumbnail": _thumbnail(out / f"{name}{OVERLAY_SUFFIX}")}
 
 
@@ -86,7 +88,7 @@ def _lengths(found: FoundCracks, names: list[str], params: Map, mm_per_px: float
     totals: Counter[str | None] = Counter()
     for lengths in found.lengths_px.values():
         totals.update(lengths)
-    classes = [name for name in (UNDER_PX, *colours(params.width_classes), NOT_MEASURED) if name in totals]
+    classes = [name for name in (UNDER_PX, *colours(params.width_classes)) if name in totals]
     rows: list[tuple[str, Mapping[str | None, float]]] = [
         (name, found.lengths_px[name]) for name in names if found.lengths_px[name]
     ]
@@ -95,7 +97,7 @@ def _lengths(found: FoundCracks, names: list[str], params: Map, mm_per_px: float
     return [
         (
             name,
-            {"in all": length_text(sum(lengths.values()), mm_per_px)}
+            {"total": length_text(sum(lengths.values()), mm_per_px)}
             | {one: length_text(lengths.get(one, 0), mm_per_px) for one in classes},
         )
         for name, lengths in rows
@@ -122,15 +124,15 @@ def _close_ups(found: FoundCracks) -> list[dict[str, Any]]:
 def _close_up(pixels: Pixels, feature: Feature) -> dict[str, Any]:
     """Return the photo around the place where a crack is as wide as its 95th percentile, and its course there."""
     crack, points = feature["properties"], np.array(feature["geometry"]["coordinates"])
-    widths = np.array(crack["widths_px"], float)
-    at = len(points) // 2 if np.isnan(widths).all() else np.nanargmin(np.abs(widths - crack["width_p95_px"]))
+    at = int(np.abs(np.array(crack["widths_px"]) - crack["width_p95_px"]).argmin())
     height, width, _ = pixels.shape
     side = min(CLOSE_UP_PX, height, width)
     left, top = (points[at] - side / 2).round().clip(0, (width - side, height - side)).astype(int).tolist()
     course = points + 0.5 - (left, top)  # in SVG, the corner of the first pixel is (0, 0)
     outside = np.flatnonzero(((course < 0) | (course > side)).any(axis=1))
     shown = course[max(outside[outside < at], default=-1) + 1 : min(outside[outside > at], default=len(course))]
-    return {"pixels": pixels[top : top + side, left : left + side], "side": side, "course": shown.round(1).tolist()}
+    part = pixels[top : top + side, left : left + side].copy()  # of the photo nothing else stays in memory
+    return {"pixels": part, "side": side, "course": shown.round(1).tolist()}
 
 
 def _thumbnail(path: Path) -> Pixels:

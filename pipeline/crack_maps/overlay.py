@@ -1,6 +1,6 @@
 """Draws a crack map: the photo with crack lines, tiles shaded where no line was found, and a legend below.
 
-A line is drawn as two rails beside the crack, which stays visible between them.
+A line is drawn as an outline beside the crack, which stays visible inside it.
 """
 
 import pandas as pd
@@ -11,7 +11,7 @@ from pipeline.data.images import Pixels
 
 OPACITY = 0.25  # of the shade over cracked tiles without a line
 MARKS = {"crack": "#dc1414", "review": "#286eff"}
-RAIL_WIDTH = 0.001  # of the photo's mean side
+OUTLINE_WIDTH = 0.001  # of the photo's mean side
 LEGEND_HEIGHT = 0.075  # of the photo's mean side
 MIN_LEGEND_PX = 54
 N_LEGEND_LINES = 3
@@ -34,21 +34,21 @@ def overlay_picture(pixels: Pixels, crack_map: CrackMap) -> Image.Image:
         for box in _boxes(crack_map, crack_map.tiles["label"] == label):
             line_px = (box[2] - box[0]) // (64 if label == "crack" else 128)
             draw.rectangle(box, outline=MARKS[label], width=max(1, line_px))
-    _draw_lines(picture, crack_map, max(1, round(RAIL_WIDTH * mean_side)))
+    _draw_lines(picture, crack_map, max(1, round(OUTLINE_WIDTH * mean_side)))
     picture.paste(legend, (0, height))
     return picture
 
 
-def _draw_lines(picture: Image.Image, crack_map: CrackMap, rail_px: int) -> None:
-    """Draw the crack lines, each as two rails, as far from its crack as they are wide."""
+def _draw_lines(picture: Image.Image, crack_map: CrackMap, outline_px: int) -> None:
+    """Draw the crack lines, each as an outline, as far from its crack as it is wide."""
     drawn = list(zip(crack_map.lines, crack_map.cracks, strict=True))
     for stroke in dict.fromkeys(crack.stroke for crack in crack_map.cracks):
         mask = Image.new("L", picture.size)
         draw = ImageDraw.Draw(mask)
-        for n_rails, fill in ((4, 255), (2, 0)):  # the rails with all between them, then what is between them
+        for n_widths, fill in ((4, 255), (2, 0)):  # the outline with all inside it, then what is inside it
             for line, crack in drawn:
                 if crack.stroke == stroke:
-                    width_px = round(crack.width_p95_px or 1) + n_rails * rail_px
+                    width_px = round(crack.width_p95_px) + n_widths * outline_px
                     draw.line(line.points.ravel().tolist(), fill, width_px, joint="curve")
         picture.paste(stroke, mask=mask)
 
@@ -59,19 +59,19 @@ def _boxes(crack_map: CrackMap, chosen: "pd.Series[bool]") -> list[tuple[int, in
 
 
 def _legend(width: int, height: int, crack_map: CrackMap) -> Image.Image:
-    """Return the legend: tiles and the second note, the first note, which is the longest, lines and the third note."""
+    """Return the legend: tiles and the third note, the first note, which is the longest, lines and the second note."""
     legend = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(legend)
     line = height // N_LEGEND_LINES
     font = ImageFont.load_default(line * 0.62)
     pad, side = line // 2, round(line * 0.6)
     notes = crack_map.notes()
-    by_width = sorted(crack_map.cracks, key=lambda crack: crack.width_p95_px or 0)
+    by_width = sorted(crack_map.cracks, key=lambda crack: crack.width_p95_px)
     lines = {crack.width_class or "crack line": crack.stroke for crack in by_width}
     rows: tuple[tuple[dict[str, str], int, str], ...] = (
-        ({"cracked tile": MARKS["crack"], "to review": MARKS["review"]}, side, notes[1]),
+        ({"cracked tile": MARKS["crack"], "to review": MARKS["review"]}, side, notes[2]),
         ({}, 0, notes[0]),
-        (lines, side // 4, notes[2]),
+        (lines, side // 4, notes[1]),
     )
     for number, (marks, mark_height, text) in enumerate(rows):
         x, middle = pad, number * line + line // 2

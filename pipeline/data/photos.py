@@ -44,7 +44,9 @@ def filled(pixels: Pixels, photographed: Mask | None) -> Pixels:
     """Return a photo, (height, width, 3), with its median colour where it is transparent: no edge is left there."""
     if photographed is None:
         return pixels
-    return np.where(photographed[..., None], pixels, np.median(pixels[photographed], axis=0)).astype(np.uint8)
+    result = pixels.copy()
+    result[~photographed] = np.median(pixels[photographed], axis=0)
+    return result
 
 
 def _opaque_part(image: Image.Image) -> Mask | None:

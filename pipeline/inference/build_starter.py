@@ -2,7 +2,7 @@
 
     python -m pipeline.inference.build_starter head --params params.yaml --model models/conv-lite0 [--check]
     python -m pipeline.inference.build_starter detector --datasets data/datasets --manifest data/manifest.parquet
-    python -m pipeline.inference.build_starter external --name "sdnet Walls" --cracks walls.csv
+    python -m pipeline.inference.build_starter external --name "UAV75, concrete" --cracks uav75.csv
     python -m pipeline.inference.build_starter served --out data/serving/starter
 
 `head` writes starter.npz from a candidate that was trained with examples/params.starter.yaml; with --check it

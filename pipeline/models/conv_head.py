@@ -58,6 +58,12 @@ def activations_of(backbone: Backbone, map_layers: Sequence[str]) -> Activations
     maps = [network.get_layer(name).output for name in map_layers]
     size = (None, backbone.image_size_px, backbone.image_size_px, 3)
     shapes = tuple(shape[1:] for shape in keras.Model(network.input, maps).compute_output_shape(size))
+    sides = [shape[0] for shape in shapes]
+    if any(side % sides[1] and sides[1] % side for side in sides):
+        raise CracksError(
+            f"At image_size_px {backbone.image_size_px}, the feature maps of map_layers have {sides} positions a side, "
+            "which are no multiples of each other. Choose a multiple of 32."
+        )
     flat = [keras.layers.Flatten(name=f"{name}_values")(map_) for name, map_ in zip(map_layers, maps, strict=True)]
     values = keras.layers.Concatenate(name="activations")([*flat, network.output])
     return Activations(keras.Model(network.input, values, name=network.name), shapes, network.output.shape[-1])

@@ -1,8 +1,8 @@
 // Crack lines over a photo: what is drawn, and which line a click means. Coordinates are pixels of the photo, whose
 // centres are integers.
 
-const RAIL_PX = 1.5; // of the screen, as all that ends in _PX here
-const GAP_PX = 1.5; // between a crack and its rails
+const OUTLINE_PX = 1.5; // of the screen, as all that ends in _PX here
+const GAP_PX = 1.5; // between a crack and its outline
 const HALO_PX = 3; // around the selected line
 const NEAR_PX = 10; // a click so close to a line means it
 const DASHES_PX = [4, 7]; // of a rejected line
@@ -46,21 +46,21 @@ function distanceTo([x1, y1], [x2, y2], x, y) {
   return Math.hypot(x - x1 - at * dx, y - y1 - at * dy);
 }
 
-// Draws each line as two rails, between which its crack stays visible, on a canvas that shows nothing else.
+// Draws each line as an outline, inside which its crack stays visible, on a canvas that shows nothing else.
 export function drawLines(context, lines, selected, scale) {
   context.lineJoin = "round";
   context.translate(0.5, 0.5);
   const stroke = (line, colour, extra) => {
     context.strokeStyle = colour;
-    context.lineWidth = (line.width_p95_px ?? 1) + (2 * extra) / scale;
+    context.lineWidth = line.width_p95_px + (2 * extra) / scale;
     line.path ??= new Path2D(`M${line.points.join("L")}`);
     context.stroke(line.path);
   };
-  if (selected) stroke(selected, "#0b5cad", GAP_PX + RAIL_PX + HALO_PX);
-  if (selected) stroke(selected, "#ffffff", GAP_PX + RAIL_PX + HALO_PX / 2);
+  if (selected) stroke(selected, "#0b5cad", GAP_PX + OUTLINE_PX + HALO_PX);
+  if (selected) stroke(selected, "#ffffff", GAP_PX + OUTLINE_PX + HALO_PX / 2);
   for (const line of lines) {
     context.setLineDash(line.reviewed === "rejected" ? DASHES_PX.map((length) => length / scale) : []);
-    stroke(line, line.stroke, GAP_PX + RAIL_PX);
+    stroke(line, line.stroke, GAP_PX + OUTLINE_PX);
   }
   context.setLineDash([]);
   context.globalCompositeOperation = "destination-out";

@@ -412,17 +412,19 @@ function labelsIn({photos: sent, items}) {
 async function exportLabels(reviewer) {
   const requests = reviewRequests();
   const text = byId("export-text");
-  let n = 0;
+  let [nTiles, nLines] = [0, 0];
   for (const [number, request] of requests.entries()) {
     text.textContent = requests.length > 1 ? `Sending part ${number + 1} of ${requests.length} …` : "Sending …";
     const files = request.photos.map(({file}) => file);
     const answer = await sendReviews(files, {reviewer, model_version: request.version, ...labelsIn(request)});
     if (answer.blob) save(answer.name, answer.blob);
     for (const {item} of request.items) item.isExported = true;
-    n += request.items.length;
+    nTiles += request.items.filter(({item}) => !isLine(item)).length;
+    nLines += request.items.filter(({item}) => isLine(item)).length;
+    const decisions = nLines ? ` ${count(nLines, "decision")} about lines: with the labels, not trained on.` : "";
     text.textContent = answer.blob
-      ? `${count(n, "label")} saved as ${answer.name}.`
-      : `${count(n, "label")} sent for training, as ${answer.batch}.`;
+      ? `${count(nTiles + nLines, "label")} saved as ${answer.name}.`
+      : `${count(nTiles, "label")} sent for training, as ${answer.batch}.${decisions}`;
   }
 }
 
