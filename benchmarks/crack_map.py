@@ -5,7 +5,7 @@
 Alternates in one process between mapping, from the photo's file to all files of its map, and Keras `predict` at batch
 32 on its tiles, which are decoded and cut before the clock starts; without overlap and at 50 %. Prints medians over the
 rounds, in wall seconds and in CPU seconds of all cores, which other processes do not affect: of the complete map, of
-scoring its tiles only, and of Keras; then the largest difference of the probabilities.
+scoring its tiles, of finding its lines, and of Keras; then the largest difference of the probabilities.
 """
 
 import argparse
@@ -16,8 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 
+from pipeline.crack_lines.find_lines import find_lines, searched_area
+from pipeline.crack_lines.tracer import load_tracer
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.crack_maps.map_files import Job, map_photo
 from pipeline.crack_maps.photo_files import PhotoFiles, write_photo
@@ -40,12 +42,10 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def tiles_of(pixels: Pixels, mapper: CrackMapper) -> tuple[Pixels, npt.NDArray[np.float32]]:
-    """Return the tiles of a map, (n, size, size, 3), and their probabilities, (n,)."""
-    tiles = mapper.map(pixels).tiles
+def cut(pixels: Pixels, tiles: pd.DataFrame) -> Pixels:
+    """Return the tiles of a photo, (n, size, size, 3)."""
     places = tiles[["y", "x", "size"]].to_numpy().tolist()
-    cut = np.stack([pixels[top : top + size, left : left + size] for top, left, size in places])
-    return cut, tiles["probability"].to_numpy()
+    return np.stack([pixels[top : top + size, left : left + size] for top, left, size in places])
 
 
 def main() -> None:
@@ -59,12 +59,13 @@ def main() -> None:
     predict = partial(keras_model.predict, batch_size=KERAS_BATCH, verbose=0)
     pixels = read_photo(args.photo.read_bytes()).pixels
     print(f"{args.photo.name}: {pixels.shape[1]} x {pixels.shape[0]} px")
-    print("| overlap | tiles | all | CPU | tiles | CPU | Keras | CPU | Keras/tiles | CPU | difference |")
-    print("| --: | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
+    print("| overlap | tiles | all | CPU | tiles | CPU | lines | CPU | Keras | CPU | Keras/tiles | CPU | difference |")
+    print("| --: " * 13 + "|")
     with found_model("none", args.model) as found, tempfile.TemporaryDirectory() as scratch:
+        model, tracer = found.load(), load_tracer()
         for overlap in OVERLAPS:
             params = Map(tile_px=256, overlap=overlap, model_mm_per_px=None)
-            mapper = CrackMapper(found.load(), params)
+            mapper = CrackMapper(model, params)
             job = Job(found.description, found.identity(), params, None, False)
 
             def map_and_write(mapper: CrackMapper = mapper, job: Job = job) -> None:
@@ -72,13 +73,17 @@ def main() -> None:
                 assert isinstance(files, PhotoFiles)  # noqa: S101 - the photo of a benchmark is readable
                 write_photo(Path(scratch), "photo", "", files)
 
-            tiles, ours = tiles_of(pixels, mapper)
+            mapped = mapper.map(pixels).tiles
+            tiles, ours = cut(pixels, mapped), mapped["probability"].to_numpy()
+            searched = searched_area(mapped, model.decision.threshold, pixels.shape[:2])
             theirs = predict(tiles)["probability"]  # warms up, too
-            calls = (map_and_write, partial(mapper.map, pixels), partial(predict, tiles))
+            find = partial(find_lines, pixels, searched, tracer)
+            calls = (map_and_write, partial(mapper.map, pixels), find, partial(predict, tiles))
             rounds = [[seconds(call) for call in calls] for _ in range(args.rounds)]
-            medians = np.median(rounds, axis=0)  # (3 calls, wall and CPU)
+            medians = np.median(rounds, axis=0)  # (4 calls, wall and CPU)
+            medians[1] -= medians[2]  # of the map without its lines
             shown = " | ".join(f"{wall:.2f} | {cpu:.2f}" for wall, cpu in medians)
-            ratios = " | ".join(f"{ratio:.1f}" for ratio in medians[2] / medians[1])
+            ratios = " | ".join(f"{ratio:.1f}" for ratio in medians[3] / medians[1])
             print(
                 f"| {overlap:.0%} | {len(tiles)} | {shown} | {ratios} | {np.abs(ours - theirs).max():.0e} |", flush=True
             )

@@ -142,7 +142,8 @@ def test_a_map_says_that_the_misses_on_this_structure_are_not_known_before_it_sa
         "How many cracks are missed on structures like this one is not known; on external structures the model missed "
         "9 of 20 cracks (piers).",
         "An unmarked area may still have cracks.",
-        "Lines are what was found: hairline cracks are missed, and no line is no proof that there is no crack.",
+        "Crack lines are searched for in the likeliest tiles, and hairline cracks are missed: no line is no proof that "
+        "there is no crack.",
         "On test images of its own training sources it missed 4 of 958 cracks (metu).",
         "1 of 2 tiles are unlike the training images: the model cannot judge them.",
         "The ground resolution of the images that the model was trained on is unknown: nothing is resized.",

@@ -225,7 +225,7 @@ def test_what_a_person_decides_about_an_export_corrects_the_labels_where_they_ar
         tile = ReviewedTile(file=0, x=0, y=0, size=64, label=wrong.get(row.path.split(".zip/")[-1], row.label))
         reviews = Reviews(reviewer="ann", model_version="7", tiles=[tile])
         tiles.append(cut_tile(Upload(row.file, content, 64 * 64), decode(content), tile, reviews, now))
-    archive = write_archive(tiles)
+    archive = write_archive(tiles, [])
     write_to_inbox(root / INBOX, batch_name(archive, now), archive)
     (taken,) = take_all(root, params, now=now, by="test")
     assert taken.file == "0001-reviews-20300101T000000Z-" + taken.file[-12:]

@@ -38,19 +38,33 @@ def find_lines(
     if searched is None:
         searched = np.ones(pixels.shape[:2], bool)
     lines: list[CrackLine] = []
-    for reduction in REDUCTIONS:
-        if reduction > 1 and min(pixels.shape[:2]) < MIN_SIDE_PX * reduction:
-            continue
-        reduced = np.asarray(Image.fromarray(pixels).reduce(reduction)) if reduction > 1 else pixels
-        likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction], check)
-        if lines:  # the edges of a wide crack are no cracks of their own
-            likelihood[draw_mask(lines, searched.shape)[::reduction, ::reduction] > 0] = 0
-        thinnest = MIN_REDUCED_WIDTH_PX if reduction > 1 else MIN_WIDTH_PX
-        for points in courses(likelihood, MIN_ELONGATION * thinnest, check):
-            line = _measured(reduced, likelihood, points)
-            if thinnest <= line.median_width_px <= line.length_px / MIN_ELONGATION:
-                lines.append(_enlarged(line, reduction))
+    with tracer.reserved(check):
+        for reduction in REDUCTIONS:
+            if reduction == 1 or min(pixels.shape[:2]) >= MIN_SIDE_PX * reduction:
+                lines += _found(pixels, searched, reduction, lines, tracer, check)
     return sorted(lines, key=lambda line: line.length_px, reverse=True)
+
+
+def _found(
+    pixels: Pixels,
+    searched: npt.NDArray[np.bool_],
+    reduction: int,
+    known: list[CrackLine],
+    tracer: Tracer,
+    check: Callable[[], None],
+) -> list[CrackLine]:
+    """Return the lines of a photo that is made smaller by a whole number, besides those that are known."""
+    reduced = np.asarray(Image.fromarray(pixels).reduce(reduction)) if reduction > 1 else pixels
+    likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction], check)
+    if known:  # the edges of a wide crack are no cracks of their own
+        likelihood[draw_mask(known, searched.shape)[::reduction, ::reduction] > 0] = 0
+    thinnest = MIN_REDUCED_WIDTH_PX if reduction > 1 else MIN_WIDTH_PX
+    lines = (_measured(reduced, likelihood, points) for points in courses(likelihood, MIN_ELONGATION * thinnest, check))
+    return [
+        _enlarged(line, reduction)
+        for line in lines
+        if thinnest <= line.median_width_px <= line.length_px / MIN_ELONGATION
+    ]
 
 
 def _enlarged(line: CrackLine, factor: int) -> CrackLine:

@@ -3,8 +3,10 @@
 It ships with the project, as a graph of OpenVINO; `python -m pipeline.training.build_tracer` trains it.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph
 Likelihood = npt.NDArray[np.float32]  # (height, width), 0..1
 
 TRACER_FILE = Path(__file__).with_name("tracer.xml")  # its weights are beside it
+WAIT_S = 0.1  # between two calls of a check
 WINDOW_PX = 256
-MARGIN_PX = 32  # around a window, which the network sees, too; the sum is a multiple of 16, as it needs
+MARGIN_PX = 32  # around a window, which the network sees, too
+SEEN_PX = WINDOW_PX + 2 * MARGIN_PX  # a multiple of 16, as the network needs
 
 
 class Tracer:
@@ -29,6 +33,20 @@ class Tracer:
         """Load the graph."""
         self._compute = CompiledGraph(openvino.Core().read_model(path))
         self._pool = ThreadPoolExecutor(N_THREADS)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def reserved(self, check: Callable[[], None]) -> Iterator[None]:
+        """Wait until no other thread has reserved it: a search takes 7 bytes a pixel of its photo, and all cores.
+
+        `check` is called again and again; the wait ends with the exception that it raises.
+        """
+        while not self._lock.acquire(timeout=WAIT_S):
+            check()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def likelihood(self, pixels: Pixels, searched: npt.NDArray[np.bool_], check: Callable[[], None]) -> Likelihood:
         """Return how likely a crack runs through each pixel; 0 in windows in which nothing is searched.
@@ -40,20 +58,25 @@ class Tracer:
         """
         height, width = searched.shape
         likelihood = np.zeros((height, width), np.float32)
-        rows, columns = -height % WINDOW_PX + MARGIN_PX, -width % WINDOW_PX + MARGIN_PX
-        padded = np.pad(pixels, ((MARGIN_PX, rows), (MARGIN_PX, columns), (0, 0)), mode="reflect")
+        # Of the photo, mirrored at its edges; a padded copy of a large photo would take much memory.
+        rows, columns = (_mirrored(side) for side in (height, width))
 
         def compute(place: tuple[int, int]) -> None:
             check()
             top, left = place
             window = likelihood[top : top + WINDOW_PX, left : left + WINDOW_PX]  # smaller at the edge of the photo
             if searched[top : top + WINDOW_PX, left : left + WINDOW_PX].any():
-                seen = padded[top : top + WINDOW_PX + 2 * MARGIN_PX, left : left + WINDOW_PX + 2 * MARGIN_PX]
+                seen = pixels[np.ix_(rows[top : top + SEEN_PX], columns[left : left + SEEN_PX])]
                 found = self._compute(seen[None])["likelihood"][0, MARGIN_PX:, MARGIN_PX:, 0]
                 window[:] = found[: len(window), : window.shape[1]]
 
         list(self._pool.map(compute, product(range(0, height, WINDOW_PX), range(0, width, WINDOW_PX))))
         return likelihood
+
+
+def _mirrored(side_px: int) -> npt.NDArray[np.int64]:
+    """Return the positions along a side of a photo with those that continue it, mirrored, to whole windows."""
+    return np.pad(np.arange(side_px), (MARGIN_PX, -side_px % WINDOW_PX + MARGIN_PX), mode="reflect")
 
 
 def load_tracer() -> Tracer:
