@@ -33,7 +33,7 @@ from scipy.io import loadmat
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from skimage import filters, morphology
 
-from pipeline.crack_lines.crack_line import draw_mask
+from pipeline.crack_lines.crack_line import Points, draw_mask
 from pipeline.crack_lines.find_lines import find_lines
 from pipeline.crack_lines.tracer import Tracer, load_tracer
 from pipeline.crack_lines.widths import CALIBRATION
@@ -41,7 +41,7 @@ from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.data.images import Pixels
 from pipeline.params import Map
 from pipeline.registry.model_lookup import STARTER, found_model
-from pipeline.training.drawn_cracks import GreyImage, Points, as_photographed, crack_course, draw_line
+from pipeline.training.drawn_cracks import GreyImage, as_photographed, crack_course, draw_line
 
 Mask = npt.NDArray[np.bool_]  # (height, width)
 
@@ -158,7 +158,7 @@ def print_lines(parts: dict[str, list[Example]]) -> None:
         mapper = CrackMapper(found.load(), Map(tile_px=256, overlap=0.0, model_mm_per_px=None))
 
     def lines(pixels: Pixels) -> Mask:
-        return np.asarray(draw_mask(mapper.map(pixels).lines, pixels.shape[:2]) > 0)
+        return np.asarray(mapper.map(pixels).mask > 0)
 
     for part, examples in parts.items():
         print_header(f"{part}, {len(examples)} photos")
@@ -277,6 +277,8 @@ def main() -> None:
     parser.add_argument("--unet-steps", type=int, default=0, help="of training on masks; 0: no such training")
     parser.add_argument("--cracks", type=int, default=600, help="that are drawn to measure widths")
     args = parser.parse_args()
+    if args.unet_steps and not (args.uav75 and args.cfd):
+        parser.error("--unet-steps needs --uav75 and --cfd")
     tracer = load_tracer()
     parts: dict[str, list[Example]] = {}
     if args.uav75:

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from pipeline.crack_lines.crack_line import CrackLine, draw_mask
+from pipeline.crack_lines.crack_line import CrackLine, Points, draw_mask
 from pipeline.crack_lines.find_lines import find_lines, searched_area
 from pipeline.crack_lines.tracer import Tracer, load_tracer
 from pipeline.data.images import Pixels
-from pipeline.training.drawn_cracks import Points, crack_course, draw_line
+from pipeline.training.drawn_cracks import crack_course, draw_line
 
 SIZE = 512
 

@@ -46,6 +46,11 @@ class CrackLine:
         return float(np.quantile(self.widths_px, 0.95))
 
 
+def normals(directions: Points) -> Points:
+    """Return the unit vectors at right angles to directions, (n, 2)."""
+    return np.asarray(directions[:, ::-1] * [-1, 1] / np.maximum(np.hypot(*directions.T), 1e-9)[:, None])
+
+
 def draw_mask(lines: Sequence[CrackLine], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return the lines as a mask of (height, width): 255 on a crack, 0 elsewhere; each line as wide as its crack."""
     mask = Image.new("L", (shape[1], shape[0]))

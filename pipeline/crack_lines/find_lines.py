@@ -19,7 +19,7 @@ REDUCTIONS = (3, 1)  # of the photo: the network knows cracks of a few pixels, a
 MIN_REDUCED_WIDTH_PX = 4.0  # of a crack in a reduced photo; a thinner one is found where the photo is larger
 MIN_WIDTH_PX = 0.5  # the smallest that is measured
 MIN_SIDE_PX = 96  # of a reduced photo
-CERTAIN, POSSIBLE = 0.7, 0.5  # likelihood: of a pixel that every line has, and of all its pixels
+CERTAIN, POSSIBLE = 0.7, 0.5  # limits of the hysteresis: of a pixel that every line has, and of all its pixels
 MIN_ELONGATION = 8  # length of a line, in widths
 MIN_LENGTH_PX = 40  # in the reduced photo
 

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import erf
 
-from pipeline.crack_lines.crack_line import Points, Widths
+from pipeline.crack_lines.crack_line import Points, Widths, normals
 from pipeline.data.images import Pixels
 
 Profiles = npt.NDArray[np.float32]  # (n_points, n_samples), darkness relative to brightness
 Grid = npt.NDArray[np.float32]  # (n_blurs * n_widths * n_shifts, n_samples), unit vectors
 
-REACHES_PX = (22.0, 9.0)  # on both sides of a line; the second is for thin cracks, near which there is less of others
+HALF_LENGTHS_PX = (22.0, 9.0)  # of a profile; the second is for thin cracks, where it has less of others
 THIN_PX = 5.0
 SAMPLE_PX = 0.5
 AVERAGED_POINTS = 5  # of which the profiles are averaged
@@ -44,24 +44,23 @@ CALIBRATION = np.array(
 )
 
 
-def profiles_across(grey: npt.NDArray[np.float32], points: Points, reach_px: float) -> Profiles:
+def profiles_across(grey: npt.NDArray[np.float32], points: Points, half_px: float) -> Profiles:
     """Return the brightness across a line at each of its points, averaged over a few of them."""
     along = ndimage.uniform_filter1d(np.gradient(points, axis=0), AVERAGED_POINTS, axis=0, mode="nearest")
-    normals = along[:, ::-1] * [-1, 1] / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
-    offsets = np.arange(-reach_px, reach_px + SAMPLE_PX / 2, SAMPLE_PX)
-    places = points[:, None] + offsets[:, None] * normals[:, None]  # (n_points, n_samples, 2)
+    offsets = np.arange(-half_px, half_px + SAMPLE_PX / 2, SAMPLE_PX)
+    places = points[:, None] + offsets[:, None] * normals(along)[:, None]  # (n_points, n_samples, 2)
     values = ndimage.map_coordinates(grey, [places[..., 1], places[..., 0]], order=1, mode="nearest")
     return np.asarray(ndimage.uniform_filter1d(values, AVERAGED_POINTS, axis=0, mode="nearest"), np.float32)
 
 
 @lru_cache
-def _grid(reach_px: float) -> Grid:
+def _grid(half_px: float) -> Grid:
     """Return the slopes of all profiles."""
-    offsets = np.arange(-reach_px, reach_px + SAMPLE_PX / 2, SAMPLE_PX)
+    offsets = np.arange(-half_px, half_px + SAMPLE_PX / 2, SAMPLE_PX)
     blurs, widths, shifts = BLURS_PX[:, None, None, None], WIDTHS_PX[:, None, None], SHIFTS_PX[:, None]
     first, last = (erf((offsets - shifts + side * widths / 2) / (np.sqrt(2) * blurs)) for side in (1, -1))
     slopes = _slopes((first - last).reshape(-1, len(offsets)))
-    norms = np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 0.01)  # 0 where it is wider than the reach
+    norms = np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 0.01)  # 0 if it is wider than the profile
     return np.asarray(slopes / norms, np.float32)
 
 
@@ -81,10 +80,10 @@ def measure_widths(pixels: Pixels, points: Points) -> tuple[Widths, float, float
         pixels: the photo, RGB, uint8, (height, width, 3).
         points: (n, 2), x and y.
     """
-    first = np.maximum(points.min(axis=0) - REACHES_PX[0], 0).astype(int)
-    last = (points.max(axis=0) + REACHES_PX[0] + 2).astype(int)
+    first = np.maximum(points.min(axis=0) - HALF_LENGTHS_PX[0], 0).astype(int)
+    last = (points.max(axis=0) + HALF_LENGTHS_PX[0] + 2).astype(int)
     grey = pixels[first[1] : last[1], first[0] : last[0]].mean(axis=2, dtype=np.float32)
-    wide, thin = REACHES_PX
+    wide, thin = HALF_LENGTHS_PX
     widths = _fitted(profiles_across(grey, points - first, wide), wide)
     if np.median(widths) < THIN_PX:
         widths = _fitted(profiles_across(grey, points - first, thin), thin)
@@ -93,10 +92,10 @@ def measure_widths(pixels: Pixels, points: Points) -> tuple[Widths, float, float
     return np.asarray(np.interp(widths, fitted, middle)), first_end, second_end
 
 
-def _fitted(profiles: Profiles, reach_px: float) -> Widths:
+def _fitted(profiles: Profiles, half_px: float) -> Widths:
     # The part of a profile that a dark line explains: the square of its product with the unit vector.
     # For so few points, the threads of `@` cost more than they save.
-    explained = np.maximum(-np.einsum("ps,gs->pg", _slopes(profiles), _grid(reach_px)), 0) ** 2
+    explained = np.maximum(-np.einsum("ps,gs->pg", _slopes(profiles), _grid(half_px)), 0) ** 2
     by_width = explained.reshape(len(profiles), len(BLURS_PX), len(WIDTHS_PX), len(SHIFTS_PX)).max(axis=3)
     blur = by_width.max(axis=2).sum(axis=0).argmax()  # that suits the line
     best = by_width[:, blur]  # (n_points, n_widths)

@@ -27,6 +27,7 @@ from pipeline.files import replacing
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.inference.openvino_cpu import N_THREADS
 from pipeline.inference.served import ServedModel, bounded_batches
+from pipeline.models.decision import load_decision
 from pipeline.monitoring.prediction_log import IMAGE_STATISTICS, embeddings_of
 from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
 from pipeline.safe_text import as_utf8, cells
@@ -182,8 +183,7 @@ def run(
 
     Raises CracksError if a prevalence is stated, and it is not recorded which one the model assumes.
     """
-    model = found.load()
-    correction = model.decision.correction(prevalence)
+    correction = load_decision(found.folder).correction(prevalence)
     unfinished = unfinished_folder(found, paths, out, prevalence)
     parts = {unfinished / f"{number:09}.csv": part for number, part in enumerate(parts_of(paths))}
     missing = [part for part in parts if not part.exists()]
@@ -191,6 +191,7 @@ def run(
     tables: Iterator[tuple[Path, pd.DataFrame]]
     settings: dict[str, Any] = {"with_statistics": on_scored is not None, "prevalence": prevalence}
     if dask_address is None:
+        model = found.load()
         tables = ((part, score(model, contents, **settings)) for part, contents in tasks)
     else:
         compute = bound(score_on_worker, **settings)

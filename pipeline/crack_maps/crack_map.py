@@ -66,6 +66,7 @@ class CrackMap:
     correction: dict[str, float]  # of the probabilities, as `Decision.correction`
     lines: list[CrackLine]
     cracks: list[CrackProperties]  # of each line
+    mask: npt.NDArray[np.uint8]  # of the lines, as `draw_mask`
 
     def notes(self) -> list[str]:
         """Return the caveats to show with the map, a sentence each, the most important ones first."""
@@ -174,7 +175,7 @@ class CrackMapper:
         tiles = tiles.assign(has_line=[np.count_nonzero(part) >= MIN_LINE * shown_px for part in cut])
         missed, photo = missed_cracks(self._model.detector), _share_of_cells(photographed, height, width)
         correction = self._model.decision.correction(prevalence)
-        return CrackMap(tiles, width, height, scale, missed, photo, correction, lines, cracks)
+        return CrackMap(tiles, width, height, scale, missed, photo, correction, lines, cracks, mask)
 
     def _scale(self, mm_per_px: float | None, height: int, width: int) -> tuple[float, str]:
         """Return the factor by which a photo is resized before it is cut, and a sentence about it."""

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from pipeline.crack_lines.crack_line import CrackLine, Points, Widths, draw_mask
+from pipeline.crack_lines.crack_line import CrackLine, Points, Widths, normals
 from pipeline.crack_maps.crack_properties import CrackProperties
 from pipeline.files import replacing
 from pipeline.safe_text import as_utf8, cell, printable
@@ -72,18 +73,16 @@ def feature_collection(features: Sequence[Feature], **photo: object) -> bytes:
     return json.dumps({"type": "FeatureCollection", **photo, "features": features}, allow_nan=False).encode()
 
 
-def mask_png(lines: Sequence[CrackLine], height_px: int, width_px: int) -> bytes:
-    """Return lines as a PNG of the size of the photo: 255 on a crack, else 0."""
+def mask_png(mask: npt.NDArray[np.uint8]) -> bytes:
+    """Return a mask of crack lines, (height, width), as a PNG."""
     content = io.BytesIO()
-    Image.fromarray(draw_mask(lines, (height_px, width_px))).save(content, "PNG", compress_level=1)
+    Image.fromarray(mask).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 
 def outline(points: Points, widths: Widths) -> Points:
     """Return the polygon around a line of given widths, (2 n, 2); widths below 1 px count as 1 px."""
-    along = np.gradient(points, axis=0)
-    across = np.column_stack([-along[:, 1], along[:, 0]]) / np.maximum(np.hypot(*along.T), 1e-9)[:, None]
-    side = across * (np.maximum(widths, MIN_DRAWN_PX) / 2)[:, None]
+    side = normals(np.gradient(points, axis=0)) * (np.maximum(widths, MIN_DRAWN_PX) / 2)[:, None]
     return np.concatenate([points + side, (points - side)[::-1]])
 
 

@@ -120,7 +120,7 @@ def map_photo(
     report = report_of(path, photo, crack_map, job)
     contents = {
         OVERLAY_SUFFIX: picture.getvalue(),
-        MASK_SUFFIX: mask_png(crack_map.lines, crack_map.height_px, crack_map.width_px),
+        MASK_SUFFIX: mask_png(crack_map.mask),
         GEOJSON_SUFFIX: geojson(crack_map.lines, crack_map.cracks, report),
         TILES_SUFFIX: cells(tiles[[*TILE_COLUMNS, *crack_map.correction]]).to_csv(index=False).encode(),
     }
@@ -185,7 +185,7 @@ def run(
 
     Raises CracksError if the model cannot be loaded or corrected, UnavailableError if the Dask cluster does not answer.
     """
-    correction = {} if prevalence is None else load_decision(found.folder).correction(prevalence)
+    correction = load_decision(found.folder).correction(prevalence)
     job = Job(found.description, found.identity(), params, mm_per_px, strip_location, prevalence)
     names = names_of(paths)
     keys, errors, missing = {}, {}, []

@@ -139,11 +139,11 @@ def scores_with_intervals(
 ) -> dict[str, Any]:
     """Return n, n_groups, prevalence, each of SCORES, and `interval`: for each score its "low" and "high", or None.
 
-    `groups` are names or numbers, (n,), n > 0. A score is None if it is
-    undefined: without cracks, without intact images, or without images predicted as cracks. An interval is None if
-    there are fewer than 5 groups, if the score is undefined in more than 5 % of the resamples, or if it is the same in
-    all (as without mistakes, which does not prove that the score is certain). Resampling adds noise to the bins of the
-    ECE, so its interval is a little too high and can lie above the score.
+    `groups` are names or numbers, (n,), n > 0. A score is None if it is undefined: without cracks, without intact
+    images, or without images predicted as cracks. An interval is None if there are fewer than 5 groups, if the score is
+    undefined in more than 5 % of the resamples, or if it is the same in all (as without mistakes, which does not prove
+    that the score is certain). Resampling adds noise to the bins of the ECE, so its interval is a little too high and
+    can lie above the score.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     score = weighted_scorer(labels, probabilities, numbers, decision)

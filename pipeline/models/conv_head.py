@@ -46,7 +46,7 @@ class Activations(NamedTuple):
 def activations_of(backbone: Backbone, map_layers: Sequence[str]) -> Activations:
     """Return the frozen network that ends in what a head with these maps reads.
 
-    Raises `CracksError` for a layer that the backbone lacks.
+    Raises `CracksError` for a layer that the backbone lacks, or an image size at which the maps do not fit each other.
     """
     network = build_backbone(backbone.architecture, backbone.feature_layers)
     names = [layer.name for layer in network.layers]

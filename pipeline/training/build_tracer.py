@@ -23,6 +23,7 @@ from pipeline.models.network import image_input, to_openvino
 from pipeline.models.tf import keras, tf
 from pipeline.stage import run_main
 from pipeline.training.drawn_cracks import Example, GreyImage, draw_example
+from pipeline.training.hairline_cracks import in_random_orientation
 
 log = logging.getLogger(__name__)
 
@@ -118,12 +119,8 @@ def batches(
     while True:
         kept = [*kept[-KEPT_IMAGES:], *(next(examples) for _ in range(NEW_IMAGES))]
         chosen = [*kept[-NEW_IMAGES:], *(kept[rng.integers(len(kept))] for _ in range(BATCH_IMAGES - NEW_IMAGES))]
-        turned = []
-        for pair in chosen:
-            n_turns, step = int(rng.integers(4)), int(rng.choice([-1, 1]))
-            turned.append([np.rot90(picture, n_turns)[:, ::step] for picture in pair])
-        pictures, labels = (np.stack(kind)[..., None] for kind in zip(*turned, strict=True))
-        yield pictures.astype(np.float32), labels
+        turned = np.stack([in_random_orientation(np.stack(pair, axis=-1), rng) for pair in chosen])
+        yield turned[..., :1].astype(np.float32), turned[..., 1:]
 
 
 def train(examples: Iterator[Example], n_steps: int, rng: np.random.Generator) -> keras.Model:

@@ -12,13 +12,14 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from pipeline.crack_lines.crack_line import Points, normals
+
 Grey = npt.NDArray[np.float32]  # (size, size), 0..255
 GreyImage = npt.NDArray[np.uint8]  # (height, width)
 Label = npt.NDArray[np.uint8]  # (size, size)
 Mask = npt.NDArray[np.bool_]  # (size, size)
 Example = tuple[GreyImage, Label]  # a drawn image and its label: 1 on a crack, 0, or IGNORED
 Share = npt.NDArray[np.float32]  # (size, size), 0..1 of a pixel that is covered
-Points = npt.NDArray[np.float64]  # (n, 2), x and y, px
 Random = np.random.Generator
 
 SUBPIXELS = 4  # along a side of a pixel, with which a line is drawn
@@ -37,9 +38,8 @@ def draw_line(points: Points, widths_px: npt.NDArray[np.float64], size_px: int) 
     picture = Image.new("L", (size_px * SUBPIXELS,) * 2)
     draw = ImageDraw.Draw(picture)
     places, radii = (points + 0.5) * SUBPIXELS, widths_px * SUBPIXELS / 2
-    steps = np.gradient(places, axis=0)
-    normals = steps[:, ::-1] * [-1, 1] / np.maximum(np.hypot(*steps.T), 1e-9)[:, None]
-    left, right = places + normals * radii[:, None] - 0.5, places - normals * radii[:, None] - 0.5
+    across = normals(np.gradient(places, axis=0)) * radii[:, None]
+    left, right = places + across - 0.5, places - across - 0.5
     for start in range(len(points) - 1):
         corners = np.concatenate([left[start : start + 2], right[start : start + 2][::-1]])
         draw.polygon([tuple(corner) for corner in corners], fill=255)
