@@ -1,62 +1,18 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
+from interrupted_training import KilledError, Tiles, ignore
 from sklearn.metrics import roc_auc_score
+from tiny_conv_head import BACKBONE, CONV_HEAD
 
 from pipeline.errors import CracksError
 from pipeline.evaluation.model_architecture import describe_layers
 from pipeline.models.backbones import build_backbone
 from pipeline.models.conv_head import HEAD, activations_of, build_conv_head, conv_head_classifier, stored_weights
 from pipeline.models.network import build_embedder
-from pipeline.params import Backbone, ConvHead
 from pipeline.training.checkpoints import TrainingHistory
 from pipeline.training.conv_head_fitting import fit_conv_head
-
-BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64)
-PARAMS = ConvHead(
-    kind="conv_head",
-    backbone="any",
-    map_layers=("block_2_add", "block_5_add", "block_9_add"),
-    n_channels=8,
-    n_hidden=8,
-    dropout=0.1,
-    feature_dropout=0.1,
-    batch_size=8,
-    learning_rate=0.01,
-    weight_decay=0.01,
-    label_smoothing=0.02,
-    n_epochs=3,
-    seed=0,
-)
-
-
-class KilledError(Exception):
-    """Simulates the end of the process."""
-
-
-class Tiles:
-    """Labelled images in memory, every fourth of another data set."""
-
-    def __init__(self, draw_tile, seeds):
-        self.labels = np.arange(len(seeds)) % 2 == 0
-        self.rows = pd.DataFrame({"dataset": ["theirs" if seed % 4 == 0 else "ours" for seed in seeds]})
-        self._tiles = [
-            draw_tile(seed, cracked=cracked, size_px=64)
-            for seed, cracked in zip(seeds, self.labels.tolist(), strict=True)
-        ]
-        self.sizes = np.full((len(seeds), 2), 64)
-
-    def __len__(self):
-        return len(self._tiles)
-
-    def pixels(self, position):
-        return self._tiles[position]
-
-
-def ignore(step, values):
-    pass
 
 
 def test_a_layer_that_the_backbone_lacks_is_refused_with_those_that_end_a_block():
@@ -67,11 +23,11 @@ def test_a_layer_that_the_backbone_lacks_is_refused_with_those_that_end_a_block(
 def test_an_image_size_whose_maps_do_not_fit_each_other_is_refused():
     backbone = BACKBONE.model_copy(update={"image_size_px": 72})
     with pytest.raises(CracksError, match=r"At image_size_px 72.* \[18, 9, 5\] positions a side.*a multiple of 32"):
-        activations_of(backbone, PARAMS.map_layers)
+        activations_of(backbone, CONV_HEAD.map_layers)
 
 
 def test_the_parts_of_the_activations_are_the_maps_and_the_features():
-    activations = activations_of(BACKBONE, PARAMS.map_layers)
+    activations = activations_of(BACKBONE, CONV_HEAD.map_layers)
     assert activations.map_shapes == ((16, 16, 24), (8, 8, 32), (4, 4, 64))
     batch = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     *maps, features = activations.split(activations.network(batch))
@@ -82,8 +38,8 @@ def test_the_parts_of_the_activations_are_the_maps_and_the_features():
 
 
 def test_the_logit_of_a_classifier_is_the_mean_of_its_branches_for_images_of_any_size():
-    activations = activations_of(BACKBONE, PARAMS.map_layers)
-    head = build_conv_head(activations, PARAMS)
+    activations = activations_of(BACKBONE, CONV_HEAD.map_layers)
+    head = build_conv_head(activations, CONV_HEAD)
     classifier = conv_head_classifier(BACKBONE, activations, head)
     image = np.random.default_rng(0).integers(0, 256, (3, 50, 70, 3), np.uint8)
     outputs = classifier(image)
@@ -95,8 +51,8 @@ def test_the_logit_of_a_classifier_is_the_mean_of_its_branches_for_images_of_any
 
 
 def test_the_layers_of_a_classifier_are_described_with_those_of_its_network_and_its_head():
-    activations = activations_of(BACKBONE, PARAMS.map_layers)
-    layers = describe_layers(conv_head_classifier(BACKBONE, activations, build_conv_head(activations, PARAMS)))
+    activations = activations_of(BACKBONE, CONV_HEAD.map_layers)
+    layers = describe_layers(conv_head_classifier(BACKBONE, activations, build_conv_head(activations, CONV_HEAD)))
     (network,), (head,) = ([layer for layer in layers if layer["name"] == name] for name in ("mobilenet-v2", HEAD))
     shapes = {layer["name"]: tuple(layer["shape"]) for layer in network["layers"]}
     assert shapes["block_2_add"] == (16, 16, 24)
@@ -108,23 +64,23 @@ def test_the_layers_of_a_classifier_are_described_with_those_of_its_network_and_
 def fitted(tmp_path_factory, draw_tile):
     """A training that is killed at the end of its second epoch, and then resumed."""
     path = tmp_path_factory.mktemp("unfinished") / "history.jsonl"
-    train, validation = Tiles(draw_tile, range(32)), Tiles(draw_tile, range(50, 66))
+    train, validation = Tiles(draw_tile, range(32), 64), Tiles(draw_tile, range(50, 66), 64)
 
     def die_at_the_second(step, values):
         if step == 1:
             raise KilledError("at the second epoch")
 
     with pytest.raises(KilledError):
-        fit_conv_head(BACKBONE, train, validation, PARAMS, TrainingHistory(path, die_at_the_second))
+        fit_conv_head(BACKBONE, train, validation, CONV_HEAD, TrainingHistory(path, die_at_the_second))
     resumed_steps = []
     history = TrainingHistory(path, lambda step, values: resumed_steps.append(step))
-    classifier = fit_conv_head(BACKBONE, train, validation, PARAMS, history)
+    classifier = fit_conv_head(BACKBONE, train, validation, CONV_HEAD, history)
     undisturbed = TrainingHistory(tmp_path_factory.mktemp("undisturbed") / "history.jsonl", ignore)
     return SimpleNamespace(
         classifier=classifier,
         history=history,
         resumed_steps=resumed_steps,
-        undisturbed=fit_conv_head(BACKBONE, train, validation, PARAMS, undisturbed),
+        undisturbed=fit_conv_head(BACKBONE, train, validation, CONV_HEAD, undisturbed),
         validation=validation,
     )
 

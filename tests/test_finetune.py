@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from interrupted_training import KilledError, Tiles, ignore
 
 from pipeline.errors import CracksError
 from pipeline.models.backbones import build_backbone
@@ -17,32 +18,6 @@ from pipeline.training.finetune import fit_finetune
 SIZE_PX = 32
 BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=SIZE_PX)
 UNFROZEN_FROM = "block_16_expand"
-
-
-class KilledError(Exception):
-    """Simulates the end of the process."""
-
-
-class Tiles:
-    """Labelled images in memory, as `fit_finetune` takes them."""
-
-    def __init__(self, draw_tile, seeds):
-        self.labels = np.arange(len(seeds)) % 2 == 0
-        self._tiles = [
-            draw_tile(seed, cracked=cracked, size_px=SIZE_PX)
-            for seed, cracked in zip(seeds, self.labels.tolist(), strict=True)
-        ]
-        self.sizes = np.full((len(seeds), 2), SIZE_PX)
-
-    def __len__(self):
-        return len(self._tiles)
-
-    def pixels(self, position):
-        return self._tiles[position]
-
-
-def ignore(step, values):
-    pass
 
 
 def finetune(**changes):
@@ -62,7 +37,7 @@ def finetune(**changes):
 
 
 def test_an_unknown_layer_is_refused_before_anything_is_trained(tmp_path, draw_tile):
-    tiles = Tiles(draw_tile, range(2))
+    tiles = Tiles(draw_tile, range(2), SIZE_PX)
     history = TrainingHistory(tmp_path / "history", ignore)
     with pytest.raises(CracksError, match=r"unfreeze_from is 'block_17'.* mobilenet-v2 has no such.*block_16_expand,"):
         fit_finetune(BACKBONE, tiles, tiles, finetune(unfreeze_from="block_17"), history)
@@ -74,7 +49,7 @@ def tuned(tmp_path_factory, draw_tile, request):
     """A fine-tuning that is killed at the end of the second epoch of its second phase, and then resumed."""
     folder = tmp_path_factory.mktemp("unfinished")
     settings = finetune(cached_augmentations=request.param)
-    train, validation = Tiles(draw_tile, range(8)), Tiles(draw_tile, range(50, 54))
+    train, validation = Tiles(draw_tile, range(8), SIZE_PX), Tiles(draw_tile, range(50, 54), SIZE_PX)
     killed_steps, resumed_steps = [], []
 
     def die_at_the_third(step, values):
@@ -128,7 +103,7 @@ def test_a_resumed_fine_tuning_gives_the_same_result_as_an_uninterrupted_one(tun
 def killed_twice(tmp_path_factory, draw_tile):
     """A fine-tuning whose head has stopped to improve when it is killed, and which is killed again while tuning."""
     path = tmp_path_factory.mktemp("killed") / "history.jsonl"
-    train, validation, n_computed = Tiles(draw_tile, range(8)), Tiles(draw_tile, range(50, 54)), []
+    train, validation, n_computed = Tiles(draw_tile, range(8), SIZE_PX), Tiles(draw_tile, range(50, 54), SIZE_PX), []
     head = {"optimizer": "adam", "learning_rate": 0.01, "max_epochs": 9, "patience_epochs": 2}
 
     def counting(compute, images, shape):

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
+from tiny_conv_head import BACKBONE, CONV_HEAD
 from two_datasets import PARAMS
 
 from pipeline.errors import RefusedError
@@ -18,31 +19,14 @@ from pipeline.models.conv_head import activations_of, build_conv_head, conv_head
 from pipeline.models.decision import DECISION_FILE, Decision
 from pipeline.models.model_files import MODEL_FILE
 from pipeline.models.tf import keras
-from pipeline.params import Backbone, ConvHead
 
-BACKBONE = Backbone(architecture="mobilenet-v2", image_size_px=64)
-CANDIDATE = ConvHead(
-    kind="conv_head",
-    backbone="small",
-    map_layers=("block_2_add", "block_5_add", "block_9_add"),
-    n_channels=8,
-    n_hidden=8,
-    dropout=0.1,
-    feature_dropout=0.1,
-    batch_size=8,
-    learning_rate=0.01,
-    weight_decay=0.01,
-    label_smoothing=0.02,
-    n_epochs=1,
-    seed=0,
-)
 DECISION = Decision(threshold=0.4, review_from=0.2, review_to=0.8, prevalence=0.5)
 
 
 def classifier(slope=1.5):
     keras.utils.set_random_seed(0)
-    activations = activations_of(BACKBONE, CANDIDATE.map_layers)
-    head = build_conv_head(activations, CANDIDATE)
+    activations = activations_of(BACKBONE, CONV_HEAD.map_layers)
+    head = build_conv_head(activations, CONV_HEAD)
     head.set_weights(stored_weights(head))
     uncalibrated = conv_head_classifier(BACKBONE, activations, head)
     return Classifier(calibrated(uncalibrated, Calibration((Platt(slope, 0.2),))), DECISION)
@@ -54,7 +38,7 @@ def trained():
 
 
 def test_a_starter_gives_the_same_probabilities_as_the_model_it_was_built_from(trained, tmp_path):
-    write_starter(trained, BACKBONE, CANDIDATE, tmp_path / "starter.npz")
+    write_starter(trained, BACKBONE, CONV_HEAD, tmp_path / "starter.npz")
     loaded = load_starter(tmp_path / "starter.npz")
     batch = np.random.default_rng(1).integers(0, 256, (4, 40, 50, 3), np.uint8)
     np.testing.assert_allclose(loaded.model(batch)["probability"], trained.model(batch)["probability"], atol=1e-6)
@@ -66,7 +50,7 @@ def project(two_datasets, tmp_path, monkeypatch, trained):
     """A project with test images and a candidate, whose starter is that candidate."""
     monkeypatch.setattr(build_starter, "STARTER_FILE", tmp_path / "starter.npz")
     params = tmp_path / "params.yaml"
-    settings = PARAMS | {"backbones": {"small": BACKBONE.model_dump()}, "candidates": {"conv": CANDIDATE.model_dump()}}
+    settings = PARAMS | {"backbones": {"small": BACKBONE.model_dump()}, "candidates": {"conv": CONV_HEAD.model_dump()}}
     params.write_text(yaml.safe_dump(json.loads(json.dumps(settings))))
 
     def head(model, *flags):

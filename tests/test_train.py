@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_conv_head import CONV_HEAD
 from two_datasets import PARAMS
 
 from pipeline import embed, train
@@ -105,11 +106,7 @@ def test_no_checkpoints_are_left_after_a_training(trained):
 
 
 def test_data_sets_that_a_convolutional_head_is_trained_on_share_a_calibration_curve():
-    conv = {
-        "kind": "conv_head", "backbone": "small", "map_layers": ["block_2_add", "block_5_add"], "n_channels": 8,
-        "n_hidden": 8, "dropout": 0, "feature_dropout": 0, "batch_size": 8, "learning_rate": 0.01, "weight_decay": 0,
-        "label_smoothing": 0, "n_epochs": 1, "seed": 0,
-    }  # fmt: skip
+    conv = CONV_HEAD.model_dump()
     params = Params.model_validate(PARAMS | {"candidates": PARAMS["candidates"] | {"conv": conv}})
     rng = np.random.default_rng(0)
     names = rng.choice([*params.split.train_on, "elsewhere"], 300)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from pipeline.inference.served import UNLIKE, UNSURE, ServedModel
 from pipeline.params import Map
 
 BATCH_TILES = 4  # the activations of more do not fit into the cache, which is slower
-CELL_PX = 16  # side of a cell of the raster for areas
+CELL_PX = 16  # side of a cell, in which areas are measured
 MIN_SIDE_PX = 32
 MAX_RESIZED_PIXELS = 200_000_000  # 600 MB
 NO_PROOF = (
@@ -43,7 +43,6 @@ MIN_REVIEW_TILES = 20  # that may be for review, however few tiles there are
 
 TileLabel = Literal["crack", "intact", "review", "undecided"]
 OnTiles = Callable[[Pixels, Outputs, float], object]
-Raster = npt.NDArray[np.float64]  # (rows, columns), a value for each cell of 16 x 16 px
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class CrackMap:
     height_px: int
     scale: str  # a sentence on how the photo was resized, or why it was not
     missed: list[str]  # what is known of the cracks that the model misses, a sentence each
-    photographed: Raster  # share of each cell that is not transparent, 0..1
+    photographed: npt.NDArray[np.float64]  # (rows, columns), share of each cell that is not transparent, 0..1
     correction: dict[str, float]  # of the probabilities, as `Decision.correction`
     lines: list[CrackLine]
     cracks: list[CrackProperties]  # of each line
@@ -97,18 +96,14 @@ class CrackMap:
 
     def share_of_area(self, label: TileLabel) -> float:
         """Return the share of the photographed area that lies under a tile of this label, 0..1."""
-        covered = self.raster((self.tiles["label"] == label).to_numpy(float)) > 0
-        return float(np.average(covered, weights=self.photographed))
+        return float(np.average(self.covered((self.tiles["label"] == label).to_numpy()), weights=self.photographed))
 
-    def raster(self, values: npt.NDArray[np.floating[Any] | np.bool_]) -> Raster:
-        """Return the mean of the values of the tiles, (n,), over each cell of 16 x 16 px."""
-        shape = -(-self.height_px // CELL_PX), -(-self.width_px // CELL_PX)
-        total, n_tiles = np.zeros(shape), np.zeros(shape)
-        for (top, left, size), value in zip(self.tiles[["y", "x", "size"]].to_numpy(), values, strict=True):
-            cells = _cells(top, size, self.height_px), _cells(left, size, self.width_px)
-            total[cells] += value
-            n_tiles[cells] += 1
-        return total / np.maximum(n_tiles, 1)
+    def covered(self, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Return which cells of 16 x 16 px lie under one of the chosen tiles, (n,)."""
+        covered = np.zeros_like(self.photographed, bool)
+        for top, left, size in self.tiles.loc[chosen, ["y", "x", "size"]].to_numpy().tolist():
+            covered[_cells(top, size, self.height_px), _cells(left, size, self.width_px)] = True
+        return covered
 
 
 class CrackMapper:
@@ -232,7 +227,7 @@ def _cells(start: int, size: int, side: int) -> slice:
     return slice(start // CELL_PX, -(-stop // CELL_PX))
 
 
-def _share_of_cells(photographed: Mask | None, height_px: int, width_px: int) -> Raster:
+def _share_of_cells(photographed: Mask | None, height_px: int, width_px: int) -> npt.NDArray[np.float64]:
     """Return the share of each cell that is photographed; the part of a cell outside the photo counts as its rest."""
     rows, columns = -(-height_px // CELL_PX), -(-width_px // CELL_PX)
     if photographed is None:
