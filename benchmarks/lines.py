@@ -1,6 +1,6 @@
-"""Measures how well crack lines follow the cracks of real photos, and how well widths are measured.
+"""Measures how well crack lines follow the cracks of real photos.
 
-    python -m benchmarks.lines --uav75 uav75-trainval.zip --cfd cfd-even.zip --intact sdnet-subset.zip [--unet-steps N]
+    python -m benchmarks.lines --uav75 uav75-trainval.zip --cfd cfd-even.zip [--unet-steps N]
 
 Prints tables in Markdown. Of each part of the data: F1, precision and recall of skeletons at a tolerance of 2 px, F1 at
 5 px, the error of the total length, false alarms on planking (the share of its length along which a line is drawn), and
@@ -8,10 +8,6 @@ CPU seconds per megapixel. `lines` are those of a map with the starter model, ti
 were chosen on UAV75's training part and on drawn cracks; UAV75's validation part and CFD only measure. Compared with a
 ridge filter alone, with its best threshold on each part; with the cracked tiles as a mask; and, with --unet-steps, with
 the tracer's network trained on masks: of the other data set, and of the other half of the same one.
-
-Then, of cracks of known width that are drawn on intact images: how many are found, the errors of their widths, and how
-often the 90 % interval holds. The last table has the calibration for `pipeline.crack_lines.widths`, from cracks drawn
-on the other half of the images.
 """
 
 import argparse
@@ -22,7 +18,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +28,14 @@ from scipy.io import loadmat
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from skimage import filters, morphology
 
-from pipeline.crack_lines.crack_line import Points, draw_mask
+from pipeline.crack_lines.crack_line import draw_mask
 from pipeline.crack_lines.find_lines import find_lines
 from pipeline.crack_lines.tracer import Tracer, load_tracer
-from pipeline.crack_lines.widths import CALIBRATION
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.data.images import Pixels
 from pipeline.params import Map
 from pipeline.registry.model_lookup import STARTER, found_model
-from pipeline.training.drawn_cracks import GreyImage, as_photographed, crack_course, draw_line
+from pipeline.training.drawn_cracks import GreyImage
 
 Mask = npt.NDArray[np.bool_]  # (height, width)
 
@@ -50,12 +44,6 @@ PLANKING = 204  # its grey level in the labels of UAV75
 RIDGE_THRESHOLDS = (0.7, 0.9, 1.1, 1.3, 1.5)
 MIN_RIDGE_PX = 150  # area of a connected region of a ridge filter
 COLUMNS = ("F1 2 px", "precision", "recall", "F1 5 px", "length", "on planking", "CPU s/MP")
-WIDTHS_PX = (0.5, 20.0)  # of cracks that are drawn, log-uniform
-WIDTH_CLASSES_PX = (0.5, 1, 2, 3, 5, 8, 12, 20)
-DRAWN_PX = 320  # side of a drawn photo
-FINER = 4  # times as fine as to train, where the width of a drawn line may be a tenth of a pixel larger
-MIN_CALIBRATED = 30  # drawn cracks for a fitted width
-MAX_OFFSET_PX = 3.0  # between a drawn crack and the line that is taken for it, in the middle
 
 
 @dataclass(frozen=True)
@@ -211,92 +199,20 @@ def print_trained_on_masks(uav75: list[Example], cfd: list[Example], n_steps: in
         print_scores("trained on masks of the other photos", trained_on_masks(own[::2], n_steps), own[1::2])
 
 
-def drawn_photo(image: GreyImage, width_px: float, rng: np.random.Generator) -> tuple[Pixels, Points]:
-    """Return a photo of intact concrete with a crack of one width, and the course of the crack."""
-    concrete = np.asarray(Image.fromarray(image).resize((DRAWN_PX, DRAWN_PX)), np.float32)
-    angle = rng.uniform(0, 2 * np.pi)
-    start = DRAWN_PX / 2 - 0.45 * DRAWN_PX * np.array([np.cos(angle), np.sin(angle)])
-    course = crack_course(start, angle, 0.9 * DRAWN_PX, 0.04, rng)
-    large = draw_line(FINER * (course + 0.5) - 0.5, np.full(len(course), FINER * width_px), FINER * DRAWN_PX)
-    cover = large.reshape(DRAWN_PX, FINER, DRAWN_PX, FINER).mean(axis=(1, 3))
-    blurred = gaussian_filter(concrete * (1 - rng.uniform(0.25, 0.8) * cover), rng.uniform(0.3, 0.9))
-    return np.repeat(as_photographed(blurred, rng)[..., None], 3, axis=2), course
-
-
-def measured_widths(images: list[GreyImage], n_cracks: int, tracer: Tracer, rng: np.random.Generator) -> pd.DataFrame:
-    """Return the true width of each drawn crack, and the width, low and high of its line; nan where none is found."""
-    rows = []
-    for _ in range(n_cracks):
-        width = float(np.exp(rng.uniform(*np.log(WIDTHS_PX))))
-        pixels, course = drawn_photo(images[rng.integers(len(images))], width, rng)
-        rows.append((width, np.nan, np.nan, np.nan))
-        for line in find_lines(pixels, None, tracer):  # the longest first
-            offsets = np.hypot(*(line.points[:, None] - course).transpose(2, 0, 1)).min(axis=1)
-            if np.median(offsets) <= MAX_OFFSET_PX:
-                rows[-1] = (width, line.median_width_px, line.width_low_px, line.width_high_px)
-                break
-    return pd.DataFrame(rows, columns=["true", "width", "low", "high"])
-
-
-def print_widths(cracks: pd.DataFrame) -> None:
-    """Print the errors of widths by true width, and the quantiles of the true widths by measured one."""
-    print("\n| true width, px | drawn | found | bias | median error | 90 % of errors | interval holds | under 2 px |")
-    print("| --- " + "| --: " * 7 + "|")
-    of_class = [cracks[cracks["true"].between(*ends)] for ends in pairwise(WIDTH_CLASSES_PX)]
-    names = [f"{low:g} to {high:g}" for low, high in pairwise(WIDTH_CLASSES_PX)]
-    for name, drawn in zip([*names, "2 to 20"], [*of_class, cracks[cracks["true"] >= 2]], strict=True):
-        found = drawn.dropna(subset="width")
-        error = found["width"] - found["true"]
-        holds = found["true"].between(found["low"], found["high"]).mean()
-        print(
-            f"| {name} | {len(drawn)} | {len(found) / len(drawn):.0%} | {error.median():+.2f} | "
-            f"{error.abs().median():.2f} | {error.abs().quantile(0.9):.2f} | {holds:.0%} | "
-            f"{(found['width'] < 2).mean():.0%} |"
-        )
-
-
-def print_calibration(cracks: pd.DataFrame) -> None:
-    """Print the quantiles of the true width of cracks by fitted width, as they stand in the code."""
-    found = cracks.dropna(subset="width")
-    fitted = np.interp(found["width"], CALIBRATION[:, 2], CALIBRATION[:, 0])
-    print("\n| fitted width, px | cracks | 5 % | 50 % | 95 % |\n| --: | --: | --: | --: | --: |")
-    for width in CALIBRATION[:, 0]:
-        distance = np.abs(np.log(fitted / width))
-        similar = distance <= max(0.08, np.sort(distance)[MIN_CALIBRATED])
-        low, middle, high = (found["true"][similar] / fitted[similar]).quantile([0.05, 0.5, 0.95]) * width
-        print(f"| {width:g} | {similar.sum()} | {low:.2f} | {middle:.2f} | {high:.2f} |")
-
-
 def main() -> None:
     """Run the benchmark from its command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--uav75", type=Path, help="archive of its training and validation parts")
-    parser.add_argument("--cfd", type=Path, help="archive of CrackForest")
-    parser.add_argument("--intact", type=Path, nargs="+", default=[], help="archives with intact images, for widths")
+    parser.add_argument("--uav75", type=Path, required=True, help="archive of its training and validation parts")
+    parser.add_argument("--cfd", type=Path, required=True, help="archive of CrackForest")
     parser.add_argument("--photos", type=int, help="of each part of the data; by default all")
     parser.add_argument("--unet-steps", type=int, default=0, help="of training on masks; 0: no such training")
-    parser.add_argument("--cracks", type=int, default=600, help="that are drawn to measure widths")
     args = parser.parse_args()
-    if args.unet_steps and not (args.uav75 and args.cfd):
-        parser.error("--unet-steps needs --uav75 and --cfd")
-    tracer = load_tracer()
-    parts: dict[str, list[Example]] = {}
-    if args.uav75:
-        parts |= {f"UAV75 {part}": read_uav75(args.uav75, part)[: args.photos] for part in ("train", "val")}
-    if args.cfd:
-        parts["CFD"] = read_cfd(args.cfd)[: args.photos]
-    if parts:
-        print_lines(parts)
+    parts = {f"UAV75 {part}": read_uav75(args.uav75, part)[: args.photos] for part in ("train", "val")}
+    parts["CFD"] = read_cfd(args.cfd)[: args.photos]
+    print_lines(parts)
     if args.unet_steps:
         uav75 = [*parts["UAV75 train"], *parts["UAV75 val"]]
-        print_trained_on_masks(uav75, parts["CFD"], args.unet_steps, tracer)
-    if args.intact:
-        from pipeline.training.build_tracer import read_intact  # imports TensorFlow
-
-        images, rng = read_intact(args.intact), np.random.default_rng(1)
-        rng.shuffle(images)
-        print_widths(measured_widths(images[::2], args.cracks, tracer, rng))
-        print_calibration(measured_widths(images[1::2], args.cracks, tracer, rng))
+        print_trained_on_masks(uav75, parts["CFD"], args.unet_steps, load_tracer())
 
 
 if __name__ == "__main__":

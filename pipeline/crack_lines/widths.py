@@ -26,7 +26,7 @@ BLURS_PX = np.array([0.35, 0.5, 0.7, 0.9, 1.1, 1.4, 1.8, 2.4])
 SHIFTS_PX = np.arange(-3.0, 4.0)
 
 # Of thin cracks, width and blur look alike. Of drawn cracks with these fitted widths, the 5 %, 50 % and 95 % quantiles
-# of the true width, px; `python -m benchmarks.lines --intact` prints them.
+# of the true width, px; `python -m benchmarks.line_widths` prints them.
 CALIBRATION = np.array(
     [
         (0.5, 0.00, 0.60, 1.70),
