@@ -17,7 +17,7 @@ def address():
     """The address of a cluster of one process, which shares only the code with this one."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as started:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as started:
         yield started.scheduler_address
 
 

@@ -176,7 +176,7 @@ def test_a_cluster_of_processes_gives_the_same_rows_in_the_same_order(
     from distributed import LocalCluster
 
     monkeypatch.setattr(embedder, "SHARD_ROWS", SHARD_ROWS)
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as started:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as started:
         address = started.scheduler_address
         embed.run(BACKBONE, manifest, datasets, tmp_path / "unfinished", tmp_path / "out", address)
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "walls.npy"), undisturbed)
