@@ -119,6 +119,8 @@ def _png_of_metadata(content: bytes) -> bytes:
 def to_pixels(image: Image.Image) -> Pixels:
     """Return the image upright as RGB, uint8, shape (height, width, 3). Raises UnreadableImageError."""
     with _unreadable_where_pillow_fails():
+        if image.mode == "RGB" and image.getexif().get(Tag.Orientation, 1) == 1:
+            return np.asarray(image)  # without the copies of a large photo that Pillow makes below
         upright = ImageOps.exif_transpose(image)
         upright.info.pop("transparency", None)  # of a palette; Pillow warns where it is lost
         if upright.mode in ("I", "F"):
