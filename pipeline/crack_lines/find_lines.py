@@ -1,6 +1,7 @@
 """Finds the lines of cracks in a photo."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,14 @@ def _found(
     if known:  # the edges of a wide crack are no cracks of their own
         likelihood[draw_mask(known, searched.shape)[::reduction, ::reduction] > 0] = 0
     thinnest = MIN_REDUCED_WIDTH_PX if reduction > 1 else MIN_WIDTH_PX
-    lines = (_measured(reduced, likelihood, points) for points in courses(likelihood, MIN_ELONGATION * thinnest, check))
+
+    def measured(points: Points) -> CrackLine:
+        check()
+        rows, columns = np.rint(points[:, ::-1]).astype(int).T
+        return CrackLine(points, *measure_widths(reduced, points), float(likelihood[rows, columns].mean()))
+
+    with ThreadPoolExecutor(1) as pool:  # a line is measured while the next one is followed
+        lines = list(pool.map(measured, courses(likelihood, MIN_ELONGATION * thinnest, check)))
     return [
         _enlarged(line, reduction)
         for line in lines
@@ -105,9 +113,3 @@ def courses(likelihood: Likelihood, min_px: float, check: Callable[[], None]) ->
             for points in polylines(skeleton):
                 if np.hypot(*np.diff(points, axis=0).T).sum() >= min_px:
                     yield points + np.array([columns.start - 1, rows.start - 1])
-
-
-def _measured(pixels: Pixels, likelihood: Likelihood, points: Points) -> CrackLine:
-    rows, columns = np.rint(points[:, ::-1]).astype(int).T
-    confidence = float(likelihood[rows, columns].mean())
-    return CrackLine(points, *measure_widths(pixels, points), confidence)

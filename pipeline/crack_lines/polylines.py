@@ -23,11 +23,11 @@ STEP_PX = 3  # between two points of a line
 def polylines(skeleton: Skeleton) -> list[Points]:
     """Return the lines of a skeleton, each (n, 2) with n >= 2, x and y, smoothed."""
     crossings = skeleton & (ndimage.convolve(skeleton.astype(np.uint8), EIGHT, mode="constant") > 3)
-    junctions, n_junctions = ndimage.label(crossings, EIGHT)
-    centres = ndimage.center_of_mass(crossings, junctions, range(1, n_junctions + 1))
+    junctions, _ = ndimage.label(crossings, EIGHT)
+    centres = [tuple(np.mean(list(pixels), axis=0)) for pixels in _components(junctions)]
     branches: list[Points] = []
     ends_at: dict[int, list[End]] = {}
-    for pixels in _components(skeleton & ~crossings):
+    for pixels in _components(ndimage.label(skeleton & ~crossings, EIGHT)[0]):
         branch = [(float(row), float(column)) for row, column in _in_order(pixels)]
         for end, (row, column) in ((0, branch[0]), (-1, branch[-1])):
             around = junctions[max(0, int(row) - 1) : int(row) + 2, max(0, int(column) - 1) : int(column) + 2]
@@ -42,14 +42,13 @@ def polylines(skeleton: Skeleton) -> list[Points]:
     return [_smoothed(line[:, ::-1]) for line in _chains(branches, partners) if len(line) > 1]
 
 
-def _components(skeleton: Skeleton) -> list[set[Pixel]]:
-    """Return the pixels of each connected component."""
-    labels, n_components = ndimage.label(skeleton, EIGHT)
-    places = np.argwhere(labels)
-    numbers = labels[labels > 0]
-    order = np.argsort(numbers, kind="stable")
-    parts = np.split(places[order], np.searchsorted(numbers[order], range(2, n_components + 1)))
-    return [{(row, column) for row, column in part.tolist()} for part in parts if len(part)]
+def _components(labels: npt.NDArray[np.int32]) -> list[set[Pixel]]:
+    """Return the pixels of each label from 1 on."""
+    components: dict[int, set[Pixel]] = {}
+    places = np.nonzero(labels)
+    for number, row, column in zip(labels[places].tolist(), *(axis.tolist() for axis in places), strict=True):
+        components.setdefault(number, set()).add((row, column))
+    return [components[number] for number in sorted(components)]
 
 
 def _in_order(pixels: set[Pixel]) -> list[Pixel]:

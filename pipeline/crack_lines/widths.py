@@ -15,7 +15,7 @@ from pipeline.crack_lines.crack_line import Points, Widths, normals
 from pipeline.data.images import Pixels
 
 Profiles = npt.NDArray[np.float32]  # (n_points, n_samples), darkness relative to brightness
-Grid = npt.NDArray[np.float32]  # (n_blurs * n_widths * n_shifts, n_samples), unit vectors
+Grid = npt.NDArray[np.float32]  # (n_shifts * n_blurs * n_widths, n_samples), unit vectors
 
 HALF_LENGTHS_PX = (22.0, 9.0)  # of a profile; the second is for thin cracks, where it has less of others
 THIN_PX = 5.0
@@ -57,7 +57,7 @@ def profiles_across(grey: npt.NDArray[np.float32], points: Points, half_px: floa
 def _grid(half_px: float) -> Grid:
     """Return the slopes of all profiles."""
     offsets = np.arange(-half_px, half_px + SAMPLE_PX / 2, SAMPLE_PX)
-    blurs, widths, shifts = BLURS_PX[:, None, None, None], WIDTHS_PX[:, None, None], SHIFTS_PX[:, None]
+    shifts, blurs, widths = SHIFTS_PX[:, None, None, None], BLURS_PX[:, None, None], WIDTHS_PX[:, None]
     first, last = (erf((offsets - shifts + side * widths / 2) / (np.sqrt(2) * blurs)) for side in (1, -1))
     slopes = _slopes((first - last).reshape(-1, len(offsets)))
     norms = np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 0.01)  # 0 if it is wider than the profile
@@ -95,8 +95,9 @@ def measure_widths(pixels: Pixels, points: Points) -> tuple[Widths, float, float
 def _fitted(profiles: Profiles, half_px: float) -> Widths:
     # The part of a profile that a dark line explains: the square of its product with the unit vector.
     # For so few points, the threads of `@` cost more than they save.
-    explained = np.maximum(-np.einsum("ps,gs->pg", _slopes(profiles), _grid(half_px)), 0) ** 2
-    by_width = explained.reshape(len(profiles), len(BLURS_PX), len(WIDTHS_PX), len(SHIFTS_PX)).max(axis=3)
+    products = np.einsum("ps,gs->pg", _slopes(profiles), _grid(half_px))
+    by_shift = products.reshape(-1, len(SHIFTS_PX), len(BLURS_PX), len(WIDTHS_PX))
+    by_width = np.minimum(by_shift.min(axis=1), 0) ** 2  # a dark line has a negative product
     blur = by_width.max(axis=2).sum(axis=0).argmax()  # that suits the line
     best = by_width[:, blur]  # (n_points, n_widths)
     peak = np.clip(best.argmax(axis=1), 1, len(WIDTHS_PX) - 2)
