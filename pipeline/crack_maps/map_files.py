@@ -115,12 +115,14 @@ def map_photo(
     except (UnreadableImageError, CracksError) as error:
         return str(error)
     picture = io.BytesIO()
-    overlay_picture(photo.pixels, crack_map).save(picture, "JPEG", quality=JPEG_QUALITY, comment=OVERLAY_COMMENT)
+    with ThreadPoolExecutor(1) as pool:
+        mask = pool.submit(mask_png, crack_map.mask)
+        overlay_picture(photo.pixels, crack_map).save(picture, "JPEG", quality=JPEG_QUALITY, comment=OVERLAY_COMMENT)
     tiles = crack_map.tiles.round(4).assign(photo=as_utf8(path), **crack_map.correction)
     report = report_of(path, photo, crack_map, job)
     contents = {
         OVERLAY_SUFFIX: picture.getvalue(),
-        MASK_SUFFIX: mask_png(crack_map.mask),
+        MASK_SUFFIX: mask.result(),
         GEOJSON_SUFFIX: geojson(crack_map.lines, crack_map.cracks, report),
         TILES_SUFFIX: cells(tiles[[*TILE_COLUMNS, *crack_map.correction]]).to_csv(index=False).encode(),
     }
