@@ -10,10 +10,11 @@ import pytest
 from api_server import Server
 from archive_writer import limits
 from cracked_photos import cracked_photo
-from PIL import Image
+from PIL import Image, ImageColor
 from shapely.geometry import shape
 from tiny_model import write_tiny_model
 
+from pipeline.crack_maps.crack_properties import colours
 from pipeline.crack_maps.map_files import run
 from pipeline.data.dataset_reader import pack_dataset
 from pipeline.data.images import INVENTORY_FILE
@@ -188,9 +189,12 @@ def test_an_inspector_drops_a_photo_sees_its_crack_lines_rejects_one_and_the_dec
     assert page.complaints == []
 
 
-def test_a_line_is_drawn_beside_its_crack_and_can_be_taken_away(page, cracked):
+def test_a_line_is_drawn_beside_its_crack_in_the_colour_of_its_class_and_can_be_taken_away(page, cracked):
     path, cracks = cracked
     add(page, path)
+    page.fill("#scale", "0.1")
+    page.keyboard.press("Tab")
+    page.get_by_text("over 0.41 mm").first.wait_for()
     page.keyboard.press("m")  # without the tiles
     box = page.locator("#canvas").bounding_box()
 
@@ -200,9 +204,15 @@ def test_a_line_is_drawn_beside_its_crack_and_can_be_taken_away(page, cracked):
 
     x, y = middle_of(cracks[1])
     wait_for_pixel(page, *share(x + 6, y), is_coloured)
-    wait_for_pixel(page, *share(x, y), is_grey)
+    stroke = ImageColor.getrgb(
+        colours(Map(tile_px=SIZE_PX, overlap=0, model_mm_per_px=None).width_classes)["over 0.41 mm"]
+    )
+    painted = [pixel(page, *share(x + beside, y)) for beside in np.arange(4, 8, 0.25)]
+    assert min(np.abs(np.subtract(colour, stroke)).max() for colour in painted) < 40  # its edges are smoothed
+    inside = [pixel(page, *share(x + across, y)) for across in (-1, 0, 1)]
     page.keyboard.press("l")
     wait_for_pixel(page, *share(x + 6, y), is_grey)
+    assert inside == [pixel(page, *share(x + across, y)) for across in (-1, 0, 1)]  # of the photo, not painted over
 
 
 def test_the_threshold_changes_what_is_marked_in_every_place_that_says_it(page, deck):

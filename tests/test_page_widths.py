@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from test_contract_page import BALANCED, BROKEN, DARK, drawn_inventory, group, page_of, tile
 from test_drift import MONITOR, photos
 from test_report_page import DECISION, drawn_picture, drawn_predictions, facts, inputs, score
 
 from pipeline.crack_lines.crack_line import CrackLine
-from pipeline.crack_maps.crack_properties import UNDER_PX, colours, properties_of
+from pipeline.crack_maps.crack_properties import NO_CLASS_COLOUR, UNDER_PX, colours, properties_of
 from pipeline.crack_maps.line_files import FoundCracks, geojson
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.data.contract import Rule
@@ -181,3 +181,15 @@ def test_nothing_overflows_at_any_width(browser, tmp_path, write):
         found += [f"at {width} px {what}" for what in page.evaluate(OVERFLOWS)]
     page.close()
     assert found == []
+
+
+def test_a_close_up_has_the_colour_of_its_width_class_along_the_crack_and_nothing_painted_inside(browser, tmp_path):
+    page = browser.new_page()
+    page.set_content(maps(tmp_path))
+    drawn = page.locator("polyline").evaluate_all(
+        "all => all.map(getComputedStyle).map((one) => [one.fill, one.stroke])"
+    )
+    page.close()
+    of_class = colours(Map(tile_px=256, overlap=0, model_mm_per_px=None).width_classes)
+    strokes = [NO_CLASS_COLOUR, *4 * [of_class["over 0.41 mm"]]]  # at 123 mm a pixel; the first is under 2 px
+    assert drawn == [["none", f"rgb{ImageColor.getrgb(stroke)}"] for stroke in strokes]
