@@ -13,7 +13,8 @@ from shapely.geometry import LineString, Point, Polygon, shape
 
 from pipeline.crack_lines.crack_line import CrackLine, draw_mask
 from pipeline.crack_maps.crack_properties import class_of, colours, properties_of
-from pipeline.crack_maps.line_files import geojson, mask_png, outline, write_tables
+from pipeline.crack_maps.line_files import geojson, outline, write_tables
+from pipeline.data.images import encode_png
 from pipeline.data.photos import filled
 from pipeline.params import Map
 
@@ -45,7 +46,7 @@ def written(tmp_path, monkeypatch):
     for path, lines in zip(names, found.values(), strict=True):
         photo = {"photo": str(path), "width": WIDTH, "height": HEIGHT, "mm_per_px": 0.1}
         (tmp_path / f"{names[path]}.geojson").write_bytes(geojson(lines, properties_of(lines, 0.1, CLASSES), photo))
-        (tmp_path / f"{names[path]}.mask.png").write_bytes(mask_png(draw_mask(lines, (HEIGHT, WIDTH))))
+        (tmp_path / f"{names[path]}.mask.png").write_bytes(encode_png(draw_mask(lines, (HEIGHT, WIDTH))))
     write_tables(tmp_path, names)
     return tmp_path
 

@@ -64,22 +64,14 @@ def _found(
     def measured(points: Points) -> CrackLine:
         check()
         rows, columns = np.rint(points[:, ::-1]).astype(int).T
-        return CrackLine(points, *measure_widths(reduced, points), float(likelihood[rows, columns].mean()))
+        confidence = float(likelihood[rows, columns].mean())
+        widths, low, high = measure_widths(reduced, points)
+        enlarged = (points + 0.5) * reduction - 0.5
+        return CrackLine(enlarged, widths * reduction, low * reduction, high * reduction, confidence)
 
     with ThreadPoolExecutor(1) as pool:  # a line is measured while the next one is followed
         lines = list(pool.map(measured, courses(likelihood, MIN_ELONGATION * thinnest, check)))
-    return [
-        _enlarged(line, reduction)
-        for line in lines
-        if thinnest <= line.median_width_px <= line.length_px / MIN_ELONGATION
-    ]
-
-
-def _enlarged(line: CrackLine, factor: int) -> CrackLine:
-    points = (line.points + 0.5) * factor - 0.5
-    return CrackLine(
-        points, line.widths_px * factor, line.width_low_px * factor, line.width_high_px * factor, line.confidence
-    )
+    return [line for line in lines if thinnest * reduction <= line.median_width_px <= line.length_px / MIN_ELONGATION]
 
 
 def searched_area(tiles: pd.DataFrame, threshold: float, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:

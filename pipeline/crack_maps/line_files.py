@@ -1,18 +1,16 @@
 """Crack lines in the formats that other programs open: GeoJSON and a mask of each photo, CSV and COCO of all photos."""
 
 import csv
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from pipeline.crack_lines.crack_line import CrackLine, Points, Widths, normals
 from pipeline.crack_maps.crack_properties import CrackProperties
@@ -41,12 +39,8 @@ class FoundCracks:
         for crack in (feature["properties"] for feature in features):
             lengths[crack["width_class"]] = lengths.get(crack["width_class"], 0) + crack["length_px"]
         both = [*self.widest, *((path, feature) for feature in features)]
-        self.widest = nlargest(N_WIDEST, both, key=_width_and_length)
-
-
-def _width_and_length(crack: tuple[Path, Feature]) -> tuple[float, float]:
-    properties = crack[1]["properties"]
-    return properties["width_p95_px"], properties["length_px"]
+        width_and_length = itemgetter("width_p95_px", "length_px")
+        self.widest = nlargest(N_WIDEST, both, key=lambda crack: width_and_length(crack[1]["properties"]))
 
 
 def geojson(lines: Sequence[CrackLine], cracks: Sequence[CrackProperties], report: Mapping[str, Any]) -> bytes:
@@ -71,13 +65,6 @@ def line_feature(points: Sequence[Sequence[float]], properties: Mapping[str, Any
 def feature_collection(features: Sequence[Feature], **photo: object) -> bytes:
     """Return a file of lines; `photo` is what is said of all."""
     return json.dumps({"type": "FeatureCollection", **photo, "features": features}, allow_nan=False).encode()
-
-
-def mask_png(mask: npt.NDArray[np.uint8]) -> bytes:
-    """Return a mask of crack lines, (height, width), as a PNG."""
-    content = io.BytesIO()
-    Image.fromarray(mask).save(content, "PNG", compress_level=1)
-    return content.getvalue()
 
 
 def outline(points: Points, widths: Widths) -> Points:

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from pipeline.crack_lines.tracer import TRACER_FILE
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
-from pipeline.crack_maps.line_files import GEOJSON_SUFFIX, geojson, mask_png, write_tables
+from pipeline.crack_maps.line_files import GEOJSON_SUFFIX, geojson, write_tables
 from pipeline.crack_maps.map_page import render_maps
 from pipeline.crack_maps.overlay import overlay_picture
 from pipeline.crack_maps.photo_files import TILES_SUFFIX, PhotoFiles, finished_report, names_of, write_photo
 from pipeline.data.image_names import MASK_SUFFIX, OVERLAY_COMMENT, OVERLAY_SUFFIX
-from pipeline.data.images import UnreadableImageError
+from pipeline.data.images import UnreadableImageError, encode_png
 from pipeline.data.photos import Photo, read_photo
 from pipeline.data.sources import Content, read_image_file
 from pipeline.errors import CracksError
@@ -116,7 +116,7 @@ def map_photo(
         return str(error)
     picture = io.BytesIO()
     with ThreadPoolExecutor(1) as pool:
-        mask = pool.submit(mask_png, crack_map.mask)
+        mask = pool.submit(encode_png, crack_map.mask)
         overlay_picture(photo.pixels, crack_map).save(picture, "JPEG", quality=JPEG_QUALITY, comment=OVERLAY_COMMENT)
     tiles = crack_map.tiles.round(4).assign(photo=as_utf8(path), **crack_map.correction)
     report = report_of(path, photo, crack_map, job)

@@ -141,7 +141,7 @@ def decode(content: bytes) -> Pixels:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Return RGB pixels, uint8, (height, width, 3), as a PNG file; equal pixels give equal files."""
+    """Return pixels, uint8, (height, width, 3) or (height, width), as a PNG file; equal pixels give equal files."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
