@@ -94,15 +94,16 @@ def print_widths(cracks: pd.DataFrame) -> None:
 
 def print_percentiles(title: str, cracks: pd.DataFrame) -> None:
     """Print the errors of medians and 95th percentiles of cracks that are found, by true 95th percentile."""
-    print(f"\n{title}\n\n| true 95th percentile, px | cracks | " + " | ".join(ERRORS) + " |")
-    print("| --- " + "| --: " * 7 + "|")
+    print(f"\n{title}\n\n| true 95th percentile, px | cracks | " + " | ".join(ERRORS) + " | interval holds |")
+    print("| --- " + "| --: " * 8 + "|")
     for low, high in [*pairwise(WIDTH_CLASSES_PX[2:]), (2, 20)]:
         found = cracks[cracks["true_p95"].between(low, high)]
         errors = [found["width"] - found["true"], found["p95"] - found["true_p95"]]
         shown = [
             f"{error.median():+.2f} | {error.abs().median():.2f} | {error.abs().quantile(0.9):.2f}" for error in errors
         ]
-        print(f"| {low:g} to {high:g} | {len(found)} | {shown[0]} | {shown[1]} |")
+        holds = found["true"].between(found["low"], found["high"]).mean()
+        print(f"| {low:g} to {high:g} | {len(found)} | {shown[0]} | {shown[1]} | {holds:.0%} |")
 
 
 def print_calibration(cracks: pd.DataFrame) -> None:
