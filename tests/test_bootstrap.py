@@ -88,6 +88,23 @@ def test_what_is_for_review_and_what_is_missed_in_spite_of_it_are_shares_of_imag
     assert scores_with_intervals(~LABELS[:3], PROBABILITIES[:3], np.arange(3), AT_HALF)["missed_with_review"] is None
 
 
+def test_the_cracks_missed_at_five_percent_of_false_alarms_of_a_hand_worked_example():
+    # 40 intact images at 0 to 0.39: two may be called, so the threshold is over 0.37, and cracks from 0.375 on are found
+    probabilities = np.concatenate([np.arange(40), [50, 38.5, 37.5, 36.5, 20]]) / 100
+    labels = np.arange(45) >= 40
+    result = scores_with_intervals(labels, probabilities, np.arange(45), AT_HALF)
+    assert result["missed_at_5_percent"] == pytest.approx(2 / 5)
+    low, high = result["interval"]["missed_at_5_percent"].values()
+    assert 0 <= low < 2 / 5 < high <= 1
+    tied = np.where(probabilities > 0.36, 0.5, probabilities)  # three intact images at the threshold are too many
+    assert scores_with_intervals(labels, tied, np.arange(45), AT_HALF)["missed_at_5_percent"] == 1
+    for of_one_label in (labels, ~labels):
+        found = scores_with_intervals(
+            labels[of_one_label], probabilities[of_one_label], np.arange(of_one_label.sum()), AT_HALF
+        )
+        assert found["missed_at_5_percent"] is None
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_scores_equal_unweighted_ones(dtype):
     labels, probabilities, groups = drawn(decimals=6)

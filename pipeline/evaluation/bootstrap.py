@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 N_RESAMPLES = 1000
 MIN_GROUPS = 5  # with fewer, the variation between groups cannot be estimated
+MAX_FALSE_ALARMS = 0.05  # of the intact images, for `missed_at_5_percent`
 MIN_DEFINED_SHARE = 0.95  # of the resamples; a score that is undefined in more has no interval
 VALUES_AT_A_TIME = 500_000  # images times resamples per step, so that they fit the CPU's cache
 
@@ -29,6 +30,7 @@ SCORES = (
     "f1",
     "auroc",
     "average_precision",
+    "missed_at_5_percent",
     "balanced_accuracy",
     "ece",
     "balanced_precision",
@@ -45,7 +47,8 @@ def weighted_scorer(
     """Return a function from weights of the groups, (n_resamples, n_groups), to each of SCORES, (n_resamples,) or NaN.
 
     In balanced scores, cracked and intact images have the same total weight. `review_share` is the share of images for
-    review, `missed_with_review` the share of cracks called intact; all other scores are at the threshold. `groups` are
+    review, `missed_with_review` the share of cracks called intact, `missed_at_5_percent` that of cracks missed at the
+    lowest threshold with at most 5 % of false alarms; all other scores are at the threshold of `decision`. `groups` are
     numbers from 0, (n,).
     """
     is_above = [probabilities >= limit for limit in (decision.threshold, decision.review_from, decision.review_to)]
@@ -106,12 +109,14 @@ def _ranking_scorer(
         found, false_alarms = _cumulative_weights(weights, groups[cracks]), _cumulative_weights(weights, groups[intact])
         total_crack, total_intact = found[:, -1], false_alarms[:, -1]
         found, above, false_alarms = found[:, n_found], false_alarms[:, n_above], false_alarms[:, n_false]
+        most_found = (found * (false_alarms <= MAX_FALSE_ALARMS * total_intact[:, None])).max(axis=1, initial=0)
         more_found = np.diff(found, axis=1, prepend=0)
         precision = found / np.maximum(found + false_alarms, np.finfo(float).tiny)
         out_of_order = np.einsum("ij,ij->i", more_found, above + false_alarms) / 2  # a tie counts half
         return {
             "auroc": 1 - out_of_order / (total_crack * total_intact),
             "average_precision": np.einsum("ij,ij->i", more_found, precision) / total_crack,
+            "missed_at_5_percent": np.where(total_intact > 0, 1 - most_found / total_crack, np.nan),
         }
 
     return rank
