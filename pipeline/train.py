@@ -10,65 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from pipeline.data.images import LabelledImages
 from pipeline.data.training_images import TRAINING_SIDES, images_of_side
 from pipeline.files import replacing, replacing_folder, write_json
-from pipeline.models.calibration import Calibration, calibrated, fit_calibration
-from pipeline.models.decision import DECISION_FILE, choose_decision, prevalence_weights
-from pipeline.models.linear_head import linear_classifier
+from pipeline.models.decision import DECISION_FILE, prevalence_weights
 from pipeline.models.metrics import Probabilities, log_loss, scores
 from pipeline.models.model_files import MODEL_FILE
-from pipeline.models.network import logits_and_features
-from pipeline.models.tf import keras
-from pipeline.params import ConvHead, Params, Probe
+from pipeline.params import Params
 from pipeline.registry.runs import live_run
 from pipeline.stage import run_main, stage_main
+from pipeline.training.candidate import train_candidate
 from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
-from pipeline.training.conv_head_fitting import fit_conv_head
-from pipeline.training.features import Features, features_of
-from pipeline.training.finetune import fit_finetune
-from pipeline.training.probe import fit_probe, rows_by_head
 
 log = logging.getLogger(__name__)
-
-
-def fit(
-    params: Params,
-    name: str,
-    train: LabelledImages,
-    validation: LabelledImages,
-    features: Path,
-    history: TrainingHistory,
-) -> tuple[keras.Model, npt.NDArray[np.float32], Features]:
-    """Train candidate `name`; return the uncalibrated graph, and its logits (n,) and features on validation."""
-    candidate = params.candidates[name]
-    backbone = params.backbones[candidate.backbone]
-    if isinstance(candidate, Probe):
-        head = fit_probe(rows_by_head(backbone, candidate, train, features, history.path.parent), candidate, history)
-        known = features_of(validation.rows, features)
-        return linear_classifier(backbone, head), head.logits(known), known
-    if isinstance(candidate, ConvHead):
-        classifier = fit_conv_head(backbone, train, validation, candidate, history)
-    else:
-        classifier = fit_finetune(backbone, train, validation, candidate, history)
-    return classifier, *logits_and_features(classifier, validation, progress="validating")
-
-
-def calibrate(
-    params: Params, name: str, validation: LabelledImages, logits: npt.NDArray[np.float32], features: Features
-) -> Calibration:
-    """Return the calibration of candidate `name`, for the stated prevalence, by its logits on validation.
-
-    The data sets that a convolutional head is trained on share a curve, as it learns from them together.
-    """
-    names = validation.rows["dataset"].to_numpy(str)
-    weights = prevalence_weights(validation.labels, names, params.decide.prevalence)
-    if isinstance(params.candidates[name], ConvHead):
-        names = np.where(np.isin(names, params.split.train_on), "trained on", names)
-    return fit_calibration(validation.labels, logits, features, names, weights)
 
 
 def validation_scores(
@@ -115,15 +71,11 @@ def run(
     train, validation = (images_of_side(rows, split, datasets) for split in TRAINING_SIDES)
     with live_run(params, manifest, candidate) as report_epoch:
         epochs = TrainingHistory(unfinished / "history.jsonl", report_epoch)
-        classifier, logits, validation_features = fit(params, candidate, train, validation, features, epochs)
-    names = validation.rows["dataset"].to_numpy(str)
-    calibration = calibrate(params, candidate, validation, logits, validation_features)
-    probabilities = calibration.probabilities(logits, validation_features)
-    decision = choose_decision(validation.labels, probabilities, names, params.decide)
+        classifier, probabilities = train_candidate(params, candidate, train, validation, features, unfinished, epochs)
     with replacing_folder(out) as folder:
-        calibrated(classifier, calibration).save(folder / MODEL_FILE)
-        write_json(folder / DECISION_FILE, decision.as_dict())
-    result = validation_scores(validation, probabilities, decision.threshold, params)
+        classifier.model.save(folder / MODEL_FILE)
+        write_json(folder / DECISION_FILE, classifier.decision.as_dict())
+    result = validation_scores(validation, probabilities, classifier.decision.threshold, params)
     write_json(scores, result)
     with replacing(history) as partial:
         pd.DataFrame(epochs.rows).to_csv(partial, index=False)

@@ -13,12 +13,14 @@ class Tiles:
 
     def __init__(self, draw_tile, seeds, size_px):
         self.labels = np.arange(len(seeds)) % 2 == 0
-        self.rows = pd.DataFrame({"dataset": ["theirs" if seed % 4 == 0 else "ours" for seed in seeds]})
+        names = ["theirs" if seed % 4 == 0 else "ours" for seed in seeds]
+        self.rows = pd.DataFrame({"dataset": names, "row": seeds})
         self._tiles = [
             draw_tile(seed, cracked=cracked, size_px=size_px)
             for seed, cracked in zip(seeds, self.labels.tolist(), strict=True)
         ]
         self.sizes = np.full((len(seeds), 2), size_px)
+        self.whole, self.positions = self, np.arange(len(seeds))
 
     def __len__(self):
         return len(self._tiles)

@@ -71,16 +71,17 @@ def fitted(tmp_path_factory, draw_tile):
             raise KilledError("at the second epoch")
 
     with pytest.raises(KilledError):
-        fit_conv_head(BACKBONE, train, validation, CONV_HEAD, TrainingHistory(path, die_at_the_second))
+        fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, TrainingHistory(path, die_at_the_second))
     resumed_steps = []
     history = TrainingHistory(path, lambda step, values: resumed_steps.append(step))
-    classifier = fit_conv_head(BACKBONE, train, validation, CONV_HEAD, history)
+    classifier, logits, _ = fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, history)
     undisturbed = TrainingHistory(tmp_path_factory.mktemp("undisturbed") / "history.jsonl", ignore)
     return SimpleNamespace(
         classifier=classifier,
+        logits=logits,
         history=history,
         resumed_steps=resumed_steps,
-        undisturbed=fit_conv_head(BACKBONE, train, validation, CONV_HEAD, undisturbed),
+        undisturbed=fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, undisturbed)[0],
         validation=validation,
     )
 
@@ -98,6 +99,7 @@ def test_a_head_learns_to_tell_drawn_cracks_from_intact_tiles(fitted):
     pixels = np.stack([fitted.validation.pixels(position) for position in range(16)])
     logits = np.asarray(fitted.classifier(pixels)["logit"])[:, 0]
     assert roc_auc_score(fitted.validation.labels, logits) > 0.9
+    np.testing.assert_allclose(fitted.logits, logits, atol=1e-2)  # by activations in half precision
 
 
 @pytest.mark.slow

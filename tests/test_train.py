@@ -14,7 +14,8 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.decision import choose_threshold
 from pipeline.models.metrics import log_loss, scores
 from pipeline.params import Params
-from pipeline.train import calibrate, validation_scores
+from pipeline.train import validation_scores
+from pipeline.training.candidate import calibrate
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import io
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Protocol
 
@@ -239,6 +240,16 @@ class LabelledImages:
         self._places = list(zip(self.rows["dataset"], self.rows["row"], strict=True))
         self.sizes: Sizes = np.array([self._packed[name].sizes[row] for name, row in self._places]).reshape(-1, 2)
         self.labels: npt.NDArray[np.bool_] = (self.rows["label"] == "crack").to_numpy()  # True for crack
+        self.whole: LabelledImages = self  # those that these are a part of, and where in it
+        self.positions = np.arange(len(self.rows))
+
+    def part(self, chosen: npt.NDArray[np.bool_]) -> "LabelledImages":
+        """Return the images of a mask, (n,). What a training caches of all of them, it does not compute again."""
+        part = copy(self)
+        part.rows = self.rows[chosen].reset_index(drop=True)
+        part.sizes, part.labels, part.positions = self.sizes[chosen], self.labels[chosen], self.positions[chosen]
+        part._places = [self._places[position] for position in np.flatnonzero(chosen)]
+        return part
 
     def __len__(self) -> int:
         return len(self.rows)

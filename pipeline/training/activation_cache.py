@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.data.images import Images, ImageSubset, Sizes
 from pipeline.models.tf import keras
@@ -13,14 +14,20 @@ from pipeline.training.features import Features
 class ActivationCache:
     """Activations of images, read on demand as images are."""
 
-    def __init__(self, shards: list[Features]) -> None:
+    def __init__(self, shards: list[Features], positions: npt.NDArray[np.int64] | None = None) -> None:
+        """Set shards of activations, and the positions of the images in them; None: all, in their order."""
         self._shards = shards
+        self._positions = np.arange(sum(map(len, shards))) if positions is None else positions
         self.shape: tuple[int, ...] = shards[0].shape[1:]
-        self.sizes: Sizes = np.ones((sum(map(len, shards)), 2), np.int64)  # all are of one shape
+        self.sizes: Sizes = np.ones((len(self._positions), 2), np.int64)  # all are of one shape
+
+    def part(self, positions: npt.NDArray[np.int64]) -> "ActivationCache":
+        """Return the activations of the images at these positions."""
+        return ActivationCache(self._shards, self._positions[positions])
 
     def pixels(self, position: int) -> Features:
         """Return the activations of the image at `position`, float16, of `shape`."""
-        shard, row = divmod(position, SHARD_ROWS)
+        shard, row = divmod(int(self._positions[position]), SHARD_ROWS)
         return np.asarray(self._shards[shard][row])
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pipeline.files import write_text
 from pipeline.params import Params, named
 
-FORMAT = b"2"  # of what an unfinished training keeps; one of another format is not resumed
+FORMAT = b"3"  # of what an unfinished training keeps; one of another format is not resumed
 
 
 def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
@@ -21,6 +23,11 @@ def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: s
     digest.update(candidate.model_dump_json().encode())
     digest.update(params.backbones[candidate.backbone].model_dump_json().encode())
     return checkpoints / digest.hexdigest()[:16]
+
+
+def digest_of(rows: pd.DataFrame) -> str:
+    """Return a hash of rows of the manifest, for a name of what is computed from their images."""
+    return hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]
 
 
 @dataclass

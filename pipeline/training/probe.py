@@ -23,7 +23,7 @@ from pipeline.models.linear_head import LinearHead, Scale
 from pipeline.models.metrics import Labels
 from pipeline.params import Backbone, MosaicSet, Probe
 from pipeline.training.augmentation import N_OTHERS, OtherOrientations
-from pipeline.training.checkpoints import TrainingHistory
+from pipeline.training.checkpoints import TrainingHistory, digest_of
 from pipeline.training.embedder import embed_in_shards
 from pipeline.training.features import Features, features_of
 from pipeline.training.hairline_cracks import Folds
@@ -66,7 +66,8 @@ def rows_by_head(
     train_features = features_of(train.rows, features)
     heads: dict[str, TrainingRows] = {}
     for name, chosen in images_by_head(datasets, train.labels, groups).items():
-        heads |= _rows_of_data_set(name, backbone, params, train, chosen, train_features[chosen], unfinished / name)
+        folder = unfinished / f"{name}-{digest_of(train.rows.iloc[chosen])}"
+        heads |= _rows_of_data_set(name, backbone, params, train, chosen, train_features[chosen], folder)
     return heads
 
 
