@@ -14,10 +14,12 @@ import pandas as pd
 
 from pipeline.data.images import LabelledImages
 from pipeline.evaluation.bootstrap import scores_with_intervals
+from pipeline.evaluation.candidate_choice import best_candidate
 from pipeline.evaluation.leakage import leakage_effect
 from pipeline.evaluation.model_architecture import describe_layers
 from pipeline.evaluation.occlusion import Scorer, occlusion_map
 from pipeline.evaluation.slices import slice_table, with_measures
+from pipeline.evaluation.unseen_sources import summarise_sources
 from pipeline.files import replacing, replacing_folder, write_json
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
@@ -32,11 +34,6 @@ log = logging.getLogger(__name__)
 N_PER_KIND = 6  # missed cracks and false alarms each, on the test side and on each external test set
 
 
-def best_candidate(candidates: dict[str, dict[str, Any]]) -> str:
-    """Return the name with the lowest selection loss on validation, the first by name if there are several."""
-    return min(sorted(candidates), key=lambda name: float(candidates[name]["selection_loss"]))
-
-
 def score(predictions: pd.DataFrame, decision: Decision) -> dict[str, Any]:
     """Return the scores of `predictions`, and `interval`: score -> its 95 % interval, or None."""
     labels, probabilities = (predictions["label"] == "crack").to_numpy(), predictions["probability"].to_numpy()
@@ -45,11 +42,19 @@ def score(predictions: pd.DataFrame, decision: Decision) -> dict[str, Any]:
 
 
 def summarise(
-    params: Params, candidate: str, split: dict[str, int], predictions: pd.DataFrame, decision: Decision
+    params: Params,
+    candidate: str,
+    split: dict[str, int],
+    predictions: pd.DataFrame,
+    decision: Decision,
+    left_out: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the content of scores.json that follows from the candidate's predictions."""
+    """Return the content of scores.json that follows from the candidate's predictions and the sources left out."""
     test = predictions[predictions["split"] == "test"]
-    external = predictions[predictions["split"] == "external"]
+    external = {
+        str(name): score(rows, decision)
+        for name, rows in predictions[predictions["split"] == "external"].groupby("dataset")
+    }
     return {
         "demo": params.is_demo,
         "trained_on": list(params.split.train_on),
@@ -57,7 +62,8 @@ def summarise(
         "split": split,
         "test": score(test, decision),
         "tests": {name: score(rows, decision) for name, rows in test.groupby("dataset")},
-        "external": {name: score(rows, decision) for name, rows in external.groupby("dataset")},
+        "external": external,
+        "sources": summarise_sources(left_out, external),
         "decision": decision.as_dict(),
     }
 
@@ -104,6 +110,7 @@ def run(
     features: Annotated[Path, "folder with a folder per backbone"],
     models: Annotated[Path, "folder with a folder per candidate"],
     candidates: Annotated[Path, "folder of the candidates' validation scores"],
+    sources: Annotated[Path, "JSON file of leave_one_source_out"],
     scores: Annotated[Path, "JSON file to write"],
     metrics: Annotated[Path, "JSON file to write"],
     external_metrics: Annotated[Path, "folder to write, with a file per external test set"],
@@ -113,13 +120,14 @@ def run(
     architecture: Annotated[Path, "JSON file to write"],
 ) -> None:
     """Score the best candidate and write the results."""
-    best = best_candidate({name: json.loads((candidates / f"{name}.json").read_text()) for name in params.candidates})
+    best = best_candidate(candidates, params.candidates)
     classifier = Classifier.load(models / best)
     rows = pd.read_parquet(manifest)
     images = LabelledImages(rows[rows["split"].isin(("test", "external"))], datasets)
     predicted = images.rows.assign(probability=classifier.probabilities(images, progress="scoring"))
     decision, backbone = classifier.decision, params.candidates[best].backbone
-    summary = summarise(params, best, json.loads(split.read_text()), predicted, decision)
+    left_out = json.loads(sources.read_text())
+    summary = summarise(params, best, json.loads(split.read_text()), predicted, decision, left_out)
     summary["leakage"] = leakage_effect(rows[rows["dataset"].isin(params.split.train_on)], features / backbone)
     compute = as_tf_function(classifier.model)
     worst = with_occlusion_maps(

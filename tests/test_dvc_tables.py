@@ -27,7 +27,8 @@ def write_scores(project: Project, seed: int) -> None:
     table["probability"] = rng.random(len(table))
     table["group"] = table.index.astype(str)
     split = {"n_images": 12780, "n_groups": 11000, "n_copies": 1780, "n_excluded": 0, "leaks": 0}
-    summary = summarise(load_params(EXAMPLE), "mosaics-lite0", split, table, Decision(0.4033564, 0.3, 0.6))
+    decision, none_left_out = Decision(0.4033564, 0.3, 0.6), {"scores": {}, "not_measured": {}}
+    summary = summarise(load_params(EXAMPLE), "mosaics-lite0", split, table, decision, none_left_out)
     write_metrics(summary, project.root / "data" / "metrics.json", project.root / "data" / "external")
 
 

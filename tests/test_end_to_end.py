@@ -81,7 +81,7 @@ def test_the_flow_shows_every_stage_as_cached(project: Project) -> None:
     printed = finished.stdout + finished.stderr
     assert finished.returncode == 0, printed
     stages = project.run("dvc", "stage", "list", "--name-only").stdout.split()
-    assert len(stages) == 10
+    assert len(stages) == 11
     assert [stage for stage in stages if f"Task run '{stage}' - Finished in state Cached" not in printed] == []
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE, QUARANTINE_FILE
 from pipeline.data.training_images import training_rows
-from pipeline.evaluate import best_candidate, run, summarise
+from pipeline.evaluate import run, summarise
 from pipeline.evaluation.bootstrap import SCORES as BOOTSTRAPPED
+from pipeline.evaluation.candidate_choice import best_candidate
 from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
@@ -19,6 +20,7 @@ from pipeline.training.features import features_file, rows_file
 
 SPLIT = {"n_images": 9, "n_groups": 8, "n_copies": 1, "n_excluded": 0, "leaks": 0}
 DECISION = Decision(threshold=0.5, review_from=0.4, review_to=0.6)
+NONE_LEFT_OUT = {"scores": {}, "not_measured": {}}
 PARAMS = SimpleNamespace(is_demo=False, split=SimpleNamespace(train_on=("ours",)))
 SCORES = {"n", "accuracy", "f1", "auroc", "balanced_accuracy", "ece", "threshold"}
 
@@ -57,14 +59,17 @@ def save_classifier(folder):
     (folder / "decision.json").write_text(json.dumps(DECISION.as_dict()))
 
 
-def test_the_best_candidate_has_the_lowest_selection_loss_whatever_its_other_scores():
+def test_the_best_candidate_has_the_lowest_selection_loss_whatever_its_other_scores(tmp_path):
     losses = {"a": 0.3, "b": 0.1, "c": 0.2}
-    candidates = {name: {"selection_loss": loss, "log_loss": -loss, "f1": loss} for name, loss in losses.items()}
-    assert best_candidate(candidates) == "b"
+    for name, loss in losses.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"selection_loss": loss, "log_loss": -loss, "f1": loss}))
+    assert best_candidate(tmp_path, losses) == "b"
 
 
-def test_the_first_by_name_of_equal_candidates_is_chosen():
-    assert best_candidate({"b": {"selection_loss": 0.1}, "a": {"selection_loss": 0.1}}) == "a"
+def test_the_first_by_name_of_equal_candidates_is_chosen(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"selection_loss": 0.1}))
+    assert best_candidate(tmp_path, ("b", "a")) == "a"
 
 
 def test_metrics_have_exactly_the_documented_keys():
@@ -76,8 +81,9 @@ def test_metrics_have_exactly_the_documented_keys():
         ("tunnel", "external", "intact", 0.1),
         ("tunnel", "external", "crack", 0.8),
     ]
-    metrics = summarise(PARAMS, "probe", SPLIT, predictions(*rows), DECISION)
-    assert list(metrics) == ["demo", "trained_on", "candidate", "split", "test", "tests", "external", "decision"]
+    metrics = summarise(PARAMS, "probe", SPLIT, predictions(*rows), DECISION, NONE_LEFT_OUT)
+    expected = ["demo", "trained_on", "candidate", "split", "test", "tests", "external", "sources", "decision"]
+    assert list(metrics) == expected
     assert (metrics["demo"], metrics["trained_on"], metrics["candidate"]) == (False, ["ours"], "probe")
     assert metrics["split"] == SPLIT
     counts = {name: {key: scores["n"] for key, scores in metrics[name].items()} for name in ("tests", "external")}
@@ -95,7 +101,7 @@ def test_only_numbers_go_to_mlflow_and_an_interval_contains_its_score():
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(60) < 0.5, "crack", "intact")
     table = predictions(*[("ours", "test", label, rng.random()) for label in labels])
-    metrics = summarise(PARAMS, "probe", SPLIT, table, DECISION)
+    metrics = summarise(PARAMS, "probe", SPLIT, table, DECISION, NONE_LEFT_OUT)
     values = flatten({name: metrics[name] for name in ("split", "test", "tests", "external")})
     assert all(type(value) in (int, float) for value in values.values())
     assert set(metrics["test"]["interval"]) == set(BOOTSTRAPPED)
@@ -110,8 +116,8 @@ def test_only_numbers_go_to_mlflow_and_an_interval_contains_its_score():
 def test_groups_and_not_images_are_resampled():
     rng = np.random.default_rng(0)
     table = predictions(*(("ours", "test", "crack", value) for value in rng.random(50)))
-    assert any(summarise(PARAMS, "probe", SPLIT, table, DECISION)["test"]["interval"].values())
-    of_one_photo = summarise(PARAMS, "probe", SPLIT, table.assign(group="one photo"), DECISION)
+    assert any(summarise(PARAMS, "probe", SPLIT, table, DECISION, NONE_LEFT_OUT)["test"]["interval"].values())
+    of_one_photo = summarise(PARAMS, "probe", SPLIT, table.assign(group="one photo"), DECISION, NONE_LEFT_OUT)
     assert not any(of_one_photo["test"]["interval"].values())
 
 
@@ -141,6 +147,8 @@ def evaluated(tmp_path_factory, encode):
         scores = {"selection_loss": log_loss, **dict.fromkeys(SCORES, 0.5), "n": 4}
         (folder / "candidates").mkdir(exist_ok=True)
         (folder / "candidates" / f"{name}.json").write_text(json.dumps(scores))
+    left_out = {"n": 40, "prevalence": 0.5, "n_groups": 9, **dict.fromkeys(BOOTSTRAPPED, 0.5), "auroc": 0.8}
+    (folder / "sources.json").write_text(json.dumps({"scores": {"ours/Walls": left_out}, "not_measured": {}}))
     save_classifier(folder / "models" / "better")
     run(
         SimpleNamespace(
@@ -153,6 +161,7 @@ def evaluated(tmp_path_factory, encode):
         features=folder / "features",
         models=folder / "models",
         candidates=folder / "candidates",
+        sources=folder / "sources.json",
         scores=folder / "scores.json",
         metrics=folder / "metrics.json",
         external_metrics=folder / "external",
@@ -170,6 +179,9 @@ def test_the_best_candidate_is_scored_on_test_and_external(evaluated):
     assert (scores["test"]["n"], scores["test"]["accuracy"]) == (4, 1)
     assert scores["external"]["bridge"]["accuracy"] == pytest.approx(2 / 3)
     assert scores["test"]["threshold"] == 0.5
+    sources = scores["sources"]
+    assert (sources["worst"], sources["mean"]["auroc"]) == ("ours/Walls", 0.8)
+    assert sources["not_measured"]["bridge"].startswith("2 cracked and 1 intact images of 3 photos or groups")
 
 
 def test_predictions_have_the_probability_of_every_image_of_test_and_external(evaluated):

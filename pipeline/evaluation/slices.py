@@ -11,6 +11,7 @@ from pipeline.data.images import INVENTORY_FILE
 from pipeline.evaluation.bootstrap import SCORES, scores_with_intervals
 from pipeline.models.decision import Decision
 
+MIN_OF_A_LABEL = 20  # to compare by; with fewer, one image changes recall or specificity by more than 0.05
 MIN_IMAGES = 30  # in a slice; with fewer, a single image changes a score by more than 0.03
 MEASURES = ("brightness", "sharpness", "size")  # divided into quarters
 

@@ -12,7 +12,7 @@ from pipeline.errors import CracksError
 from pipeline.params.data_sections import Contract, Dataset, Limits, Split
 from pipeline.params.operation_sections import Flow, Map, Monitor, Promote, Register, Retention, Retrain, Serve
 from pipeline.params.section import Name, Section
-from pipeline.params.training_sections import Backbone, Candidate, Decide, Embed, Probe, Select
+from pipeline.params.training_sections import Backbone, Candidate, Decide, Embed, Evaluate, Probe, Select
 
 Setting = TypeVar("Setting")
 
@@ -46,6 +46,7 @@ class Params(Section):
     backbones: dict[Name, Backbone] = Field(min_length=1)
     candidates: dict[Name, Candidate] = Field(min_length=1)
     select: Select
+    evaluate: Evaluate = Evaluate()
     decide: Decide
     register_as: Register = Field(alias="register")
     monitor: Monitor

@@ -117,6 +117,14 @@ class Select(Section):
     external_weight: Share = Field(description="of photos of external test sets; data sets trained on have the rest")
 
 
+class Evaluate(Section):
+    """What is measured besides the scores on test and on the external test sets."""
+
+    leave_one_source_out: bool = Field(
+        default=False, description="train the best candidate again without each source, and score it on that one"
+    )
+
+
 class Decide(Section):
     """Costs of mistakes and how much people can review, from which threshold and review band follow on validation."""
 
