@@ -14,7 +14,13 @@ from pipeline.files import write_json
 from pipeline.params import Params, load_params
 from pipeline.project import in_experiment
 from pipeline.registry import runs, tracking
-from pipeline.registry.mlflow_runs import Results, complete_candidates, complete_parent, version_tags
+from pipeline.registry.mlflow_runs import (
+    Results,
+    complete_candidates,
+    complete_parent,
+    tag_worst_left_out,
+    version_tags,
+)
 from pipeline.registry.registration import register
 from pipeline.registry.store_errors import explained
 from pipeline.registry.versions import CHALLENGER
@@ -46,6 +52,7 @@ def run(params: Params, results: Results, out: Path) -> None:
             complete_parent(client, parent_id, params, results, scores)
             tags = version_tags(params, results, scores)
             version = register(client, results.models / best, results, run_ids[best], name, tags)
+            tag_worst_left_out(client, version, scores)
             client.set_registered_model_alias(name, CHALLENGER, version.version)
     places = {"run_id": version.run_id, "parent_id": parent_id, "experiment_id": experiment_id}
     write_json(out, {"name": name, "version": str(version.version), **places})

@@ -36,6 +36,7 @@ RULES = {
     "floors": {"f1": 0.8, "recall": 0.8},
     "max_ece": 0.5,
     "min_slice_recall": 0.0,
+    "min_source_auroc": 0.7,
     "min_groups": 150,
     "margins": {"test": 0.05, "slice": 0.5, "external": 0.5},
     "budgets": {"p95_ms": 5000, "resident_mb": 5000, "size_mb": 100},

@@ -26,9 +26,9 @@ RULES = Promote.model_validate(
 OWN = OwnScores(
     n_images=1000,
     n_groups=800,
-    n_groups_left_out=0,
     scores={"f1": 0.95, "recall": 0.94, "ece": 0.02},
     slice_recalls={"surface deck": 0.7, "surface wall": 0.9},
+    external_aurocs={"bridge": 0.9},
 )
 COMPARISON = Comparison(
     version="3",
@@ -53,6 +53,7 @@ LINEAGE = Lineage(
     demo_is_allowed=False,
     replaces_real=True,
     was_rolled_back=False,
+    left_out_aurocs={"sdnet/Decks": 0.82},
 )
 GOOD = Evidence(OWN, {"production": COMPARISON, "best": COMPARISON}, OPERATIONS, LINEAGE)
 NAN = math.nan
@@ -89,6 +90,7 @@ def test_good_evidence_passes_every_rule():
         "parts against best",
         "operations",
         "lineage",
+        "sources",
     ]
 
 
@@ -137,6 +139,12 @@ def test_good_evidence_passes_every_rule():
         ("lineage", with_lineage(is_demo=None, replaces_real=False), "not known whether it was trained on the demo"),
         ("lineage", with_lineage(was_rolled_back=True), "production was taken back from this very version"),
         ("lineage", replace(GOOD, lineage=Unknown("run is gone")), "could not be checked: run is gone"),
+        (
+            "sources",
+            with_lineage(left_out_aurocs={"sdnet/Walls": 0.6999}),
+            "AUROC 0.6999 on sdnet/Walls, which it was not trained on, is under 0.7",
+        ),
+        ("sources", with_own(external_aurocs={"bridge": NAN}), "AUROC nan on bridge"),
     ],
 )
 def test_each_rule_refuses_alone_and_says_why(rule, evidence, words):
@@ -161,6 +169,18 @@ def test_the_first_model_still_has_to_keep_the_floors():
     assert failing(replace(with_own(scores={}), comparisons={})) == ["floors"]
 
 
+def test_the_worst_source_that_it_was_not_trained_on_is_named():
+    *_, result = decide(GOOD, RULES).results
+    assert result.text == "AUROC 0.8200 on sdnet/Decks, the worst of the sources that it was not trained on"
+
+
+def test_if_no_such_source_was_measured_it_is_said_that_other_structures_are_not_known_and_not_refused():
+    unknown = replace(GOOD, own=replace(OWN, external_aurocs={}), lineage=replace(LINEAGE, left_out_aurocs={}))
+    judgement = decide(unknown, RULES)
+    assert judgement.passed
+    assert "it is not known how the model does on structures" in judgement.results[-1].text
+
+
 def test_a_demo_never_goes_to_production_but_to_try_promotion_out_where_nothing_real_is():
     assert failing(with_lineage(is_demo=True, replaces_real=False)) == ["lineage"]
     assert failing(with_lineage(is_demo=True, replaces_real=False, demo_is_allowed=True)) == []
@@ -170,7 +190,7 @@ def test_a_demo_never_goes_to_production_but_to_try_promotion_out_where_nothing_
 def test_dirty_code_that_a_person_allows_passes_and_stays_visible():
     judgement = decide(with_lineage(is_dirty=True, commit="unknown", dirty_is_allowed=True), RULES)
     assert judgement.passed
-    assert "with changes that a person allowed" in judgement.results[-1].text
+    assert "with changes that a person allowed" in judgement.results[-2].text
 
 
 def test_a_fall_within_the_margin_is_allowed_on_a_part_but_a_possible_one_of_the_margin_is_not_as_a_whole():

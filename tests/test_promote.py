@@ -17,9 +17,9 @@ from pipeline import cli
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.params import load_params
 from pipeline.registry import collect_evidence, promote, runs, tracking
-from pipeline.registry.gate import SKIPPED
+from pipeline.registry.gate import NOT_MEASURED, SKIPPED
 from pipeline.registry.history import opened
-from pipeline.registry.versions import version_for_photos
+from pipeline.registry.versions import WORST_LEFT_OUT_TAG, version_for_photos
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +128,26 @@ def test_a_challenger_is_also_held_against_the_best_that_was_ever_promoted(model
     assert failing(decided) == ["comparison with best"]
     assert decided.record.best == best
     assert models.production() == second
+
+
+def test_a_version_is_refused_for_the_worst_source_that_was_left_out_when_it_was_trained(models):
+    version = models.add(GOOD, **{WORST_LEFT_OUT_TAG: "0.6512 sdnet/Decks of 1960"})
+    decided = decide(models, version)
+    assert failing(decided) == ["sources"]
+    assert "AUROC 0.6512 on sdnet/Decks of 1960, which it was not trained on, is under 0.7" in decided.record.text
+    assert decide(models, models.add(GOOD)).results[-1].text == NOT_MEASURED
+
+
+def test_an_external_test_set_of_today_is_a_source_that_a_version_was_not_trained_on(models):
+    manifest = pd.read_parquet(models.root / "data" / "manifest.parquet")
+    manifest["split"] = ["external" if row % 5 == 0 else "test" for row in manifest["row"]]
+    manifest.to_parquet(models.root / "data" / "manifest.parquet")
+    version = models.add(GOOD)
+    # cracks of level 40, 45, ... 135, intact images of 120, ... 215: of 400 pairs the intact one is darker in six, and
+    # both are equal in four
+    assert dict(decide(models, version).results[-1].figures) == {"walls": pytest.approx(1 - (6 + 4 / 2) / 400)}
+    write_params(models.root, min_source_auroc=0.99)
+    assert failing(decide(models, models.add(GOOD))) == ["sources"]
 
 
 def test_groups_that_either_model_has_learned_from_are_left_out_and_counted(models):
@@ -242,7 +262,14 @@ def test_a_decision_keeps_its_evidence(models):
     }  # fmt: skip
     assert kept["limits"] == RULES
     assert kept["code"] == runs.code_version()
-    assert [rule["name"] for rule in kept["rules"]] == ["floors", "comparison", "parts", "operations", "lineage"]
+    assert [rule["name"] for rule in kept["rules"]] == [
+        "floors",
+        "comparison",
+        "parts",
+        "operations",
+        "lineage",
+        "sources",
+    ]
     answers = pd.read_parquet(folder / "predictions.parquet").set_index("path")
     assert answers.loc["crack/90.png", f"probability_{version}"] == pytest.approx(0.5, abs=1e-4)  # level 130
 
@@ -356,8 +383,9 @@ def test_the_command_line_prints_each_rule_and_ends_with_3_where_one_fails(model
         ("pass", "parts"),
         ("pass", "operations"),
         ("pass", "lineage"),
+        ("pass", "sources"),
     ]
-    assert "error: Version 2 is refused, 2 of 5 rules fail. Nothing has moved." in err
+    assert "error: Version 2 is refused, 2 of 6 rules fail. Nothing has moved." in err
 
 
 def test_history_prints_every_decision_newest_first(models, cracks, capsys):

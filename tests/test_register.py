@@ -29,7 +29,7 @@ from pipeline.params import Params, load_params
 from pipeline.register import main, run
 from pipeline.registry import runs, tracking
 from pipeline.registry.mlflow_runs import Results, complete_parent, data_hashes
-from pipeline.registry.versions import is_registered
+from pipeline.registry.versions import WORST_LEFT_OUT_TAG, is_registered, worst_left_out
 from pipeline.stage import run_main
 
 pytestmark = [
@@ -60,6 +60,16 @@ METRICS = {
     "test": SCORES,
     "tests": {"demo": SCORES},
     "external": {"bridge": {**SCORES, "f1": 0.3}},
+    "sources": {
+        "scores": {
+            "bridge": {**SCORES, "auroc": 0.7},
+            "demo/Walls": {**SCORES, "auroc": 0.81},
+            "demo/Decks": {**SCORES, "auroc": 0.9},
+        },
+        "not_measured": {},
+        "mean": {"auroc": 0.8033},
+        "worst": "bridge",
+    },
 }
 DVC_LOCK = """
 schema: '2.0'
@@ -356,6 +366,7 @@ def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
         "test_f1": "0.8000",
         "test_auroc": "none",
         "test_ece": "0.1000",
+        WORST_LEFT_OUT_TAG: "0.8100 demo/Walls",
         **runs.code_version(),
         **HASHES,
     }
@@ -415,8 +426,9 @@ def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
     assert parent.info.status == "FINISHED"
     assert parent.data.params["split.fractions.train"] == "0.6"
     assert parent.data.tags["dvc.demo.images"] == HASHES["dvc.demo.images"]
-    scores = {name: parent.data.metrics[name] for name in ("test.f1", "external.bridge.f1", "split.leaks")}
-    assert scores == {"test.f1": 0.8, "external.bridge.f1": 0.3, "split.leaks": 0}
+    expected = {"test.f1": 0.8, "external.bridge.f1": 0.3, "split.leaks": 0}
+    expected |= {"source_auroc_worst": 0.7, "source_auroc_mean": 0.8033}
+    assert {name: parent.data.metrics[name] for name in expected} == expected
     names = {item.path for folder in (None, "plots") for item in project.client.list_artifacts(parent_id, folder)}
     assert names == {
         "report.html",
@@ -432,10 +444,13 @@ def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
 
 
 @pytest.mark.slow
-def test_the_same_model_makes_no_second_version_but_gets_the_alias_back(project):
+def test_the_same_model_makes_no_second_version_but_gets_the_alias_back_and_what_was_measured_since(project):
+    assert worst_left_out(challenger(project).tags) == {"demo/Walls": 0.81}  # the worst but for external test sets
     project.out.unlink()
     project.client.delete_registered_model_alias("cracks", "challenger")
+    project.client.delete_model_version_tag("cracks", "1", WORST_LEFT_OUT_TAG)  # as if it had not been measured then
     run(PARAMS, project.results, project.out)
+    assert worst_left_out(challenger(project).tags) == {"demo/Walls": 0.81}
     assert versions(project) == [1]
     assert challenger(project).version == 1
     assert json.loads(project.out.read_text())["version"] == "1"

@@ -16,6 +16,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.monitoring.monitored_model import monitored_model
 from pipeline.params import load_params
 from pipeline.registry import promote, runs, tracking
+from pipeline.registry.gate import NOT_MEASURED
 from pipeline.registry.history import opened
 from pipeline.registry.model_lookup import found_model
 from pipeline.registry.versions import fetch
@@ -78,6 +79,7 @@ def test_it_is_served_and_watched(before, tmp_path):
 def test_it_is_promoted_and_taken_back_and_the_decision_before_still_counts(before):
     decided = promote.run(before, None, dry_run=False, allow_dirty=False, by="Grace")
     assert (decided.outcome, decided.record.version, decided.record.previous) == ("promoted", "2", "1")
+    assert decided.results[-1].text == NOT_MEASURED  # how it does on other structures
     assert promote.rollback(before, None, "to see whether it can be done", "Grace").record.version == "1"
     with opened(MODEL) as history:
         kept = [(record.by, record.outcome, record.version) for record in history.records()]

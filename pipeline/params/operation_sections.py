@@ -58,6 +58,9 @@ class Promote(Section):
     )
     max_ece: Share = Field(description="maximum expected calibration error on test")
     min_slice_recall: Share = Field(description="minimum recall on each slice of the test side")
+    min_source_auroc: Share = Field(
+        default=0.7, description="minimum AUROC on each source that it was not trained on, so far as one was measured"
+    )
     min_groups: int = Field(ge=1, description="of test images that neither model was trained or validated on")
     margins: Margins
     budgets: Budgets

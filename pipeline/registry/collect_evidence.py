@@ -14,7 +14,7 @@ from pipeline.registry import runs
 from pipeline.registry.check_served import check_in_subprocess
 from pipeline.registry.evidence import Comparison, Evidence, Lineage, Operations, Unknown
 from pipeline.registry.score_versions import Scored, TestSet, compare, own_scores, score_version, with_predictions
-from pipeline.registry.versions import fetch
+from pipeline.registry.versions import fetch, worst_left_out
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,6 +51,7 @@ def lineage_of(
         demo_is_allowed=demo_is_allowed,
         replaces_real=_replaces_real(production),
         was_rolled_back=was_rolled_back,
+        left_out_aurocs=worst_left_out(tags),
     )
 
 

@@ -19,16 +19,16 @@ class OwnScores:
 
     Attributes:
         n_images, n_groups: numbers of images and groups scored.
-        n_groups_left_out: number of test groups left out because the model was trained on them.
         scores: by name (f1, recall, auroc, ece, ...), 0..1.
         slice_recalls: recall of each slice with enough cracks.
+        external_aurocs: AUROC on each external test set with enough images.
     """
 
     n_images: int
     n_groups: int
-    n_groups_left_out: int
     scores: Mapping[str, Figure]
     slice_recalls: Mapping[str, Figure]
+    external_aurocs: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Lineage:
         demo_is_allowed: whether the user passed --demo.
         replaces_real: whether the model in production was trained on real concrete; None if unknown.
         was_rolled_back: whether this version was rolled back from production.
+        left_out_aurocs: AUROC on the worst source left out when it was trained, by its name; empty if none was.
     """
 
     data_hashes: Mapping[str, str]
@@ -109,6 +110,7 @@ class Lineage:
     demo_is_allowed: bool
     replaces_real: bool | None
     was_rolled_back: bool
+    left_out_aurocs: Mapping[str, float]
 
 
 @dataclass(frozen=True)

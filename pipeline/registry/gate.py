@@ -1,4 +1,4 @@
-"""The promotion gate: five rules that decide whether a version may go to production.
+"""The promotion gate: six rules that decide whether a version may go to production.
 
 The functions are pure: they take evidence and limits, return a judgement, and change nothing. A rule fails where its
 evidence is `Unknown`, or a figure is None or NaN.
@@ -12,6 +12,10 @@ from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE
 from pipeline.params import Promote
 from pipeline.registry.evidence import Change, Comparison, Evidence, Figure, Lineage, Operations, OwnScores, Unknown
 
+NOT_MEASURED = (
+    "not measured: it is not known how the model does on structures that it was not trained on "
+    "(evaluate.leave_one_source_out in params.yaml measures it, or an external test set)"
+)
 SKIPPED = "skipped: nothing has been in production, so there is nothing to compare with"
 
 
@@ -51,7 +55,8 @@ def decide(evidence: Evidence, rules: Promote) -> Judgement:
             results.append(no_part_degrades(role, comparison, rules))
     else:
         results += [RuleResult("comparison", True, SKIPPED), RuleResult("parts", True, SKIPPED)]
-    return Judgement((*results, operations(evidence.operations, rules), lineage(evidence.lineage)))
+    results += [operations(evidence.operations, rules), lineage(evidence.lineage)]
+    return Judgement((*results, unseen_sources(evidence, rules)))
 
 
 def floors(own: OwnScores | Unknown, rules: Promote) -> RuleResult:
@@ -89,7 +94,10 @@ def not_worse(role: str, comparison: Comparison | Unknown, rules: Promote) -> Ru
         f"({comparison.n_groups_left_out} left out): better with a confidence of {_percent(comparison.confidence)}, "
         f"not worse than {_shown(comparison.low, signed=True)}"
     )
-    return _result(name, problems, facts, _comparison_figures(comparison), facts)
+    shown = ("version", "n_images", "n_groups", "n_groups_left_out", "low", "confidence")
+    figures = {key: getattr(comparison, key) for key in shown}
+    figures |= {"challenger": comparison.test.challenger, "incumbent": comparison.test.incumbent}
+    return _result(name, problems, facts, figures, facts)
 
 
 def no_part_degrades(role: str, comparison: Comparison | Unknown, rules: Promote) -> RuleResult:
@@ -143,6 +151,23 @@ def lineage(found: Lineage | Unknown) -> RuleResult:
     return _result("lineage", list(_lineage_problems(found)), good, figures)
 
 
+def unseen_sources(evidence: Evidence, rules: Promote) -> RuleResult:
+    """Rule 6: on the worst source that it was not trained on, AUROC keeps its minimum; not refused if unknown."""
+    own, found = evidence.own, evidence.lineage
+    aurocs = {} if isinstance(found, Unknown) else dict(found.left_out_aurocs)
+    aurocs |= {} if isinstance(own, Unknown) else own.external_aurocs
+    if not aurocs:
+        return RuleResult("sources", True, NOT_MEASURED)
+    worst = min(aurocs, key=lambda name: aurocs[name])
+    problems = [
+        f"AUROC {auroc:.4f} on {name}, which it was not trained on, is under {rules.min_source_auroc:g}"
+        for name, auroc in aurocs.items()
+        if not _at_least(auroc, rules.min_source_auroc)
+    ]
+    good = f"AUROC {aurocs[worst]:.4f} on {worst}, the worst of the sources that it was not trained on"
+    return _result("sources", problems, good, aurocs)
+
+
 def _lineage_problems(found: Lineage) -> Iterator[str]:
     if not found.data_hashes:
         yield "the hashes of its data are not known"
@@ -173,19 +198,6 @@ def _result(
 
 def _unknown(name: str, unknown: Unknown) -> RuleResult:
     return RuleResult(name, False, f"could not be checked: {unknown.reason}")
-
-
-def _comparison_figures(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "version": comparison.version,
-        "n_images": comparison.n_images,
-        "n_groups": comparison.n_groups,
-        "n_groups_left_out": comparison.n_groups_left_out,
-        "challenger": comparison.test.challenger,
-        "incumbent": comparison.test.incumbent,
-        "low": comparison.low,
-        "confidence": comparison.confidence,
-    }
 
 
 def _fall(change: Change) -> Figure:

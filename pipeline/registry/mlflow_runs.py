@@ -10,9 +10,11 @@ import yaml
 
 from pipeline.params import Params
 from pipeline.registry import runs
+from pipeline.registry.versions import WORST_LEFT_OUT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 MAX_NAME = 500  # characters in the name of an MLflow data set
 
@@ -98,7 +100,12 @@ def complete_parent(
     hashes = data_hashes(results.dvc_lock, params)
     for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():
         client.set_tag(parent_id, name, value)
-    _log_scores(client, parent_id, {name: scores[name] for name in ("split", "test", "tests", "external")})
+    logged = {name: scores[name] for name in ("split", "test", "tests", "external")}
+    sources = scores["sources"]
+    if worst := sources["worst"]:
+        aurocs = {"worst": sources["scores"][worst]["auroc"], "mean": sources["mean"]["auroc"]}
+        logged |= {f"source_auroc_{name}": value for name, value in aurocs.items()}
+    _log_scores(client, parent_id, logged)
     for path in (results.report, results.scores, results.manifest, results.dvc_lock):
         if path.exists():
             client.log_artifact(parent_id, str(path))
@@ -124,6 +131,14 @@ def version_tags(params: Params, results: Results, scores: dict[str, Any]) -> di
         **runs.code_version(),
         **data_hashes(results.dvc_lock, params),
     }
+
+
+def tag_worst_left_out(client: "MlflowClient", version: "ModelVersion", scores: dict[str, Any]) -> None:
+    """Tag a version with the worst source left out, if any was; one that was registered before it was measured, too."""
+    aurocs = {name: one["auroc"] for name, one in scores["sources"]["scores"].items() if name not in scores["external"]}
+    if aurocs:
+        worst = min(aurocs, key=lambda name: float(aurocs[name]))
+        client.set_model_version_tag(version.name, version.version, WORST_LEFT_OUT_TAG, f"{aurocs[worst]:.4f} {worst}")
 
 
 def _rounded(score: float | None) -> str:

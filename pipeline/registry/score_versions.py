@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from pipeline.data.images import Images, LabelledImages
 from pipeline.data.training_images import TRAINING_IMAGES_FILE, trained_groups
 from pipeline.errors import CracksError
 from pipeline.evaluation.bootstrap import SCORES, paired_difference, scores_with_intervals, weighted_accuracy
-from pipeline.evaluation.slices import MIN_IMAGES, slices_of, with_measures
+from pipeline.evaluation.slices import MIN_IMAGES, MIN_OF_A_LABEL, slices_of, with_measures
+from pipeline.evaluation.unseen_sources import too_few
 from pipeline.inference.served import ServedModel, served_outputs
 from pipeline.models.decision import Decision
 from pipeline.params import Decide
 from pipeline.registry.evidence import Change, Comparison, OwnScores, Unknown
-
-MIN_OF_A_LABEL = 20  # per slice; with fewer, one image changes recall or specificity by more than 0.05
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,8 @@ def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
 
 def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
     """Return the scores of a model on the test images, without the groups it was trained on."""
-    on_test = test_set.rows["split"] == "test"
-    kept = on_test & ~test_set.rows["group"].isin(scored.groups_trained_on)
-    rows, probabilities = test_set.rows[kept], scored.probabilities[kept]
+    on_test, is_unseen = test_set.rows["split"] == "test", ~test_set.rows["group"].isin(scored.groups_trained_on)
+    rows, probabilities = test_set.rows[on_test & is_unseen], scored.probabilities[on_test & is_unseen]
     labels = (rows["label"] == "crack").to_numpy()
     if labels.all() or not labels.any():
         return Unknown(f"none or all of the test images that version {scored.version} was not trained on are cracks")
@@ -122,12 +121,17 @@ def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
         cracks = rows.index.isin(part.index) & labels
         if cracks.sum() >= MIN_OF_A_LABEL:
             recalls[name] = float(np.mean(probabilities[cracks] >= scored.decision.threshold))
+    aurocs = {}
+    for dataset, part in test_set.rows[~on_test & is_unseen].groupby("dataset"):
+        cracked = (part["label"] == "crack").to_numpy()
+        if not too_few(cracked.sum(), (~cracked).sum(), part["group"].nunique()):
+            aurocs[str(dataset)] = float(roc_auc_score(cracked, scored.probabilities[part.index]))
     return OwnScores(
         n_images=found["n"],
         n_groups=found["n_groups"],
-        n_groups_left_out=test_set.rows.loc[on_test, "group"].nunique() - found["n_groups"],
         scores={name: found[name] for name in SCORES},
         slice_recalls=recalls,
+        external_aurocs=aurocs,
     )
 
 

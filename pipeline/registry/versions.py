@@ -1,6 +1,7 @@
 """Find versions in MLflow's model registry by number or alias, and download their files."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 PRODUCTION, CHALLENGER = "production", "challenger"  # aliases
+WORST_LEFT_OUT_TAG = "worst_source_left_out"  # of a version: AUROC and name
 MOVED = ("promoted", "rolled back")  # outcomes of decisions that moved the alias `production`
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
 FORBIDDEN = "PERMISSION_DENIED"  # a server with sign-in also returns it for a missing model, except to administrators
@@ -118,6 +120,12 @@ def version_for_photos(name: str) -> "ModelVersion | None":
 def is_demo(version: "ModelVersion") -> bool:
     """Return whether a version was trained on drawn images, and says nothing about real concrete."""
     return bool(version.tags.get("demo") == "true")
+
+
+def worst_left_out(tags: Mapping[str, str]) -> dict[str, float]:
+    """Return the AUROC on the worst source left out when a version was trained, by its name; empty if none was."""
+    auroc, _, source = tags.get(WORST_LEFT_OUT_TAG, "").partition(" ")
+    return {source: float(auroc)} if source else {}
 
 
 def is_registered(out: Path) -> bool:
