@@ -89,7 +89,7 @@ def test_what_is_for_review_and_what_is_missed_in_spite_of_it_are_shares_of_imag
 
 
 def test_the_cracks_missed_at_five_percent_of_false_alarms_of_a_hand_worked_example():
-    # 40 intact images at 0 to 0.39: two may be called, so the threshold is over 0.37, and cracks from 0.375 on are found
+    # 40 intact images at 0 to 0.39, two of which may be called: the cracks over 0.37 are found
     probabilities = np.concatenate([np.arange(40), [50, 38.5, 37.5, 36.5, 20]]) / 100
     labels = np.arange(45) >= 40
     result = scores_with_intervals(labels, probabilities, np.arange(45), AT_HALF)

@@ -20,6 +20,7 @@ from pipeline.data.contract import Rule
 from pipeline.data.contract_page import SuspectLabels
 from pipeline.evaluation.report_page import render
 from pipeline.evaluation.slices import slice_table
+from pipeline.evaluation.unseen_sources import summarise_sources
 from pipeline.models.decision import Decision
 from pipeline.monitoring.drift import compare
 from pipeline.monitoring.drift_check import render_drift
@@ -64,6 +65,8 @@ def report(tmp_path):
     given["metrics"]["trained_on"] = names[:3]
     given["metrics"]["tests"] |= {LONG: long_scores}
     given["metrics"]["external"] |= {name: score(rows) for name, rows in zip(names[3:], more[1:], strict=True)}
+    left_out = {"scores": {f"{LONG}/{LONG}": long_scores}, "not_measured": {LONG: SENTENCE}}
+    given["metrics"]["sources"] = summarise_sources(left_out, given["metrics"]["external"])
     given["candidates"] |= {LONG: long_scores | {"selection_loss": 0.0000123}}
     given["histories"] |= {LONG: given["histories"]["finetune-lite0"], "probe": two_heads(given["histories"])}
     slices = slice_table(predictions, Decision(**DECISION))

@@ -13,6 +13,7 @@ from packed_greys import write_greys
 from pipeline.data.images import INVENTORY_FILE, QUARANTINE_FILE
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.slices import slice_table
+from pipeline.evaluation.unseen_sources import summarise_sources
 from pipeline.models.decision import Decision
 from pipeline.models.metrics import scores
 from pipeline.params import Dataset
@@ -78,6 +79,7 @@ def write_results_of_evaluate(folder, encode):
         "test": score(test),
         "tests": {"ours": score(test)},
         "external": {"bridge": score(external)},
+        "sources": summarise_sources({"scores": {}, "not_measured": {}}, {"bridge": score(external)}),
         "decision": DECISION.as_dict(),
         "leakage": LEAKING,
     }

@@ -16,9 +16,11 @@ from pipeline.evaluation.examples import Picture
 from pipeline.evaluation.plots import reliability_table
 from pipeline.evaluation.report_page import SIDES, DatasetFacts, render
 from pipeline.evaluation.slices import slice_table
+from pipeline.evaluation.unseen_sources import summarise_sources
 from pipeline.models.decision import Decision
 from pipeline.models.metrics import log_loss, scores
 
+NOTHING = summarise_sources({"scores": {}, "not_measured": {}}, {})
 DECISION = {"threshold": 0.31, "review_from": 0.12, "review_to": 0.74}
 
 
@@ -131,6 +133,8 @@ def drawn_inputs():
         validation = drawn_predictions(rng, "halls", "validation", 900, separation)
         loss = log_loss((validation["label"] == "crack").to_numpy(), validation["probability"].to_numpy())
         candidates[name] = {"selection_loss": loss, **score(validation)}
+    by_dataset = {name: score(rows) for name, rows in external.groupby("dataset")}
+    left_out = {"scores": {"halls/Walls": score(test)}, "not_measured": {"halls/Roof": "3 cracked images"}}
     return {
         "metrics": {
             "demo": False,
@@ -139,7 +143,8 @@ def drawn_inputs():
             "split": {"n_images": 20134, "n_groups": 18871, "n_copies": 1263, "n_excluded": 12, "leaks": 0},
             "test": score(test),
             "tests": {name: score(rows) for name, rows in test.groupby("dataset")},
-            "external": {name: score(rows) for name, rows in external.groupby("dataset")},
+            "external": by_dataset,
+            "sources": summarise_sources(left_out, by_dataset),
             "leakage": dict(LEAKING),
             "decision": DECISION,
         },
@@ -177,7 +182,7 @@ def page():
 def warning_page():
     """Of a model that no number should be believed of: demo, two leaks, no external test set."""
     given = without_pictures(inputs())
-    given["metrics"] |= {"demo": True, "external": {}}
+    given["metrics"] |= {"demo": True, "external": {}, "sources": NOTHING}
     given["metrics"]["split"]["leaks"] = 2
     given["predictions"] = given["predictions"].query("split == 'test'")
     return page_of(given)
@@ -296,6 +301,25 @@ def test_the_page_reports_a_leak_or_that_there_is_none(page, warning_page):
 def test_without_external_test_sets_the_page_says_what_is_not_known(page, warning_page):
     assert "There is no external test set, so it is not known" in warning_page.text
     assert "There is no external test set" not in page.text
+
+
+def test_the_model_card_has_the_sources_not_trained_on_with_their_mean_and_the_worst(page):
+    sources = inputs()["metrics"]["sources"]
+    table = page.table("Sources not trained on")
+    worst = sources["scores"]["bridges"]
+    interval = "\N{EN DASH}".join(f"{worst['interval']['auroc'][end]:.4f}" for end in ("low", "high"))
+    assert table.row("bridges")[:4] == ["500", str(worst["n_groups"]), f"{worst['auroc']:.4f}", interval]
+    assert table.row("halls/Walls")[0] == "1,000"
+    assert table.row("mean") == ["—", "—", *(f"{value:.4f}" for value in sources["mean"].values())]
+    assert f"The worst source is bridges , with an AUROC of {worst['auroc']:.4f}" in page.text
+    assert "halls/Roof was not measured: 3 cracked images." in page.text
+    assert "tunnel was not measured: 100 cracked and 0 intact images" in page.text
+
+
+def test_without_a_source_not_trained_on_the_model_card_says_that_other_structures_are_not_known(page, warning_page):
+    words = "None was measured: it is not known how well the model does on other structures."
+    assert words in warning_page.text
+    assert words not in page.text
 
 
 def test_missed_cracks_come_first_from_the_lowest_probability_then_false_alarms_from_the_highest(page):
@@ -507,7 +531,8 @@ def test_the_card_states_the_share_of_cracks_that_probabilities_assume(few):
 
 def test_each_data_set_has_its_row_of_counts(page):
     assert page.row("halls") == ["trained", "on", "10", "50.0", "%", "4", "7", "0", "2", "0", "1", "3"]
-    assert page.row("bridges") == ["external", "test", "set", "8", "62.5", "%", "4", "0", "0", "0", "8", "0", "3"]
+    bridges = page.table("Data sets").row("bridges")
+    assert bridges == ["external", "test", "set", "8", "62.5", "%", "4", "0", "0", "0", "8", "0", "3"]
 
 
 def test_validation_photos_of_an_external_test_set_are_reported(page, few):
