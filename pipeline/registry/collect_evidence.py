@@ -1,9 +1,10 @@
 """Collect the evidence for the gate: scores and comparisons on the current test images, operations, lineage."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,15 @@ from pipeline.errors import CracksError, UnavailableError
 from pipeline.params import Decide
 from pipeline.registry import runs
 from pipeline.registry.check_served import check_in_subprocess
-from pipeline.registry.evidence import Comparison, Evidence, Lineage, Operations, Unknown
-from pipeline.registry.score_versions import Scored, TestSet, compare, own_scores, score_version, with_predictions
+from pipeline.registry.evidence import Evidence, Lineage, Operations, Unknown
+from pipeline.registry.score_versions import TestSet, compare, own_scores, score_version, with_predictions
 from pipeline.registry.versions import fetch, worst_left_out
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+Found = TypeVar("Found")
 
 
 def lineage_of(
@@ -61,15 +64,10 @@ def _replaces_real(production: "ModelVersion | None") -> bool | None:
     return {"true": False, "false": True}.get(production.tags.get("demo", ""))
 
 
-def operations_of(folder: Path | Unknown, test_set: TestSet) -> Operations | Unknown:
+def operations_of(folder: Path, test_set: TestSet) -> Operations:
     """Return what a new process measures for the fetched model in `folder`, with an image of median size."""
-    if isinstance(folder, Unknown):
-        return folder
     height_px, width_px = np.median(test_set.images.sizes, axis=0).astype(int)
-    try:
-        return check_in_subprocess(folder, int(height_px), int(width_px))
-    except CracksError as error:
-        return Unknown(str(error))
+    return check_in_subprocess(folder, int(height_px), int(width_px))
 
 
 def collect(
@@ -90,13 +88,13 @@ def collect(
     with tempfile.TemporaryDirectory() as scratch:
         numbers = dict.fromkeys((version, *incumbents.values()))
         folders = {number: fetched(name, number, Path(scratch) / number) for number in numbers}
-        scored = {number: _scored(number, folder, test_set) for number, folder in folders.items()}
-        operations = operations_of(folders[version], test_set)
+        scored = {number: known(score_version, number, folder, test_set) for number, folder in folders.items()}
+        operations = known(operations_of, folders[version], test_set)
     challenger = scored[version]
     evidence = Evidence(
-        own=challenger if isinstance(challenger, Unknown) else own_scores(test_set, challenger),
+        own=known(own_scores, test_set, challenger),
         comparisons={
-            role: _compared(test_set, challenger, scored[number], costs) for role, number in incumbents.items()
+            role: known(compare, test_set, challenger, scored[number], costs) for role, number in incumbents.items()
         },
         operations=operations,
         lineage=lineage,
@@ -105,30 +103,20 @@ def collect(
 
 
 def fetched(name: str, version: str, folder: Path) -> Path | Unknown:
-    """Download the files needed to serve and score a version into `folder`; return their location.
+    """Download the files needed to serve and score a version into `folder`; return their location."""
+    return known(partial(fetch, only_served=True), name, version, folder)
+
+
+def known(determine: Callable[..., Found], *arguments: Any) -> Found | Unknown:
+    """Return `determine(*arguments)`, or why that cannot be determined: an argument is `Unknown`, or a `CracksError`.
 
     Raises UnavailableError: an outage is no reason to refuse a version.
     """
+    if unknown := [argument for argument in arguments if isinstance(argument, Unknown)]:
+        return unknown[0]
     try:
-        return fetch(name, version, folder, only_served=True)
+        return determine(*arguments)
     except UnavailableError:
         raise
     except CracksError as error:
         return Unknown(str(error))
-
-
-def _scored(version: str, folder: Path | Unknown, test_set: TestSet) -> Scored | Unknown:
-    if isinstance(folder, Unknown):
-        return folder
-    try:
-        return score_version(version, folder, test_set)
-    except CracksError as error:
-        return Unknown(str(error))
-
-
-def _compared(
-    test_set: TestSet, challenger: Scored | Unknown, incumbent: Scored | Unknown, costs: Decide
-) -> Comparison | Unknown:
-    if isinstance(challenger, Unknown):
-        return challenger
-    return incumbent if isinstance(incumbent, Unknown) else compare(test_set, challenger, incumbent, costs)

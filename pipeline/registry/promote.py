@@ -12,7 +12,7 @@ from pipeline.errors import CracksError, RefusedError
 from pipeline.params import Params
 from pipeline.project import DATASETS, MANIFEST, project_root
 from pipeline.registry import runs, tracking
-from pipeline.registry.collect_evidence import collect, fetched, lineage_of, operations_of
+from pipeline.registry.collect_evidence import collect, fetched, known, lineage_of, operations_of
 from pipeline.registry.evidence import Comparison, Evidence
 from pipeline.registry.gate import Judgement, RuleResult, decide, operations
 from pipeline.registry.history import History, opened
@@ -151,7 +151,7 @@ def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
             )
         test_set = read_test_set(root / MANIFEST, root / DATASETS)
         served = fetched(history.model, target, Path(scratch))
-        result = operations(operations_of(served, test_set), params.promote)
+        result = operations(known(operations_of, served, test_set), params.promote)
         record = Record("rollback", "rolled back" if result.passed else "refused", target, production, by, reason)
         record = save_decision(history, record, details_of(record, (result,), params))
         return Decided(record, (result,))
