@@ -153,7 +153,8 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=RECIPE, help="the recipe: a params file with one candidate")
     parser.add_argument("--cache", type=Path, required=True, help="folder for what is computed once")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     archives = {name: [path.absolute() for path in getattr(args, name)] for name in (*TRAINED_ON, *MASKED)}
     params = recipe(args.params, archives, args.cache.absolute())
     (name,) = params.candidates

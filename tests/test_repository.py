@@ -109,7 +109,7 @@ def test_every_path_of_a_command_is_a_dependency_or_an_output(name: str) -> None
     assert paths - kept <= declared
 
 
-@pytest.mark.parametrize("name", ["embed", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["embed", "train", "leave_one_source_out", "evaluate"])
 def test_a_change_of_a_citation_alone_computes_nothing_expensive_again(name: str) -> None:
     assert "datasets" not in STAGES[name].get("do", STAGES[name])["params"]
 
