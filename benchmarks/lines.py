@@ -21,11 +21,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 from scipy.io import loadmat
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import gaussian_filter
 from skimage import filters, morphology
 
 from pipeline.crack_lines.crack_line import draw_mask
@@ -33,13 +32,12 @@ from pipeline.crack_lines.find_lines import find_lines
 from pipeline.crack_lines.tracer import Tracer, load_tracer
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.data.images import Pixels
+from pipeline.evaluation.line_scores import TOLERANCE_PX, Mask, line_scores, matches, within
 from pipeline.params import Map
 from pipeline.registry.model_lookup import STARTER, found_model
 from pipeline.training.drawn_cracks import GreyImage
 
-Mask = npt.NDArray[np.bool_]  # (height, width)
-
-TOLERANCES_PX = (2, 5)
+TOLERANCES_PX = (TOLERANCE_PX, 5)
 PLANKING = 204  # its grey level in the labels of UAV75
 RIDGE_THRESHOLDS = (0.7, 0.9, 1.1, 1.3, 1.5)
 MIN_RIDGE_PX = 150  # area of a connected region of a ridge filter
@@ -80,32 +78,26 @@ def read_cfd(path: Path) -> list[Example]:
     return examples
 
 
-def near(skeleton: Mask, other: Mask, tolerance_px: float) -> int:
-    """Return how many pixels of a skeleton are at most `tolerance_px` from one of another."""
-    return int((skeleton & (distance_transform_edt(~other) <= tolerance_px)).sum()) if other.any() else 0
-
-
 def scores(predicted: Iterable[Mask], examples: list[Example]) -> dict[str, float]:
     """Return the scores of masks over all examples together."""
-    totals: dict[str, float] = dict.fromkeys(("found", "true", "planks", "on_planks"), 0)
-    hits = np.zeros((len(TOLERANCES_PX), 2))
+    n_planks, n_on_planks = 0, 0
+    counts = np.zeros((len(TOLERANCES_PX), 4), np.int64)
     for mask, example in zip(predicted, examples, strict=True):
         found, truth, planks = (morphology.skeletonize(part) for part in (mask, example.crack, example.planking))
-        totals["found"] += found.sum()
-        totals["true"] += truth.sum()
-        totals["planks"] += planks.sum()
-        alarms = found & (distance_transform_edt(~truth) > TOLERANCES_PX[1]) if truth.any() else found
-        totals["on_planks"] += near(planks, alarms, TOLERANCES_PX[1])
-        hits += [[near(found, truth, tolerance), near(truth, found, tolerance)] for tolerance in TOLERANCES_PX]
-    result = {}
-    for tolerance, (precise, recalled) in zip(TOLERANCES_PX, hits, strict=True):
-        precision, recall = precise / max(totals["found"], 1), recalled / totals["true"]
-        result[f"F1 {tolerance} px"] = 2 * precision * recall / max(precision + recall, 1e-9)
-        if tolerance == TOLERANCES_PX[0]:
-            result |= {"precision": precision, "recall": recall}
-    result["length"] = totals["found"] / totals["true"] - 1
-    result["on planking"] = totals["on_planks"] / totals["planks"] if totals["planks"] else float("nan")
-    return result
+        alarms = found & ~within(truth, TOLERANCES_PX[1])
+        n_planks += planks.sum()
+        n_on_planks += (planks & within(alarms, TOLERANCES_PX[1])).sum()
+        counts += [matches(found, truth, tolerance) for tolerance in TOLERANCES_PX]
+    strict, tolerant = (line_scores(part) for part in counts)
+    n_found, _, n_true, _ = counts[0]
+    return {
+        "F1 2 px": strict["f1"],
+        "precision": strict["precision"],
+        "recall": strict["recall"],
+        "F1 5 px": tolerant["f1"],
+        "length": n_found / n_true - 1,
+        "on planking": n_on_planks / n_planks if n_planks else float("nan"),
+    }
 
 
 def ridge_mask(pixels: Pixels, threshold: float) -> Mask:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from pipeline.crack_lines.crack_line import Points, normals
+from pipeline.data.images import Pixels
 
 Grey = npt.NDArray[np.float32]  # (size, size), 0..255
 GreyImage = npt.NDArray[np.uint8]  # (height, width)
@@ -257,6 +258,11 @@ def as_photographed(surface: Grey, rng: Random) -> GreyImage:
         Image.fromarray(seen).save(file, "JPEG", quality=int(rng.integers(40, 96)))
         return np.asarray(Image.open(file))
     return np.asarray(seen)
+
+
+def grey_image(pixels: Pixels) -> GreyImage:
+    """Return the grey levels of RGB pixels, (height, width, 3)."""
+    return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
 LOOK_ALIKES: list[Callable[[Grey, Random], Grey]] = [add_joint, add_joint, add_joint, add_pores, add_stain, add_rings]
