@@ -153,7 +153,7 @@ def print_lines(parts: dict[str, list[Example]]) -> None:
 
 def trained_on_masks(examples: list[Example], n_steps: int) -> Callable[[Pixels], Mask]:
     """Return what finds the lines of a photo with the tracer's network, trained on the masks of these photos."""
-    from pipeline.training import build_tracer  # imports TensorFlow
+    from pipeline.training.tracer_fitting import CROP_PX, train, write_tracer  # imports TensorFlow
 
     rng = np.random.default_rng(0)
     drawn = [
@@ -167,13 +167,13 @@ def trained_on_masks(examples: list[Example], n_steps: int) -> Callable[[Pixels]
     def crops() -> Iterator[tuple[GreyImage, GreyImage]]:
         while True:
             grey, label = drawn[rng.integers(len(drawn))]
-            top, left = (int(rng.integers(side - build_tracer.CROP_PX + 1)) for side in grey.shape)
-            cut = np.s_[top : top + build_tracer.CROP_PX, left : left + build_tracer.CROP_PX]
+            top, left = (int(rng.integers(side - CROP_PX + 1)) for side in grey.shape)
+            cut = np.s_[top : top + CROP_PX, left : left + CROP_PX]
             yield grey[cut], label[cut]
 
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "tracer.xml"
-        build_tracer.write_tracer(build_tracer.train(crops(), n_steps, rng), graph)
+        write_tracer(train(crops(), n_steps, rng, Path(folder) / "checkpoint"), graph)
         tracer = Tracer(graph)
     return lambda pixels: np.asarray(draw_mask(find_lines(pixels, None, tracer), pixels.shape[:2]) > 0)
 

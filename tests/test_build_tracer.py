@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline.crack_lines.tracer import TRACER_FILE, Tracer
+from pipeline.params import DrawnCracks
+from pipeline.training.build_tracer import read_intact
 from pipeline.training.drawn_cracks import IGNORED, draw_example, draw_line
 
 
@@ -38,20 +40,43 @@ def test_the_graph_that_ships_has_less_than_a_megabyte() -> None:
     assert sum(TRACER_FILE.with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin")) < 1_000_000
 
 
-@pytest.mark.slow
-def test_a_tracer_is_trained_on_intact_images_and_written(tmp_path: Path) -> None:
-    from pipeline.training import build_tracer
-
+def test_the_shipped_tracer_is_trained_on_intact_images_but_those_that_measure_maps(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(tmp_path / "sdnet.zip", "w") as archive:
         for name in ("Decks/Non-cracked/7024-1.jpg", "Decks/Cracked/7024-2.jpg", "Decks/Non-cracked/7029-1.jpg"):
             file = io.BytesIO()
             Image.fromarray(concrete(rng)).save(file, "JPEG")
             archive.writestr(name, file.getvalue())
-    images = build_tracer.read_intact([tmp_path / "sdnet.zip"])
-    assert len(images) == 1  # neither the cracked one, nor that of a photo that maps are measured with
-    network = build_tracer.train(build_tracer.drawn_examples(images, rng), 1, rng)
-    build_tracer.write_tracer(network, tmp_path / "tracer.xml")
+    assert len(read_intact([tmp_path / "sdnet.zip"])) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_training_of_a_tracer_is_resumed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pipeline.training import tracer_fitting
+
+    monkeypatch.setattr(tracer_fitting, "PART_STEPS", 1)
+    caplog.set_level("INFO", "pipeline")
+    rng, settings = np.random.default_rng(0), DrawnCracks(kind="drawn_cracks", n_steps=4, seed=0)
+    paths = tmp_path / "checkpoint", tmp_path / "tracer.xml"
+
+    def killed(_: int) -> np.ndarray:
+        if (tmp_path / "checkpoint").exists():
+            raise ValueError("killed")
+        return concrete(rng)
+
+    with pytest.raises(Exception, match="killed"):  # TensorFlow's, from its own thread
+        tracer_fitting.fit_tracer(killed, 1, settings, *paths)
+    assert not (tmp_path / "tracer.xml").exists()
+    n_killed = len(caplog.messages)
+    tracer_fitting.fit_tracer(lambda _: concrete(rng), 1, settings, *paths)
+    messages = [message.split(", loss")[0] for message in caplog.messages]
+    assert messages == [
+        *(f"tracer: {n} of 4 steps" for n in range(1, n_killed + 1)),
+        f"tracer: resuming after {n_killed} of 4 steps",
+        *(f"tracer: {n} of 4 steps" for n in range(n_killed + 1, 5)),
+    ]
     pixels = np.repeat(concrete(rng)[..., None], 3, axis=2)
     likelihood = Tracer(tmp_path / "tracer.xml").likelihood(pixels, np.ones((256, 256), bool), lambda: None)
     assert likelihood.shape == (256, 256)

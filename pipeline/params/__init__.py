@@ -9,6 +9,7 @@ from pipeline.params.training_sections import (
     Backbone,
     ConvHead,
     Decide,
+    DrawnCracks,
     Finetune,
     MosaicSet,
     Phase,

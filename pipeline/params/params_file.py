@@ -12,7 +12,16 @@ from pipeline.errors import CracksError
 from pipeline.params.data_sections import Contract, Dataset, Limits, Split
 from pipeline.params.operation_sections import Flow, Map, Monitor, Promote, Register, Retention, Retrain, Serve
 from pipeline.params.section import Name, Section
-from pipeline.params.training_sections import Backbone, Candidate, Decide, Embed, Evaluate, Probe, Select
+from pipeline.params.training_sections import (
+    Backbone,
+    Candidate,
+    Decide,
+    DrawnCracks,
+    Embed,
+    Evaluate,
+    Probe,
+    Select,
+)
 
 Setting = TypeVar("Setting")
 
@@ -45,6 +54,7 @@ class Params(Section):
     embed: Embed
     backbones: dict[Name, Backbone] = Field(min_length=1)
     candidates: dict[Name, Candidate] = Field(min_length=1)
+    tracer: DrawnCracks | None = Field(default=None, description="null: the tracer that ships with the project")
     select: Select
     evaluate: Evaluate = Evaluate()
     decide: Decide

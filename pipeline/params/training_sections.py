@@ -111,6 +111,14 @@ class ConvHead(Section):
 Candidate = Annotated[Probe | Finetune | ConvHead, Field(discriminator="kind")]
 
 
+class DrawnCracks(Section):
+    """Train the tracer of crack lines on cracks drawn on the intact images of the train side."""
+
+    kind: Literal["drawn_cracks"]
+    n_steps: int = Field(ge=1, description="of training, of 8 images each; 4500 take half an hour on a core")
+    seed: int
+
+
 class Select(Section):
     """How candidates are compared on validation."""
 
