@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.crack_lines.find_lines import find_lines, searched_area
-from pipeline.crack_lines.tracer import load_tracer
+from pipeline.crack_lines.tracer import TRACER_FILE, load_tracer, tracer_identity
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.crack_maps.map_files import Job, map_photo
 from pipeline.crack_maps.photo_files import PhotoFiles, write_photo
@@ -66,7 +66,7 @@ def main() -> None:
         for overlap in OVERLAPS:
             params = Map(tile_px=256, overlap=overlap, model_mm_per_px=None)
             mapper = CrackMapper(model, params)
-            job = Job(found.description, found.identity(), params, None, False)
+            job = Job(found.description, found.identity(), tracer_identity(TRACER_FILE), params, None, False)
 
             def map_and_write(mapper: CrackMapper = mapper, job: Job = job) -> None:
                 files = map_photo(mapper, job, args.photo, read_image_file(args.photo))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from pipeline.crack_lines.tracer import Tracer, load_tracer
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.errors import CracksError
 from pipeline.files import replacing_folder, write_json
@@ -40,13 +41,13 @@ class NotServableError(CracksError):
     """The model is broken, or its answers differ from those at registration."""
 
 
-def load_verified(folder: Path) -> ServedModel:
-    """Return a model that passed the check of its golden images.
+def load_verified(folder: Path) -> tuple[ServedModel, Tracer]:
+    """Return a model that passed the check of its golden images, and its tracer of crack lines.
 
-    Raises NotServableError if the model cannot be loaded, or its answers differ.
+    Raises NotServableError if one cannot be loaded, or the answers differ.
     """
     try:
-        model = ServedModel.load(folder)
+        model, tracer = ServedModel.load(folder), load_tracer(folder)
         difference = model.golden_difference()
     except Exception as error:  # on damaged files, libraries raise exceptions of any type
         raise NotServableError(str(error)) from error
@@ -55,7 +56,7 @@ def load_verified(folder: Path) -> ServedModel:
             f"on its golden images it differs by {difference:.2g} from the model that was trained; "
             f"{MAX_GOLDEN_DIFFERENCE:g} is allowed. Register it again."
         )
-    return model
+    return model, tracer
 
 
 class ModelHolder:
@@ -133,8 +134,8 @@ class ModelHolder:
         self._swap_in(loaded)
 
     def _load(self, folder: Path, version: Version) -> LoadedModel:
-        model = load_verified(folder)
-        return LoadedModel(model, CrackMapper(model, self._map_params), version, self._now())
+        model, tracer = load_verified(folder)
+        return LoadedModel(model, CrackMapper(model, self._map_params, tracer), version, self._now())
 
     def _swap_in(self, loaded: LoadedModel) -> None:
         # Before the swap: a server that is killed right after its first answer finds the model when it restarts.

@@ -1,4 +1,4 @@
-"""Tests of the drawings that the tracer of crack lines is trained on, and of its training."""
+"""Tests of the drawings that the tracer of crack lines is trained on, and of the one that ships."""
 
 import io
 import zipfile
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.crack_lines.tracer import TRACER_FILE, Tracer
-from pipeline.params import DrawnCracks
+from pipeline.crack_lines.tracer import TRACER_FILE
 from pipeline.training.build_tracer import read_intact
 from pipeline.training.drawn_cracks import IGNORED, draw_example, draw_line
 
@@ -48,36 +47,3 @@ def test_the_shipped_tracer_is_trained_on_intact_images_but_those_that_measure_m
             Image.fromarray(concrete(rng)).save(file, "JPEG")
             archive.writestr(name, file.getvalue())
     assert len(read_intact([tmp_path / "sdnet.zip"])) == 1
-
-
-@pytest.mark.slow
-def test_a_killed_training_of_a_tracer_is_resumed_and_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from pipeline.training import tracer_fitting
-
-    monkeypatch.setattr(tracer_fitting, "PART_STEPS", 1)
-    caplog.set_level("INFO", "pipeline")
-    rng, settings = np.random.default_rng(0), DrawnCracks(kind="drawn_cracks", n_steps=4, seed=0)
-    paths = tmp_path / "checkpoint", tmp_path / "tracer.xml"
-
-    def killed(_: int) -> np.ndarray:
-        if (tmp_path / "checkpoint").exists():
-            raise ValueError("killed")
-        return concrete(rng)
-
-    with pytest.raises(Exception, match="killed"):  # TensorFlow's, from its own thread
-        tracer_fitting.fit_tracer(killed, 1, settings, *paths)
-    assert not (tmp_path / "tracer.xml").exists()
-    n_killed = len(caplog.messages)
-    tracer_fitting.fit_tracer(lambda _: concrete(rng), 1, settings, *paths)
-    messages = [message.split(", loss")[0] for message in caplog.messages]
-    assert messages == [
-        *(f"tracer: {n} of 4 steps" for n in range(1, n_killed + 1)),
-        f"tracer: resuming after {n_killed} of 4 steps",
-        *(f"tracer: {n} of 4 steps" for n in range(n_killed + 1, 5)),
-    ]
-    pixels = np.repeat(concrete(rng)[..., None], 3, axis=2)
-    likelihood = Tracer(tmp_path / "tracer.xml").likelihood(pixels, np.ones((256, 256), bool), lambda: None)
-    assert likelihood.shape == (256, 256)
-    assert 0 <= likelihood.min() <= likelihood.max() <= 1

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 from conftest import wait_until
-from tiny_model import write_tiny_model
+from cracked_photos import cracked_photo
+from tiny_model import write_blind_tracer, write_tiny_model
 
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
@@ -109,6 +110,18 @@ def test_another_model_takes_its_place_and_its_folder(holder, shelf, kept):
     assert folders(kept) == ["cracks-2-run-2", LAST_GOOD_FILE]
 
 
+def test_lines_are_of_the_tracer_of_the_model_or_the_shipped_one_if_it_has_none(holder, shelf):
+    pixels, _ = cracked_photo(300, 300, [[(0, 150), (300, 150)]], 140, 4)
+    n_lines = []
+    for version in (ONE, TWO, replace(ONE, number="3", run_id="run-3")):
+        shelf.put(version)
+        if version is TWO:
+            write_blind_tracer(shelf.folder / "2")
+        holder.poll()
+        n_lines.append(len(holder.current.mapper.map(pixels).lines))
+    assert n_lines == [1, 0, 1]
+
+
 def test_an_equal_number_of_another_registry_is_another_model(holder, shelf):
     shelf.put(ONE)
     holder.poll()
@@ -144,7 +157,11 @@ def break_concrete(folder):
     (folder / DETECTOR_FILE).write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [break_weights, break_golden, remove_graph, break_concrete])
+def break_tracer(folder):
+    (folder / "tracer").mkdir()
+
+
+@pytest.mark.parametrize("damage", [break_weights, break_golden, remove_graph, break_concrete, break_tracer])
 def test_a_broken_model_is_refused_once_and_the_old_one_stays(holder, shelf, kept, caplog, damage):
     shelf.put(ONE)
     holder.poll()

@@ -1,7 +1,12 @@
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+from cracked_photos import cracked_photo
 from PIL import Image
+from tiny_model import write_blind_tracer
 
 from pipeline.crack_maps import batch_prediction, map_files
 from pipeline.errors import UnavailableError
@@ -46,13 +51,19 @@ def test_images_scored_on_a_cluster_get_the_same_table(address, found, photos, t
 
 @pytest.mark.slow
 def test_photos_mapped_on_a_cluster_get_the_same_files(address, found, photos, tmp_path):
+    pixels, _ = cracked_photo(300, 300, [[(0, 150), (300, 150)]], 140, 4)
+    Image.fromarray(pixels).save(photos[4])
+    found = replace(found, folder=shutil.copytree(found.folder, tmp_path / "blind"))
+    write_blind_tracer(found.folder)
     here, there = tmp_path / "here", tmp_path / "there"
     map_files.run(found, photos, here, PARAMS)
     map_files.run(found, photos, there, PARAMS, dask_address=address)
     assert sorted(path.name for path in here.iterdir()) == sorted(path.name for path in there.iterdir())
     for path in here.iterdir():
         assert path.read_bytes() == (there / path.name).read_bytes(), path.name
-    assert (pd.read_csv(there / "summary.csv")["error"] == "not an image").sum() == 1
+    summary = pd.read_csv(there / "summary.csv")
+    assert (summary["error"] == "not an image").sum() == 1
+    assert summary["n_lines"].sum() == 0  # a worker has the tracer of the model, which is blind
 
 
 def test_the_error_for_an_unreachable_cluster_says_how_to_run_without_one(found, photos, tmp_path, monkeypatch):

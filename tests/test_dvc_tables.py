@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT, Project
 
 from pipeline.evaluate import summarise, write_metrics
+from pipeline.files import write_json
 from pipeline.models.decision import Decision
 from pipeline.params import load_params
 
@@ -30,6 +31,7 @@ def write_scores(project: Project, seed: int) -> None:
     decision, none_left_out = Decision(0.4033564, 0.3, 0.6), {"scores": {}, "not_measured": {}}
     summary = summarise(load_params(EXAMPLE), "mosaics-lite0", split, table, decision, none_left_out)
     write_metrics(summary, project.root / "data" / "metrics.json", project.root / "data" / "external")
+    write_json(project.root / "data" / "tracer.json", {"lines": round(rng.random(), 4)})
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("tables"))
     shutil.copy(EXAMPLE, project.root / "params.yaml")
     (project.root / "reports").mkdir()
-    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["evaluate"]
-    copying = {"cmd": "cp -r data/. reports/", "deps": ["data"], "params": stage["params"]}
-    stages = {"evaluate": {**copying, "metrics": stage["metrics"]}}
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    copying = {"cmd": "cp -r data/. reports/", "deps": ["data"], "params": stages["evaluate"]["params"]}
+    metrics = [*stages["evaluate"]["metrics"], *stages["train_tracer"]["metrics"]]
+    stages = {"evaluate": {**copying, "metrics": metrics}}
     (project.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
     for command in ("git init --quiet", "git config user.name a", "git config user.email a@b", "dvc init --quiet"):
         ran(project, command)
@@ -68,13 +71,15 @@ def widest(printed: str) -> int:
 def test_metrics_show_has_a_row_a_set_and_fits(project: Project) -> None:
     printed = ran(project, "dvc metrics show")
     head, *rows = (line.split() for line in printed.splitlines())
-    assert head == ["Path", "auroc", "balanced_accuracy", "ece", "f1", "leaks", "n", "threshold"]
+    assert head == ["Path", "auroc", "balanced_accuracy", "ece", "f1", "leaks", "lines", "n", "threshold"]
     assert [row[0] for row in rows] == [
         "reports/metrics.json",
         *sorted(f"reports/external/{name}.json" for name in EXTERNAL),
+        "reports/tracer.json",
     ]
     assert rows[0][-1] == "0.40336"
-    assert all(row[3:] == ["-"] * 5 for row in rows[1:])
+    assert all(row[3:] == ["-"] * 6 for row in rows[1:-1])
+    assert rows[-1].count("-") == 7
     assert widest(printed) <= COLUMNS
 
 

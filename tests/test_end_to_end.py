@@ -67,7 +67,7 @@ def test_a_change_of_the_report_runs_report_and_register_alone(project: Project)
 
 def test_the_metrics_of_a_run_fit_a_terminal_and_its_plots_are_drawn(project: Project) -> None:
     printed = project.run("dvc", "metrics", "show").stdout.splitlines()
-    assert [line.split()[0] for line in printed] == ["Path", "reports/metrics.json"]
+    assert [line.split()[0] for line in printed] == ["Path", "reports/metrics.json", "reports/tracer.json"]
     assert max(map(len, printed)) <= 120
     assert project.run("dvc", "plots", "show").returncode == 0
     drawn = (project.root / "dvc_plots" / "index.html").read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def test_the_flow_shows_every_stage_as_cached(project: Project) -> None:
     printed = finished.stdout + finished.stderr
     assert finished.returncode == 0, printed
     stages = project.run("dvc", "stage", "list", "--name-only").stdout.split()
-    assert len(stages) == 11
+    assert len(stages) == 12
     assert [stage for stage in stages if f"Task run '{stage}' - Finished in state Cached" not in printed] == []
 
 

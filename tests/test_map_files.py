@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from page_reader import Page
 from PIL import ExifTags, Image
 from shapely import unary_union
 from shapely.geometry import Point, shape
+from tiny_model import write_blind_tracer
 
 from pipeline.crack_maps import map_files
 from pipeline.crack_maps.map_files import run
@@ -280,13 +282,18 @@ def test_other_settings_map_again(tmp_path, found, photos, mapped_names):
     assert mapped_names == ["a", "a"]
 
 
-def test_another_tracer_maps_again(tmp_path, found, photos, mapped_names, monkeypatch):
-    run(found, photos[:1], tmp_path, PARAMS)
-    mapped_names.clear()
-    (tmp_path / "tracer.bin").write_bytes(b"other weights")
-    monkeypatch.setattr(map_files, "TRACER_FILE", tmp_path / "tracer.xml")
-    run(found, photos[:1], tmp_path, PARAMS)
-    assert mapped_names == ["a"]
+def test_with_another_tracer_a_photo_is_mapped_again_and_has_its_lines(tmp_path, found, mapped_names):
+    pixels, _ = cracked_photo(300, 300, [[(0, 150), (300, 150)]], 140, 4)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    blind = replace(found, folder=tmp_path / "blind")
+    shutil.copytree(found.folder, blind.folder)
+    write_blind_tracer(blind.folder)
+    n_lines = []
+    for model in (found, blind, blind):
+        run(model, [tmp_path / "a.png"], tmp_path / "out", PARAMS)
+        n_lines.append(report(tmp_path / "out", "a")["n_lines"])
+    assert mapped_names == ["a", "a"]
+    assert n_lines == [1, 0, 0]
 
 
 def test_a_map_that_was_cut_short_is_made_again(tmp_path, found, photos, mapped_names):

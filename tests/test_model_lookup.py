@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny_model import write_blind_tracer
 
+from pipeline.crack_lines.tracer import tracer_file, tracer_identity
 from pipeline.errors import CracksError, UnavailableError
 from pipeline.inference.out_of_distribution import OutOfDistributionDetector
 from pipeline.registry import tracking
-from pipeline.registry.model_lookup import ModelFiles, found_model, locate, model_of
+from pipeline.registry.model_lookup import ModelFiles, found_model, locate, model_of, unpacked
 from serving.wanted_version import Registry
 
 BATCH = np.full((2, 40, 40, 3), 60, np.uint8)
@@ -215,8 +217,12 @@ def test_the_identity_changes_with_the_threshold(folder, tmp_path):
 def test_a_model_travels_with_what_it_knows(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "other")
     OutOfDistributionDetector(np.zeros(64), np.eye(64), 7.0, ()).save(tmp_path / "other" / "known_concrete.npz")
+    write_blind_tracer(tmp_path / "other")
     with found_model("cracks", str(tmp_path / "other")) as found:
         files = ModelFiles.read(found)
+        identity = tracer_identity(tracer_file(found.folder))
+    with unpacked(files) as elsewhere:
+        assert tracer_identity(tracer_file(elsewhere)) == identity
     model = model_of(files)
     assert model.outputs(BATCH)["probability"].shape == (2,)
     assert model.detector.limit == 7.0

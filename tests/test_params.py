@@ -102,6 +102,7 @@ DOCUMENT = {
         }
     },
     "candidates": {"head-only": PROBE, "all-of-it": FINETUNE, "on-maps": CONV_HEAD},
+    "tracer": {"kind": "drawn_cracks", "n_steps": 4500, "seed": 0},
     "select": {"external_weight": 0.5},
     "evaluate": {"leave_one_source_out": True},
     "decide": {
@@ -128,7 +129,7 @@ DOCUMENT = {
         "min_slice_recall": 0.5,
         "min_source_auroc": 0.75,
         "min_groups": 400,
-        "margins": {"test": 0.01, "slice": 0.03, "external": 0.02},
+        "margins": {"test": 0.01, "slice": 0.03, "external": 0.02, "tracer": 0.05},
         "budgets": {"p95_ms": 250, "resident_mb": 1000, "size_mb": 100},
     },
     "flow": {
@@ -320,6 +321,7 @@ REQUIRED = [
         "prevalence",
         "review_budget",
         "width_classes",
+        "tracer",
     }
 ]
 

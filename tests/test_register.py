@@ -16,6 +16,7 @@ import pytest
 import yaml
 from drawn_data import drawn_files, ingest_files
 
+from pipeline.crack_lines.tracer import TRACER_FILE, tracer_file, tracer_identity
 from pipeline.data.images import INVENTORY_FILE, decode
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inference import conversion
@@ -29,6 +30,7 @@ from pipeline.params import Params, load_params
 from pipeline.register import main, run
 from pipeline.registry import runs, tracking
 from pipeline.registry.mlflow_runs import Results, complete_parent, data_hashes
+from pipeline.registry.model_lookup import found_model
 from pipeline.registry.versions import WORST_LEFT_OUT_TAG, is_registered, worst_left_out
 from pipeline.stage import run_main
 
@@ -116,6 +118,8 @@ def write_results(root):
         plots=root / "plots",
         report=root / "report.html",
         reference=root / "reference.parquet",
+        tracer=root / "tracer",
+        tracer_metrics=root / "tracer.json",
         dvc_lock=root / "dvc.lock",
     )
     save_model(results.models / PROBE)
@@ -144,6 +148,10 @@ def write_results(root):
     results.reference.write_bytes(b"what it was trained on")
     (results.plots / "roc.csv").write_text("fpr,tpr\n0,0\n")
     results.dvc_lock.write_text(DVC_LOCK)
+    results.tracer.mkdir()
+    for path in (TRACER_FILE, TRACER_FILE.with_suffix(".bin")):
+        shutil.copy(path, results.tracer)
+    results.tracer_metrics.write_text(json.dumps({"lines": 0.71}))
     return results
 
 
@@ -329,6 +337,8 @@ def test_a_server_that_is_away_ends_the_stage_with_its_own_code_and_nothing_writ
         "reference",
         "validated",
         "predictions",
+        "tracer",
+        "tracer-metrics",
     ]
     arguments = [word for flag in flags for word in (f"--{flag}", str(tmp_path / flag))]
     arguments[1] = str(PARAMS_FILE)
@@ -358,6 +368,7 @@ def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
     }
     assert (found.version, found.run_id) == (1, probe_run.info.run_id)
     assert found.tags == {
+        "cracks.tracer_hash": tracer_identity(TRACER_FILE),
         "cracks.model_hash": Classifier.load(project.results.models / PROBE).content_hash(),
         "candidate": PROBE,
         "trained_on": "demo",
@@ -367,6 +378,7 @@ def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
         "test_auroc": "none",
         "test_ece": "0.1000",
         WORST_LEFT_OUT_TAG: "0.8100 demo/Walls",
+        "tracer_f1": "0.7100",
         **runs.code_version(),
         **HASHES,
     }
@@ -426,7 +438,7 @@ def test_the_parent_has_what_concerns_the_repro_as_a_whole(project):
     assert parent.info.status == "FINISHED"
     assert parent.data.params["split.fractions.train"] == "0.6"
     assert parent.data.tags["dvc.demo.images"] == HASHES["dvc.demo.images"]
-    expected = {"test.f1": 0.8, "external.bridge.f1": 0.3, "split.leaks": 0}
+    expected = {"test.f1": 0.8, "external.bridge.f1": 0.3, "tracer.f1": 0.71, "split.leaks": 0}
     expected |= {"source_auroc_worst": 0.7, "source_auroc_mean": 0.8033}
     assert {name: parent.data.metrics[name] for name in expected} == expected
     names = {item.path for folder in (None, "plots") for item in project.client.list_artifacts(parent_id, folder)}
@@ -469,6 +481,25 @@ def test_another_model_is_the_next_version_and_the_former_one_can_come_back(proj
     run(PARAMS, project.results, project.out)
     assert versions(project) == [1, 2]
     assert challenger(project).version == 1
+
+
+@pytest.mark.slow
+def test_a_model_with_another_tracer_is_another_version_which_has_it(project, fetched, tmp_path):
+    weights = project.results.tracer / "tracer.bin"
+    content = bytearray(weights.read_bytes())
+    content[-2:] = b"\0\0"
+    weights.write_bytes(content)
+    run(PARAMS, project.results, project.out)
+    assert versions(project) == [1, 2]
+    other = Path(mlflow.artifacts.download_artifacts("models:/cracks/2", dst_path=tmp_path / "other"))
+    assert tracer_identity(tracer_file(fetched)) == tracer_identity(TRACER_FILE)
+    assert tracer_identity(tracer_file(other)) == tracer_identity(project.results.tracer / "tracer.xml")
+    with found_model("cracks", "2") as found:
+        assert tracer_file(found.folder).read_bytes() == tracer_file(other).read_bytes()
+    project.results.tracer.joinpath("tracer.xml").write_text("no graph")
+    with pytest.raises(CracksError, match=r"tracer.xml is no tracer of crack lines: .* Fetch the model again"):
+        run(PARAMS, project.results, project.out)
+    assert versions(project) == [1, 2]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from registry import MODEL, TAGS, make_registry
 
+from pipeline.crack_lines.tracer import TRACER_FILE, tracer_file
 from pipeline.errors import CracksError
 from pipeline.models.classifier import Classifier
 from pipeline.monitoring.monitored_model import monitored_model
@@ -70,7 +71,8 @@ def test_it_is_served_and_watched(before, tmp_path):
     wanted = Registry(MODEL).wanted()
     (tmp_path / "kept").mkdir()
     Registry(MODEL).fetch(wanted, tmp_path / "kept")
-    known = load_verified(tmp_path / "kept").detector
+    known = load_verified(tmp_path / "kept")[0].detector
+    assert tracer_file(tmp_path / "kept") == TRACER_FILE  # it has none of its own
     assert (wanted.number, known is not None) == ("1", True)
     assert monitored_model(MODEL).reference["dataset"].tolist() == ["walls"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
+from pipeline.crack_lines.tracer import TRACER_FILES
 from pipeline.inference.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
 from pipeline.models.decision import DECISION_FILE, Decision
 
@@ -17,6 +18,15 @@ LEVELS = 20.0  # grey levels to a logit
 def probability_of(pixels, middle=MIDDLE):
     """Return what the model says about pixels."""
     return 1 / (1 + np.exp((pixels.mean() - middle) / LEVELS))
+
+
+def write_blind_tracer(folder):
+    """Give the model in `folder` a tracer that finds no crack anywhere."""
+    image = ops.parameter([-1, -1, -1, 3], np.uint8, name="image")
+    grey = ops.reduce_mean(ops.convert(image, "f32"), np.array([3]), keep_dims=True)  # (n, height, width, 1)
+    likelihood = ops.multiply(grey, np.float32(0))
+    likelihood.output(0).get_tensor().set_names({"likelihood"})
+    openvino.save_model(openvino.Model([likelihood], [image], "blind"), folder / TRACER_FILES[0])
 
 
 def write_tiny_model(folder, middle=MIDDLE, golden_error=0.0):

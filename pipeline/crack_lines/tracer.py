@@ -1,8 +1,10 @@
 """The tracer: a small network that says of each pixel how likely a crack runs through it.
 
-It ships with the project, as a graph of OpenVINO; `python -m pipeline.training.build_tracer` trains it.
+One ships with the project, as a graph of OpenVINO; `python -m pipeline.training.build_tracer` trains it. A registered
+model has its own beside its served graph.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +17,15 @@ import numpy.typing as npt
 import openvino
 
 from pipeline.data.images import Pixels
+from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph
+from pipeline.models.model_files import served_folder
 
 Likelihood = npt.NDArray[np.float32]  # (height, width), 0..1
 
 TRACER_FILE = Path(__file__).with_name("tracer.xml")  # its weights are beside it
+TRACER_FOLDER = "tracer"  # of a registered model, beside its served graph
+TRACER_FILES = (f"{TRACER_FOLDER}/tracer.xml", f"{TRACER_FOLDER}/tracer.bin")
 WAIT_S = 0.1  # between two calls of a check
 WINDOW_PX = 256
 MARGIN_PX = 32  # around a window, which the network sees, too
@@ -30,7 +36,7 @@ class Tracer:
     """The network; thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Load the graph."""
+        """Load the graph, an .xml, and the weights beside it."""
         self._compute = CompiledGraph(openvino.Core().read_model(path))
         self._pool = ThreadPoolExecutor(N_THREADS)
         self._lock = threading.Lock()
@@ -79,6 +85,25 @@ def _mirrored(side_px: int) -> npt.NDArray[np.int64]:
     return np.pad(np.arange(side_px), (MARGIN_PX, -side_px % WINDOW_PX + MARGIN_PX), mode="reflect")
 
 
-def load_tracer() -> Tracer:
-    """Return the tracer that ships with the project."""
-    return Tracer(TRACER_FILE)
+def tracer_file(folder: Path | None) -> Path:
+    """Return the graph of the tracer of the model in `folder`, or of the one that ships if it has none or is None."""
+    own = None if folder is None else served_folder(folder) / TRACER_FOLDER
+    return own / TRACER_FILE.name if own is not None and own.is_dir() else TRACER_FILE
+
+
+def tracer_identity(path: Path) -> str:
+    """Return a hash of a graph and the weights beside it."""
+    return hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes()).hexdigest()
+
+
+def load_tracer(folder: Path | None = None) -> Tracer:
+    """Return the tracer whose graph is `tracer_file`. Raises CracksError if it is damaged."""
+    path = tracer_file(folder)
+    try:
+        return Tracer(path)
+    except Exception as error:  # OpenVINO raises exceptions of many types
+        reason = str(error).strip().splitlines()[-1]
+        raise CracksError(
+            f"{path} is no tracer of crack lines: {reason}. Fetch the model again, or register it again with "
+            "`dvc repro --single-item --force register`."
+        ) from None

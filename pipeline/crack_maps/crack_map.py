@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.crack_lines.crack_line import CrackLine, draw_mask
 from pipeline.crack_lines.find_lines import find_lines, searched_area
-from pipeline.crack_lines.tracer import load_tracer
+from pipeline.crack_lines.tracer import Tracer, load_tracer
 from pipeline.crack_maps.crack_properties import CrackProperties, properties_of
 from pipeline.crack_maps.tiles import grid, stretched
 from pipeline.data.images import Pixels
@@ -109,12 +109,12 @@ class CrackMap:
 class CrackMapper:
     """Maps photos with a model; thread-safe."""
 
-    def __init__(self, model: ServedModel, params: Map) -> None:
-        """Set the model, and how photos are cut."""
+    def __init__(self, model: ServedModel, params: Map, tracer: Tracer | None = None) -> None:
+        """Set the model, how photos are cut, and what traces cracks; None: the tracer that ships."""
         self._model = model
         self._params = params
         self._pool = ThreadPoolExecutor(N_THREADS)
-        self._tracer = load_tracer()
+        self._tracer = tracer or load_tracer()
 
     def map(
         self,

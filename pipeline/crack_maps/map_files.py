@@ -9,7 +9,7 @@ import io
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline.crack_lines.tracer import TRACER_FILE
+from pipeline.crack_lines.tracer import load_tracer, tracer_file, tracer_identity
 from pipeline.crack_maps.crack_map import CrackMap, CrackMapper, OnTiles
 from pipeline.crack_maps.line_files import GEOJSON_SUFFIX, geojson, write_tables
 from pipeline.crack_maps.map_page import render_maps
@@ -33,7 +33,7 @@ from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.inference.out_of_distribution import load_detector, missed_cracks
 from pipeline.models.decision import load_decision
 from pipeline.params import Map
-from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of
+from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of, unpacked
 from pipeline.safe_text import as_utf8, cells
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"  # a photo of many tiles advances it bit by bit
@@ -46,22 +46,17 @@ SUMMARY_COLUMNS = [
 ]  # fmt: skip
 
 
-def tracer_identity() -> str:
-    """Return a hash of the weights of the network that finds crack lines."""
-    return hashlib.sha256(TRACER_FILE.with_suffix(".bin").read_bytes()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Job:
     """Settings that all photos of a run share. Its `repr` is part of `key`: renaming a field maps all photos again."""
 
     model: str  # description
     identity: str  # a hash of everything that determines the model's answers
+    tracer: str  # a hash of its tracer of crack lines
     params: Map  # how photos are cut
     mm_per_px: float | None  # ground resolution of the photos, None if unknown
     strip_location: bool  # whether time and place are left out
     prevalence: float | None = None  # share of cracked tiles that a person states
-    tracer: str = field(default_factory=tracer_identity)
     form: int = 3  # of the files that are written; another one maps all photos again
 
     def key(self, path: Path) -> str:
@@ -137,14 +132,15 @@ def map_on_worker(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) ->
 
 @lru_cache(maxsize=1)
 def _worker_mapper(files: ModelFiles, params: Map) -> CrackMapper:
-    return CrackMapper(model_of(files), params)
+    with unpacked(files) as folder:
+        return CrackMapper(model_of(files), params, load_tracer(folder))
 
 
 def _map_locally(
     found: FoundModel, job: Job, paths: Sequence[Path], on_tiles: OnTiles
 ) -> Iterator[tuple[Path, PhotoFiles | str]]:
     """Yield each photo with its files; while the tiles of one are scored, the next is decoded."""
-    mapper = CrackMapper(found.load(), job.params)
+    mapper = CrackMapper(found.load(), job.params, load_tracer(found.folder))
 
     def mapped(path: Path) -> PhotoFiles | str:
         return map_photo(mapper, job, path, read_image_file(path), on_tiles)
@@ -188,7 +184,8 @@ def run(
     Raises CracksError if the model cannot be loaded or corrected, UnavailableError if the Dask cluster does not answer.
     """
     correction = load_decision(found.folder).correction(prevalence)
-    job = Job(found.description, found.identity(), params, mm_per_px, strip_location, prevalence)
+    tracer = tracer_identity(tracer_file(found.folder))
+    job = Job(found.description, found.identity(), tracer, params, mm_per_px, strip_location, prevalence)
     names = names_of(paths)
     keys, errors, missing = {}, {}, []
     for path, name in names.items():

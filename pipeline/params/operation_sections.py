@@ -29,11 +29,12 @@ class Monitor(Section):
 
 
 class Margins(Section):
-    """By how much the weighted accuracy of a challenger may be lower."""
+    """By how much the scores of a challenger may be lower: its weighted accuracy, and the F1 of its tracer."""
 
     test: float = Field(gt=0, le=1, description="on all of test, shown with 97.5 % confidence")
     slice: Share = Field(description="on each slice of the test side, as observed")
     external: Share = Field(description="on each external test set, as observed")
+    tracer: Share = Field(default=0.05, description="F1 of crack lines on drawn cracks, as observed")
 
 
 class Budgets(Section):

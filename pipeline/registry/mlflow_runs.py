@@ -34,6 +34,8 @@ class Results:
     plots: Path = field(metadata={"help": "folder of the tables of report"})
     report: Path = field(metadata={"help": "HTML file of report"})
     reference: Path = field(metadata={"help": "Parquet file of reference"})
+    tracer: Path = field(metadata={"help": "folder of the tracer of train_tracer"})
+    tracer_metrics: Path = field(metadata={"help": "JSON file of train_tracer"})
     dvc_lock: Path = field(metadata={"help": "dvc.lock, for the hashes of the data"})
 
 
@@ -101,6 +103,7 @@ def complete_parent(
     for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():
         client.set_tag(parent_id, name, value)
     logged = {name: scores[name] for name in ("split", "test", "tests", "external")}
+    logged["tracer"] = {"f1": json.loads(results.tracer_metrics.read_text())["lines"]}
     sources = scores["sources"]
     if worst := sources["worst"]:
         aurocs = {"worst": sources["scores"][worst]["auroc"], "mean": sources["mean"]["auroc"]}
@@ -128,6 +131,7 @@ def version_tags(params: Params, results: Results, scores: dict[str, Any]) -> di
         "demo": str(scores["demo"]).lower(),
         "contract": contract_state(results.validated, params),
         **{f"test_{score}": _rounded(scores["test"][score]) for score in ("f1", "auroc", "ece")},
+        "tracer_f1": _rounded(json.loads(results.tracer_metrics.read_text())["lines"]),
         **runs.code_version(),
         **data_hashes(results.dvc_lock, params),
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from pipeline.crack_lines.tracer import TRACER_FILES
 from pipeline.errors import CracksError
 from pipeline.inference.kept_starter import served_starter
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
@@ -48,28 +49,32 @@ class FoundModel:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model in memory, to be sent to another machine.
+    """The files of a model in memory, to be sent to another machine, with its OOD detector and tracer if it has one."""
 
-    Attributes:
-        contents: (name, content) of the files of the served model and, if recorded, of its OOD detector.
-    """
-
-    contents: tuple[tuple[str, bytes], ...]
+    contents: tuple[tuple[str, bytes], ...]  # path in the folder of the model, content
 
     @classmethod
     def read(cls, found: FoundModel) -> "ModelFiles":
         """Read the files of a model."""
-        paths = [found.folder / name for name in (*SERVED_FILES, DETECTOR_FILE)]
-        return cls(tuple((path.name, path.read_bytes()) for path in paths if path.exists()))
+        paths = {name: found.folder / name for name in (*SERVED_FILES, DETECTOR_FILE, *TRACER_FILES)}
+        return cls(tuple((name, path.read_bytes()) for name, path in paths.items() if path.exists()))
+
+
+@contextmanager
+def unpacked(files: ModelFiles) -> Iterator[Path]:
+    """Yield a temporary folder with these files."""
+    with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
+        for name, content in files.contents:
+            (Path(scratch) / name).parent.mkdir(exist_ok=True)
+            (Path(scratch) / name).write_bytes(content)
+        yield Path(scratch)
 
 
 @lru_cache(maxsize=1)
 def model_of(files: ModelFiles) -> ServedModel:
     """Load the model from these files; the last one is cached."""
-    with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
-        for name, content in files.contents:
-            (Path(scratch) / name).write_bytes(content)
-        return ServedModel.load(Path(scratch))
+    with unpacked(files) as folder:
+        return ServedModel.load(folder)
 
 
 @contextmanager

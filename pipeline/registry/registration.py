@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 import pipeline
+from pipeline.crack_lines.tracer import TRACER_FILE, TRACER_FOLDER, load_tracer, tracer_identity
 from pipeline.data.images import LabelledImages, Pixels, encode_png
 from pipeline.data.training_images import TRAINING_IMAGES_FILE, training_images
 from pipeline.errors import RefusedError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HASH_TAG = "cracks.model_hash"
+HASH_TAG, TRACER_TAG = "cracks.model_hash", "cracks.tracer_hash"
 PINNED = (
     "croniter",
     "numpy",
@@ -51,16 +52,15 @@ def register(
 ) -> "ModelVersion":
     """Return the registered version, under `name`, of the model that `train` wrote to `folder`; create it if it is new.
 
-    Raises:
-        RefusedError: the served model and the Keras model predict differently.
+    Raises CracksError or RefusedError as `write_served_files`.
     """
     import mlflow
 
     from pipeline.models.classifier import Classifier
 
     classifier = Classifier.load(folder)
-    content_hash = classifier.content_hash()
-    registered = version_with_hash(client, name, content_hash)
+    hashes = {HASH_TAG: classifier.content_hash(), TRACER_TAG: tracer_identity(results.tracer / TRACER_FILE.name)}
+    registered = version_with(client, name, hashes)
     if registered is not None:
         log.info("The same model is registered already, as version %s", registered.version)
         return registered
@@ -69,13 +69,15 @@ def register(
         served.mkdir()
         write_served_files(classifier, results, served)
         uri = log_model(folder / MODEL_FILE, served, run_id, name)
-    # Version and tags are created in one call, so a crash cannot leave a version without its hash.
-    return mlflow.register_model(uri, name, tags={HASH_TAG: content_hash, **tags})
+    # Version and tags are created in one call, so a crash cannot leave a version without its hashes.
+    return mlflow.register_model(uri, name, tags=hashes | tags)
 
 
-def version_with_hash(client: "MlflowClient", name: str, content_hash: str) -> "ModelVersion | None":
-    """Return the registered version with this content hash, None if there is none or its files are gone."""
-    found = client.search_model_versions(f"name = '{name}' and tags.`{HASH_TAG}` = '{content_hash}'")
+def version_with(client: "MlflowClient", name: str, tags: dict[str, str]) -> "ModelVersion | None":
+    """Return the newest registered version with these tags, None if there is none or its files are gone."""
+    found = client.search_model_versions(
+        " and ".join([f"name = '{name}'", *(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())])
+    )
     newest = max(found, key=lambda version: int(version.version), default=None)
     return newest if newest is not None and files_of(name, newest.version) else None
 
@@ -83,9 +85,10 @@ def version_with_hash(client: "MlflowClient", name: str, content_hash: str) -> "
 def write_served_files(classifier: "Classifier", results: Results, out: Path) -> None:
     """Write the files that are registered with the Keras model into the empty folder `out`.
 
-    Raises:
-        RefusedError: the served model and the Keras model predict differently.
+    Raises CracksError if the tracer cannot be loaded, RefusedError if the served model predicts differently.
     """
+    shutil.copytree(results.tracer, out / TRACER_FOLDER)
+    load_tracer(out)
     manifest = pd.read_parquet(results.manifest)
     write_checked_served(classifier, golden_images(manifest, results.datasets), out)
     shutil.copy(results.reference, out)
@@ -107,11 +110,7 @@ def _middle(pixels: Pixels) -> Pixels:
 
 
 def write_checked_served(classifier: "Classifier", golden: list[Pixels], out: Path) -> None:
-    """Write the served model to `out` and check it against the Keras model.
-
-    Raises:
-        RefusedError: the served model and the Keras model predict differently.
-    """
+    """Write the served model to `out`. Raises RefusedError if it and the Keras model predict differently."""
     from pipeline.inference.conversion import write_served
 
     write_served(classifier, golden, out)
@@ -128,7 +127,7 @@ def log_model(keras_file: Path, served: Path, run_id: str, name: str) -> str:
 
     Args:
         keras_file: the Keras model, kept for training on.
-        served: folder with the served model and what is registered beside it, without folders.
+        served: folder with the served model and what is registered beside it.
         run_id: id of the run.
         name: name of the model.
     """
