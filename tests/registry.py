@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
+from tiny_model import write_blind_tracer
 
 from pipeline.data.images import IMAGES_FILE, INVENTORY_FILE
 from pipeline.data.training_images import TRAINING_IMAGES_FILE
@@ -38,7 +39,7 @@ RULES = {
     "min_slice_recall": 0.0,
     "min_source_auroc": 0.7,
     "min_groups": 150,
-    "margins": {"test": 0.05, "slice": 0.5, "external": 0.5},
+    "margins": {"test": 0.05, "slice": 0.5, "external": 0.5, "tracer": 0.05},
     "budgets": {"p95_ms": 5000, "resident_mb": 5000, "size_mb": 100},
 }
 
@@ -124,8 +125,13 @@ class Registry:
         client.create_registered_model(self.name)
         return client
 
-    def add(self, threshold: float, learned: tuple[str, ...] = (), without: str = "", **tags: str) -> str:
-        """Register a version, with all tags that the gate asks for unless `tags` say otherwise; return its number."""
+    def add(
+        self, threshold: float, learned: tuple[str, ...] = (), without: str = "", blind: bool = False, **tags: str
+    ) -> str:
+        """Register a version, with all tags that the gate asks for unless `tags` say otherwise; return its number.
+
+        A blind one has a tracer of its own, which finds no crack; the others have none.
+        """
         folder = self.root / "version"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.graph, folder / "extra_files")
@@ -134,6 +140,8 @@ class Registry:
         pd.DataFrame({"sha256": learned, "photo": None}, dtype="str").to_parquet(
             folder / "extra_files" / TRAINING_IMAGES_FILE
         )
+        if blind:
+            write_blind_tracer(folder / "extra_files")
         if without:
             (folder / "extra_files" / without).unlink()
         experiment_id = tracking.experiment_id(self.client, tracking.EXPERIMENT)

@@ -55,7 +55,8 @@ LINEAGE = Lineage(
     was_rolled_back=False,
     left_out_aurocs={"sdnet/Decks": 0.82},
 )
-GOOD = Evidence(OWN, {"production": COMPARISON, "best": COMPARISON}, OPERATIONS, LINEAGE)
+TRACER = Change(64, 0.73, 0.74)
+GOOD = Evidence(OWN, {"production": COMPARISON, "best": COMPARISON}, TRACER, OPERATIONS, LINEAGE)
 NAN = math.nan
 
 
@@ -88,6 +89,7 @@ def test_good_evidence_passes_every_rule():
         "parts against production",
         "comparison with best",
         "parts against best",
+        "tracer",
         "operations",
         "lineage",
         "sources",
@@ -122,6 +124,14 @@ def test_good_evidence_passes_every_rule():
             against("best", external={"external test set bridge": Change(0, None, None)}),
             "external test set bridge falls from missing to missing on 0 images",
         ),
+        (
+            "tracer",
+            replace(GOOD, tracer=Change(64, 0.679, 0.74)),
+            "its crack lines are worse by 0.0610, at most 0.05 is allowed; F1 of crack lines 0.6790 against 0.7400 of "
+            "the tracer in use, on 64 images with drawn cracks",
+        ),
+        ("tracer", replace(GOOD, tracer=Change(64, NAN, 0.74)), "are worse by nan"),
+        ("tracer", replace(GOOD, tracer=Unknown("it is damaged")), "could not be checked: it is damaged"),
         ("operations", with_operations(golden_difference=0.002), "difference on golden images 0.002 is over 0.001"),
         ("operations", with_operations(p95_ms=101), "p95 latency 101 ms is over 100 ms"),
         ("operations", with_operations(resident_mb=501), "memory 501 MB is over 500 MB"),
@@ -179,6 +189,10 @@ def test_if_no_such_source_was_measured_it_is_said_that_other_structures_are_not
     judgement = decide(unknown, RULES)
     assert judgement.passed
     assert "it is not known how the model does on structures" in judgement.results[-1].text
+
+
+def test_the_tracer_in_use_and_a_better_one_pass():
+    assert failing(replace(GOOD, tracer=None)) == failing(replace(GOOD, tracer=Change(64, 0.8, 0.6))) == []
 
 
 def test_a_demo_never_goes_to_production_but_to_try_promotion_out_where_nothing_real_is():

@@ -11,10 +11,11 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
-from registry import RULES, make_registry, write_graph, write_params
+from registry import N_TEST, RULES, make_registry, write_graph, write_params
 
 from pipeline import cli
 from pipeline.errors import CracksError, RefusedError, UnavailableError
+from pipeline.evaluation import line_scores
 from pipeline.params import load_params
 from pipeline.registry import collect_evidence, promote, runs, tracking
 from pipeline.registry.gate import NOT_MEASURED, SKIPPED
@@ -118,6 +119,26 @@ def test_a_worse_model_is_refused_and_nothing_moves(models):
     assert "f1 0.58" in decided.record.text
 
 
+def test_a_version_whose_tracer_misses_cracks_is_refused_whether_or_not_something_is_in_production(models, monkeypatch):
+    monkeypatch.setattr(line_scores, "N_DRAWN", 12)
+    blind = models.add(GOOD, blind=True)
+    first = decide(models, blind)
+    assert failing(first) == ["tracer"]
+    assert re.search(r"F1 of crack lines 0\.0000 against 0\.\d+ of the tracer in use, on 12 images", first.record.text)
+    in_production(models)
+    assert failing(decide(models, blind)) == ["tracer"]
+    write_params(models.root, margins=RULES["margins"] | {"tracer": 1})
+    assert decide(models, blind).outcome == "promoted"
+    write_params(models.root)
+    texts = {result.name: result.text for result in decide(models, models.add(GOOD)).results}
+    assert re.match(r"F1 of crack lines 0\.\d+ against 0\.0000 of the tracer in use", texts["tracer"])
+    trained_on_test = models.add(GOOD, blind=True, learned=tuple(f"intact{number:03}" for number in range(N_TEST)))
+    texts = {result.name: result.text for result in decide(models, trained_on_test).results}
+    assert texts["tracer"].startswith("could not be checked: The test side has no intact image on which cracks can be")
+    decided = decide(models, models.add(GOOD, without="openvino.bin"))
+    assert failing(decided) == ["floors", "comparison with production", "parts against production", "operations"]
+
+
 def test_a_challenger_is_also_held_against_the_best_that_was_ever_promoted(models):
     write_params(models.root, floors={}, margins=RULES["margins"] | {"test": 0.1})
     best, second, third = in_production(models), models.add(0.95), models.add(BAD)  # levels 130, 100, 80
@@ -180,7 +201,7 @@ def test_an_incumbent_that_cannot_be_read_lets_nothing_pass(models):
     run = models.client.get_run(models.client.get_model_version("cracks", first).run_id)
     shutil.rmtree(Path(run.info.artifact_uri.removeprefix("file://")) / "model")
     decided = decide(models, models.add(GOOD))
-    assert failing(decided) == ["comparison with production", "parts against production"]
+    assert failing(decided) == ["comparison with production", "parts against production", "tracer"]
     assert models.production() == first
 
 
@@ -266,6 +287,7 @@ def test_a_decision_keeps_its_evidence(models):
         "floors",
         "comparison",
         "parts",
+        "tracer",
         "operations",
         "lineage",
         "sources",
@@ -381,11 +403,12 @@ def test_the_command_line_prints_each_rule_and_ends_with_3_where_one_fails(model
         ("FAIL", "floors"),
         ("FAIL", "comparison"),
         ("pass", "parts"),
+        ("pass", "tracer"),
         ("pass", "operations"),
         ("pass", "lineage"),
         ("pass", "sources"),
     ]
-    assert "error: Version 2 is refused, 2 of 6 rules fail. Nothing has moved." in err
+    assert "error: Version 2 is refused, 2 of 7 rules fail. Nothing has moved." in err
 
 
 def test_history_prints_every_decision_newest_first(models, cracks, capsys):

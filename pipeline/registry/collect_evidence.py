@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from pipeline.crack_lines.tracer import load_tracer, tracer_file, tracer_identity
+from pipeline.data.images import ImageSubset
 from pipeline.errors import CracksError, UnavailableError
+from pipeline.evaluation.line_scores import drawn_images, drawn_line_scores
 from pipeline.params import Decide
 from pipeline.registry import runs
 from pipeline.registry.check_served import check_in_subprocess
-from pipeline.registry.evidence import Evidence, Lineage, Operations, Unknown
-from pipeline.registry.score_versions import TestSet, compare, own_scores, score_version, with_predictions
-from pipeline.registry.versions import fetch, worst_left_out
+from pipeline.registry.evidence import Change, Evidence, Lineage, Operations, Unknown
+from pipeline.registry.score_versions import Scored, TestSet, compare, own_scores, score_version, with_predictions
+from pipeline.registry.versions import PRODUCTION, fetch, worst_left_out
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,6 +46,7 @@ def lineage_of(
         for known in (tags, run_tags)
     }
     is_demo = {"true": True, "false": False}
+    is_real = {"true": False, "false": True}
     return Lineage(
         data_hashes={name: value for name, value in tags.items() if name.startswith("dvc.")},
         contract=tags.get("contract", "unknown"),
@@ -52,16 +56,10 @@ def lineage_of(
         dirty_is_allowed=dirty_is_allowed,
         is_demo=is_demo.get(tags.get("demo", "")),
         demo_is_allowed=demo_is_allowed,
-        replaces_real=_replaces_real(production),
+        replaces_real=False if production is None else is_real.get(production.tags.get("demo", "")),
         was_rolled_back=was_rolled_back,
         left_out_aurocs=worst_left_out(tags),
     )
-
-
-def _replaces_real(production: "ModelVersion | None") -> bool | None:
-    if production is None:
-        return False
-    return {"true": False, "false": True}.get(production.tags.get("demo", ""))
 
 
 def operations_of(folder: Path, test_set: TestSet) -> Operations:
@@ -73,33 +71,50 @@ def operations_of(folder: Path, test_set: TestSet) -> Operations:
 def collect(
     name: str, version: str, incumbents: Mapping[str, str], lineage: Lineage, test_set: TestSet, costs: Decide
 ) -> tuple[Evidence, pd.DataFrame]:
-    """Return the evidence about a version, and the predictions of each model that it is based on.
+    """Return the evidence about a version of the registered model `name`, and the predictions that it is based on.
 
-    What cannot be determined is `Unknown`, with the reason.
-
-    Args:
-        name: name of the registered model.
-        version: number of the candidate for production.
-        incumbents: role ("production", "best") -> number of the version to compare with.
-        lineage: lineage of `version`.
-        test_set: the current test set.
-        costs: costs of a missed crack and of a false alarm.
+    What cannot be determined is `Unknown`, with the reason. `incumbents` has role ("production", "best") -> number of
+    the version to compare with; `costs` weighs missed cracks and false alarms.
     """
     with tempfile.TemporaryDirectory() as scratch:
         numbers = dict.fromkeys((version, *incumbents.values()))
         folders = {number: fetched(name, number, Path(scratch) / number) for number in numbers}
         scored = {number: known(score_version, number, folder, test_set) for number, folder in folders.items()}
         operations = known(operations_of, folders[version], test_set)
+        trained_on = (found.groups_trained_on for found in scored.values() if isinstance(found, Scored))
+        production = folders.get(incumbents.get(PRODUCTION, ""))
+        tracer = known(tracer_change, test_set, folders[version], production, frozenset().union(*trained_on))
     challenger = scored[version]
     evidence = Evidence(
         own=known(own_scores, test_set, challenger),
         comparisons={
             role: known(compare, test_set, challenger, scored[number], costs) for role, number in incumbents.items()
         },
+        tracer=tracer,
         operations=operations,
         lineage=lineage,
     )
     return evidence, with_predictions(test_set, scored)
+
+
+def tracer_change(
+    test_set: TestSet, challenger: Path, production: Path | None, trained_on: frozenset[str]
+) -> Change | None:
+    """Return F1 of crack lines of two tracers, on the same drawn cracks; None if they are the same.
+
+    They are those of the fetched models in two folders; with nothing in production, the other one is the one that
+    ships. Cracks are drawn on intact test images, but not on those of the groups `trained_on`. Raises CracksError for
+    a tracer that cannot be loaded.
+    """
+    rows = test_set.rows
+    is_free = (rows["split"] == "test") & (rows["label"] == "intact") & ~rows["group"].isin(trained_on)
+    folders = challenger, production
+    tracers = [load_tracer(folder) for folder in folders]
+    if len({tracer_identity(tracer_file(folder)) for folder in folders}) == 1:
+        return None
+    drawn = drawn_images(ImageSubset(test_set.images, np.flatnonzero(is_free)))
+    ours, theirs = (drawn_line_scores(tracer, drawn)["f1"] for tracer in tracers)
+    return Change(len(drawn), ours, theirs)
 
 
 def fetched(name: str, version: str, folder: Path) -> Path | Unknown:

@@ -33,7 +33,7 @@ class OwnScores:
 
 @dataclass(frozen=True)
 class Change:
-    """Weighted accuracies, 0..1, of challenger and incumbent on the same images."""
+    """Scores, 0..1, of challenger and incumbent on the same images."""
 
     n_images: int
     challenger: Figure
@@ -115,9 +115,13 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All evidence for a decision. `comparisons` has "production" and "best"; it is empty for the first model."""
+    """All evidence for a decision. `comparisons` has "production" and "best"; it is empty for the first model.
+
+    `tracer` has F1 of crack lines on drawn cracks; it is None if the challenger's tracer is the one in use.
+    """
 
     own: OwnScores | Unknown
     comparisons: Mapping[str, Comparison | Unknown]
+    tracer: Change | Unknown | None
     operations: Operations | Unknown
     lineage: Lineage | Unknown

@@ -5,7 +5,7 @@ evidence is `Unknown`, or a figure is None or NaN.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE
@@ -55,7 +55,7 @@ def decide(evidence: Evidence, rules: Promote) -> Judgement:
             results.append(no_part_degrades(role, comparison, rules))
     else:
         results += [RuleResult("comparison", True, SKIPPED), RuleResult("parts", True, SKIPPED)]
-    results += [operations(evidence.operations, rules), lineage(evidence.lineage)]
+    results += [tracer(evidence.tracer, rules), operations(evidence.operations, rules), lineage(evidence.lineage)]
     return Judgement((*results, unseen_sources(evidence, rules)))
 
 
@@ -121,8 +121,23 @@ def no_part_degrades(role: str, comparison: Comparison | Unknown, rules: Promote
     return _result(name, problems, good, {part: _negative(_fall(change)) for part, change, _ in parts})
 
 
+def tracer(change: Change | Unknown | None, rules: Promote) -> RuleResult:
+    """Rule 4: on drawn cracks, F1 of crack lines is lower than with the tracer in use by the margin at most."""
+    if change is None:
+        return RuleResult("tracer", True, "the tracer of crack lines is the one in use")
+    if isinstance(change, Unknown):
+        return _unknown("tracer", change)
+    fall, margin = _fall(change), rules.margins.tracer
+    problems = [f"its crack lines are worse by {_shown(fall)}, at most {margin:g} is allowed"]
+    facts = (
+        f"F1 of crack lines {_shown(change.challenger)} against {_shown(change.incumbent)} of the tracer in use, on "
+        f"{change.n_images} images with drawn cracks"
+    )
+    return _result("tracer", [] if _at_most(fall, margin) else problems, facts, asdict(change), facts)
+
+
 def operations(found: Operations | Unknown, rules: Promote) -> RuleResult:
-    """Rule 4: the served model reproduces its golden images and is within the budgets of latency, memory and size."""
+    """Rule 5: the served model reproduces its golden images and is within the budgets of latency, memory and size."""
     if isinstance(found, Unknown):
         return _unknown("operations", found)
     limits = (
@@ -141,7 +156,7 @@ def operations(found: Operations | Unknown, rules: Promote) -> RuleResult:
 
 
 def lineage(found: Lineage | Unknown) -> RuleResult:
-    """Rule 5: data, contract and code are known; it is no demo; the version was not rolled back."""
+    """Rule 6: data, contract and code are known; it is no demo; the version was not rolled back."""
     if isinstance(found, Unknown):
         return _unknown("lineage", found)
     good = f"{len(found.data_hashes)} data hashes, contract {found.contract}, commit {found.commit[:12]}"
