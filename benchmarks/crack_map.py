@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.crack_lines.find_lines import find_lines, searched_area
-from pipeline.crack_lines.tracer import TRACER_FILE, load_tracer, tracer_identity
+from pipeline.crack_lines.tracer import load_tracer, tracer_identity
 from pipeline.crack_maps.crack_map import CrackMapper
 from pipeline.crack_maps.map_files import Job, map_photo
 from pipeline.crack_maps.photo_files import PhotoFiles, write_photo
@@ -28,6 +28,7 @@ from pipeline.data.photos import read_photo
 from pipeline.data.sources import read_image_file
 from pipeline.inference.starter import load_starter
 from pipeline.models.classifier import Classifier
+from pipeline.models.model_files import TRACER_FILE
 from pipeline.params import Map
 from pipeline.registry.model_lookup import STARTER, found_model
 

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import pandas as pd
 
-from pipeline.crack_lines.tracer import TRACER_FILE, Tracer
+from pipeline.crack_lines.tracer import Tracer
 from pipeline.data.training_images import images_of_side
 from pipeline.evaluation.line_scores import drawn_images, drawn_line_scores
 from pipeline.files import replacing_folder, write_json
+from pipeline.models.model_files import TRACER_FILE
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main
 from pipeline.training.drawn_cracks import grey_image

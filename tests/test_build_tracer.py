@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.crack_lines.tracer import TRACER_FILE
+from pipeline.models.model_files import TRACER_FILE
 from pipeline.training.build_tracer import read_intact
 from pipeline.training.drawn_cracks import IGNORED, draw_example, draw_line
 

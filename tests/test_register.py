@@ -16,7 +16,7 @@ import pytest
 import yaml
 from drawn_data import drawn_files, ingest_files
 
-from pipeline.crack_lines.tracer import TRACER_FILE, tracer_file, tracer_identity
+from pipeline.crack_lines.tracer import tracer_file, tracer_identity
 from pipeline.data.images import INVENTORY_FILE, decode
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inference import conversion
@@ -24,6 +24,7 @@ from pipeline.inference.served import SERVED_FILES, ServedModel
 from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import Decision
+from pipeline.models.model_files import TRACER_FILE
 from pipeline.models.network import build_classifier
 from pipeline.models.tf import keras
 from pipeline.params import Params, load_params

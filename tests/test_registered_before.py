@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from registry import MODEL, TAGS, make_registry
 
-from pipeline.crack_lines.tracer import TRACER_FILE, tracer_file
+from pipeline.crack_lines.tracer import tracer_file
 from pipeline.errors import CracksError
 from pipeline.models.classifier import Classifier
+from pipeline.models.model_files import TRACER_FILE
 from pipeline.monitoring.monitored_model import monitored_model
 from pipeline.params import load_params
 from pipeline.registry import promote, runs, tracking

@@ -8,9 +8,10 @@ import pytest
 from two_datasets import PARAMS
 
 from pipeline import train_tracer
-from pipeline.crack_lines.tracer import TRACER_FILE, tracer_identity
+from pipeline.crack_lines.tracer import tracer_identity
 from pipeline.errors import CracksError
 from pipeline.evaluation import line_scores
+from pipeline.models.model_files import TRACER_FILE
 from pipeline.params import Params
 
 TRAINED = {"kind": "drawn_cracks", "n_steps": 4, "seed": 0}

@@ -19,11 +19,10 @@ import openvino
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph
-from pipeline.models.model_files import served_folder
+from pipeline.models.model_files import TRACER_FILE, served_folder
 
 Likelihood = npt.NDArray[np.float32]  # (height, width), 0..1
 
-TRACER_FILE = Path(__file__).with_name("tracer.xml")  # its weights are beside it
 TRACER_FOLDER = "tracer"  # of a registered model, beside its served graph
 TRACER_FILES = (f"{TRACER_FOLDER}/tracer.xml", f"{TRACER_FOLDER}/tracer.bin")
 WAIT_S = 0.1  # between two calls of a check

@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 import pipeline
-from pipeline.crack_lines.tracer import TRACER_FILE, TRACER_FOLDER, load_tracer, tracer_identity
+from pipeline.crack_lines.tracer import TRACER_FOLDER, load_tracer, tracer_identity
 from pipeline.data.images import LabelledImages, Pixels, encode_png
 from pipeline.data.training_images import TRAINING_IMAGES_FILE, training_images
 from pipeline.errors import RefusedError
 from pipeline.inference.ood_fitting import fit_detector
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import GOLDEN_FILE, MAX_GOLDEN_DIFFERENCE, ServedModel
-from pipeline.models.model_files import MODEL_FILE
+from pipeline.models.model_files import MODEL_FILE, TRACER_FILE
 from pipeline.registry.mlflow_runs import Results
 from pipeline.registry.versions import files_of
 

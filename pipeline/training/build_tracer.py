@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.crack_lines.tracer import TRACER_FILE
+from pipeline.models.model_files import TRACER_FILE
 from pipeline.params import DrawnCracks
 from pipeline.stage import run_main
 from pipeline.training.drawn_cracks import GreyImage
