@@ -85,7 +85,7 @@ MLFLOW_PORT ?= 5000
 API_PORT ?= 8000
 
 STARTER := data/serving/starter
-$(STARTER)/decision.json: pipeline/inference/starter.npz | .venv/installed
+$(STARTER)/decision.json: pipeline/inference/starter.npz pipeline/models/tracer.bin | .venv/installed
 	@echo "Preparing the starter model, which is served until another is registered ..."
 	@python -m pipeline.inference.build_starter served --out $(STARTER)
 

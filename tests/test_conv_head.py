@@ -1,63 +1,106 @@
 from types import SimpleNamespace
 
 import numpy as np
+import openvino
 import pytest
 from interrupted_training import KilledError, Tiles, ignore
+from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 from tiny_conv_head import BACKBONE, CONV_HEAD
 
 from pipeline.errors import CracksError
 from pipeline.evaluation.model_architecture import describe_layers
+from pipeline.inference.openvino_cpu import CompiledGraph
 from pipeline.models.backbones import build_backbone
-from pipeline.models.conv_head import HEAD, activations_of, build_conv_head, conv_head_classifier, stored_weights
-from pipeline.models.network import build_embedder
+from pipeline.models.conv_head import (
+    HEAD,
+    activations_of,
+    build_conv_head,
+    conv_head_classifier,
+    crack_likelihood,
+    stored_weights,
+)
+from pipeline.models.model_files import TRACER_FILE
+from pipeline.models.network import build_embedder, image_input, preprocessed
+from pipeline.models.tf import keras
+from pipeline.models.tracer_network import trained_network
 from pipeline.training.checkpoints import TrainingHistory
 from pipeline.training.conv_head_fitting import fit_conv_head
 
 
 def test_a_layer_that_the_backbone_lacks_is_refused_with_those_that_end_a_block():
     with pytest.raises(CracksError, match=r"mobilenet-v2 has no layer block_99_add, which map_layers.* block_2_add, "):
-        activations_of(BACKBONE, ("block_2_add", "block_99_add"))
+        activations_of(BACKBONE, CONV_HEAD.model_copy(update={"map_layers": ("block_2_add", "block_99_add")}))
 
 
 def test_an_image_size_whose_maps_do_not_fit_each_other_is_refused():
     backbone = BACKBONE.model_copy(update={"image_size_px": 72})
     with pytest.raises(CracksError, match=r"At image_size_px 72.* \[18, 9, 5\] positions a side.*a multiple of 32"):
-        activations_of(backbone, CONV_HEAD.map_layers)
+        activations_of(backbone, CONV_HEAD)
 
 
 def test_the_parts_of_the_activations_are_the_maps_and_the_features():
-    activations = activations_of(BACKBONE, CONV_HEAD.map_layers)
-    assert activations.map_shapes == ((16, 16, 24), (8, 8, 32), (4, 4, 64))
-    batch = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
-    *maps, features = activations.split(activations.network(batch))
+    activations = activations_of(BACKBONE, CONV_HEAD)
+    assert activations.shapes == ((1,), (16, 16, 24), (8, 8, 32), (4, 4, 64), (1280,))
+    image = np.random.default_rng(0).integers(0, 256, (2, 50, 70, 3), np.uint8)
+    likelihood, *maps, features = activations.split(activations.network(image))
+    assert likelihood.shape == (2, 1)
+    np.testing.assert_allclose(features, build_embedder(BACKBONE)(image)["features"], atol=1e-5)
     network = build_backbone("mobilenet-v2", BACKBONE.feature_layers)
-    np.testing.assert_allclose(features, network(batch), atol=1e-5)
-    lowest = type(network)(network.input, network.get_layer("block_2_add").output)(batch)
-    np.testing.assert_allclose(maps[0], lowest, atol=1e-5)
+    lowest = keras.Model(network.input, network.get_layer("block_2_add").output)
+    scaled = keras.Model(any_size := image_input(), preprocessed(any_size, BACKBONE.image_size_px))
+    np.testing.assert_allclose(maps[0], lowest(scaled(image)), atol=1e-5)
 
 
-def test_the_logit_of_a_classifier_is_the_mean_of_its_branches_for_images_of_any_size():
-    activations = activations_of(BACKBONE, CONV_HEAD.map_layers)
+def test_without_the_tracer_there_are_only_the_maps_and_the_features():
+    params = CONV_HEAD.model_copy(update={"tracer_size_px": None})
+    activations = activations_of(BACKBONE, params)
+    assert activations.shapes == ((16, 16, 24), (8, 8, 32), (4, 4, 64), (1280,))
+    assert build_conv_head(activations, params).output.shape == (None, 2)
+
+
+def test_the_tracer_finds_a_drawn_line_likelier_than_concrete_without_one():
+    image = image_input()
+    likelihood = keras.Model(image, crack_likelihood(image, 64))
+    concrete = np.random.default_rng(0).normal(150, 3, (2, 128, 128, 1)).clip(0, 255).repeat(3, axis=3)
+    for x in range(128):
+        concrete[1, round(60 + 8 * np.sin(x / 9)), x] -= 80
+        concrete[1, round(61 + 8 * np.sin(x / 9)), x] -= 80
+    intact, cracked = np.asarray(likelihood(concrete.astype(np.uint8)))[:, 0]
+    assert 0 <= intact < 0.2 < 0.8 < cracked <= 1
+
+
+def test_the_network_of_the_tracer_computes_what_its_graph_does():
+    side_px = 64
+    image = np.random.default_rng(0).integers(90, 160, (1, side_px, side_px, 3), np.uint8)
+    image[:, :, 30:33] = 40
+    logits = trained_network(TRACER_FILE, side_px)(image.astype(np.float32).mean(axis=-1, keepdims=True))
+    by_pixel = np.asarray(logits).reshape(side_px // 2, side_px // 2, 2, 2).swapaxes(1, 2).reshape(side_px, side_px)
+    likelihood = CompiledGraph(openvino.Core().read_model(TRACER_FILE))(image)["likelihood"][0, :, :, 0]
+    np.testing.assert_allclose(expit(by_pixel), likelihood, atol=1e-3)
+
+
+def test_the_logit_of_a_classifier_is_the_weighted_mean_of_its_branches_for_images_of_any_size():
+    activations = activations_of(BACKBONE, CONV_HEAD)
     head = build_conv_head(activations, CONV_HEAD)
-    classifier = conv_head_classifier(BACKBONE, activations, head)
+    classifier = conv_head_classifier(activations, head)
     image = np.random.default_rng(0).integers(0, 256, (3, 50, 70, 3), np.uint8)
     outputs = classifier(image)
     assert outputs["logit"].shape == (3, 1)
     np.testing.assert_allclose(outputs["features"], build_embedder(BACKBONE)(image)["features"], atol=1e-5)
     kernel, bias = head.layers[-2].get_weights()  # of the branch of the features, which is built last
     head.layers[-2].set_weights([kernel, bias + 1])
-    np.testing.assert_allclose(classifier(image)["logit"] - outputs["logit"], 0.5, atol=1e-5)
+    np.testing.assert_allclose(classifier(image)["logit"] - outputs["logit"], 0.4, atol=1e-5)
 
 
 def test_the_layers_of_a_classifier_are_described_with_those_of_its_network_and_its_head():
-    activations = activations_of(BACKBONE, CONV_HEAD.map_layers)
-    layers = describe_layers(conv_head_classifier(BACKBONE, activations, build_conv_head(activations, CONV_HEAD)))
+    activations = activations_of(BACKBONE, CONV_HEAD)
+    layers = describe_layers(conv_head_classifier(activations, build_conv_head(activations, CONV_HEAD)))
     (network,), (head,) = ([layer for layer in layers if layer["name"] == name] for name in ("mobilenet-v2", HEAD))
     shapes = {layer["name"]: tuple(layer["shape"]) for layer in network["layers"]}
     assert shapes["block_2_add"] == (16, 16, 24)
     assert head["layers"][0]["shape"] == (activations.n_values,)
-    assert head["layers"][-1]["shape"] == (2,)
+    assert head["layers"][-1]["shape"] == (3,)
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ DECISION = Decision(threshold=0.4, review_from=0.2, review_to=0.8, prevalence=0.
 
 def classifier(slope=1.5):
     keras.utils.set_random_seed(0)
-    activations = activations_of(BACKBONE, CONV_HEAD.map_layers)
+    activations = activations_of(BACKBONE, CONV_HEAD)
     head = build_conv_head(activations, CONV_HEAD)
     head.set_weights(stored_weights(head))
-    uncalibrated = conv_head_classifier(BACKBONE, activations, head)
+    uncalibrated = conv_head_classifier(activations, head)
     return Classifier(calibrated(uncalibrated, Calibration((Platt(slope, 0.2),))), DECISION)
 
 

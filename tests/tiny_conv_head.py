@@ -7,6 +7,7 @@ CONV_HEAD = ConvHead(
     kind="conv_head",
     backbone="small",
     map_layers=("block_2_add", "block_5_add", "block_9_add"),
+    tracer_size_px=64,
     n_channels=8,
     n_hidden=8,
     dropout=0.1,

@@ -13,6 +13,7 @@ until another model is in production.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import tempfile
@@ -36,6 +37,7 @@ from pipeline.inference.served import ServedModel, served_outputs
 from pipeline.inference.starter import load_starter
 from pipeline.models.classifier import Classifier
 from pipeline.models.conv_head import HEAD, stored_weights
+from pipeline.models.model_files import TRACER_WEIGHTS
 from pipeline.params import Backbone, ConvHead, load_params, named
 from pipeline.stage import run_main
 
@@ -52,6 +54,7 @@ def write_starter(classifier: Classifier, backbone: Backbone, candidate: ConvHea
         "backbone": backbone.model_dump(),
         "candidate": candidate.model_dump(),
         "decision": classifier.decision.as_dict(),
+        "tracer": hashlib.sha256(TRACER_WEIGHTS.read_bytes()).hexdigest(),  # its weights are not in the file
         "n_weights": len(weights),
     }
     arrays: dict[str, Any] = {f"head_{index}": weight for index, weight in enumerate(weights)}

@@ -11,6 +11,7 @@ import pipeline
 from pipeline.files import replacing_folder, write_text
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import SERVED_FILES
+from pipeline.models.model_files import TRACER_WEIGHTS
 from pipeline.project import project_root
 
 STARTER_FILE = Path(__file__).with_name("starter.npz")
@@ -73,4 +74,5 @@ def _key(folder: Path) -> str:
 def _built_from() -> str:
     """Return a hash of the files and versions that the served starter is built from."""
     versions = f"concrete-cracks {pipeline.__version__}, openvino {version('openvino')}".encode()
-    return hashlib.sha256(versions + STARTER_FILE.read_bytes() + STARTER_DETECTOR.read_bytes()).hexdigest()
+    files = (STARTER_FILE, STARTER_DETECTOR, TRACER_WEIGHTS)
+    return hashlib.sha256(b"".join([versions, *(file.read_bytes() for file in files)])).hexdigest()

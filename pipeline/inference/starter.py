@@ -31,10 +31,10 @@ def load_starter(path: Path = STARTER_FILE) -> Classifier:
         weights = [arrays[f"head_{index}"] for index in range(settings["n_weights"])]
         calibration = Calibration((Platt(float(arrays["slope"]), float(arrays["intercept"])),))
     backbone, params = Backbone(**settings["backbone"]), ConvHead(**settings["candidate"])
-    activations = activations_of(backbone, params.map_layers)
+    activations = activations_of(backbone, params)
     head = build_conv_head(activations, params)
     head.set_weights(weights)
-    classifier = conv_head_classifier(backbone, activations, head)
+    classifier = conv_head_classifier(activations, head)
     return Classifier(calibrated(classifier, calibration), Decision(**settings["decision"]))
 
 

@@ -1,9 +1,11 @@
 """A convolutional head: a small network on feature maps of a frozen backbone, beside a hidden layer on its features.
 
 Pooled features say which patterns occur somewhere in an image; the maps say where, and a crack is a pattern that
-continues. Both branches end in a logit, and the logits are averaged: their mistakes differ.
+continues. A third branch, of the tracer of crack lines, has never seen a real crack, and so knows those of no structure
+better than those of another. Each branch ends in a logit, and the logits are averaged: their mistakes differ.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,50 +14,55 @@ import numpy.typing as npt
 
 from pipeline.errors import CracksError
 from pipeline.models.backbones import build_backbone
+from pipeline.models.model_files import TRACER_FILE
 from pipeline.models.network import image_input, preprocessed
 from pipeline.models.tf import keras
+from pipeline.models.tracer_network import trained_network
 from pipeline.params import Backbone, ConvHead
 
-N_BRANCHES = 2
 HEAD = "conv_head"  # name of the head in the classifier
+# Of the logits of the tracer, the maps and the features in their mean. With a third for the tracer, images of other
+# sources are ranked better still, but twice as many intact close-ups are called cracked (docs/experiments.md).
+BRANCH_WEIGHTS = (0.2, 0.4, 0.4)
 
 
 class Activations(NamedTuple):
-    """What a frozen backbone hands to the head: its feature maps, largest first, then its features, as one vector."""
+    """What frozen networks hand to the head, as one vector: the parts of `shapes`, one after the other."""
 
-    network: keras.Model  # float32 (batch, height, width, 3) -> (batch, n_values)
-    map_shapes: tuple[tuple[int, int, int], ...]  # height, width and channels of each map
-    n_features: int
+    network: keras.Model  # uint8 RGB (batch, height, width, 3), of any size -> (batch, n_values)
+    # (1,) for the tracer, if it is used; (height, width, channels) of each feature map, largest first; (n_features,)
+    shapes: tuple[tuple[int, ...], ...]
 
     @property
     def n_values(self) -> int:
         """Return the length of the vector."""
-        return sum(height * width * channels for height, width, channels in self.map_shapes) + self.n_features
+        return sum(map(math.prod, self.shapes))
+
+    @property
+    def n_features(self) -> int:
+        """Return the number of the features, which are at the end of the vector."""
+        return self.shapes[-1][0]
 
     def split(self, values: keras.KerasTensor) -> list[keras.KerasTensor]:
-        """Return the maps, (batch, height, width, channels), and the features, (batch, n_features)."""
-        ends, end = [], 0
-        for height, width, channels in self.map_shapes:
-            end += height * width * channels
-            ends.append(end)
-        *maps, features = keras.ops.split(values, ends, axis=1)
-        shaped = [keras.layers.Reshape(shape)(part) for shape, part in zip(self.map_shapes, maps, strict=True)]
-        return [*shaped, features]
+        """Return the parts, (batch, *shape) each."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1].tolist()
+        parts = keras.ops.split(values, ends, axis=1)
+        return [keras.layers.Reshape(shape)(part) for shape, part in zip(self.shapes, parts, strict=True)]
 
 
-def activations_of(backbone: Backbone, map_layers: Sequence[str]) -> Activations:
-    """Return the frozen network that ends in what a head with these maps reads.
+def activations_of(backbone: Backbone, params: ConvHead) -> Activations:
+    """Return the frozen networks that end in what the head reads.
 
     Raises `CracksError` for a layer that the backbone lacks, or an image size at which the maps do not fit each other.
     """
     network = build_backbone(backbone.architecture, backbone.feature_layers)
     names = [layer.name for layer in network.layers]
-    if unknown := [name for name in map_layers if name not in names]:
+    if unknown := [name for name in params.map_layers if name not in names]:
         raise CracksError(
             f"The backbone {network.name} has no layer {', '.join(unknown)}, which map_layers names. "
             f"Those at the end of a block are {', '.join(name for name in names if name.endswith('_add'))}."
         )
-    maps = [network.get_layer(name).output for name in map_layers]
+    maps = [network.get_layer(name).output for name in params.map_layers]
     size = (None, backbone.image_size_px, backbone.image_size_px, 3)
     shapes = tuple(shape[1:] for shape in keras.Model(network.input, maps).compute_output_shape(size))
     sides = [shape[0] for shape in shapes]
@@ -64,26 +71,52 @@ def activations_of(backbone: Backbone, map_layers: Sequence[str]) -> Activations
             f"At image_size_px {backbone.image_size_px}, the feature maps of map_layers have {sides} positions a side, "
             "which are no multiples of each other. Choose a multiple of 32."
         )
-    flat = [keras.layers.Flatten(name=f"{name}_values")(map_) for name, map_ in zip(map_layers, maps, strict=True)]
-    values = keras.layers.Concatenate(name="activations")([*flat, network.output])
-    return Activations(keras.Model(network.input, values, name=network.name), shapes, network.output.shape[-1])
+    flat = [keras.layers.Flatten()(part) for part in (*maps, network.output)]
+    backbone_values = keras.Model(network.input, keras.layers.Concatenate()(flat), name=network.name)
+    image = image_input()
+    values = backbone_values(preprocessed(image, backbone.image_size_px), training=False)
+    shapes += (network.output.shape[1:],)
+    if params.tracer_size_px:
+        likelihood = crack_likelihood(image, params.tracer_size_px)
+        values, shapes = keras.layers.Concatenate()([likelihood, values]), ((1,), *shapes)
+    return Activations(keras.Model(image, values), shapes)
+
+
+def crack_likelihood(image: keras.KerasTensor, side_px: int) -> keras.KerasTensor:
+    """Return how likely an image has a crack for the tracer, (batch, 1): the mean of its likeliest pixels, 0..1.
+
+    They are as many as a line across half of the image has. `image` is uint8 RGB, (batch, height, width, 3); the
+    tracer sees it in grey, (side_px, side_px).
+    """
+    grey = keras.ops.mean(keras.ops.cast(image, "float32"), axis=-1, keepdims=True)
+    # Resizing takes four values of a larger image for each: so more of them are averaged.
+    grey = keras.layers.Resizing(2 * side_px, 2 * side_px, interpolation="bilinear")(grey)
+    logits = trained_network(TRACER_FILE, side_px)(keras.layers.AveragePooling2D(2)(grey), training=False)
+    likeliest, _ = keras.ops.top_k(keras.layers.Flatten()(logits), side_px // 2)
+    return keras.ops.mean(keras.ops.sigmoid(likeliest), axis=1, keepdims=True)
 
 
 def build_conv_head(activations: Activations, params: ConvHead) -> keras.Model:
-    """Return the untrained head: float32 (batch, n_values) -> the logits of both branches, (batch, 2)."""
+    """Return the untrained head: float32 (batch, n_values) -> the logits of the branches, (batch, n_branches)."""
     values = keras.Input((activations.n_values,), name="activations")
     *maps, features = activations.split(values)
-    logits = [_logit_of_maps(maps, params), _logit_of_features(features, params)]
+    logits = [keras.layers.Dense(1)(_standardised(maps.pop(0)))] if params.tracer_size_px else []
+    logits += [_logit_of_maps(maps, params), _logit_of_features(features, params)]
     return keras.Model(values, keras.layers.Concatenate(name="logits")(logits), name=HEAD)
 
 
-def conv_head_classifier(backbone: Backbone, activations: Activations, head: keras.Model) -> keras.Model:
+def conv_head_classifier(activations: Activations, head: keras.Model) -> keras.Model:
     """Return the uncalibrated graph: uint8 RGB (batch, height, width, 3) -> {"logit": (batch, 1), "features"}."""
-    image = image_input()
-    values = activations.network(preprocessed(image, backbone.image_size_px), training=False)
-    logit = keras.ops.mean(head(values, training=False), axis=1, keepdims=True)
+    values = activations.network.output
+    logit = keras.ops.expand_dims(mean_logit(head(values, training=False)), 1)
     features = keras.ops.split(values, [activations.n_values - activations.n_features], axis=1)[1]
-    return keras.Model(image, {"logit": logit, "features": features}, name="classifier")
+    return keras.Model(activations.network.input, {"logit": logit, "features": features}, name="classifier")
+
+
+def mean_logit(logits: keras.KerasTensor) -> keras.KerasTensor:
+    """Return the weighted mean, (batch,), of the logits of the branches, (batch, n_branches)."""
+    weights = np.array(BRANCH_WEIGHTS[-logits.shape[1] :], np.float32)
+    return keras.ops.sum(logits * (weights / weights.sum()), axis=1)
 
 
 def stored_weights(head: keras.Model) -> list[npt.NDArray[np.floating[Any]]]:
@@ -96,7 +129,7 @@ def _logit_of_maps(maps: Sequence[keras.KerasTensor], params: ConvHead) -> keras
     layers, height = keras.layers, maps[1].shape[1]
     resized = []
     for map_ in maps:
-        x = layers.BatchNormalization(center=False, scale=False)(map_)
+        x = _standardised(map_)
         n_channels = params.n_channels if map_.shape[1] == height else params.n_channels // 2
         if map_.shape[1] > height:
             x = layers.Conv2D(n_channels, 3, map_.shape[1] // height, "same", use_bias=False)(x)
@@ -114,12 +147,17 @@ def _logit_of_maps(maps: Sequence[keras.KerasTensor], params: ConvHead) -> keras
     return layers.Dense(1)(layers.Dropout(params.dropout)(pooled))
 
 
+def _standardised(x: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.layers.BatchNormalization(center=False, scale=False)(x)
+
+
 def _normalised(x: keras.KerasTensor) -> keras.KerasTensor:
     return keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
 
 
 def _logit_of_features(features: keras.KerasTensor, params: ConvHead) -> keras.KerasTensor:
     layers = keras.layers
-    x = layers.BatchNormalization(center=False, scale=False)(features)
-    x = layers.Dense(params.n_hidden, activation="relu")(layers.Dropout(params.feature_dropout)(x))
+    x = layers.Dense(params.n_hidden, activation="relu")(
+        layers.Dropout(params.feature_dropout)(_standardised(features))
+    )
     return layers.Dense(1)(layers.Dropout(params.feature_dropout)(x))

@@ -8,7 +8,8 @@ out-of-distribution detector (known_concrete.npz), the list of training images (
 from pathlib import Path
 
 MODEL_FILE = "model.keras"
-TRACER_FILE = Path(__file__).with_name("tracer.xml")  # of the tracer that ships; its weights are beside it
+TRACER_FILE = Path(__file__).with_name("tracer.xml")  # of the tracer that ships
+TRACER_WEIGHTS = TRACER_FILE.with_suffix(".bin")
 # Folders in the registry; the second in versions registered with MLflow's flavour for Keras, as all once were.
 SERVED, SERVED_BEFORE = "artifacts/served", "extra_files"
 

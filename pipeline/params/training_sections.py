@@ -96,6 +96,12 @@ class ConvHead(Section):
     map_layers: tuple[str, ...] = Field(
         min_length=2, description="layers that return the feature maps, largest first; all get the size of the second"
     )
+    tracer_size_px: int | None = Field(
+        default=None,
+        multiple_of=16,
+        ge=64,
+        description="side of the image for the tracer of crack lines, whose logit is then averaged with the others",
+    )
     n_channels: int = Field(ge=2, description="of the convolutions")
     n_hidden: int = Field(ge=1, description="units of the hidden layer on the features")
     dropout: Share

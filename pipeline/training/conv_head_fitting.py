@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.images import LabelledImages
-from pipeline.models.conv_head import N_BRANCHES, activations_of, build_conv_head, conv_head_classifier, stored_weights
-from pipeline.models.network import image_input, preprocessed
+from pipeline.models.conv_head import activations_of, build_conv_head, conv_head_classifier, stored_weights
 from pipeline.models.tf import keras
 from pipeline.params import Backbone, ConvHead
 from pipeline.training.activation_cache import cache_activations
@@ -28,15 +27,15 @@ def fit_conv_head(
 ) -> tuple[keras.Model, npt.NDArray[np.float32], Features]:
     """Train a convolutional head; return the uncalibrated classifier, and its logits (n,) and features on validation.
 
-    All data sets count equally, and so do both labels within a data set. The loss is the mean of those of both
+    All data sets count equally, and so do both labels within a data set. The loss is the mean of those of the
     branches, so that each learns what it can by itself. A killed run is resumed from the folder of `history`.
     Activations are cached in `unfinished`, once for all images that these are a part of.
     """
     keras.utils.set_random_seed(params.seed)
-    activations = activations_of(backbone, params.map_layers)
+    activations = activations_of(backbone, params)
     head = build_conv_head(activations, params)
-    image = image_input()
-    lower = keras.Model(image, {"features": activations.network(preprocessed(image, backbone.image_size_px))})
+    n_branches = head.output.shape[1]
+    lower = keras.Model(activations.network.input, {"features": activations.network.output})
     cached, held_out = (
         cache_activations(lower, images.whole, unfinished / digest_of(images.whole.rows)).part(images.positions)
         for images in (train, validation)
@@ -46,8 +45,8 @@ def fit_conv_head(
     )
     data = PhaseData(
         head,
-        Batches(cached, train.labels, params, lambda epoch: np.zeros(len(train), np.int64), weights, N_BRANCHES),
-        Batches(held_out, validation.labels, params, None, held_out_weights, N_BRANCHES),
+        Batches(cached, train.labels, params, lambda epoch: np.zeros(len(train), np.int64), weights, n_branches),
+        Batches(held_out, validation.labels, params, None, held_out_weights, n_branches),
     )
     n_steps = params.n_epochs * math.ceil(len(train) / params.batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(params.learning_rate, n_steps)
@@ -56,4 +55,4 @@ def fit_conv_head(
     head.set_weights(stored_weights(head))  # so that what is calibrated and measured is what a file has
     logits = head.predict(data.validation.dataset(head.input_shape), verbose=0).mean(axis=1)
     features = np.stack([held_out.pixels(position)[-activations.n_features :] for position in range(len(validation))])
-    return conv_head_classifier(backbone, activations, head), logits, features
+    return conv_head_classifier(activations, head), logits, features

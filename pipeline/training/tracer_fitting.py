@@ -13,6 +13,7 @@ import openvino
 from pipeline.files import replacing_folder
 from pipeline.models.network import image_input, to_openvino
 from pipeline.models.tf import keras, tf
+from pipeline.models.tracer_network import build_network
 from pipeline.params import DrawnCracks
 from pipeline.training.drawn_cracks import Example, GreyImage, draw_example
 from pipeline.training.hairline_cracks import in_random_orientation
@@ -23,55 +24,11 @@ CROP_PX = 256
 BATCH_IMAGES = 8
 NEW_IMAGES = 3  # of a batch; the others are kept ones in another orientation, because drawing takes as long as training
 KEPT_IMAGES = 3000
-CHANNELS = (16, 32, 64, 96)
-WINDOW = 15  # side of the surroundings for the local contrast, in units of 4 px
-MIN_SPREAD = 4.0  # grey levels
 LEARNING_RATE = 2e-3  # at first; it falls to 0 along a cosine
 PART_STEPS = 100  # after which the weights are kept and the loss is logged
 WEIGHTS_SUFFIX = ".weights.h5"
 CRACK_WEIGHT = 3.0  # of a pixel of a crack in the cross-entropy
 ENTROPY_WEIGHT = 4.0  # against the Dice loss
-
-
-def local_contrast(grey: keras.KerasTensor) -> keras.KerasTensor:
-    """Return grey levels, (n, h, w, 1), relative to their surroundings: to the spread there and to the brightness.
-
-    So a faint crack on a smooth wall and a clear one on rough asphalt look alike. The result is (n, h, w, 2).
-    """
-    coarse = keras.layers.AveragePooling2D(4, 4, padding="same", dtype="float32")
-    surroundings = keras.layers.AveragePooling2D(WINDOW, 1, padding="same", dtype="float32")
-    # Keras's own layer for this needs a fixed size.
-    fine = keras.layers.Lambda(lambda x: tf.image.resize(x, 4 * tf.shape(x)[1:3]), dtype="float32")
-    mean = fine(surroundings(coarse(grey)))
-    square = fine(surroundings(coarse(keras.ops.square(grey))))
-    spread = keras.ops.sqrt(keras.ops.maximum(square - keras.ops.square(mean), MIN_SPREAD**2))
-    difference = grey - mean
-    return keras.ops.concatenate([difference / spread / 2, 4 * difference / keras.ops.maximum(mean, 16.0)], axis=-1)
-
-
-def _convolved(x: keras.KerasTensor, n_channels: int, stride: int = 1) -> keras.KerasTensor:
-    x = keras.layers.Conv2D(n_channels, 3, stride, padding="same", use_bias=False)(x)
-    return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.95)(x))
-
-
-def build_network() -> keras.Model:
-    """Return the network: grey levels 0..255, float32, (n, h, w, 1) -> logit of a crack, (n, h, w, 1).
-
-    Height and width are multiples of 16. It is a U-Net that works at half of the resolution and below.
-    """
-    grey = keras.Input((None, None, 1))
-    x = _convolved(local_contrast(grey), CHANNELS[0], 2)
-    skips = []
-    for n_channels in CHANNELS[1:]:
-        skips.append(_convolved(x, x.shape[-1]))
-        x = _convolved(skips[-1], n_channels, 2)
-    x = _convolved(_convolved(x, CHANNELS[-1]), CHANNELS[-1])
-    for skip in reversed(skips):
-        x = keras.layers.UpSampling2D(2)(keras.layers.Conv2D(skip.shape[-1], 1)(x))
-        x = _convolved(keras.ops.concatenate([x, skip], axis=-1), skip.shape[-1])
-    rare = keras.initializers.Constant(-3.0)  # few pixels are of a crack
-    parts = keras.layers.Conv2D(4, 1, bias_initializer=rare, dtype="float32")(x)
-    return keras.Model(grey, keras.layers.Lambda(lambda x: tf.nn.depth_to_space(x, 2))(parts))
 
 
 def crack_loss(label: tf.Tensor, logit: tf.Tensor) -> tf.Tensor:
