@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.models.calibration import Calibration, Platt, calibrated, fit_calibration, fit_platt
+from pipeline.models.calibration import Calibration, Platt, calibrated, fit_calibration, fit_curves, fit_platt
 from pipeline.models.decision import prevalence_weights
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import expected_calibration_error
@@ -120,13 +120,15 @@ def test_an_image_between_two_data_sets_gets_the_mean_of_both_curves():
     np.testing.assert_allclose(found, [(one + other) / 2, one, other], atol=1e-6)
 
 
-def test_the_exported_graph_computes_the_same_mixture():
+@pytest.mark.parametrize("slopes", [(2, 0.5, 1), (2, 2, 2)])
+def test_the_exported_graph_computes_the_same_mixture(slopes):
     keras.utils.set_random_seed(0)
     network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
     classifier = build_classifier(network, 32, [keras.layers.Dense(1, name="head")])
     kernels = np.array([[1.0, -2.0, 0.5], [0.2, 0.1, -0.3], [0, 0, 0.1]], np.float32)
     membership = tuple(LinearHead(kernel, bias) for kernel, bias in zip(kernels, (0.3, 0, -0.2), strict=True))
-    calibration = Calibration((Platt(2, 0.1), Platt(0.5, -1), Platt(1, 3)), membership)
+    curves = tuple(Platt(slope, intercept) for slope, intercept in zip(slopes, (0.1, -1, 3), strict=True))
+    calibration = Calibration(curves, membership)
     batch = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     plain = {name: np.asarray(output) for name, output in classifier(batch).items()}
     exported = {name: np.asarray(output) for name, output in calibrated(classifier, calibration)(batch).items()}
@@ -134,6 +136,34 @@ def test_the_exported_graph_computes_the_same_mixture():
     np.testing.assert_allclose(exported["probability"], expected, atol=1e-6)
     assert np.ptp(expected) > 0.01
     np.testing.assert_array_equal(exported["features"], plain["features"])
+
+
+def test_curves_with_one_slope_differ_in_their_intercepts_as_the_data_sets_do():
+    rng = np.random.default_rng(0)
+    logits, is_deck = rng.normal(0, 3, 40_000), np.arange(40_000) % 2 == 0
+    labels = rng.random(40_000) < sigmoid(1.7 * logits + np.where(is_deck, -0.6, 0.9))
+    decks, walls = fit_curves(labels, logits, np.where(is_deck, "decks", "walls"))
+    assert decks == pytest.approx((1.7, -0.6), abs=0.05)
+    assert walls == pytest.approx((decks.slope, 0.9), abs=0.05)
+
+
+def test_a_mixture_of_curves_with_one_slope_has_the_mean_of_their_intercepts(two_data_sets):
+    labels, logits, features, datasets = two_data_sets
+    calibration = fit_calibration(labels, logits, features, datasets, one_slope=("decks", "walls"))
+    decks, walls = calibration.curves
+    assert decks.slope == walls.slope
+    midway = np.zeros((1, 100))
+    shares = sigmoid(np.diff([head.logits(midway)[0] for head in calibration.membership])[0])
+    intercept = (1 - shares) * decks.intercept + shares * walls.intercept
+    assert calibration.probabilities(np.array([0.4]), midway) == pytest.approx(
+        sigmoid(decks.slope * 0.4 + intercept), abs=1e-6
+    )
+
+
+def test_a_data_set_that_shares_no_slope_keeps_a_curve_of_its_own(two_data_sets):
+    labels, logits, features, datasets = two_data_sets
+    alone = fit_calibration(labels, logits, features, datasets)
+    assert fit_calibration(labels, logits, features, datasets, one_slope=("decks",)).curves == alone.curves
 
 
 def test_an_image_of_weight_two_counts_as_two_images():

@@ -80,7 +80,7 @@ def test_the_network_of_the_tracer_computes_what_its_graph_does():
     np.testing.assert_allclose(expit(by_pixel), likelihood, atol=1e-3)
 
 
-def test_the_logit_of_a_classifier_is_the_weighted_mean_of_its_branches_for_images_of_any_size():
+def test_the_logit_of_a_classifier_is_the_mean_of_its_branches_for_images_of_any_size():
     activations = activations_of(BACKBONE, CONV_HEAD)
     head = build_conv_head(activations, CONV_HEAD)
     classifier = conv_head_classifier(activations, head)
@@ -90,7 +90,7 @@ def test_the_logit_of_a_classifier_is_the_weighted_mean_of_its_branches_for_imag
     np.testing.assert_allclose(outputs["features"], build_embedder(BACKBONE)(image)["features"], atol=1e-5)
     kernel, bias = head.layers[-2].get_weights()  # of the branch of the features, which is built last
     head.layers[-2].set_weights([kernel, bias + 1])
-    np.testing.assert_allclose(classifier(image)["logit"] - outputs["logit"], 0.4, atol=1e-5)
+    np.testing.assert_allclose(classifier(image)["logit"] - outputs["logit"], 1 / 3, atol=1e-5)
 
 
 def test_the_layers_of_a_classifier_are_described_with_those_of_its_network_and_its_head():

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -17,7 +18,8 @@ from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.conv_head import activations_of, build_conv_head, conv_head_classifier, stored_weights
 from pipeline.models.decision import DECISION_FILE, Decision
-from pipeline.models.model_files import MODEL_FILE
+from pipeline.models.linear_head import LinearHead
+from pipeline.models.model_files import MODEL_FILE, TRACER_WEIGHTS
 from pipeline.models.tf import keras
 
 DECISION = Decision(threshold=0.4, review_from=0.2, review_to=0.8, prevalence=0.5)
@@ -29,7 +31,10 @@ def classifier(slope=1.5):
     head = build_conv_head(activations, CONV_HEAD)
     head.set_weights(stored_weights(head))
     uncalibrated = conv_head_classifier(activations, head)
-    return Classifier(calibrated(uncalibrated, Calibration((Platt(slope, 0.2),))), DECISION)
+    kernel = np.random.default_rng(0).normal(0, 0.1, activations.n_features).astype(np.float32)
+    membership = (LinearHead(0 * kernel, 0.0), LinearHead(kernel, 0.3))
+    curves = (Platt(slope, 0.2), Platt(slope, -0.7))
+    return Classifier(calibrated(uncalibrated, Calibration(curves, membership)), DECISION)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,12 @@ def test_a_model_with_the_scores_of_the_starter_is_the_same_and_another_one_is_r
     assert "ours" in caplog.text
     with pytest.raises(RefusedError, match=r"AUROC differs by 1\.000 from that of starter\.npz, more than 0\.02"):
         project(classifier(slope=-1.5), "--check")
+
+
+def test_the_shipped_starter_was_trained_with_the_tracer_that_ships():
+    with np.load(STARTER_FILE) as arrays:
+        trained_with = json.loads(str(arrays["settings"]))["tracer"]
+    assert trained_with == hashlib.sha256(TRACER_WEIGHTS.read_bytes()).hexdigest()
 
 
 def test_the_shipped_starter_is_small_and_can_be_loaded():

@@ -106,14 +106,18 @@ def test_no_checkpoints_are_left_after_a_training(trained):
     assert not list(trained.folder.rglob("*.partial"))
 
 
-def test_data_sets_that_a_convolutional_head_is_trained_on_share_a_calibration_curve():
+def test_the_curves_of_data_sets_that_a_convolutional_head_is_trained_on_have_one_slope():
     conv = CONV_HEAD.model_dump()
     params = Params.model_validate(PARAMS | {"candidates": PARAMS["candidates"] | {"conv": conv}})
     rng = np.random.default_rng(0)
     names = rng.choice([*params.split.train_on, "elsewhere"], 300)
     images = SimpleNamespace(labels=rng.random(300) < 0.5, rows=pd.DataFrame({"dataset": names}))
-    n_curves = {
-        name: len(calibrate(params, name, images, rng.normal(size=300), rng.normal(size=(300, 4))).curves)
+    logits, features = rng.normal(size=300), rng.normal(size=(300, 4))
+    slopes = {
+        name: [curve.slope for curve in calibrate(params, name, images, logits, features).curves]
         for name in ("conv", "probe")
     }
-    assert n_curves == {"conv": 2, "probe": 3}
+    *trained_on, elsewhere = (slopes["conv"][i] for i in np.argsort(np.unique(names) == "elsewhere", kind="stable"))
+    assert len(set(trained_on)) == 1
+    assert elsewhere != trained_on[0]
+    assert len(set(slopes["probe"])) == 3

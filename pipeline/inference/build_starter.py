@@ -48,7 +48,8 @@ TOLERANCE = 0.02  # of AUROC: training on several cores does not give the same w
 
 def write_starter(classifier: Classifier, backbone: Backbone, candidate: ConvHead, path: Path) -> None:
     """Write head, calibration and decision of a classifier; the weights of its backbone come from a package."""
-    slope, intercept = classifier.model.get_layer("calibration").get_weights()  # (1, 1), (1,)
+    slopes, intercepts = classifier.model.get_layer("calibration").get_weights()  # (1, n_curves), (n_curves,)
+    kernels, biases = classifier.model.get_layer("likeness").get_weights()  # (n_features, n_curves), (n_curves,)
     weights = stored_weights(classifier.model.get_layer(HEAD))
     settings = {
         "backbone": backbone.model_dump(),
@@ -58,10 +59,9 @@ def write_starter(classifier: Classifier, backbone: Backbone, candidate: ConvHea
         "n_weights": len(weights),
     }
     arrays: dict[str, Any] = {f"head_{index}": weight for index, weight in enumerate(weights)}
+    arrays |= {"slopes": slopes[0], "intercepts": intercepts, "kernels": kernels, "biases": biases}
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(
-            file, **arrays, slope=slope[0, 0], intercept=intercept[0], settings=np.array(json.dumps(settings))
-        )
+        np.savez_compressed(file, **arrays, settings=np.array(json.dumps(settings)))
 
 
 def auroc_by_dataset(classifier: Classifier, manifest: Path, datasets: Path) -> "pd.Series[float]":

@@ -19,6 +19,7 @@ from pipeline.models.calibration import Calibration, Platt, calibrated
 from pipeline.models.classifier import Classifier
 from pipeline.models.conv_head import activations_of, build_conv_head, conv_head_classifier
 from pipeline.models.decision import Decision
+from pipeline.models.linear_head import LinearHead
 from pipeline.params import Backbone, ConvHead
 
 N_GOLDEN = 8  # they suffice to compare two implementations of a graph
@@ -29,7 +30,11 @@ def load_starter(path: Path = STARTER_FILE) -> Classifier:
     with np.load(path) as arrays:
         settings = json.loads(str(arrays["settings"]))
         weights = [arrays[f"head_{index}"] for index in range(settings["n_weights"])]
-        calibration = Calibration((Platt(float(arrays["slope"]), float(arrays["intercept"])),))
+        curves = zip(arrays["slopes"].tolist(), arrays["intercepts"].tolist(), strict=True)
+        membership = zip(arrays["kernels"].T, arrays["biases"].tolist(), strict=True)
+        calibration = Calibration(
+            tuple(Platt(*curve) for curve in curves), tuple(LinearHead(*head) for head in membership)
+        )
     backbone, params = Backbone(**settings["backbone"]), ConvHead(**settings["candidate"])
     activations = activations_of(backbone, params)
     head = build_conv_head(activations, params)

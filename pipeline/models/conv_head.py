@@ -21,9 +21,6 @@ from pipeline.models.tracer_network import trained_network
 from pipeline.params import Backbone, ConvHead
 
 HEAD = "conv_head"  # name of the head in the classifier
-# Of the logits of the tracer, the maps and the features in their mean. With a third for the tracer, images of other
-# sources are ranked better still, but twice as many intact close-ups are called cracked (docs/experiments.md).
-BRANCH_WEIGHTS = (0.2, 0.4, 0.4)
 
 
 class Activations(NamedTuple):
@@ -108,15 +105,9 @@ def build_conv_head(activations: Activations, params: ConvHead) -> keras.Model:
 def conv_head_classifier(activations: Activations, head: keras.Model) -> keras.Model:
     """Return the uncalibrated graph: uint8 RGB (batch, height, width, 3) -> {"logit": (batch, 1), "features"}."""
     values = activations.network.output
-    logit = keras.ops.expand_dims(mean_logit(head(values, training=False)), 1)
+    logit = keras.ops.mean(head(values, training=False), axis=1, keepdims=True)
     features = keras.ops.split(values, [activations.n_values - activations.n_features], axis=1)[1]
     return keras.Model(activations.network.input, {"logit": logit, "features": features}, name="classifier")
-
-
-def mean_logit(logits: keras.KerasTensor) -> keras.KerasTensor:
-    """Return the weighted mean, (batch,), of the logits of the branches, (batch, n_branches)."""
-    weights = np.array(BRANCH_WEIGHTS[-logits.shape[1] :], np.float32)
-    return keras.ops.sum(logits * (weights / weights.sum()), axis=1)
 
 
 def stored_weights(head: keras.Model) -> list[npt.NDArray[np.floating[Any]]]:

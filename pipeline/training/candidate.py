@@ -57,10 +57,9 @@ def calibrate(
 ) -> Calibration:
     """Return the calibration of candidate `name`, for the stated prevalence, by its logits on validation.
 
-    The data sets that a convolutional head is trained on share a curve, as it learns from them together.
+    The curves of the data sets that a convolutional head is trained on share a slope, as it learns from them together.
     """
     names = validation.rows["dataset"].to_numpy(str)
     weights = prevalence_weights(validation.labels, names, params.decide.prevalence)
-    if isinstance(params.candidates[name], ConvHead):
-        names = np.where(np.isin(names, params.split.train_on), "trained on", names)
-    return fit_calibration(validation.labels, logits, features, names, weights)
+    one_slope = params.split.train_on if isinstance(params.candidates[name], ConvHead) else ()
+    return fit_calibration(validation.labels, logits, features, names, weights, one_slope)
