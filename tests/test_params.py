@@ -40,6 +40,7 @@ CONV_HEAD = {
     "kind": "conv_head",
     "backbone": "lite",
     "map_layers": ["block_4_add", "block_10_add"],
+    "tracer_size_px": 160,
     "n_channels": 128,
     "n_hidden": 256,
     "dropout": 0.3,
@@ -322,6 +323,7 @@ REQUIRED = [
         "review_budget",
         "width_classes",
         "tracer",
+        "tracer_size_px",
     }
 ]
 
