@@ -25,6 +25,10 @@ class CracksError(Exception):
     exit_code = 2
 
 
+class TooFewImagesError(CracksError):
+    """There are too few images of a kind to train or to score with."""
+
+
 class RefusedError(CracksError):
     """A rule of the project is broken: a failed data contract, a split with leaks, a promotion that fails the gate."""
 

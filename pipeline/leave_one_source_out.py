@@ -16,7 +16,7 @@ import pandas as pd
 from pipeline.data.group_split import EXCLUDED
 from pipeline.data.images import LabelledImages
 from pipeline.data.training_images import TRAINING_SIDES
-from pipeline.errors import CracksError
+from pipeline.errors import TooFewImagesError
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.candidate_choice import best_candidate
 from pipeline.evaluation.unseen_sources import sources_of, too_few
@@ -35,7 +35,8 @@ def scores_by_source(
 
     A source is scored on all of its images; none of their groups is trained or validated on. What is computed of an
     image to train on it is kept in `unfinished` for all trainings, and a source that is done is not trained again.
-    `features` is the folder of the candidate's backbone.
+    `features` is the folder of the candidate's backbone. Only too few images are a reason: any other error is raised,
+    because the gate lets pass what was not measured.
     """
     used = manifest[manifest["split"] != EXCLUDED].sort_values(["dataset", "row"])
     trained_on = used[used["dataset"].isin(params.split.train_on)]
@@ -47,13 +48,13 @@ def scores_by_source(
         left_out = LabelledImages(rows, datasets)
         try:
             if reason := too_few(left_out.labels.sum(), (~left_out.labels).sum(), rows["group"].nunique()):
-                raise CracksError(reason)
+                raise TooFewImagesError(reason)
             if not finished.exists():
                 log.info("Source %d of %d, %s, is left out: training on the others", number, len(sources), source)
                 write_json(finished, _scores_on(left_out, params, name, images, features, unfinished, finished.parent))
             result["scores"][source] = scores = json.loads(finished.read_text())
             log.info("%s, not trained on: AUROC %.3f on %d images", source, scores["auroc"], scores["n"])
-        except CracksError as error:
+        except TooFewImagesError as error:
             result["not_measured"][source] = str(error)
             log.warning("%s is not left out: %s", source, error)
     return result
@@ -74,7 +75,7 @@ def _scores_on(
     train, validation = (images.part((is_other & (images.rows["split"] == side)).to_numpy()) for side in TRAINING_SIDES)
     for side, part in zip(TRAINING_SIDES, (train, validation), strict=True):
         if part.labels.all() or not part.labels.any():
-            raise CracksError(f"on the {side} side, the other sources lack cracked or intact images")
+            raise TooFewImagesError(f"on the {side} side, the other sources lack cracked or intact images")
     history = TrainingHistory(folder / "history.jsonl", lambda step, values: None)
     classifier, _ = train_candidate(params, name, train, validation, features, unfinished, history)
     probabilities = classifier.probabilities(left_out, progress="scoring")

@@ -10,6 +10,7 @@ from two_datasets import PARAMS, write_dataset
 
 from benchmarks.leave_one_source_out import validation_photos
 from pipeline import embed, leave_one_source_out
+from pipeline.errors import CracksError
 from pipeline.evaluation.unseen_sources import AVERAGED, sources_of, summarise_sources, too_few
 from pipeline.params import Params
 from pipeline.training import candidate as candidate_training
@@ -158,3 +159,15 @@ def test_the_only_source_that_is_trained_on_cannot_be_left_out(surfaces, tmp_pat
     )
     assert found["scores"] == {}
     assert found["not_measured"] == {"theirs": "on the train side, the other sources lack cracked or intact images"}
+
+
+def test_an_error_other_than_too_few_images_ends_the_stage_and_is_no_source_that_was_not_measured(
+    surfaces, tmp_path, monkeypatch
+):
+    def train(*_):
+        raise CracksError("The ImageNet weights of efficientnet-lite0 are not installed.")
+
+    monkeypatch.setattr(candidate_training, "train_candidate", train)
+    with pytest.raises(CracksError, match="not installed"):
+        run_stage(surfaces, tmp_path, CONV)
+    assert not (tmp_path / "sources.json").exists()

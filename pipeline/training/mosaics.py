@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from pipeline.data.images import Images, LabelledImages, Pixels, Sizes
-from pipeline.errors import CracksError
+from pipeline.errors import TooFewImagesError
 from pipeline.models.metrics import Labels
 from pipeline.params import MosaicSet
 from pipeline.training.hairline_cracks import (
@@ -66,7 +66,7 @@ class Mosaics:
     ) -> None:
         """Plan `n_images` mosaics for each of `cells_a_side`, of `size_px` x `size_px`.
 
-        Raises `CracksError` if the sources lack a label or a crack line in some fold.
+        Raises `TooFewImagesError` if the sources lack a label or a crack line in some fold.
         """
         n = n_images * len(cells_a_side)
         self._sources, self._size_px, self._seed = sources, size_px, seed
@@ -82,13 +82,13 @@ class Mosaics:
         }
         for (_, label), choice in self._choice.items():
             if not len(choice):
-                raise CracksError(
+                raise TooFewImagesError(
                     f"Mosaics are composed of cracked and intact images, but there are too few "
                     f"{'cracked' if label else 'intact'} ones ({int((sources.labels == label).sum())} of "
                     f"{len(sources.labels)}). Name more data sets under mosaics.of, or leave mosaics out."
                 )
         if sources.crack_lines and set(folds) - set(sources.crack_lines.folds):
-            raise CracksError(
+            raise TooFewImagesError(
                 f"Only {len(sources.crack_lines.folds)} cracks in the images are clear enough to trace, too few for "
                 "the cross-validation. Name more data sets under hairline_mosaics.of, or leave hairline_mosaics out."
             )

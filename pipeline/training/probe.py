@@ -18,7 +18,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from threadpoolctl import threadpool_limits
 
 from pipeline.data.images import ImageSubset, LabelledImages
-from pipeline.errors import CracksError
+from pipeline.errors import TooFewImagesError
 from pipeline.models.linear_head import LinearHead, Scale
 from pipeline.models.metrics import Labels
 from pipeline.params import Backbone, MosaicSet, Probe
@@ -129,10 +129,13 @@ def _n_groups(labels: Labels, groups: npt.NDArray[np.str_]) -> dict[str, int]:
 
 
 def assign_folds(labels: Labels, groups: npt.NDArray[np.str_]) -> Folds:
-    """Return a fold for each image, (n,); groups stay together. Raises `CracksError` if a label has too few of them."""
+    """Return a fold for each image, (n,); groups stay together.
+
+    Raises `TooFewImagesError` if a label has too few groups.
+    """
     for name, n_groups in _n_groups(labels, groups).items():
         if n_groups < N_FOLDS:
-            raise CracksError(
+            raise TooFewImagesError(
                 f"The train side has {n_groups} groups of {name}, but a probe needs {N_FOLDS} for its cross-validation."
                 " Add images, or use a candidate of kind finetune."
             )
