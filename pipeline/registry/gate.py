@@ -1,7 +1,7 @@
-"""The promotion gate: six rules that decide whether a version may go to production.
+"""The promotion gate: seven rules that decide whether a version may go to production.
 
 The functions are pure: they take evidence and limits, return a judgement, and change nothing. A rule fails where its
-evidence is `Unknown`, or a figure is None or NaN.
+evidence is `Unknown`, or a figure is None or NaN; only the one on sources passes where none was measured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -167,7 +167,7 @@ def lineage(found: Lineage | Unknown) -> RuleResult:
 
 
 def unseen_sources(evidence: Evidence, rules: Promote) -> RuleResult:
-    """Rule 6: on the worst source that it was not trained on, AUROC keeps its minimum; not refused if unknown."""
+    """Rule 7: on the worst source that it was not trained on, AUROC keeps its minimum; not refused if unknown."""
     own, found = evidence.own, evidence.lineage
     aurocs = {} if isinstance(found, Unknown) else dict(found.left_out_aurocs)
     aurocs |= {} if isinstance(own, Unknown) else own.external_aurocs
