@@ -5,6 +5,7 @@ import pytest
 from two_datasets import PARAMS
 
 from pipeline.params import Params
+from pipeline.training import checkpoints
 from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
 
 ANOTHER = {
@@ -51,7 +52,7 @@ def with_setting(path, value):
 
 
 @pytest.mark.parametrize("name", ["probe", "finetune"])
-def test_each_setting_has_its_own_checkpoint_folder(name, tmp_path):
+def test_each_setting_has_its_own_checkpoint_folder_and_so_has_another_tracer(name, tmp_path, monkeypatch):
     manifest = tmp_path / "manifest"
     manifest.write_bytes(b"one split")
     changes = {("candidates", name, *path): another(value) for path, value in variants(PARAMS["candidates"][name])} | {
@@ -62,7 +63,10 @@ def test_each_setting_has_its_own_checkpoint_folder(name, tmp_path):
     folders += [checkpoint_folder(tmp_path, manifest, with_setting(*change), name) for change in changes.items()]
     manifest.write_bytes(b"another split")
     folders += [checkpoint_folder(tmp_path, manifest, Params.model_validate(PARAMS), name)]
-    assert len(folders) == len(changes) + 2 == (11 if name == "probe" else 20)
+    (tmp_path / "tracer.bin").write_bytes(b"another tracer")
+    monkeypatch.setattr(checkpoints, "TRACER_WEIGHTS", tmp_path / "tracer.bin")
+    folders += [checkpoint_folder(tmp_path, manifest, Params.model_validate(PARAMS), name)]
+    assert len(folders) == len(changes) + 3 == (12 if name == "probe" else 21)
     assert len(set(folders)) == len(folders)
 
 

@@ -11,15 +11,19 @@ from typing import Any
 import pandas as pd
 
 from pipeline.files import write_text
+from pipeline.models.model_files import TRACER_WEIGHTS
 from pipeline.params import Params, named
 
 FORMAT = b"3"  # of what an unfinished training keeps; one of another format is not resumed
 
 
 def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
-    """Return the checkpoint folder of a candidate; it depends on all settings, so that only an equal run is resumed."""
+    """Return the checkpoint folder of a candidate, so that only an equal run is resumed.
+
+    It depends on all settings, and on the tracer that ships, as cached activations have its likelihoods.
+    """
     candidate = named(params.candidates, name, "candidate")
-    digest = hashlib.sha256(FORMAT + manifest.read_bytes())
+    digest = hashlib.sha256(FORMAT + manifest.read_bytes() + TRACER_WEIGHTS.read_bytes())
     digest.update(candidate.model_dump_json().encode())
     digest.update(params.backbones[candidate.backbone].model_dump_json().encode())
     return checkpoints / digest.hexdigest()[:16]
