@@ -37,6 +37,7 @@ def run(
     """Train the tracer, or copy the one that ships, and measure it."""
     rows = pd.read_parquet(manifest)
     train, test = (images_of_side(rows[rows["label"] == "intact"], side, datasets) for side in ("train", "test"))
+    drawn = drawn_images(test)  # an error, if there is no image, comes before half an hour of training
     with replacing_folder(out) as folder:
         if params.tracer is None:
             for path in (TRACER_FILE, TRACER_FILE.with_suffix(".bin")):
@@ -47,7 +48,6 @@ def run(
             digest = hashlib.sha256(params.tracer.model_dump_json().encode() + manifest.read_bytes()).hexdigest()
             checkpoint, graph = checkpoints / digest[:16], folder / TRACER_FILE.name
             fit_tracer(lambda number: grey_image(train.pixels(number)), len(train), params.tracer, checkpoint, graph)
-    drawn = drawn_images(test)
     scores = drawn_line_scores(Tracer(out / TRACER_FILE.name), drawn)
     write_json(metrics, {"lines": round(scores["f1"], 4)})  # more makes `dvc metrics show` wider than a terminal
     found = ", ".join(f"{name} {score:.4f}" for name, score in scores.items())

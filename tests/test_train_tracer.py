@@ -43,11 +43,14 @@ def test_without_settings_it_is_the_tracer_that_ships_and_measured_the_same_each
     assert run(None) == scores
 
 
-def test_without_an_intact_image_to_draw_on_the_error_says_what_to_do(run, two_datasets, tmp_path):
+@pytest.mark.parametrize("tracer", [None, TRAINED])
+def test_without_an_intact_image_to_draw_on_the_error_says_what_to_do_before_a_training(
+    run, two_datasets, tmp_path, tracer
+):
     manifest = pd.read_parquet(two_datasets.manifest)
     manifest[manifest["label"] == "crack"].to_parquet(tmp_path / "cracked.parquet")
     with pytest.raises(CracksError, match=r"The test side has no intact image .* split.photos"):
-        run(None, tmp_path / "cracked.parquet")
+        run(tracer, tmp_path / "cracked.parquet")
 
 
 @pytest.mark.slow
