@@ -103,8 +103,8 @@ def tracer_change(
     """Return F1 of crack lines of two tracers, on the same drawn cracks; None if they are the same.
 
     They are those of the fetched models in two folders; with nothing in production, the other one is the one that
-    ships. Cracks are drawn on intact test images, but not on those of the groups `trained_on`. Raises CracksError for
-    a tracer that cannot be loaded.
+    ships. Cracks are drawn on intact test images, but not on those of the groups `trained_on`. Raises CracksError if
+    none is left, or a tracer cannot be loaded.
     """
     rows = test_set.rows
     is_free = (rows["split"] == "test") & (rows["label"] == "intact") & ~rows["group"].isin(trained_on)
@@ -112,6 +112,8 @@ def tracer_change(
     tracers = [load_tracer(folder) for folder in folders]
     if len({tracer_identity(tracer_file(folder)) for folder in folders}) == 1:
         return None
+    if not is_free.any():
+        raise CracksError("each intact test image has been trained on by one of the versions compared")
     drawn = drawn_images(ImageSubset(test_set.images, np.flatnonzero(is_free)))
     ours, theirs = (drawn_line_scores(tracer, drawn)["f1"] for tracer in tracers)
     return Change(len(drawn), ours, theirs)
