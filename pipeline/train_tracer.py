@@ -17,7 +17,7 @@ from pipeline.crack_lines.tracer import Tracer
 from pipeline.data.training_images import images_of_side
 from pipeline.evaluation.line_scores import drawn_images, drawn_line_scores
 from pipeline.files import replacing_folder, write_json
-from pipeline.models.model_files import TRACER_FILE
+from pipeline.models.model_files import TRACER_FILE, TRACER_WEIGHTS
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main
 from pipeline.training.drawn_cracks import grey_image
@@ -40,7 +40,7 @@ def run(
     drawn = drawn_images(test)  # an error, if there is no image, comes before half an hour of training
     with replacing_folder(out) as folder:
         if params.tracer is None:
-            for path in (TRACER_FILE, TRACER_FILE.with_suffix(".bin")):
+            for path in (TRACER_FILE, TRACER_WEIGHTS):
                 shutil.copy(path, folder)
         else:
             from pipeline.training.tracer_fitting import fit_tracer  # imports TensorFlow

@@ -101,7 +101,7 @@ def load_tracer(folder: Path | None = None) -> Tracer:
     try:
         return Tracer(path)
     except Exception as error:  # OpenVINO raises exceptions of many types
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise CracksError(
             f"{path} is no tracer of crack lines: {reason}. Fetch the model again, or register it again with "
             "`dvc repro --single-item --force register`."

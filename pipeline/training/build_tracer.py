@@ -3,7 +3,8 @@
     python -m pipeline.training.build_tracer --intact metu.zip sdnet-subset.zip sdnet-more.zip
 
 The archives are those of METU and SDNET2018. Only their intact images are used; cracks are drawn on them. It takes
-half an hour on a core.
+half an hour on a core. The starter model has this tracer as a branch: train it again afterwards, as
+docs/starter-model.md says.
 """
 
 import argparse
