@@ -128,7 +128,7 @@ def test_good_evidence_passes_every_rule():
             "tracer",
             replace(GOOD, tracer=Change(64, 0.679, 0.74)),
             "its crack lines are worse by 0.0610, at most 0.05 is allowed; F1 of crack lines 0.6790 against 0.7400 of "
-            "the tracer in use, on 64 images with drawn cracks",
+            "the better of production's tracer and the one that ships, on 64 images with drawn cracks",
         ),
         ("tracer", replace(GOOD, tracer=Change(64, NAN, 0.74)), "are worse by nan"),
         ("tracer", replace(GOOD, tracer=Unknown("it is damaged")), "could not be checked: it is damaged"),

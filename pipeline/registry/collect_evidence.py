@@ -100,23 +100,24 @@ def collect(
 def tracer_change(
     test_set: TestSet, challenger: Path, production: Path | None, trained_on: frozenset[str]
 ) -> Change | None:
-    """Return F1 of crack lines of two tracers, on the same drawn cracks; None if they are the same.
+    """Return F1 of crack lines, of the challenger's tracer and of the better of two others, on the same drawn cracks.
 
-    They are those of the fetched models in two folders; with nothing in production, the other one is the one that
-    ships. Cracks are drawn on intact test images, but not on those of the groups `trained_on`. Raises CracksError if
-    none is left, or a tracer cannot be loaded.
+    These are production's and the one that ships: compared with production's alone, it could become a little worse
+    with each promotion. None if production, or with nothing there the project, has the same one. Cracks are drawn on
+    intact test images, but not on those of the groups `trained_on`. Raises CracksError if none is left, or a tracer
+    cannot be loaded.
     """
+    tracers = {tracer_identity(tracer_file(folder)): load_tracer(folder) for folder in (None, production, challenger)}
+    ours, in_use = (tracer_identity(tracer_file(folder)) for folder in (challenger, production))
+    if ours == in_use:
+        return None
     rows = test_set.rows
     is_free = (rows["split"] == "test") & (rows["label"] == "intact") & ~rows["group"].isin(trained_on)
-    folders = challenger, production
-    tracers = [load_tracer(folder) for folder in folders]
-    if len({tracer_identity(tracer_file(folder)) for folder in folders}) == 1:
-        return None
     if not is_free.any():
         raise CracksError("each intact test image has been trained on by one of the versions compared")
     drawn = drawn_images(ImageSubset(test_set.images, np.flatnonzero(is_free)))
-    ours, theirs = (drawn_line_scores(tracer, drawn)["f1"] for tracer in tracers)
-    return Change(len(drawn), ours, theirs)
+    f1 = {identity: drawn_line_scores(tracer, drawn)["f1"] for identity, tracer in tracers.items()}
+    return Change(len(drawn), f1.pop(ours), max(f1.values()))
 
 
 def fetched(name: str, version: str, folder: Path) -> Path | Unknown:

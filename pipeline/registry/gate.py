@@ -122,7 +122,10 @@ def no_part_degrades(role: str, comparison: Comparison | Unknown, rules: Promote
 
 
 def tracer(change: Change | Unknown | None, rules: Promote) -> RuleResult:
-    """Rule 4: on drawn cracks, F1 of crack lines is lower than with the tracer in use by the margin at most."""
+    """Rule 4: on drawn cracks, F1 of crack lines is not lower by more than the margin than with production's tracer.
+
+    Nor than with the one that ships.
+    """
     if change is None:
         return RuleResult("tracer", True, "the tracer of crack lines is the one in use")
     if isinstance(change, Unknown):
@@ -130,8 +133,8 @@ def tracer(change: Change | Unknown | None, rules: Promote) -> RuleResult:
     fall, margin = _fall(change), rules.margins.tracer
     problems = [f"its crack lines are worse by {_shown(fall)}, at most {margin:g} is allowed"]
     facts = (
-        f"F1 of crack lines {_shown(change.challenger)} against {_shown(change.incumbent)} of the tracer in use, on "
-        f"{change.n_images} images with drawn cracks"
+        f"F1 of crack lines {_shown(change.challenger)} against {_shown(change.incumbent)} of the better of "
+        f"production's tracer and the one that ships, on {change.n_images} images with drawn cracks"
     )
     return _result("tracer", [] if _at_most(fall, margin) else problems, facts, asdict(change), facts)
 
