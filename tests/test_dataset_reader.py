@@ -1,9 +1,9 @@
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -231,26 +231,31 @@ def test_a_decoder_that_the_kernel_kills_ends_the_run_with_a_reason_and_leaves_n
     assert not (tmp_path / "out").exists()
 
 
-def test_a_request_to_end_while_processes_start_waits_until_they_have(
-    bad_source, files, run_ingest, tmp_path, monkeypatch
-):
-    started = []
+IN_A_NEW_PROCESS = """
+import os, signal, sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from pipeline.data import dataset_reader
+from pipeline.params import Dataset, Limits
 
-    class Pool(ProcessPoolExecutor):
-        def map(self, *arguments, **settings):
-            os.kill(os.getpid(), signal.SIGTERM)
-            results = super().map(*arguments, **settings)
-            started.append(len(self._processes))
-            return results
+class Pool(ProcessPoolExecutor):
+    def map(self, *arguments, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        results = super().map(*arguments, **settings)
+        print(len(self._processes))
+        return results
 
-    monkeypatch.setattr(dataset_reader, "ProcessPoolExecutor", Pool)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with pytest.raises(SystemExit):
-            run_ingest(bad_source(files))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert started == [1]  # for one task
+dataset_reader.ProcessPoolExecutor = Pool
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+dataset_reader.pack_dataset(Dataset(source=sys.argv[1]), Limits.model_validate_json(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def test_a_request_to_end_while_processes_start_waits_until_they_have(bad_source, files, tmp_path):
+    arguments = [str(bad_source(files)), LIMITS.model_dump_json(), str(tmp_path / "out")]
+    ended = subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, *arguments], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (143, "1\n"), ended.stderr  # a process for one task
+    assert "Traceback" not in ended.stderr
     assert not (tmp_path / "out").exists()
 
 
