@@ -31,9 +31,10 @@ from pipeline.errors import CracksError
 from pipeline.files import replacing, write_text
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.inference.out_of_distribution import load_detector, missed_cracks
+from pipeline.inference.served import ServedModel
 from pipeline.models.decision import load_decision
 from pipeline.params import Map
-from pipeline.registry.model_lookup import FoundModel, ModelFiles, model_of, unpacked
+from pipeline.registry.model_lookup import FoundModel, ModelFiles, unpacked
 from pipeline.safe_text import as_utf8, cells
 
 BAR = "{l_bar}{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"  # a photo of many tiles advances it bit by bit
@@ -133,7 +134,7 @@ def map_on_worker(shared: tuple[ModelFiles, Job], task: tuple[Path, Content]) ->
 @lru_cache(maxsize=1)
 def _worker_mapper(files: ModelFiles, params: Map) -> CrackMapper:
     with unpacked(files) as folder:
-        return CrackMapper(model_of(files), params, load_tracer(folder))
+        return CrackMapper(ServedModel.load(folder), params, load_tracer(folder))
 
 
 def _map_locally(

@@ -122,10 +122,7 @@ def no_part_degrades(role: str, comparison: Comparison | Unknown, rules: Promote
 
 
 def tracer(change: Change | Unknown | None, rules: Promote) -> RuleResult:
-    """Rule 4: on drawn cracks, F1 of crack lines is not lower by more than the margin than with production's tracer.
-
-    Nor than with the one that ships.
-    """
+    """Rule 4: F1 of lines on drawn cracks is at most the margin below that of production's and the shipped tracer."""
     if change is None:
         return RuleResult("tracer", True, "the tracer of crack lines is the one in use")
     if isinstance(change, Unknown):

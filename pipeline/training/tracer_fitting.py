@@ -56,7 +56,10 @@ def batches(
 def train(examples: Iterator[Example], n_steps: int, rng: np.random.Generator, checkpoint: Path) -> keras.Model:
     """Return a trained network; a killed training is resumed from the folder `checkpoint`."""
     keras.mixed_precision.set_global_policy("mixed_bfloat16")  # twice as fast where the processor has such numbers
-    network = build_network()
+    try:
+        network = build_network()
+    finally:  # layers keep the policy that they were built with
+        keras.mixed_precision.set_global_policy("float32")
     schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, n_steps)
     network.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4, global_clipnorm=1.0), crack_loss)
     n_parts = max(1, n_steps // PART_STEPS)
@@ -83,7 +86,6 @@ def train(examples: Iterator[Example], n_steps: int, rng: np.random.Generator, c
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=finish)],
         verbose=0,
     )
-    keras.mixed_precision.set_global_policy("float32")
     trained = build_network()
     trained.set_weights(network.get_weights())
     return trained
