@@ -11,6 +11,7 @@ import yaml
 from pipeline.project import INBOX, LOG_FOLDER
 from serving.__main__ import API_KEY
 from serving.allowed_sites import ALLOWED_HOSTS
+from serving.connections import WAIT_S
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "mlflow" / "compose.yaml").read_text(encoding="utf-8")
@@ -77,6 +78,13 @@ def test_the_proxy_leads_to_services_at_the_ports_that_their_health_is_asked_at(
     upstreams = dict(re.findall(r"reverse_proxy (\w+):(\d+)", (ROOT / "mlflow" / "Caddyfile").read_text("utf-8")))
     asked = {name: re.search(r"//\S+?:(\d+)/", str(SERVICES[name]["healthcheck"]["test"])) for name in upstreams}
     assert {name: found and found[1] for name, found in asked.items()} == upstreams
+
+
+def test_the_proxy_ends_a_connection_whose_headers_come_slowly_sooner_than_the_api_would() -> None:
+    caddyfile = (ROOT / "mlflow" / "Caddyfile").read_text(encoding="utf-8")
+    (timeouts,) = re.findall(r"^\tservers \{\n\t\ttimeouts \{\n(.*?)\n\t\t\}", caddyfile, re.MULTILINE | re.DOTALL)
+    limits = dict(re.findall(r"^\t{3}(\w+) (\d+)s$", timeouts, re.MULTILINE))
+    assert 0 < int(limits["read_header"]) < WAIT_S  # without it, Caddy waits for ever
 
 
 @pytest.mark.parametrize("name", SERVICES)
