@@ -33,14 +33,12 @@ from pipeline.data.group_split import build_manifest
 from pipeline.data.images import IMAGES_FILE, LabelledImages
 from pipeline.data.near_duplicates import find_copies
 from pipeline.data.training_images import TRAINING_SIDES
-from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.unseen_sources import AVERAGED, sources_of, summarise_sources
 from pipeline.files import write_json
-from pipeline.leave_one_source_out import scores_by_source
+from pipeline.leave_one_source_out import scores_by_source, scores_on, trained_on
 from pipeline.params import Params, Probe
 from pipeline.split import read_inventories
-from pipeline.training.candidate import train_candidate
-from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
+from pipeline.training.checkpoints import checkpoint_folder
 
 RECIPE = Path("examples/params.starter.yaml")
 MASKED: dict[str, dict[str, Any]] = {  # tiles about the size at which the source shows cracks as SDNET2018's do
@@ -125,17 +123,12 @@ def measured(params: Params, name: str, manifest: pd.DataFrame, datasets: Path) 
     finished = unfinished / "external.json"
     if not finished.exists():
         rows = manifest[manifest["split"].isin(TRAINING_SIDES)].sort_values(["dataset", "row"])
+        every = np.ones(len(rows), bool)
         images = LabelledImages(rows, datasets)
-        train, validation = (images.part((rows["split"] == side).to_numpy()) for side in TRAINING_SIDES)
-        history = TrainingHistory(unfinished / "all" / "history.jsonl", lambda step, values: None)
-        classifier, _ = train_candidate(params, name, train, validation, features, unfinished, history)
-        external = {}
-        for source, rows in manifest[manifest["split"] == "external"].groupby("dataset"):
-            images = LabelledImages(rows, datasets)
-            probabilities = classifier.probabilities(images, progress="scoring")
-            found = scores_with_intervals(images.labels, probabilities, rows["group"].to_numpy(), classifier.decision)
-            external[str(source)] = found
-        write_json(finished, external)
+        classifier = trained_on(params, name, images, every, features, unfinished, unfinished / "all")
+        external = manifest[manifest["split"] == "external"].groupby("dataset")
+        scores = {str(source): scores_on(LabelledImages(rows, datasets), classifier) for source, rows in external}
+        write_json(finished, scores)
     return summarise_sources(left_out, json.loads(finished.read_text()))
 
 

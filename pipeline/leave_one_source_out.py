@@ -9,8 +9,10 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from pipeline.data.group_split import EXCLUDED
@@ -24,6 +26,9 @@ from pipeline.files import write_json
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main
 from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
+
+if TYPE_CHECKING:
+    from pipeline.models.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +44,10 @@ def scores_by_source(
     because the gate lets pass what was not measured.
     """
     used = manifest[manifest["split"] != EXCLUDED].sort_values(["dataset", "row"])
-    trained_on = used[used["dataset"].isin(params.split.train_on)]
+    own = used[used["dataset"].isin(params.split.train_on)]
     images = LabelledImages(used[used["split"].isin(TRAINING_SIDES)], datasets)
     result: dict[str, Any] = {"scores": {}, "not_measured": {}}
-    sources = trained_on.groupby(sources_of(trained_on))
+    sources = own.groupby(sources_of(own))
     for number, (source, rows) in enumerate(sources, start=1):
         finished = unfinished / hashlib.sha256(f"{source} {params.decide}".encode()).hexdigest()[:16] / "scores.json"
         left_out = LabelledImages(rows, datasets)
@@ -51,7 +56,9 @@ def scores_by_source(
                 raise TooFewImagesError(reason)
             if not finished.exists():
                 log.info("Source %d of %d, %s, is left out: training on the others", number, len(sources), source)
-                write_json(finished, _scores_on(left_out, params, name, images, features, unfinished, finished.parent))
+                is_other = ~images.rows["group"].isin(rows["group"]).to_numpy()
+                classifier = trained_on(params, name, images, is_other, features, unfinished, finished.parent)
+                write_json(finished, scores_on(left_out, classifier))
             result["scores"][source] = scores = json.loads(finished.read_text())
             log.info("%s, not trained on: AUROC %.3f on %d images", source, scores["auroc"], scores["n"])
         except TooFewImagesError as error:
@@ -60,26 +67,33 @@ def scores_by_source(
     return result
 
 
-def _scores_on(
-    left_out: LabelledImages,
+def trained_on(
     params: Params,
     name: str,
     images: LabelledImages,
+    chosen: npt.NDArray[np.bool_],
     features: Path,
     unfinished: Path,
     folder: Path,
-) -> dict[str, Any]:
+) -> "Classifier":
+    """Return candidate `name`, trained and validated on the chosen ones, (n,), of all images of both sides.
+
+    A killed training is resumed from `folder`. Raises TooFewImagesError if a label is missing on a side.
+    """
     from pipeline.training.candidate import train_candidate  # loads TensorFlow, which takes seconds
 
-    is_other = ~images.rows["group"].isin(left_out.rows["group"])
-    train, validation = (images.part((is_other & (images.rows["split"] == side)).to_numpy()) for side in TRAINING_SIDES)
+    train, validation = (images.part(chosen & (images.rows["split"] == side).to_numpy()) for side in TRAINING_SIDES)
     for side, part in zip(TRAINING_SIDES, (train, validation), strict=True):
         if part.labels.all() or not part.labels.any():
             raise TooFewImagesError(f"on the {side} side, the other sources lack cracked or intact images")
     history = TrainingHistory(folder / "history.jsonl", lambda step, values: None)
-    classifier, _ = train_candidate(params, name, train, validation, features, unfinished, history)
-    probabilities = classifier.probabilities(left_out, progress="scoring")
-    return scores_with_intervals(left_out.labels, probabilities, left_out.rows["group"].to_numpy(), classifier.decision)
+    return train_candidate(params, name, train, validation, features, unfinished, history)[0]
+
+
+def scores_on(images: LabelledImages, classifier: "Classifier") -> dict[str, Any]:
+    """Return the scores of a classifier on images, with intervals, as `scores_with_intervals`."""
+    probabilities = classifier.probabilities(images, progress="scoring")
+    return scores_with_intervals(images.labels, probabilities, images.rows["group"].to_numpy(), classifier.decision)
 
 
 def run(
