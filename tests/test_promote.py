@@ -20,7 +20,7 @@ from pipeline.params import load_params
 from pipeline.registry import collect_evidence, promote, runs, tracking
 from pipeline.registry.gate import NOT_MEASURED, SKIPPED
 from pipeline.registry.history import opened
-from pipeline.registry.versions import WORST_LEFT_OUT_TAG, version_for_photos
+from pipeline.registry.versions import TRACER_TAG, WORST_LEFT_OUT_TAG, version_for_photos
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +139,12 @@ def test_a_version_whose_tracer_misses_cracks_is_refused_whether_or_not_somethin
     )
     decided = decide(models, models.add(GOOD, without="openvino.bin"))
     assert failing(decided) == ["floors", "comparison with production", "parts against production", "operations"]
+
+
+def test_a_version_whose_tracer_has_changed_since_it_was_registered_is_refused(models):
+    decided = decide(models, models.add(GOOD, blind=True, **{TRACER_TAG: "0" * 64}))
+    assert failing(decided) == ["tracer", "operations"]
+    assert decided.record.text.count("tracer.xml is no tracer of crack lines: it or tracer.bin has changed") == 2
 
 
 def test_a_challenger_is_also_held_against_the_best_that_was_ever_promoted(models):

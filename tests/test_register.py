@@ -16,7 +16,7 @@ import pytest
 import yaml
 from drawn_data import drawn_files, ingest_files
 
-from pipeline.crack_lines.tracer import tracer_file, tracer_identity
+from pipeline.crack_lines.tracer import load_tracer, tracer_file, tracer_identity
 from pipeline.data.images import INVENTORY_FILE, decode
 from pipeline.errors import CracksError, RefusedError, UnavailableError
 from pipeline.inference import conversion
@@ -31,7 +31,7 @@ from pipeline.params import Params, load_params
 from pipeline.register import main, run
 from pipeline.registry import runs, tracking
 from pipeline.registry.mlflow_runs import Results, complete_parent, data_hashes
-from pipeline.registry.model_lookup import found_model
+from pipeline.registry.model_lookup import ModelFiles, found_model, unpacked
 from pipeline.registry.versions import WORST_LEFT_OUT_TAG, is_registered, worst_left_out
 from pipeline.stage import run_main
 
@@ -497,10 +497,27 @@ def test_a_model_with_another_tracer_is_another_version_which_has_it(project, fe
     assert tracer_identity(tracer_file(other)) == tracer_identity(project.results.tracer / "tracer.xml")
     with found_model("cracks", "2") as found:
         assert tracer_file(found.folder).read_bytes() == tracer_file(other).read_bytes()
+        load_tracer(found.folder)
     project.results.tracer.joinpath("tracer.xml").write_text("no graph")
     with pytest.raises(CracksError, match=r"tracer.xml is no tracer of crack lines: .* Fetch the model again"):
         run(PARAMS, project.results, project.out)
     assert versions(project) == [1, 2]
+
+
+def change_a_byte(weights):
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+
+
+def test_a_tracer_that_has_changed_in_the_store_is_noticed_when_it_is_loaded(project):
+    (weights,) = (project.root / "mlflow" / "artifacts").rglob("tracer/tracer.bin")
+    for damage in (change_a_byte, Path.unlink, lambda weights: shutil.rmtree(weights.parent)):
+        damage(weights)
+        with found_model("cracks", "1") as found, unpacked(ModelFiles.read(found)) as on_worker:
+            for folder in (found.folder, on_worker):
+                with pytest.raises(CracksError, match=r"tracer.xml is no tracer of crack lines: .* Fetch the model ag"):
+                    load_tracer(folder)
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from pipeline.crack_lines.tracer import TRACER_FILES
 from pipeline.inference.served import GOLDEN_FILE, GRAPH_FILE, IMAGE_SIZE_KEY
 from pipeline.models.decision import DECISION_FILE, Decision
+from pipeline.models.model_files import TRACER_FILES
 
 DECISION = Decision(threshold=0.5, review_from=0.2, review_to=0.8, prevalence=0.5)
 MIDDLE = 128.0  # grey level of probability 0.5

@@ -19,12 +19,10 @@ import openvino
 from pipeline.data.images import Pixels
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, CompiledGraph
-from pipeline.models.model_files import TRACER_FILE, served_folder
+from pipeline.models.model_files import TRACER_FILE, TRACER_FOLDER, TRACER_HASH, TRACER_WEIGHTS, served_folder
 
 Likelihood = npt.NDArray[np.float32]  # (height, width), 0..1
 
-TRACER_FOLDER = "tracer"  # of a registered model, beside its served graph
-TRACER_FILES = (f"{TRACER_FOLDER}/tracer.xml", f"{TRACER_FOLDER}/tracer.bin")
 WAIT_S = 0.1  # between two calls of a check
 WINDOW_PX = 256
 MARGIN_PX = 32  # around a window, which the network sees, too
@@ -91,18 +89,33 @@ def tracer_file(folder: Path | None) -> Path:
 
 
 def tracer_identity(path: Path) -> str:
-    """Return a hash of a graph and the weights beside it."""
-    return hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes()).hexdigest()
+    """Return a hash of a graph and the weights beside it.
+
+    Raises CracksError if one is missing, or they are not those that were registered, by the hash that `fetch` wrote.
+    """
+    registered = path.with_name(TRACER_HASH)
+    try:
+        found = hashlib.sha256(path.read_bytes() + path.with_name(TRACER_WEIGHTS.name).read_bytes()).hexdigest()
+        is_changed = registered.exists() and registered.read_text(encoding="utf-8") != found
+    except OSError as error:
+        raise _no_tracer(path, str(error)) from None
+    if is_changed:
+        raise _no_tracer(path, f"it or {TRACER_WEIGHTS.name} has changed since it was registered")
+    return found
 
 
 def load_tracer(folder: Path | None = None) -> Tracer:
-    """Return the tracer whose graph is `tracer_file`. Raises CracksError if it is damaged."""
+    """Return the tracer whose graph is `tracer_file`. Raises CracksError if it is damaged, as `tracer_identity`."""
     path = tracer_file(folder)
+    tracer_identity(path)
     try:
         return Tracer(path)
     except Exception as error:  # OpenVINO raises exceptions of many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise CracksError(
-            f"{path} is no tracer of crack lines: {reason}. Fetch the model again, or register it again with "
-            "`dvc repro --single-item --force register`."
-        ) from None
+        raise _no_tracer(path, (str(error).strip() or type(error).__name__).splitlines()[-1]) from None
+
+
+def _no_tracer(path: Path, reason: str) -> CracksError:
+    return CracksError(
+        f"{path} is no tracer of crack lines: {reason}. Fetch the model again, or register it again with "
+        "`dvc repro --single-item --force register`."
+    )

@@ -1,8 +1,8 @@
 """Paths of a model's files, in a folder fetched from the registry or in one that `train` wrote, which is flat.
 
 Beside the Keras model there are decision.json, the served model (openvino.xml, openvino.bin, golden.npz), the
-out-of-distribution detector (known_concrete.npz), the list of training images (learned_from.parquet) and the reference
-(reference.parquet).
+out-of-distribution detector (known_concrete.npz), the list of training images (learned_from.parquet), the reference
+(reference.parquet) and the tracer of crack lines (tracer/).
 """
 
 from pathlib import Path
@@ -10,6 +10,9 @@ from pathlib import Path
 MODEL_FILE = "model.keras"
 TRACER_FILE = Path(__file__).with_name("tracer.xml")  # of the tracer that ships
 TRACER_WEIGHTS = TRACER_FILE.with_suffix(".bin")
+TRACER_FOLDER = "tracer"  # of a registered model, beside its served graph
+TRACER_HASH = "tracer.sha256"  # in it where it was fetched, as a tag of the version has it
+TRACER_FILES = tuple(f"{TRACER_FOLDER}/{name}" for name in (TRACER_FILE.name, TRACER_WEIGHTS.name, TRACER_HASH))
 # Folders in the registry; the second in versions registered with MLflow's flavour for Keras, as all once were.
 SERVED, SERVED_BEFORE = "artifacts/served", "extra_files"
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pipeline.crack_lines.tracer import TRACER_FILES, load_tracer
+from pipeline.crack_lines.tracer import load_tracer
 from pipeline.errors import CracksError
 from pipeline.inference.served import SERVED_FILES, ServedModel
+from pipeline.models.model_files import TRACER_FILES
 from pipeline.registry.evidence import Operations
 from pipeline.stage import run_main
 

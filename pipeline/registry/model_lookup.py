@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.crack_lines.tracer import TRACER_FILES
 from pipeline.errors import CracksError
 from pipeline.inference.kept_starter import served_starter
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import GRAPH_FILE, SERVED_FILES, WEIGHTS_FILE, ServedModel
 from pipeline.models.decision import DECISION_FILE
-from pipeline.models.model_files import served_folder
+from pipeline.models.model_files import TRACER_FILES, served_folder
 from pipeline.registry import tracking
 from pipeline.registry.versions import CHALLENGER, PRODUCTION, fetch, find_version, is_demo, version_for_photos
 

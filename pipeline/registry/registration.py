@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 
 import pipeline
-from pipeline.crack_lines.tracer import TRACER_FOLDER, load_tracer, tracer_identity
+from pipeline.crack_lines.tracer import load_tracer, tracer_identity
 from pipeline.data.images import LabelledImages, Pixels, encode_png
 from pipeline.data.training_images import TRAINING_IMAGES_FILE, training_images
 from pipeline.errors import RefusedError
 from pipeline.inference.ood_fitting import fit_detector
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import GOLDEN_FILE, MAX_GOLDEN_DIFFERENCE, ServedModel
-from pipeline.models.model_files import MODEL_FILE, TRACER_FILE
+from pipeline.models.model_files import MODEL_FILE, TRACER_FILE, TRACER_FOLDER
 from pipeline.registry.mlflow_runs import Results
-from pipeline.registry.versions import files_of
+from pipeline.registry.versions import TRACER_TAG, files_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HASH_TAG, TRACER_TAG = "cracks.model_hash", "cracks.tracer_hash"
+HASH_TAG = "cracks.model_hash"
 PINNED = (
     "croniter",
     "numpy",

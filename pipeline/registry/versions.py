@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import CracksError
-from pipeline.models.model_files import SERVED, SERVED_BEFORE
+from pipeline.files import write_text
+from pipeline.models.model_files import SERVED, SERVED_BEFORE, TRACER_FOLDER, TRACER_HASH, served_folder
 from pipeline.registry import tracking
 from pipeline.registry.store_errors import explained
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 PRODUCTION, CHALLENGER = "production", "challenger"  # aliases
+TRACER_TAG = "cracks.tracer_hash"  # of a version
 WORST_LEFT_OUT_TAG = "worst_source_left_out"  # of a version: AUROC and name
 MOVED = ("promoted", "rolled back")  # outcomes of decisions that moved the alias `production`
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
@@ -162,10 +164,13 @@ def files_of(name: str, version: str) -> frozenset[str]:
 def fetch(name: str, version: str, folder: Path, *, only_served: bool = False) -> Path:
     """Download a version, or only the served model and what is beside it, into `folder`; return the path of the files.
 
+    The hash of its tracer, which a tag has, is written beside that, so that a damaged one is noticed when it is loaded.
+
     Raises:
         CracksError: the store does not have the files.
         UnavailableError: the store does not answer.
     """
+    from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
 
     from pipeline.registry.bounded_requests import TRANSFER_S, within
@@ -182,4 +187,8 @@ def fetch(name: str, version: str, folder: Path, *, only_served: bool = False) -
         source += f"/{SERVED if 'artifacts' in files else SERVED_BEFORE}"
     download = partial(download_artifacts, source, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
     with explained(f"{name} version {version} cannot be fetched. Try again later."):
-        return Path(within(TRANSFER_S, download))
+        fetched = Path(within(TRANSFER_S, download))
+    found = lookup(MlflowClient(uri, uri), name, version)
+    if found is not None and (digest := found.tags.get(TRACER_TAG)):
+        write_text(served_folder(fetched) / TRACER_FOLDER / TRACER_HASH, digest)
+    return fetched
