@@ -18,7 +18,7 @@ from pipeline.registry.mlflow_runs import (
     Results,
     complete_candidates,
     complete_parent,
-    tag_worst_left_out,
+    tag_sources,
     version_tags,
 )
 from pipeline.registry.registration import register
@@ -52,7 +52,7 @@ def run(params: Params, results: Results, out: Path) -> None:
             complete_parent(client, parent_id, params, results, scores)
             tags = version_tags(params, results, scores)
             version = register(client, results.models / best, results, run_ids[best], name, tags)
-            tag_worst_left_out(client, version, scores)
+            tag_sources(client, version, scores)
             client.set_registered_model_alias(name, CHALLENGER, version.version)
     places = {"run_id": version.run_id, "parent_id": parent_id, "experiment_id": experiment_id}
     write_json(out, {"name": name, "version": str(version.version), **places})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE
 from pipeline.params import Promote
 from pipeline.registry.evidence import Change, Comparison, Evidence, Lineage, Operations, OwnScores, Unknown
-from pipeline.registry.gate import SKIPPED, decide
+from pipeline.registry.gate import NOT_MEASURED, SKIPPED, decide
 
 RULES = Promote.model_validate(
     {
@@ -182,6 +182,18 @@ def test_the_first_model_still_has_to_keep_the_floors():
 def test_the_worst_source_that_it_was_not_trained_on_is_named():
     *_, result = decide(GOOD, RULES).results
     assert result.text == "AUROC 0.8200 on sdnet/Decks, the worst of the sources that it was not trained on"
+
+
+@pytest.mark.parametrize("bridge", [0.9, 0.6])
+def test_sources_with_too_few_images_are_named_whether_or_not_the_others_are_good_enough(bridge):
+    own = replace(OWN, too_small=("tunnel",), external_aurocs={"bridge": bridge})
+    named = with_lineage(not_left_out="sdnet/Roof, metu").lineage
+    end = "; not measured, because of too few images: sdnet/Roof, metu, tunnel"
+    result = decide(replace(GOOD, own=own, lineage=named), RULES).results[-1]
+    assert result.text.endswith(end)
+    assert result.passed == (bridge > 0.7)
+    none = replace(GOOD, own=replace(own, external_aurocs={}), lineage=replace(named, left_out_aurocs={}))
+    assert decide(none, RULES).results[-1].text == NOT_MEASURED + end
 
 
 def test_if_no_such_source_was_measured_it_is_said_that_other_structures_are_not_known_and_not_refused():

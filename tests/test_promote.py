@@ -20,7 +20,7 @@ from pipeline.params import load_params
 from pipeline.registry import collect_evidence, promote, runs, tracking
 from pipeline.registry.gate import NOT_MEASURED, SKIPPED
 from pipeline.registry.history import opened
-from pipeline.registry.versions import TRACER_TAG, WORST_LEFT_OUT_TAG, version_for_photos
+from pipeline.registry.versions import NOT_LEFT_OUT_TAG, TRACER_TAG, WORST_LEFT_OUT_TAG, version_for_photos
 
 pytestmark = pytest.mark.slow
 
@@ -160,10 +160,12 @@ def test_a_challenger_is_also_held_against_the_best_that_was_ever_promoted(model
 
 
 def test_a_version_is_refused_for_the_worst_source_that_was_left_out_when_it_was_trained(models):
-    version = models.add(GOOD, **{WORST_LEFT_OUT_TAG: "0.6512 sdnet/Decks of 1960"})
+    tags = {WORST_LEFT_OUT_TAG: "0.6512 sdnet/Decks of 1960", NOT_LEFT_OUT_TAG: "sdnet/Roof"}
+    version = models.add(GOOD, **tags)
     decided = decide(models, version)
     assert failing(decided) == ["sources"]
     assert "AUROC 0.6512 on sdnet/Decks of 1960, which it was not trained on, is under 0.7" in decided.record.text
+    assert decided.record.text.endswith("not measured, because of too few images: sdnet/Roof")
     assert decide(models, models.add(GOOD)).results[-1].text == NOT_MEASURED
 
 

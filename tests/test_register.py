@@ -32,7 +32,7 @@ from pipeline.register import main, run
 from pipeline.registry import runs, tracking
 from pipeline.registry.mlflow_runs import Results, complete_parent, data_hashes
 from pipeline.registry.model_lookup import ModelFiles, found_model, unpacked
-from pipeline.registry.versions import WORST_LEFT_OUT_TAG, is_registered, worst_left_out
+from pipeline.registry.versions import NOT_LEFT_OUT_TAG, WORST_LEFT_OUT_TAG, is_registered, worst_left_out
 from pipeline.stage import run_main
 
 pytestmark = [
@@ -62,14 +62,14 @@ METRICS = {
     "split": {"n_images": 6, "n_groups": 5, "n_copies": 1, "n_excluded": 0, "leaks": 0},
     "test": SCORES,
     "tests": {"demo": SCORES},
-    "external": {"bridge": {**SCORES, "f1": 0.3}},
+    "external": {"bridge": {**SCORES, "f1": 0.3}, "tunnel": SCORES},
     "sources": {
         "scores": {
             "bridge": {**SCORES, "auroc": 0.7},
             "demo/Walls": {**SCORES, "auroc": 0.81},
             "demo/Decks": {**SCORES, "auroc": 0.9},
         },
-        "not_measured": {},
+        "not_measured": {"demo/Roof": "3 cracked images", "tunnel": "2 photos", "demo/Edge": "1 photo"},
         "mean": {"auroc": 0.8033},
         "worst": "bridge",
     },
@@ -379,6 +379,7 @@ def test_the_first_model_is_version_1_and_challenger_with_its_lineage(project):
         "test_auroc": "none",
         "test_ece": "0.1000",
         WORST_LEFT_OUT_TAG: "0.8100 demo/Walls",
+        NOT_LEFT_OUT_TAG: "demo/Roof, demo/Edge",
         "tracer_f1": "0.7100",
         **runs.code_version(),
         **HASHES,

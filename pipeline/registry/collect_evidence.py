@@ -18,7 +18,7 @@ from pipeline.registry import runs
 from pipeline.registry.check_served import check_in_subprocess
 from pipeline.registry.evidence import Change, Evidence, Lineage, Operations, Unknown
 from pipeline.registry.score_versions import Scored, TestSet, compare, own_scores, score_version, with_predictions
-from pipeline.registry.versions import PRODUCTION, fetch, worst_left_out
+from pipeline.registry.versions import NOT_LEFT_OUT_TAG, PRODUCTION, fetch, worst_left_out
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,6 +59,7 @@ def lineage_of(
         replaces_real=False if production is None else is_real.get(production.tags.get("demo", "")),
         was_rolled_back=was_rolled_back,
         left_out_aurocs=worst_left_out(tags),
+        not_left_out=tags.get(NOT_LEFT_OUT_TAG, ""),
     )
 
 

@@ -22,6 +22,7 @@ class OwnScores:
         scores: by name (f1, recall, auroc, ece, ...), 0..1.
         slice_recalls: recall of each slice with enough cracks.
         external_aurocs: AUROC on each external test set with enough images.
+        too_small: names of the other external test sets.
     """
 
     n_images: int
@@ -29,6 +30,7 @@ class OwnScores:
     scores: Mapping[str, Figure]
     slice_recalls: Mapping[str, Figure]
     external_aurocs: Mapping[str, float]
+    too_small: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Lineage:
         replaces_real: whether the model in production was trained on real concrete; None if unknown.
         was_rolled_back: whether this version was rolled back from production.
         left_out_aurocs: AUROC on the worst source left out when it was trained, by its name; empty if none was.
+        not_left_out: names of the sources with too few images for that, "" if there was none.
     """
 
     data_hashes: Mapping[str, str]
@@ -111,6 +114,7 @@ class Lineage:
     replaces_real: bool | None
     was_rolled_back: bool
     left_out_aurocs: Mapping[str, float]
+    not_left_out: str = ""
 
 
 @dataclass(frozen=True)

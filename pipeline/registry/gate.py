@@ -167,12 +167,22 @@ def lineage(found: Lineage | Unknown) -> RuleResult:
 
 
 def unseen_sources(evidence: Evidence, rules: Promote) -> RuleResult:
-    """Rule 7: on the worst source that it was not trained on, AUROC keeps its minimum; not refused if unknown."""
+    """Rule 7: on the worst source that it was not trained on, AUROC keeps its minimum; not refused if unknown.
+
+    The text names the sources that have too few images to be measured.
+    """
     own, found = evidence.own, evidence.lineage
-    aurocs = {} if isinstance(found, Unknown) else dict(found.left_out_aurocs)
-    aurocs |= {} if isinstance(own, Unknown) else own.external_aurocs
+    aurocs: dict[str, float] = {}
+    small: list[str] = []
+    if not isinstance(found, Unknown):
+        aurocs |= found.left_out_aurocs
+        small += [found.not_left_out] if found.not_left_out else []
+    if not isinstance(own, Unknown):
+        aurocs |= own.external_aurocs
+        small += own.too_small
+    not_measured = [f"not measured, because of too few images: {', '.join(small)}"] if small else []
     if not aurocs:
-        return RuleResult("sources", True, NOT_MEASURED)
+        return RuleResult("sources", True, "; ".join([NOT_MEASURED, *not_measured]))
     worst = min(aurocs, key=lambda name: aurocs[name])
     problems = [
         f"AUROC {auroc:.4f} on {name}, which it was not trained on, is under {rules.min_source_auroc:g}"
@@ -180,7 +190,7 @@ def unseen_sources(evidence: Evidence, rules: Promote) -> RuleResult:
         if not _at_least(auroc, rules.min_source_auroc)
     ]
     good = f"AUROC {aurocs[worst]:.4f} on {worst}, the worst of the sources that it was not trained on"
-    return _result("sources", problems, good, aurocs)
+    return _result("sources", problems, "; ".join([good, *not_measured]), aurocs, *not_measured)
 
 
 def _lineage_problems(found: Lineage) -> Iterator[str]:

@@ -10,13 +10,14 @@ import yaml
 
 from pipeline.params import Params
 from pipeline.registry import runs
-from pipeline.registry.versions import WORST_LEFT_OUT_TAG
+from pipeline.registry.versions import NOT_LEFT_OUT_TAG, WORST_LEFT_OUT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 MAX_NAME = 500  # characters in the name of an MLflow data set
+MAX_TAG = 5000  # in the value of a tag
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def complete_parent(
     for name, value in {**hashes, "cracks.candidate": scores["candidate"]}.items():
         client.set_tag(parent_id, name, value)
     logged = {name: scores[name] for name in ("split", "test", "tests", "external")}
-    logged["tracer"] = {"f1": json.loads(results.tracer_metrics.read_text())["lines"]}
+    logged["tracer"] = {"f1": tracer_f1(results)}
     sources = scores["sources"]
     if worst := sources["worst"]:
         aurocs = {"worst": sources["scores"][worst]["auroc"], "mean": sources["mean"]["auroc"]}
@@ -131,18 +132,32 @@ def version_tags(params: Params, results: Results, scores: dict[str, Any]) -> di
         "demo": str(scores["demo"]).lower(),
         "contract": contract_state(results.validated, params),
         **{f"test_{score}": _rounded(scores["test"][score]) for score in ("f1", "auroc", "ece")},
-        "tracer_f1": _rounded(json.loads(results.tracer_metrics.read_text())["lines"]),
+        "tracer_f1": _rounded(tracer_f1(results)),
         **runs.code_version(),
         **data_hashes(results.dvc_lock, params),
     }
 
 
-def tag_worst_left_out(client: "MlflowClient", version: "ModelVersion", scores: dict[str, Any]) -> None:
-    """Tag a version with the worst source left out, if any was; one that was registered before it was measured, too."""
-    aurocs = {name: one["auroc"] for name, one in scores["sources"]["scores"].items() if name not in scores["external"]}
-    if aurocs:
-        worst = min(aurocs, key=lambda name: float(aurocs[name]))
-        client.set_model_version_tag(version.name, version.version, WORST_LEFT_OUT_TAG, f"{aurocs[worst]:.4f} {worst}")
+def tracer_f1(results: Results) -> float:
+    """Return F1 of crack lines of the tracer, as `train_tracer` measured it."""
+    return float(json.loads(results.tracer_metrics.read_text())["lines"])
+
+
+def tag_sources(client: "MlflowClient", version: "ModelVersion", scores: dict[str, Any]) -> None:
+    """Tag a version with the worst source left out, and with those that had too few images for that, if there are any.
+
+    One that was registered before that was measured gets the tags, too.
+    """
+    sources, external = scores["sources"], scores["external"]
+    aurocs = {name: float(one["auroc"]) for name, one in sources["scores"].items() if name not in external}
+    worst = min(aurocs, key=lambda name: aurocs[name], default=None)
+    tags = {
+        WORST_LEFT_OUT_TAG: f"{aurocs[worst]:.4f} {worst}" if worst else "",
+        NOT_LEFT_OUT_TAG: ", ".join(name for name in sources["not_measured"] if name not in external)[:MAX_TAG],
+    }
+    for tag, text in tags.items():
+        if text or tag in version.tags:
+            client.set_model_version_tag(version.name, version.version, tag, text)
 
 
 def _rounded(score: float | None) -> str:

@@ -121,10 +121,12 @@ def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
         cracks = rows.index.isin(part.index) & labels
         if cracks.sum() >= MIN_OF_A_LABEL:
             recalls[name] = float(np.mean(probabilities[cracks] >= scored.decision.threshold))
-    aurocs = {}
+    aurocs, too_small = {}, []
     for dataset, part in test_set.rows[~on_test & is_unseen].groupby("dataset"):
         cracked = (part["label"] == "crack").to_numpy()
-        if not too_few(cracked.sum(), (~cracked).sum(), part["group"].nunique()):
+        if too_few(cracked.sum(), (~cracked).sum(), part["group"].nunique()):
+            too_small.append(str(dataset))
+        else:
             aurocs[str(dataset)] = float(roc_auc_score(cracked, scored.probabilities[part.index]))
     return OwnScores(
         n_images=found["n"],
@@ -132,6 +134,7 @@ def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
         scores={name: found[name] for name in SCORES},
         slice_recalls=recalls,
         external_aurocs=aurocs,
+        too_small=tuple(too_small),
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PRODUCTION, CHALLENGER = "production", "challenger"  # aliases
 TRACER_TAG = "cracks.tracer_hash"  # of a version
 WORST_LEFT_OUT_TAG = "worst_source_left_out"  # of a version: AUROC and name
+NOT_LEFT_OUT_TAG = "sources_not_left_out"  # of a version: names of those with too few images for that
 MOVED = ("promoted", "rolled back")  # outcomes of decisions that moved the alias `production`
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model or version; no such alias
 FORBIDDEN = "PERMISSION_DENIED"  # a server with sign-in also returns it for a missing model, except to administrators
