@@ -28,19 +28,12 @@ Projections = npt.NDArray[np.float64]  # (n, N_DIMENSIONS)
 
 @dataclass(frozen=True)
 class Surface:
-    """A kind of concrete that the model was tested on, and how many cracks it missed there.
+    """A kind of concrete that the model was tested on, and how many cracks it missed there."""
 
-    Attributes:
-        name: data set, and surface where it has several, such as "sdnet Decks".
-        n_cracks: number of cracked test images.
-        n_missed: how many of these the model classified as intact, at its threshold.
-        is_external: whether they are of an external test set; False also where that was not recorded.
-    """
-
-    name: str
-    n_cracks: int
-    n_missed: int
-    is_external: bool = False
+    name: str  # data set, and surface where it has several, such as "sdnet Decks"
+    n_cracks: int  # number of cracked test images
+    n_missed: int  # how many of these the model classified as intact, at its threshold
+    is_external: bool = False  # whether they are of an external test set; False also where that was not recorded
 
 
 def detector_projection(features: Values) -> Projections:
@@ -50,19 +43,12 @@ def detector_projection(features: Values) -> Projections:
 
 @dataclass(frozen=True)
 class OutOfDistributionDetector:
-    """Detects images that are unlike the validation images.
+    """Detects images that are unlike the validation images."""
 
-    Attributes:
-        mean: mean projection of the validation images, (64,).
-        precision: inverse of the covariance of their projections, (64, 64).
-        limit: largest in-distribution distance; None if there were too few images to choose it.
-        surfaces: the surfaces that the model was tested on.
-    """
-
-    mean: Projections
-    precision: Projections
-    limit: float | None
-    surfaces: tuple[Surface, ...]
+    mean: Projections  # mean projection of the validation images, (64,)
+    precision: Projections  # inverse of the covariance of their projections, (64, 64)
+    limit: float | None  # largest in-distribution distance; None if there were too few images to choose it
+    surfaces: tuple[Surface, ...]  # the surfaces that the model was tested on
 
     def distances(self, images: Projections) -> npt.NDArray[np.float64]:
         """Return the Mahalanobis distance of each image from the validation images, (n,)."""

@@ -24,17 +24,11 @@ STARTER_DESCRIPTION = "the starter model, trained on METU and SDNET2018"
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A served model in a folder.
+    """A served model in a folder."""
 
-    Attributes:
-        folder: holds the files of the served model and, if recorded, of its OOD detector.
-        description: the model in words.
-        version: its name in the prediction log: a number, "starter", or the folder.
-    """
-
-    folder: Path
-    description: str
-    version: str
+    folder: Path  # holds the files of the served model and, if recorded, of its OOD detector
+    description: str  # the model in words
+    version: str  # its name in the prediction log: a number, "starter", or the folder
 
     def load(self) -> ServedModel:
         """Load the model. Raises CracksError if a file is missing or broken."""

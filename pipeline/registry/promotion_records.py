@@ -17,31 +17,18 @@ Outcome = Literal["open", "promoted", "rolled back", "refused", "pending", "with
 
 @dataclass(frozen=True)
 class Record:
-    """A promotion decision.
+    """A promotion decision."""
 
-    Attributes:
-        action: what was requested.
-        outcome: the result; "withdrawn" if nothing moved for a reason other than a rule.
-        version: the version to put into production.
-        previous: the version in production at that time, None if there was none.
-        by: user who requested it.
-        text: the reason for a rollback, otherwise the rules that failed.
-        best: the best version promoted up to then.
-        time_ms: time in milliseconds since 1970.
-        process: the process that opened it, a `ProcessIdentity` as JSON.
-        run_id: id of the MLflow run that stores it, "" for a dry run.
-    """
-
-    action: Action
-    outcome: Outcome
-    version: str
-    previous: str | None
-    by: str
-    text: str
-    best: str | None = None
-    time_ms: int = 0
-    process: str = ""
-    run_id: str = ""
+    action: Action  # what was requested
+    outcome: Outcome  # the result; "withdrawn" if nothing moved for a reason other than a rule
+    version: str  # the version to put into production
+    previous: str | None  # the version in production at that time, None if there was none
+    by: str  # user who requested it
+    text: str  # the reason for a rollback, otherwise the rules that failed
+    best: str | None = None  # the best version promoted up to then
+    time_ms: int = 0  # time in milliseconds since 1970
+    process: str = ""  # the process that opened it, a `ProcessIdentity` as JSON
+    run_id: str = ""  # id of the MLflow run that stores it, "" for a dry run
 
     @property
     def time(self) -> str:

@@ -28,19 +28,13 @@ from pipeline.registry.evidence import Change, Comparison, OwnScores, Unknown
 
 @dataclass(frozen=True)
 class TestSet:
-    """The current images on which the gate compares models.
-
-    Attributes:
-        rows: manifest rows of the images, with brightness, sharpness and size.
-        images: pixels in the same order.
-        manifest: all rows of the manifest.
-    """
+    """The current images on which the gate compares models."""
 
     __test__ = False  # not a test class for pytest
 
-    rows: pd.DataFrame
-    images: LabelledImages
-    manifest: pd.DataFrame
+    rows: pd.DataFrame  # manifest rows of the images, with brightness, sharpness and size
+    images: LabelledImages  # pixels in the same order
+    manifest: pd.DataFrame  # all rows of the manifest
 
     @property
     def digest(self) -> str:
@@ -50,19 +44,12 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Scored:
-    """Predictions of a version on the test set.
+    """Predictions of a version on the test set."""
 
-    Attributes:
-        version: version number.
-        probabilities: probability of a crack, float32, (n,).
-        decision: its threshold and review band.
-        groups_trained_on: groups of the current manifest that the version was trained on.
-    """
-
-    version: str
-    probabilities: npt.NDArray[np.float32]
-    decision: Decision
-    groups_trained_on: frozenset[str]
+    version: str  # its number
+    probabilities: npt.NDArray[np.float32]  # of a crack, (n,)
+    decision: Decision  # its threshold and review band
+    groups_trained_on: frozenset[str]  # groups of the current manifest that the version was trained on
 
 
 def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
