@@ -38,8 +38,7 @@ PARTIAL_AGE = timedelta(days=1)  # of what no process still writes
 def clean_cache(before: datetime, *, dry_run: bool) -> None:
     """Delete from DVC's cache what is not used by the workspace, a branch, a tag or a commit since then.
 
-    Raises:
-        CracksError: DVC failed; its own message is above.
+    Raises CracksError if DVC failed; its own message is above.
     """
     command = ["dvc", "--wait-for-lock", "gc", "--workspace", "--force"]
     if (project_root() / ".git").exists():

@@ -32,9 +32,8 @@ log = logging.getLogger(__name__)
 def run(params: Params, results: Results, out: Path) -> None:
     """Record the repro and register the best model.
 
-    Raises:
-        CracksError: the tracking store cannot be used as it is.
-        UnavailableError: the tracking server failed; the next run continues from what is recorded.
+    Raises CracksError if the tracking store cannot be used as it is, UnavailableError if the tracking server failed;
+    the next run continues from what is recorded.
     """
     name = params.register_as.name
     if in_experiment():

@@ -15,12 +15,9 @@ from pipeline.models.network import to_openvino
 
 
 def write_served(classifier: Classifier, golden: list[Pixels], folder: Path) -> None:
-    """Convert a classifier to OpenVINO and write the files of the served model, SERVED_FILES.
+    """Convert a classifier to OpenVINO and write the files of the served model, SERVED_FILES, into an existing folder.
 
-    Args:
-        classifier: the model.
-        golden: images stored with the classifier's probabilities, to check the served model after loading.
-        folder: existing folder to write to.
+    The `golden` images are stored with its probabilities, to check the served model after loading.
     """
     model = classifier.model
     converted = to_openvino(model)

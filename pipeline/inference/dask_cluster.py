@@ -24,15 +24,9 @@ def compute_on_cluster(
 ) -> Iterator[tuple[Key, Result]]:
     """Run tasks on the Dask cluster at `address`; yield the key and the result of each as it completes.
 
-    Args:
-        address: address of the scheduler, such as tcp://host:8786.
-        compute: function of `shared` and a task.
-        shared: data that every task needs; it is sent to each worker once.
-        tasks: pairs of a key and a task; read no faster than they are computed.
-        local_hint: how to run without a cluster, for the error message.
-
-    Raises:
-        UnavailableError: no scheduler answers at `address`, or it has no worker.
+    `address` is that of the scheduler, such as tcp://host:8786. `compute` gets `shared`, which is sent to each worker
+    once, and a task. Tasks come with their keys, and are read no faster than they are computed. Raises UnavailableError
+    if no scheduler answers, or it has no worker; `local_hint` says in the message how to run without a cluster.
     """
     from distributed import Client, as_completed
 

@@ -24,10 +24,7 @@ def served_starter(scratch: Path) -> Path:
     """Return a folder with the starter as a served model, with golden images and its out-of-distribution detector.
 
     It is kept in the project and, outside one, in the user's cache. Where neither can be written, it is built in the
-    new folder `scratch`.
-
-    Raises:
-        CracksError: it must be built, and the package of its backbone is missing.
+    new folder `scratch`. Raises CracksError if it must be built, and the package of its backbone is missing.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     kept = [cache / "concrete-cracks" / f"starter-{_built_from()[:16]}"]  # projects of several versions share it

@@ -23,15 +23,10 @@ FALSE_ALARM_SHARE = 0.002  # of in-distribution images that may count as out-of-
 def fit_detector(
     model: ServedModel, manifest: pd.DataFrame, tested: pd.DataFrame, datasets: Path
 ) -> OutOfDistributionDetector:
-    """Return the detector of a model.
+    """Return the detector of a served model.
 
-    Half of the validation images give the mean and the covariance, the others the limit.
-
-    Args:
-        model: the served model.
-        manifest: the table that the stage split wrote; only its validation rows are used.
-        tested: one row per test or external image: dataset, label, slice, split and probability.
-        datasets: folder with a folder per data set.
+    Half of the validation images of the manifest give the mean and the covariance, the others the limit. `tested` has a
+    row per test or external image: dataset, label, slice, split and probability.
     """
     validation = manifest[manifest["split"] == "validation"]
     # with the smallest hashes of the images: a random sample that does not depend on the order of rows

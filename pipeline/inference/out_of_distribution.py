@@ -81,8 +81,7 @@ class OutOfDistributionDetector:
 def load_detector(folder: Path) -> OutOfDistributionDetector | None:
     """Return the detector of the model in `folder`, or None if it has none.
 
-    Raises:
-        OSError, ValueError or KeyError: its file is damaged.
+    Raises OSError, ValueError or KeyError if its file is damaged.
     """
     file = served_folder(folder) / DETECTOR_FILE
     return OutOfDistributionDetector.load(file) if file.exists() else None
@@ -91,13 +90,10 @@ def load_detector(folder: Path) -> OutOfDistributionDetector | None:
 def fit(
     reference: Projections, held_out: Projections, false_alarm_share: float, surfaces: tuple[Surface, ...]
 ) -> OutOfDistributionDetector:
-    """Return a detector fitted to projections.
+    """Return a detector fitted to projections of in-distribution images.
 
-    Args:
-        reference: projections of in-distribution images, which give the mean and the covariance.
-        held_out: projections of other in-distribution images, which give the limit.
-        false_alarm_share: share of `held_out` that may count as out-of-distribution.
-        surfaces: the surfaces that the model was tested on.
+    `reference` gives the mean and the covariance. `held_out`, others, give the limit: this share of them may count as
+    out-of-distribution. `surfaces` are those that the model was tested on.
     """
     if len(reference) < MIN_REFERENCE_IMAGES:
         return OutOfDistributionDetector(np.zeros(N_DIMENSIONS), np.eye(N_DIMENSIONS), None, surfaces)

@@ -69,8 +69,7 @@ class ServedModel:
     def load(cls, folder: Path) -> "ServedModel":
         """Load the served model from a folder fetched from the registry, or from a flat folder.
 
-        Raises:
-            CracksError: a file is missing or damaged.
+        Raises CracksError if a file is missing or damaged.
         """
         files = served_folder(folder)
         missing = [name for name in SERVED_FILES if not (files / name).is_file()]
@@ -90,12 +89,9 @@ class ServedModel:
             ) from None
 
     def outputs(self, batch: Pixels) -> Outputs:
-        """Return {"probability": (n,), "features": (n, n_features)}, float32, for images of one size.
+        """Return {"probability": (n,), "features": (n, n_features)}, float32, for uint8 RGB (n, height, width, 3).
 
         Thread-safe; there is one stream per core.
-
-        Args:
-            batch: uint8 RGB, (n, height, width, 3).
         """
         return self._compute(batch)
 
@@ -121,8 +117,7 @@ class ServedModel:
     def golden_difference(self) -> float:
         """Return the largest difference, 0..1, from the Keras model's probabilities for the golden images.
 
-        Raises:
-            CracksError: the golden images cannot be read.
+        Raises CracksError if the golden images cannot be read.
         """
         try:
             with self._golden.open("rb") as file, np.load(file) as arrays:
@@ -148,12 +143,7 @@ def served_outputs(
 ) -> Iterator[tuple[npt.NDArray[np.int64], Outputs]]:
     """Run a model over all images in batches of one size; yield (positions, outputs), not in the order of the images.
 
-    Each thread decodes a batch and then computes it, so that no core is idle.
-
-    Args:
-        model: the served model.
-        images: the images.
-        progress: label of the progress bar.
+    Each thread decodes a batch and then computes it, so that no core is idle. `progress` labels the progress bar.
     """
 
     def compute(positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Outputs]:

@@ -104,9 +104,8 @@ class History:
     def move(self, record: Record, details: dict[str, Any], files: Iterable[Path] = ()) -> Record:
         """Open the record, move the alias to its version, and close the record.
 
-        Raises:
-            UnavailableError: another decision is in progress, or production has changed since this one was made; the
-                alias has not moved.
+        Raises UnavailableError if another decision is in progress, or production has changed since this one was made;
+        the alias has not moved.
         """
         opened = self._create(replace(record, outcome="open"))
         try:
@@ -212,8 +211,7 @@ def _record_of(run: "Run") -> Record:
 def opened(model: str) -> Iterator[History]:
     """Yield the history of a registered model in the current tracking store.
 
-    Raises:
-        UnavailableError: the store does not answer, on opening or inside the block.
+    Raises UnavailableError if the store does not answer, on opening or inside the block.
     """
     client, _ = tracking.connect()
     with explained("Run the command again when it is back: what was begun is then seen, and ended or taken back."):

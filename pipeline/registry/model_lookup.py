@@ -74,14 +74,9 @@ def model_of(files: ModelFiles) -> ServedModel:
 def found_model(name: str, wanted: str | None) -> Iterator[FoundModel]:
     """Yield a served model; a model without served files is converted into a temporary folder.
 
-    Args:
-        name: name of the registered model.
-        wanted: an alias, a version number, a folder or "starter"; None means `production`, else `challenger` if it was
-            trained on real concrete, else the starter model.
-
-    Raises:
-        CracksError: there is no such model.
-        UnavailableError: the tracking server does not answer.
+    `wanted` is an alias, a version number, a folder or "starter"; None means `production`, else `challenger` if it was
+    trained on real concrete, else the starter model. `name` is that of the registered model. Raises CracksError if
+    there is no such model, UnavailableError if the tracking server does not answer.
     """
     with tempfile.TemporaryDirectory(prefix="cracks-") as scratch:
         folder, description, version = locate(name, wanted, Path(scratch) / "fetched")

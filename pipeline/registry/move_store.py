@@ -36,8 +36,7 @@ def schema_version(connection: sa.Connection) -> str:
 def copy_rows(source: sa.Connection, target: sa.Connection) -> None:
     """Replace the rows of an unused target by those of the source, with the locations of files rewritten.
 
-    Raises:
-        ValueError: the databases have different versions of the tables, or the target has runs.
+    Raises ValueError if the databases have different versions of the tables, or the target has runs.
     """
     if (ours := schema_version(source)) != (theirs := schema_version(target)):
         raise ValueError(f"the tables differ: version {ours} here, {theirs} there. Run `mlflow db upgrade` on both.")

@@ -49,20 +49,14 @@ def run(
 ) -> Decided:
     """Apply the gate to a version and, if all rules pass, move the alias `production` to it.
 
-    Args:
-        params: limits of the rules.
-        version: number or alias; None is the challenger.
-        dry_run: decide only; move and record nothing.
-        allow_dirty: accept code that differs from its commit; this is recorded with the decision.
-        by: user who requests it.
-        allow_demo: accept a model of drawn images, to try promotion out; photos are never scored with it.
-        approved: whether a person approved it, where params require that.
+    `version` is a number or alias; None is the challenger. A `dry_run` moves and records nothing. `allow_dirty` accepts
+    code that differs from its commit, which is recorded with the decision; `allow_demo` a model of drawn images, to try
+    promotion out: photos are never scored with it. `by` is the user who requests it; `approved` says whether a person
+    approved it, where params require that.
 
-    Raises:
-        CracksError: there is no such version, the current test images are missing, or what was in production has been
-            deleted while a version before it can come back.
-        RefusedError: it is in production already.
-        UnavailableError: the registry does not answer, or another promotion is under way.
+    Raises CracksError if there is no such version, the current test images are missing, or what was in production has
+    been deleted while a version before it can come back; RefusedError if it is in production already; UnavailableError
+    if the registry does not answer, or another promotion is under way.
     """
     root = project_root()
     with opened(params.register_as.name) as history:
@@ -110,10 +104,8 @@ def run(
 def approve(params: Params, version: str, *, allow_dirty: bool, by: str, allow_demo: bool = False) -> Decided:
     """Approve a version whose promotion is pending, and run that promotion again.
 
-    Raises:
-        CracksError: no promotion of it is pending.
-        RefusedError: it is in production already.
-        UnavailableError: the registry does not answer, or another promotion is under way.
+    Raises CracksError if no promotion of it is pending, RefusedError if it is in production already, UnavailableError
+    if the registry does not answer, or another promotion is under way.
     """
     with opened(params.register_as.name) as history:
         latest = next((record for record in history.records() if record.version == version), None)
@@ -126,18 +118,10 @@ def approve(params: Params, version: str, *, allow_dirty: bool, by: str, allow_d
 
 
 def rollback(params: Params, to: str | None, reason: str, by: str) -> Decided:
-    """Roll back to a version that was in production before, if it can still be served.
+    """Roll back to a version that was in production before, if it can still be served; `to` None is the one before.
 
-    Args:
-        params: budgets of serving.
-        to: number of the version; None is the predecessor of the current one.
-        reason: why, as free text.
-        by: user who requests it.
-
-    Raises:
-        CracksError: there is no such version to go back to.
-        RefusedError: it is a demo, and the current one is not.
-        UnavailableError: the registry does not answer, or a promotion is under way.
+    Raises CracksError if there is no such version to go back to, RefusedError if it is a demo and the current one is
+    not, UnavailableError if the registry does not answer, or a promotion is under way.
     """
     root = project_root()
     with opened(params.register_as.name) as history, tempfile.TemporaryDirectory() as scratch:

@@ -123,13 +123,9 @@ def write_checked_served(classifier: "Classifier", golden: list[Pixels], out: Pa
 
 
 def log_model(keras_file: Path, served: Path, run_id: str, name: str) -> str:
-    """Log a model to a run, with all that it needs to be loaded without this project; return its URI.
+    """Log a Keras model to a run, with all that it needs to be loaded without this project; return its URI.
 
-    Args:
-        keras_file: the Keras model, kept for training on.
-        served: folder with the served model and what is registered beside it.
-        run_id: id of the run.
-        name: name of the model.
+    `served` is the folder of the served model and of what is registered beside it; `name` is that of the model.
     """
     import mlflow
 

@@ -44,8 +44,7 @@ def delete(client: "MlflowClient", version: "ModelVersion") -> None:
 def clean_registry(name: str, before: datetime, *, dry_run: bool) -> None:
     """Log the refused models created before a time, and delete them unless it is a dry run.
 
-    Raises:
-        UnavailableError: the tracking server does not answer, or does not allow it.
+    Raises UnavailableError if the tracking server does not answer, or does not allow it.
     """
     client, _ = tracking.connect()
     with explained("Run `make gc` again."):

@@ -58,9 +58,7 @@ def outdated_stages() -> list[str]:
 def summary_lines(folder: Path, outdated: Sequence[str] = ()) -> list[str]:
     """Return a summary of the last run; the first lines say whether it is a demo, and whether a run failed since.
 
-    Args:
-        folder: folder of the reports.
-        outdated: stages that are not up to date (`outdated_stages`).
+    `folder` is that of the reports; `outdated` are the stages that are not up to date (`outdated_stages`).
     """
     metrics, registered = read_report(folder, "scores.json"), read_report(folder, "registered.json")
     is_only_unregistered = list(outdated) == ["register"]

@@ -55,8 +55,7 @@ class Scored:
 def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
     """Return the test images and external test sets of the current manifest.
 
-    Raises:
-        CracksError: the stages that create them have not run here.
+    Raises CracksError if the stages that create them have not run here.
     """
     try:
         manifest = pd.read_parquet(manifest_path)
@@ -79,8 +78,7 @@ def score_images(model: ServedModel, images: Images, *, progress: str) -> npt.ND
 def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
     """Return the predictions of the downloaded version in `folder` on the test set.
 
-    Raises:
-        CracksError: the model cannot be loaded, or its training images were not recorded.
+    Raises CracksError if the model cannot be loaded, or its training images were not recorded.
     """
     model = ServedModel.load(folder)
     try:

@@ -97,8 +97,7 @@ def store_lock() -> Iterator[None]:
 def open_client() -> "MlflowClient":
     """Return a client of the store, and make the store the default of this process for downloads.
 
-    Raises:
-        CracksError: MLFLOW_TRACKING_URI is wrong.
+    Raises CracksError if MLFLOW_TRACKING_URI is wrong.
     """
     check_uri()
     follow_moved_project()
@@ -150,9 +149,8 @@ def follow_moved_project() -> None:
 def connect() -> tuple["MlflowClient", str]:
     """Return a client of the store and the id of the experiment, which is created if needed.
 
-    Raises:
-        CracksError: MLFLOW_TRACKING_URI is wrong, or the store cannot be used as it is.
-        UnavailableError: the tracking server does not answer.
+    Raises CracksError if MLFLOW_TRACKING_URI is wrong, or the store cannot be used as it is; UnavailableError if the
+    tracking server does not answer.
     """
     from pipeline.registry.store_errors import explained
 

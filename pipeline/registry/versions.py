@@ -28,14 +28,8 @@ FORBIDDEN = "PERMISSION_DENIED"  # a server with sign-in also returns it for a m
 def find_version(client: "MlflowClient", name: str, reference: str | None = None) -> "ModelVersion | None":
     """Return a version of the registered model `name`, None if there is none.
 
-    Args:
-        client: MLflow client.
-        name: name of the registered model.
-        reference: number or alias; None means the version in production, else the challenger.
-
-    Raises:
-        CracksError: the version that was put into production has been deleted.
-        UnavailableError: the tracking server does not answer.
+    `reference` is its number or alias; None means the version in production, else the challenger. Raises CracksError if
+    the version that was put into production has been deleted, UnavailableError if the tracking server does not answer.
     """
     found = lookup(client, name, reference or PRODUCTION)
     if found is None and reference in (None, PRODUCTION):
@@ -106,11 +100,7 @@ def version_for_photos(name: str) -> "ModelVersion | None":
     """Return the version of `name` that scores real photos; None if that is the starter model.
 
     It is the version in production, else the challenger. A demo, which was trained on drawn images, never is. A store
-    that does not exist is not created.
-
-    Raises:
-        CracksError: the version that was put into production has been deleted, or MLFLOW_TRACKING_URI is wrong.
-        UnavailableError: the tracking server does not answer.
+    that does not exist is not created. Raises as `find_version`, and CracksError if MLFLOW_TRACKING_URI is wrong.
     """
     database = tracking.local_database()
     if tracking.tracking_uri() == f"{tracking.SQLITE}{database}" and not database.exists():
@@ -134,10 +124,8 @@ def worst_left_out(tags: Mapping[str, str]) -> dict[str, float]:
 def is_registered(out: Path) -> bool:
     """Return whether the current store has the version that `out` (registered.json) names.
 
-    In another store, the version of that number may be another model, so the run ids are compared too.
-
-    Raises:
-        UnavailableError: the tracking server does not answer.
+    In another store, the version of that number may be another model, so the run ids are compared too. Raises
+    UnavailableError if the tracking server does not answer.
     """
     written = json.loads(out.read_text(encoding="utf-8"))
     if written["version"] is None:
@@ -166,10 +154,7 @@ def fetch(name: str, version: str, folder: Path, *, only_served: bool = False) -
     """Download a version, or only the served model and what is beside it, into `folder`; return the path of the files.
 
     The hash of its tracer, which a tag has, is written beside that, so that a damaged one is noticed when it is loaded.
-
-    Raises:
-        CracksError: the store does not have the files.
-        UnavailableError: the store does not answer.
+    Raises CracksError if the store does not have the files, UnavailableError if it does not answer.
     """
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
