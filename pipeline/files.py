@@ -1,6 +1,7 @@
 """Atomic writes: a killed process leaves no partial file or folder under its final name."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Parts of numpy's messages, "Not enough free space to write 24 bytes" and "24 requested and 8 written".
 NUMPY_DISK_FULL = ("free space", " requested and ")
@@ -30,21 +31,20 @@ def replacing(path: Path) -> Iterator[Path]:
             yield partial
             partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill; as `replacing`."""
-    partial = _partial_path(path)
-    try:
-        with naming(path):
-            partial.mkdir()
-            yield partial
-            shutil.rmtree(path, ignore_errors=True)
-            partial.replace(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replacing(path) as partial:
+        partial.mkdir()
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _partial_path(path: Path) -> Path:
@@ -68,7 +68,7 @@ def _remove_left_over(folder: Path) -> None:
         number = re.search(r"-(\d+)@", left.name)
         if number and not _is_running(int(number[1])):
             with suppress(OSError):  # it is of another user, or another process removes it at the same time
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                _remove(left)
 
 
 def _is_running(pid: int) -> bool:
@@ -92,6 +92,15 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is not None:  # with a name, one without a number would print neither its text nor a number
             error.filename = error.filename or str(path)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[str]]:
+    """Hold the lock of the file `path`, which is made if it is missing; other processes wait until the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ It has a pandas data source, a suite, a validation definition and a checkpoint f
 of the same name, and the results of all validations.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from pipeline.errors import CracksError
-from pipeline.files import naming
+from pipeline.files import locked, naming
 from pipeline.project import REPORTS
 
 if TYPE_CHECKING:
@@ -55,9 +54,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
 
     Great Expectations writes its files in place. While a process writes, the file of the lock is not empty.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with naming(folder), (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with naming(folder), locked(folder / ".lock") as lock:
         if os.fstat(lock.fileno()).st_size:
             _delete_unfinished(folder)
         lock.write("in use\n")

@@ -1,6 +1,5 @@
 """The starter model as a served model, built once and kept: converting it takes TensorFlow and seconds."""
 
-import fcntl
 import hashlib
 import os
 from contextlib import suppress
@@ -8,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pipeline
-from pipeline.files import replacing_folder, write_text
+from pipeline.files import locked, replacing_folder, write_text
 from pipeline.inference.out_of_distribution import DETECTOR_FILE
 from pipeline.inference.served import SERVED_FILES
 from pipeline.models.model_files import TRACER_WEIGHTS
@@ -43,9 +42,7 @@ def served_starter(scratch: Path) -> Path:
 
 def keep_starter(folder: Path) -> None:
     """Build the served starter in `folder`, unless it is there; of several processes at once, one builds it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if _is_current(folder):
             return
         from pipeline.inference.starter import write_served_starter  # imports TensorFlow

@@ -5,16 +5,14 @@ unavailable. The alert is recorded beside the heartbeat, so that only one of sev
 watcher does not repeat it.
 """
 
-import fcntl
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.files import read_json, write_json
+from pipeline.files import locked, read_json, write_json
 from pipeline.monitoring.notify import notify
 from pipeline.project import project_root
 
@@ -134,9 +132,6 @@ def _alerted_beat_s() -> float | None:
     return beat_s
 
 
-@contextmanager
-def _alert_lock() -> Iterator[None]:
+def _alert_lock() -> AbstractContextManager[object]:
     """Hold the lock under which one process at a time sends messages."""
-    with heartbeat_file().with_name("heartbeat.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return locked(heartbeat_file().with_name("heartbeat.lock"))

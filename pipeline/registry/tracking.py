@@ -4,17 +4,16 @@ Without MLFLOW_TRACKING_URI the store is SQLite in mlflow/ of the project, whate
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from pipeline.errors import CracksError
+from pipeline.files import locked
 from pipeline.project import project_root
 from pipeline.safe_text import without_passwords
 
@@ -84,14 +83,9 @@ def check_uri() -> None:
         )
 
 
-@contextlib.contextmanager
-def store_lock() -> Iterator[None]:
+def store_lock() -> contextlib.AbstractContextManager[object]:
     """Hold the lock under which processes of this project set up the store, or look up and create a run."""
-    folder = project_root() / "mlflow"
-    folder.mkdir(exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return locked(local_database().with_name(".lock"))
 
 
 def open_client() -> "MlflowClient":
