@@ -9,14 +9,7 @@ from typing import Any
 
 from prefect import State, Task
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    DeploymentFilterTags,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
@@ -26,7 +19,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed, Failed
 
 from flows import stages
-from flows.services import TAG, reaching_prefect
+from flows.services import OURS, TAG, reaching_prefect
 from flows.stages import LogLine
 from pipeline import params
 from pipeline.errors import CracksError, RefusedError, UnavailableError, with_remedy
@@ -41,9 +34,7 @@ FAILURES = {
     UnavailableError.exit_code: UNAVAILABLE,
 }
 MOST_RUNS = 200  # the server's limit per request; more than any schedule has due
-EXECUTED = FlowRunFilter(
-    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.CANCELLING]))
-)
+EXECUTED = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.RUNNING, StateType.CANCELLING]}}})
 
 
 def record_process(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -138,7 +129,7 @@ def run_once(flow: Flow[..., State[Any]], **parameters: object) -> None:
 
 def our_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
     """Return the deployments of these flows; a server may have those of others too."""
-    return client.read_deployments(deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])))
+    return client.read_deployments(deployment_filter=DeploymentFilter.model_validate(OURS))
 
 
 def cancel_missed(log_line: LogLine) -> None:
@@ -146,7 +137,7 @@ def cancel_missed(log_line: LogLine) -> None:
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
         for deployment in our_deployments(client):
-            only_it = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+            only_it = DeploymentFilter.model_validate({"id": {"any_": [deployment.id]}})
             found = client.read_flow_runs(
                 deployment_filter=only_it, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=MOST_RUNS
             )

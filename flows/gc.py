@@ -12,17 +12,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterEndTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.settings import get_current_settings
 
-from flows.services import TAG, reaching_prefect
+from flows.services import OURS, reaching_prefect
 from pipeline.errors import CracksError
 from pipeline.params import load_params
 from pipeline.project import project_root
@@ -59,11 +53,8 @@ def clean_partial(before: datetime, *, dry_run: bool) -> list[Path]:
 
 def clean_runs(client: SyncPrefectClient, before: datetime, *, dry_run: bool) -> int:
     """Delete the runs of these flows that ended before a time, unless it is a dry run; return their number."""
-    ended = FlowRunFilter(
-        tags=FlowRunFilterTags(all_=[TAG]),
-        end_time=FlowRunFilterEndTime(before_=before),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES))),
-    )
+    state = {"type": {"any_": list(TERMINAL_STATES)}}
+    ended = FlowRunFilter.model_validate({**OURS, "end_time": {"before_": before}, "state": state})
     n_found = 0
     while page := client.read_flow_runs(flow_run_filter=ended, offset=n_found if dry_run else 0):
         n_found += len(page)
