@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 
-from pipeline.data.contract import NONE_DOUBTFUL, Rule, check, enforce
+from pipeline.data.contract import NONE_DOUBTFUL, Rule, check, enforce, none_of
 from pipeline.data.contract_page import doubtful_groups, render_contract, violations
 from pipeline.data.group_split import EXCLUDED, SIDES, arrival_order, build_manifest
 from pipeline.data.images import INVENTORY_FILE, LabelledImages
@@ -89,14 +89,14 @@ def split_rules() -> list["Expectation"]:
     import great_expectations.expectations as gxe
     from great_expectations.expectations.metadata_types import FailureSeverity
 
-    none_of = {
+    forbidden = {
         "is_leak": "no group, and no photo, is on two sides of the split",
         "is_duplicate_across_sides": "no two images of the same bytes are on two sides",
         "is_shared": "no external image has a copy in a data set trained on",
         "is_conflict": "no image has a copy with the other label in another data set",
     }
     return [
-        *(gxe.ExpectColumnValuesToBeInSet(column=name, value_set=[0], notes=text) for name, text in none_of.items()),
+        *(none_of(column, words) for column, words in forbidden.items()),
         gxe.ExpectColumnValuesToNotBeInSet(
             column="split",
             value_set=[EXCLUDED],
@@ -104,9 +104,7 @@ def split_rules() -> list["Expectation"]:
             severity=FailureSeverity.WARNING,
             notes="at most 1.0 % of the images are excluded",
         ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_doubtful", value_set=[0], severity=FailureSeverity.WARNING, notes=NONE_DOUBTFUL
-        ),
+        none_of("is_doubtful", NONE_DOUBTFUL, severity=FailureSeverity.WARNING),
     ]
 
 

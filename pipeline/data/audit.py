@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pipeline.data.contract import Rule, check, dataset_rules, files_table, mask_rule
+from pipeline.data.contract import Rule, check, dataset_rules, files_table, none_of
 from pipeline.data.contract_page import (
     CopyGroup,
     SuspectLabels,
@@ -24,6 +24,7 @@ from pipeline.params import CONTENT_ID_LENGTH, Dataset, Params
 if TYPE_CHECKING:
     from great_expectations.expectations import Expectation
 
+ALL_MASKS_FIT = "every image has a mask that fits, and every mask an image"
 N_GROUPS_SHOWN = 30
 N_TILES_SHOWN = 8  # of a group
 
@@ -54,7 +55,7 @@ def audit(
     pairs, doubtful = find_copies(inventory, images, params.split.copies)
     copies = copies_within(inventory, pairs, doubtful)
     wanted = expectations(params.contract, photos_are_named=dataset.photo_pattern is not None)
-    wanted += [mask_rule()] if dataset.masks else []
+    wanted += [none_of("is_misfit", ALL_MASKS_FIT)] if dataset.masks else []
     suite = name if context else "contract"  # an archive may have any name, a data set only a simple one
     rules = [*check(files_table(inventory, quarantine, copies), wanted, suite, context), *more_rules]
     headline = facts(inventory, quarantine, copies)

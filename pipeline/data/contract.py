@@ -111,12 +111,8 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
             for side in ("height", "width")
         ),
         gxe.ExpectColumnValuesToBeUnique(column="id", notes="every image has an id of its own"),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_conflict", value_set=[0], notes="no image has a copy with the other label"
-        ),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="is_doubtful", value_set=[0], severity=FailureSeverity.WARNING, notes=NONE_DOUBTFUL
-        ),
+        none_of("is_conflict", "no image has a copy with the other label"),
+        none_of("is_doubtful", NONE_DOUBTFUL, severity=FailureSeverity.WARNING),
         gxe.ExpectColumnMeanToBeBetween(
             column="is_copy",
             max_value=contract.max_copies_share,
@@ -140,13 +136,11 @@ def image_rules(contract: Contract, *, photos_are_named: bool) -> list["Expectat
     return rules
 
 
-def mask_rule() -> "Expectation":
-    """Return the rule for a data set that is labelled by masks."""
+def none_of(column: str, words: str, **settings: Any) -> "Expectation":
+    """Return the rule that a column of 0 and 1 is 0 in every row; `words` say what that means."""
     import great_expectations.expectations as gxe
 
-    return gxe.ExpectColumnValuesToBeInSet(
-        column="is_misfit", value_set=[0], notes="every image has a mask that fits, and every mask an image"
-    )
+    return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=[0], notes=words, **settings)
 
 
 def check(
