@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UnavailableError
 from pipeline.files import write_json
@@ -22,7 +22,6 @@ from pipeline.process_identity import this_process
 from pipeline.registry import tracking
 from pipeline.registry.promotion_records import (
     LEASE_S,
-    Action,
     Outcome,
     Record,
     may_be_running,
@@ -41,6 +40,7 @@ log = logging.getLogger(__name__)
 DETAILS_FILE = "decision.json"
 POLL_S = 0.1
 MAX_TAG_CHARS = 5000  # MLflow takes no more; the whole text is in the file
+TAGS = ("action", "outcome", "version", "previous", "by", "text", "best", "process")  # fields of a record
 
 
 class History:
@@ -157,21 +157,11 @@ class History:
 
     def _create(self, record: Record) -> Record:
         """Create the run of a record in one request."""
-        time_ms, process = self._now_ms(), json.dumps(this_process())
-        tags = {
-            "action": record.action,
-            "outcome": record.outcome,
-            "version": record.version,
-            "previous": record.previous or "",
-            "by": record.by,
-            "text": record.text[:MAX_TAG_CHARS],
-            "best": record.best or "",
-            "process": process,
-        }
-        run = self.client.create_run(
-            self._experiment_id, start_time=time_ms, tags=tags, run_name=f"{record.action} of {record.version}"
-        )
-        return replace(record, time_ms=time_ms, process=process, run_id=str(run.info.run_id))
+        record = replace(record, time_ms=self._now_ms(), process=json.dumps(this_process()))
+        tags = {name: (getattr(record, name) or "")[:MAX_TAG_CHARS] for name in TAGS}
+        name = f"{record.action} of {record.version}"
+        run = self.client.create_run(self._experiment_id, start_time=record.time_ms, tags=tags, run_name=name)
+        return replace(record, run_id=str(run.info.run_id))
 
     def _attach(self, record: Record, details: dict[str, Any], files: Iterable[Path]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -192,19 +182,9 @@ class History:
 
 
 def _record_of(run: "Run") -> Record:
-    tags = run.data.tags
-    return Record(
-        action=cast(Action, tags["action"]),
-        outcome=cast(Outcome, tags["outcome"]),
-        version=tags["version"],
-        previous=tags["previous"] or None,
-        by=tags["by"],
-        text=tags["text"],
-        best=tags["best"] or None,
-        time_ms=run.info.start_time,
-        process=tags["process"],
-        run_id=run.info.run_id,
-    )
+    tags: dict[str, Any] = {name: run.data.tags[name] for name in TAGS}
+    tags |= {name: tags[name] or None for name in ("previous", "best")}
+    return Record(**tags, time_ms=run.info.start_time, run_id=run.info.run_id)
 
 
 @contextmanager
