@@ -25,7 +25,7 @@ from PIL import Image
 
 from pipeline.data.images import FORMATS, Pixels, encode_png, image_statistics
 from pipeline.files import replacing
-from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of
+from pipeline.monitoring.prediction_log import PredictionLog, embeddings_of, keep_newest
 
 log = logging.getLogger(__name__)
 
@@ -80,17 +80,10 @@ class KeptImages:
             partial.write_bytes(content)
         self._n_bytes_new += len(content)
         if self._n_bytes_new > FREED_SHARE * self._max_bytes:
-            self._drop_oldest()
+            found = sorted(os.scandir(self._folder), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+            keep_newest(map(Path, found), (1 - FREED_SHARE) * self._max_bytes)
             self._n_bytes_new = 0
         return path
-
-    def _drop_oldest(self) -> None:
-        n_bytes_left = (1 - FREED_SHARE) * self._max_bytes
-        found = [(entry.stat(), Path(entry.path)) for entry in os.scandir(self._folder)]
-        for stat, path in sorted(found, key=lambda file: file[0].st_mtime_ns, reverse=True):
-            n_bytes_left -= stat.st_size
-            if n_bytes_left < 0:
-                path.unlink(missing_ok=True)  # another server may have deleted it
 
 
 class Recorder:
@@ -149,12 +142,8 @@ class Recorder:
     def _row(self, image: ScoredImage) -> dict[str, Any]:
         started_s = time.perf_counter()
         row = {
-            "time": image.time,
-            "model_version": image.model_version,
-            "source": image.source,
-            "photo": image.photo,
+            **{name: getattr(image, name) for name in ("time", "model_version", "source", "photo", "probability")},
             "path": self._keep(image),
-            "probability": image.probability,
             **image_statistics(image.pixels),
             "embedding": embeddings_of(image.features[None])[0],
         }

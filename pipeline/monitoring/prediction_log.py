@@ -6,6 +6,8 @@ Each `append` writes a new file with a unique name, so any number of processes m
 """
 
 import secrets
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,7 @@ class PredictionLog:
         name = f"{newest.strftime(TIME_IN_NAME)}-{secrets.token_hex(6)}.parquet"
         with replacing(self.folder / name) as partial:
             pq.write_table(table, partial, compression="zstd")
-        self._rotate()
+        keep_newest(reversed(self._files()), self.max_mb * 1e6)
 
     def read(
         self, since: datetime | None = None, until: datetime | None = None, model_version: str | None = None
@@ -85,15 +87,14 @@ class PredictionLog:
     def _files(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("*.parquet") if not path.name.startswith("."))
 
-    def _rotate(self) -> None:
-        n_bytes_left = self.max_mb * 1e6
-        for path in reversed(self._files()):
-            try:
-                n_bytes_left -= path.stat().st_size
-                if n_bytes_left < 0:
-                    path.unlink()
-            except FileNotFoundError:  # deleted by another process
-                continue
+
+def keep_newest(paths: Iterable[Path], max_bytes: float) -> None:
+    """Delete the files that exceed a total size; `paths` are newest first, and may be gone meanwhile."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # deleted by another process
+            max_bytes -= path.stat().st_size
+            if max_bytes < 0:
+                path.unlink()
 
 
 def to_table(rows: pd.DataFrame) -> pa.Table:
