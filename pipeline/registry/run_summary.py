@@ -35,15 +35,12 @@ def contract_rows(report: dict[str, Any]) -> Rows:
 def candidate_rows(folder: Path, candidates: list[str], chosen: str) -> Rows:
     """Return a row for each candidate with its validation scores, lowest selection loss first."""
     scores = {name: read_report(folder, f"candidates/{name}.json") for name in candidates}
+    shown = ("selection_loss", "f1", "auroc", "ece")
     return [
-        {"candidate": name, "chosen": "yes" if name == chosen else "", **_written(scores[name])}
+        {"candidate": name, "chosen": "yes" if name == chosen else ""}
+        | {score: "none" if (value := scores[name][score]) is None else f"{value:.4f}" for score in shown}
         for name in sorted(scores, key=lambda name: float(scores[name]["selection_loss"]))
     ]
-
-
-def _written(scores: dict[str, float | None]) -> dict[str, str]:
-    shown = ("selection_loss", "f1", "auroc", "ece")
-    return {name: "none" if (value := scores[name]) is None else f"{value:.4f}" for name in shown}
 
 
 def outdated_stages() -> list[str]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from pipeline.data.images import Images, LabelledImages
+from pipeline.data.images import LabelledImages
 from pipeline.data.training_images import TRAINING_IMAGES_FILE, trained_groups
 from pipeline.errors import CracksError
 from pipeline.evaluation.bootstrap import SCORES, paired_difference, scores_with_intervals, weighted_accuracy
@@ -67,14 +67,6 @@ def read_test_set(manifest_path: Path, datasets: Path) -> TestSet:
         ) from None
 
 
-def score_images(model: ServedModel, images: Images, *, progress: str) -> npt.NDArray[np.float32]:
-    """Return the probability of a crack for each image, float32, (n,); `progress` labels the progress bar."""
-    probabilities = np.empty(len(images.sizes), np.float32)
-    for positions, outputs in served_outputs(model, images, progress=progress):
-        probabilities[positions] = outputs["probability"]
-    return probabilities
-
-
 def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
     """Return the predictions of the downloaded version in `folder` on the test set.
 
@@ -85,12 +77,10 @@ def score_version(version: str, folder: Path, test_set: TestSet) -> Scored:
         trained_on = pd.read_parquet(folder / TRAINING_IMAGES_FILE)
     except OSError:
         raise CracksError(f"version {version} has no record of its training images") from None
-    return Scored(
-        version,
-        score_images(model, test_set.images, progress=f"scoring version {version}"),
-        model.decision,
-        trained_groups(test_set.manifest, trained_on),
-    )
+    probabilities = np.empty(len(test_set.images), np.float32)
+    for positions, outputs in served_outputs(model, test_set.images, progress=f"scoring version {version}"):
+        probabilities[positions] = outputs["probability"]
+    return Scored(version, probabilities, model.decision, trained_groups(test_set.manifest, trained_on))
 
 
 def own_scores(test_set: TestSet, scored: Scored) -> OwnScores | Unknown:
