@@ -1,4 +1,4 @@
-"""Random noise, curves and blobs, from which the demo images are drawn."""
+"""Random noise, curves and blobs, from which the demo images, and the cracks that train the tracer, are drawn."""
 
 from typing import Any
 

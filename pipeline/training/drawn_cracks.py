@@ -12,8 +12,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from pipeline.crack_lines.crack_line import Points, normals
+from pipeline.crack_lines.crack_line import Points
 from pipeline.data.images import Pixels
+from pipeline.data.random_shapes import SUPERSAMPLING, rasterise, stroke
 
 Grey = npt.NDArray[np.float32]  # (size, size), 0..255
 GreyImage = npt.NDArray[np.uint8]  # (height, width)
@@ -23,7 +24,6 @@ Example = tuple[GreyImage, Label]  # a drawn image and its label: 1 on a crack, 
 Share = npt.NDArray[np.float32]  # (size, size), 0..1 of a pixel that is covered
 Random = np.random.Generator
 
-SUBPIXELS = 4  # along a side of a pixel, with which a line is drawn
 STEP_PX = 4.0  # between the points of a drawn crack
 N_OCTAVES = 5  # of displacement of a crack's course
 WIDTHS_PX = (0.7, 7.0)  # of a drawn crack, log-uniform
@@ -36,15 +36,8 @@ IGNORED = 255  # in labels
 
 def draw_line(points: Points, widths_px: npt.NDArray[np.float64], size_px: int) -> Share:
     """Return the share of each pixel, (size_px, size_px), that a line covers; `widths_px`, (n,), are at its points."""
-    picture = Image.new("L", (size_px * SUBPIXELS,) * 2)
-    draw = ImageDraw.Draw(picture)
-    places, radii = (points + 0.5) * SUBPIXELS, widths_px * SUBPIXELS / 2
-    across = normals(np.gradient(places, axis=0)) * radii[:, None]
-    left, right = places + across - 0.5, places - across - 0.5
-    for start in range(len(points) - 1):
-        corners = np.concatenate([left[start : start + 2], right[start : start + 2][::-1]])
-        draw.polygon([tuple(corner) for corner in corners], fill=255)
-    return np.asarray(np.asarray(picture.reduce(SUBPIXELS)) / np.float32(255), np.float32)
+    first_subpixel = 0.5 - 0.5 / SUPERSAMPLING  # here, (0, 0) is the centre of the first pixel
+    return np.asarray(rasterise(size_px, stroke(points + first_subpixel, widths_px)), np.float32)
 
 
 def crack_course(start: Points, angle: float, length_px: float, roughness: float, rng: Random) -> Points:
