@@ -39,18 +39,18 @@ class Version:
         return f"{self.name} version {self.number} ({state})"
 
 
+@dataclass(frozen=True)
 class Registry:
     """The registered model of one name."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    name: str
 
     def wanted(self) -> Version | None:
         """Return the version that scores photos, None if that is the starter model.
 
         Raises UnavailableError if the registry does not answer, CracksError if what was in production was deleted.
         """
-        found = version_for_photos(self._name)
+        found = version_for_photos(self.name)
         if found is None:
             return None
         return Version(

@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -197,16 +198,16 @@ class Images(Protocol):
         """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
 
 
+@dataclass(frozen=True)
 class EncodedImages:
     """Image files in memory, which can be sent to another machine."""
 
-    def __init__(self, contents: Sequence[bytes], sizes: Sizes) -> None:
-        self.sizes = sizes
-        self._contents = contents
+    contents: Sequence[bytes]
+    sizes: Sizes
 
     def pixels(self, position: int) -> Pixels:
         """Return the image at `position` decoded: RGB, uint8, shape (height, width, 3)."""
-        return decode(self._contents[position])
+        return decode(self.contents[position])
 
 
 class PackedImages:

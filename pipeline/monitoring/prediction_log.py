@@ -8,6 +8,7 @@ Each `append` writes a new file with a unique name, so any number of processes m
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,12 @@ def embeddings_of(features: npt.NDArray[np.floating[Any]]) -> Embeddings:
     return project(features, N_DIMENSIONS)
 
 
+@dataclass(frozen=True)
 class PredictionLog:
     """The prediction log in a folder, which need not exist; above `max_mb` megabytes its oldest files are deleted."""
 
-    def __init__(self, folder: Path, max_mb: float = 1000) -> None:
-        self.folder = folder
-        self.max_mb = max_mb
+    folder: Path
+    max_mb: float = 1000
 
     def append(self, rows: pd.DataFrame) -> None:
         """Write rows with the columns of SCHEMA, `path` may be missing, to a new file; delete old ones above the limit.
