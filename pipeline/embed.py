@@ -5,7 +5,6 @@ Runs on this machine, or on the Dask cluster at `embed.dask_address`. Finished s
 the stage has finished, so that an interrupted run can be resumed.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from pipeline.data.images import INVENTORY_FILE, EncodedImages, PackedImages, Sizes
 from pipeline.data.training_images import Sides, training_rows
-from pipeline.files import replacing_folder
+from pipeline.files import name_by_hash, replacing_folder
 from pipeline.inference.dask_cluster import compute_on_cluster
 from pipeline.params import Backbone, Params, named
 from pipeline.stage import run_main, stage_main
@@ -29,11 +28,8 @@ Task = tuple[list[bytes], Sizes, bool]  # files of a shard, their sizes, whether
 
 def unfinished_folder(checkpoints: Path, backbone: Backbone, dataset: Path, sides: Sides) -> Path:
     """Return the folder of finished shards, which depends on backbone, content of the data set and chosen rows."""
-    digest = hashlib.sha256(backbone.model_dump_json().encode())
-    digest.update((dataset / INVENTORY_FILE).read_bytes())
-    for rows in sides:
-        digest.update(np.array(len(rows)).tobytes() + rows.tobytes())
-    return checkpoints / digest.hexdigest()[:16]
+    chosen = (np.append(len(rows), rows).tobytes() for rows in sides)
+    return checkpoints / name_by_hash(backbone.model_dump_json(), (dataset / INVENTORY_FILE).read_bytes(), *chosen)
 
 
 def embed_files(backbone: Backbone, task: Task) -> Features:

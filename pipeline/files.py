@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -101,6 +102,12 @@ def locked(path: Path) -> Iterator[IO[str]]:
     with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
+
+
+def name_by_hash(*parts: str | bytes) -> str:
+    """Return a name, 16 digits of a hash, for what depends on these parts, one after the other."""
+    contents = (part.encode() if isinstance(part, str) else part for part in parts)
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ A source is a surface of a data set trained on, or the whole data set if it has 
 source, and why others have none; empty unless params set `evaluate.leave_one_source_out`.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -22,7 +21,7 @@ from pipeline.errors import TooFewImagesError
 from pipeline.evaluation.bootstrap import scores_with_intervals
 from pipeline.evaluation.candidate_choice import best_candidate
 from pipeline.evaluation.unseen_sources import sources_of, too_few
-from pipeline.files import write_json
+from pipeline.files import name_by_hash, write_json
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main
 from pipeline.training.checkpoints import TrainingHistory, checkpoint_folder
@@ -49,7 +48,7 @@ def scores_by_source(
     result: dict[str, Any] = {"scores": {}, "not_measured": {}}
     sources = own.groupby(sources_of(own))
     for number, (source, rows) in enumerate(sources, start=1):
-        finished = unfinished / hashlib.sha256(f"{source} {params.decide}".encode()).hexdigest()[:16] / "scores.json"
+        finished = unfinished / name_by_hash(f"{source} {params.decide}") / "scores.json"
         left_out = LabelledImages(rows, datasets)
         try:
             if reason := too_few(left_out.labels.sum(), (~left_out.labels).sum(), rows["group"].nunique()):

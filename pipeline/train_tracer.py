@@ -5,7 +5,6 @@ it is the one that ships with the project. Writes its graph and weights into --o
 cracks drawn on intact images of the test side.
 """
 
-import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ import pandas as pd
 from pipeline.crack_lines.tracer import Tracer
 from pipeline.data.training_images import images_of_side
 from pipeline.evaluation.line_scores import drawn_images, drawn_line_scores
-from pipeline.files import replacing_folder, write_json
+from pipeline.files import name_by_hash, replacing_folder, write_json
 from pipeline.models.model_files import TRACER_FILE, TRACER_WEIGHTS
 from pipeline.params import Params
 from pipeline.stage import run_main, stage_main
@@ -45,8 +44,8 @@ def run(
         else:
             from pipeline.training.tracer_fitting import fit_tracer  # imports TensorFlow
 
-            digest = hashlib.sha256(params.tracer.model_dump_json().encode() + manifest.read_bytes()).hexdigest()
-            checkpoint, graph = checkpoints / digest[:16], folder / TRACER_FILE.name
+            checkpoint = checkpoints / name_by_hash(params.tracer.model_dump_json(), manifest.read_bytes())
+            graph = folder / TRACER_FILE.name
             fit_tracer(lambda number: grey_image(train.pixels(number)), len(train), params.tracer, checkpoint, graph)
     scores = drawn_line_scores(Tracer(out / TRACER_FILE.name), drawn)
     write_json(metrics, {"lines": round(scores["f1"], 4)})  # more makes `dvc metrics show` wider than a terminal

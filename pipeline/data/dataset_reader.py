@@ -41,7 +41,7 @@ from pipeline.data.path_metadata import (
 from pipeline.data.reviews import PROVENANCE, REVIEWS_FILE, Verdict, apply_reviews, read_reviews
 from pipeline.data.sources import Batch, batches_of, read_batch
 from pipeline.errors import CracksError
-from pipeline.files import replacing_folder
+from pipeline.files import name_by_hash, replacing_folder
 from pipeline.params import CONTENT_ID_LENGTH, Dataset, Limits
 from pipeline.safe_text import cells
 
@@ -138,7 +138,7 @@ class _Inventory:
             return
         label = label_of(entry.path, self._dataset.labels)
         row = {
-            "id": hashlib.sha256(f"{batch}\0{entry.path}".encode()).hexdigest()[:16],
+            "id": name_by_hash(f"{batch}\0{entry.path}"),
             "batch": batch,
             **measured,
             "label": label,

@@ -1,7 +1,6 @@
 """The runs of a repro in MLflow: one parent, a child for each candidate, and the child's live curves."""
 
 import contextlib
-import hashlib
 import logging
 import math
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UnavailableError
+from pipeline.files import name_by_hash
 from pipeline.params import Params
 from pipeline.project import REPORTS, project_root
 from pipeline.registry.tracking import connect, first_line, store_lock
@@ -63,9 +63,7 @@ def code_version() -> dict[str, str]:
 
 def repro_key(params: Params, manifest: Path) -> str:
     """Return a hash of params and manifest, which identifies a repro."""
-    digest = hashlib.sha256(manifest.read_bytes())
-    digest.update(params.model_dump_json(exclude=SECTIONS_OUTSIDE_REPRO).encode())
-    return digest.hexdigest()[:16]
+    return name_by_hash(manifest.read_bytes(), params.model_dump_json(exclude=SECTIONS_OUTSIDE_REPRO))
 
 
 def parent_run(client: "MlflowClient", experiment_id: str, params: Params, manifest: Path) -> str:

@@ -1,6 +1,5 @@
 """Where an unfinished training is kept, and its history, from which a killed one resumes."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -10,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.files import write_text
+from pipeline.files import name_by_hash, write_text
 from pipeline.models.model_files import TRACER_WEIGHTS
 from pipeline.params import Params, named
 
-FORMAT = b"3"  # of what an unfinished training keeps; one of another format is not resumed
+FORMAT = "3"  # of what an unfinished training keeps; one of another format is not resumed
 
 
 def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: str) -> Path:
@@ -23,15 +22,13 @@ def checkpoint_folder(checkpoints: Path, manifest: Path, params: Params, name: s
     It depends on all settings, and on the tracer that ships, as cached activations have its likelihoods.
     """
     candidate = named(params.candidates, name, "candidate")
-    digest = hashlib.sha256(FORMAT + manifest.read_bytes() + TRACER_WEIGHTS.read_bytes())
-    digest.update(candidate.model_dump_json().encode())
-    digest.update(params.backbones[candidate.backbone].model_dump_json().encode())
-    return checkpoints / digest.hexdigest()[:16]
+    settings = [one.model_dump_json() for one in (candidate, params.backbones[candidate.backbone])]
+    return checkpoints / name_by_hash(FORMAT, manifest.read_bytes(), TRACER_WEIGHTS.read_bytes(), *settings)
 
 
 def digest_of(rows: pd.DataFrame) -> str:
     """Return a hash of rows of the manifest, for a name of what is computed from their images."""
-    return hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]
+    return name_by_hash(rows.to_csv(index=False))
 
 
 @dataclass

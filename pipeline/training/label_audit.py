@@ -5,7 +5,6 @@ of a label is the probability of the other one: the self-confidence of confident
 2021), by which cleanlab ranks two labels in the same order.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from pipeline.data.images import PackedImages
 from pipeline.data.near_duplicates import connected_groups
 from pipeline.data.suspect_labels import doubts
 from pipeline.errors import CracksError
+from pipeline.files import name_by_hash
 from pipeline.models.linear_head import Scale
 from pipeline.models.metrics import Labels
 from pipeline.params import Backbone
@@ -64,9 +64,7 @@ def audit_labels(images: PackedImages, groups: Groups, checkpoints: Path, name: 
     """
     labels = (images.inventory["label"] == "crack").to_numpy()
     check_groups(labels, groups)
-    digest = hashlib.sha256(BACKBONE.model_dump_json().encode())
-    digest.update("".join(images.inventory["sha256"]).encode())
-    unfinished = checkpoints / digest.hexdigest()[:16]
+    unfinished = checkpoints / name_by_hash(BACKBONE.model_dump_json(), *images.inventory["sha256"])
     components = principal_components(embed_in_shards(BACKBONE, images, unfinished, name))
     probabilities = cross_fit(components, labels, groups)
     check = planted_check(components, labels, groups, PLANTED_SHARE, SEED)
