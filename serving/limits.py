@@ -19,6 +19,7 @@ from serving import problems
 from serving.problems import Problem
 
 Result = TypeVar("Result")
+Check = Callable[[], None]  # raises WorkCancelledError once the request is cancelled
 
 LIMITED_PREFIX = "/v1/"
 MAX_FULL_BODIES = 8  # bodies of the largest size that all running requests together may send; above that: 429
@@ -181,19 +182,22 @@ class WorkCancelledError(Exception):
     """Work was stopped because its request was cancelled."""
 
 
-async def in_thread(work: Callable[[threading.Event], Result], pool: ThreadPoolExecutor | None = None) -> Result:
+async def in_thread(work: Callable[[Check], Result], pool: ThreadPoolExecutor | None = None) -> Result:
     """Return the result of work in a thread; if the request is cancelled, wait until the work has stopped.
 
-    So no work outlives its request, and its memory counts towards the limits until it is freed. `work` gets an event
-    that is set when the request is cancelled: if it takes long, it should check that and raise WorkCancelledError.
+    So no work outlives its request, and its memory counts towards the limits until it is freed. `work` gets a function
+    that raises WorkCancelledError once the request is cancelled: if it takes long, it should call that again and again.
     """
     has_begun, is_cancelled = threading.Event(), threading.Event()
 
-    def call() -> Result:
-        has_begun.set()
+    def check() -> None:
         if is_cancelled.is_set():
             raise WorkCancelledError
-        return work(is_cancelled)
+
+    def call() -> Result:
+        has_begun.set()
+        check()
+        return work(check)
 
     running = asyncio.get_running_loop().run_in_executor(pool, call)
     try:

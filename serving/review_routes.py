@@ -11,7 +11,6 @@ import hashlib
 import io
 import logging
 import re
-import threading
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from pipeline.inbox.batches import COMPLETION_SUFFIX
 from pipeline.params import Label
 from pipeline.safe_text import cell, printable
 from serving.app_state import State
-from serving.limits import WorkCancelledError, in_thread
+from serving.limits import Check, in_thread
 from serving.problems import V1_PROBLEMS, Problem
 from serving.scoring_routes import Line
 from serving.uploads import MEGA, Files, Upload
@@ -188,12 +187,11 @@ def _cut_all(
     tiles: Sequence[ReviewedTile],
     reviews: Reviews,
     now: datetime,
-    is_cancelled: threading.Event,
+    check: Check,
 ) -> list[LabelledTile]:
     labelled = []
     for tile in tiles:
-        if is_cancelled.is_set():
-            raise WorkCancelledError
+        check()
         labelled.append(cut_tile(photo, pixels, tile, reviews, now))
     return labelled
 

@@ -1,7 +1,6 @@
 """Routes that score uploads, single images and the tiles of a photo, and that describe the model."""
 
 import asyncio
-import threading
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial as bound
@@ -20,7 +19,7 @@ from pipeline.inference.openvino_cpu import Outputs
 from pipeline.models.decision import Verdict
 from serving.app_state import AppState, State
 from serving.current_model import LoadedModel
-from serving.limits import WorkCancelledError, in_thread
+from serving.limits import Check, in_thread
 from serving.overlays import OcclusionOverlay, data_url, explained, shrunk
 from serving.problems import V1_PROBLEMS, Problem
 from serving.recording import ScoredImage
@@ -228,13 +227,9 @@ def _mapped(
     pixels: Pixels,
     mm_per_px: float | None,
     prevalence: float | None,
-    is_cancelled: threading.Event,
+    check: Check,
 ) -> CrackMap:
     now = datetime.now(UTC)
-
-    def check() -> None:
-        if is_cancelled.is_set():
-            raise WorkCancelledError
 
     def record(tiles: Pixels, outputs: Outputs, _: float) -> None:
         check()
