@@ -145,7 +145,6 @@ def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Dec
     if len(set(is_crack[at].tolist())) < 2:
         return Unknown(f"none or all of the test images that neither version {incumbent.version} nor the challenger "
                        "was trained on are cracks")  # fmt: skip
-    external = {name: part.index for name, part in test_set.rows[~on_test].groupby("dataset")}
     groups = rows["group"].to_numpy()
     difference = paired_difference(
         is_crack[at], right[challenger.version][at], right[incumbent.version][at], groups, crack_weight
@@ -161,8 +160,8 @@ def compare(test_set: TestSet, challenger: Scored, incumbent: Scored, costs: Dec
         confidence=difference.confidence,
         slices={name: change(part) for name, part in parts_of(rows).items() if _has_enough(part)},
         external={
-            f"external test set {name!s}": change(test_set.rows.loc[index][is_clean.loc[index]])
-            for name, index in external.items()
+            f"external test set {name!s}": change(part[is_clean[part.index]])
+            for name, part in test_set.rows[~on_test].groupby("dataset")
         },
     )
 
