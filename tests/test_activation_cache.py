@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from pipeline.models.network import image_input
 from pipeline.models.tf import keras
 from pipeline.params import Augmentation
 from pipeline.training.activation_cache import cache_activations
-from pipeline.training.augmentation import AugmentedViews, augmented
+from pipeline.training.augmentation import AugmentedViews, augmented, varied
 
 BOTH = Augmentation(flips="horizontal_and_vertical", max_rotation_turns=0.5)
 UPRIGHT = {"horizontal": 1, "vertical": 0}  # the axis that each flip turns round
@@ -23,7 +24,7 @@ def noise(height, width, seed=0):
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
 def test_an_augmented_image_keeps_its_shape_and_gets_no_new_colours(height, width, seed):
     grey = np.full((height, width, 3), 130, np.uint8)
-    turned = augmented(grey, BOTH, np.random.default_rng(seed))
+    turned = augmented(grey, np.random.default_rng(seed), BOTH)
     np.testing.assert_array_equal(turned, grey)
 
 
@@ -31,17 +32,41 @@ def test_an_augmented_image_keeps_its_shape_and_gets_no_new_colours(height, widt
 def test_without_rotation_an_image_is_unchanged_or_flipped_as_configured(flips, axis):
     image = noise(5, 7)
     seen = {
-        augmented(image, Augmentation(flips=flips, max_rotation_turns=0), np.random.default_rng(seed)).tobytes()
+        augmented(image, np.random.default_rng(seed), Augmentation(flips=flips, max_rotation_turns=0)).tobytes()
         for seed in range(20)
     }
     assert seen == {image.tobytes(), np.flip(image, axis).tobytes()}
+
+
+@settings(derandomize=True, max_examples=50)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
+def test_an_altered_image_keeps_its_shape_and_is_reproducible(height, width, seed):
+    image = noise(height, width)
+    altered = varied(image, np.random.default_rng(seed))
+    assert altered.shape == image.shape
+    assert altered.dtype == np.uint8
+    np.testing.assert_array_equal(altered, varied(image, np.random.default_rng(seed)))
+
+
+def test_altered_images_differ_in_scale_light_colour_and_sharpness():
+    stripes = np.full((96, 96, 3), 140, np.uint8)
+    stripes[:, 40:48] = 60
+    views = np.stack([varied(stripes, np.random.default_rng(seed)) for seed in range(60)]).astype(float)
+    # the darkest twelfth of a view is the stripe, however it is turned
+    n_dark = (views.mean(3) < views.mean((1, 2, 3))[:, None, None] - 15).sum((1, 2)) / 96
+    assert n_dark.min() < 6
+    assert n_dark.max() > 8.5
+    assert np.ptp(views.mean((1, 2, 3))) > 40
+    assert np.ptp(views.max((1, 2)) - views.min((1, 2)), axis=0).min() > 40
+    assert np.ptp(views.mean((1, 2))[:, 0] - views.mean((1, 2))[:, 2]) > 15
+    assert np.ptp(np.abs(np.diff(views, axis=2)).mean((1, 2, 3))) > 1
 
 
 def test_views_are_the_images_and_then_reproducible_augmented_ones():
     images = SimpleNamespace(
         sizes=np.array([[20, 20], [20, 30]]), pixels=lambda position: noise(20, 20 + 10 * position)
     )
-    views = AugmentedViews(images, 3, BOTH, seed=5)
+    views = AugmentedViews(images, 3, partial(augmented, augmentation=BOTH), seed=5)
     assert views.sizes.tolist() == images.sizes.tolist() * 3
     for position in range(6):
         view = views.pixels(position)

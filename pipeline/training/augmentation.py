@@ -1,9 +1,11 @@
 """Changed versions of training images: random ones that depend only on the seed and their number, and orientations."""
 
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from pipeline.data.images import Images, Pixels, Sizes
 from pipeline.params import Augmentation
@@ -11,7 +13,7 @@ from pipeline.params import Augmentation
 N_OTHERS = 7  # orientations of a square besides the original one
 
 
-def augmented(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generator) -> Pixels:
+def augmented(pixels: Pixels, rng: np.random.Generator, augmentation: Augmentation) -> Pixels:
     """Return the image randomly flipped and rotated: uint8, the same shape; edges are filled by reflection."""
     if augmentation.flips != "vertical" and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
@@ -26,13 +28,61 @@ def augmented(pixels: Pixels, augmentation: Augmentation, rng: np.random.Generat
     return rotated[margin : margin + height, margin : margin + width]
 
 
+def varied(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return the image as another camera, from another distance and in another light, might have taken it.
+
+    It is turned or mirrored, made smaller (down to half, the rest is filled by reflection) or enlarged by up to 15 %,
+    then contrast, brightness, colour, the direction of the light, noise, sharpness and JPEG compression are changed,
+    each of them at random and not always. The result is uint8, of the same shape.
+    """
+    turned = np.rot90(pixels[:, ::-1] if rng.random() < 0.5 else pixels, int(rng.integers(4)))
+    image = Image.fromarray(_in_other_light(_at_other_scale(turned, pixels.shape[:2], rng), rng))
+    if rng.random() < 0.35:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
+    if rng.random() < 0.3:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=int(rng.integers(25, 90)))
+        image = Image.open(file)
+    return np.asarray(image)
+
+
+def _at_other_scale(pixels: Pixels, shape: tuple[int, int], rng: np.random.Generator) -> Pixels:
+    """Return the image at a random scale, cut or filled by reflection to (height, width)."""
+    scale = np.exp(rng.uniform(np.log(0.5), np.log(1.15))) if rng.random() < 0.7 else 1.0
+    size = [max(round(side * scale), 1) for side in pixels.shape[1::-1]]
+    method = Image.Resampling.LANCZOS if scale < 0.9 else Image.Resampling.BILINEAR
+    scaled = np.asarray(Image.fromarray(pixels).resize(size, method))
+    spare = [max(wanted - side, 0) for wanted, side in zip(shape, scaled.shape, strict=False)]
+    before = [int(rng.integers(0, n + 1)) for n in spare]
+    filled = np.pad(scaled, [*((b, n - b) for b, n in zip(before, spare, strict=True)), (0, 0)], mode="symmetric")
+    top, left = (int(rng.integers(0, side - wanted + 1)) for wanted, side in zip(shape, filled.shape, strict=False))
+    return filled[top : top + shape[0], left : left + shape[1]]
+
+
+def _in_other_light(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return the image with another contrast, brightness, colour, direction of the light and noise."""
+    values = pixels.astype(np.float64)
+    if rng.random() < 0.8:
+        mean = values.mean((0, 1))
+        contrast = np.exp(rng.uniform(np.log(0.5), np.log(1.6)))
+        values = (values - mean) * contrast + mean + (rng.uniform(-35, 35) + rng.uniform(-12, 12, 3))
+    if rng.random() < 0.25:
+        values = values.mean(2, keepdims=True).repeat(3, 2)
+    if rng.random() < 0.3:  # light from one side
+        down, right = (np.linspace(-0.5, 0.5, side)[:, None] * rng.uniform(-40, 40) for side in values.shape[:2])
+        values = values + down[:, None] + right
+    if rng.random() < 0.3:
+        values = values + rng.normal(0, rng.uniform(1, 8), values.shape)
+    return values.clip(0, 255).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class AugmentedViews:
     """All images unchanged, followed by `n_views - 1` augmented versions of all of them."""
 
     images: Images
     n_views: int
-    augmentation: Augmentation
+    change: Callable[[Pixels, np.random.Generator], Pixels]
     seed: int
 
     @property
@@ -44,9 +94,7 @@ class AugmentedViews:
         """Return a view, reproducibly: RGB, uint8, (height, width, 3)."""
         view, image = divmod(position, len(self.images.sizes))
         pixels = self.images.pixels(image)
-        if view == 0:
-            return pixels
-        return augmented(pixels, self.augmentation, np.random.default_rng([self.seed, position]))
+        return self.change(pixels, np.random.default_rng([self.seed, position])) if view else pixels
 
 
 class OtherOrientations:

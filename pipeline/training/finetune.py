@@ -1,5 +1,6 @@
 """Fine-tuning: training the head of a pre-trained network, then its upper blocks too, on augmented images."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from pipeline.models.network import build_classifier, image_input, preprocessed
 from pipeline.models.tf import keras
 from pipeline.params import Backbone, Finetune, Phase
 from pipeline.training.activation_cache import cache_activations, cache_features
-from pipeline.training.augmentation import AugmentedViews
+from pipeline.training.augmentation import AugmentedViews, augmented
 from pipeline.training.checkpoints import TrainingHistory
 from pipeline.training.fitting import Batches, PhaseData, Views, fit_phase
 
@@ -70,7 +71,8 @@ def _data_of_phases(
     """Return the data of both phases: images for the complete network, or cached activations for its upper layers."""
     n_cached = params.cached_augmentations
     n_views = n_cached or 1 + max(params.head.max_epochs, params.tuning.max_epochs)
-    views = AugmentedViews(train, n_views, params.augmentation, params.seed)
+    change = partial(augmented, augmentation=params.augmentation)
+    views = AugmentedViews(train, n_views, change, params.seed)
 
     def views_of_epoch(epoch: int) -> npt.NDArray[np.int64]:
         if n_cached is None:  # augmented anew in each epoch
