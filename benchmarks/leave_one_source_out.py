@@ -122,10 +122,9 @@ def measured(params: Params, name: str, manifest: pd.DataFrame, datasets: Path) 
     left_out = scores_by_source(params, name, manifest, datasets, features, unfinished)
     finished = unfinished / "external.json"
     if not finished.exists():
-        rows = manifest[manifest["split"].isin(TRAINING_SIDES)].sort_values(["dataset", "row"])
-        every = np.ones(len(rows), bool)
-        images = LabelledImages(rows, datasets)
-        classifier = trained_on(params, name, images, every, features, unfinished, unfinished / "all")
+        rows = manifest.sort_values(["dataset", "row"])
+        sides = [LabelledImages(rows[rows["split"] == side], datasets) for side in TRAINING_SIDES]
+        classifier = trained_on(params, name, sides, features, unfinished, unfinished / "all")
         external = manifest[manifest["split"] == "external"].groupby("dataset")
         scores = {str(source): scores_on(LabelledImages(rows, datasets), classifier) for source, rows in external}
         write_json(finished, scores)

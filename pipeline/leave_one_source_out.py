@@ -7,11 +7,10 @@ source, and why others have none; empty unless params set `evaluate.leave_one_so
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from pipeline.data.group_split import EXCLUDED
@@ -44,7 +43,7 @@ def scores_by_source(
     """
     used = manifest[manifest["split"] != EXCLUDED].sort_values(["dataset", "row"])
     own = used[used["dataset"].isin(params.split.train_on)]
-    images = LabelledImages(used[used["split"].isin(TRAINING_SIDES)], datasets)
+    sides = [LabelledImages(used[used["split"] == side], datasets) for side in TRAINING_SIDES]
     result: dict[str, Any] = {"scores": {}, "not_measured": {}}
     sources = own.groupby(sources_of(own))
     for number, (source, rows) in enumerate(sources, start=1):
@@ -55,8 +54,8 @@ def scores_by_source(
                 raise TooFewImagesError(reason)
             if not finished.exists():
                 log.info("Source %d of %d, %s, is left out: training on the others", number, len(sources), source)
-                is_other = ~images.rows["group"].isin(rows["group"]).to_numpy()
-                classifier = trained_on(params, name, images, is_other, features, unfinished, finished.parent)
+                others = [side.part(~side.rows["group"].isin(rows["group"]).to_numpy()) for side in sides]
+                classifier = trained_on(params, name, others, features, unfinished, finished.parent)
                 write_json(finished, scores_on(left_out, classifier))
             result["scores"][source] = scores = json.loads(finished.read_text())
             log.info("%s, not trained on: AUROC %.3f on %d images", source, scores["auroc"], scores["n"])
@@ -67,22 +66,16 @@ def scores_by_source(
 
 
 def trained_on(
-    params: Params,
-    name: str,
-    images: LabelledImages,
-    chosen: npt.NDArray[np.bool_],
-    features: Path,
-    unfinished: Path,
-    folder: Path,
+    params: Params, name: str, sides: Sequence[LabelledImages], features: Path, unfinished: Path, folder: Path
 ) -> "Classifier":
-    """Return candidate `name`, trained and validated on the chosen ones, (n,), of all images of both sides.
+    """Return candidate `name`, trained on the first images and validated on the second.
 
     A killed training is resumed from `folder`. Raises TooFewImagesError if a label is missing on a side.
     """
     from pipeline.training.candidate import train_candidate  # loads TensorFlow, which takes seconds
 
-    train, validation = (images.part(chosen & (images.rows["split"] == side).to_numpy()) for side in TRAINING_SIDES)
-    for side, part in zip(TRAINING_SIDES, (train, validation), strict=True):
+    train, validation = sides
+    for side, part in zip(TRAINING_SIDES, sides, strict=True):
         if part.labels.all() or not part.labels.any():
             raise TooFewImagesError(f"on the {side} side, the other sources lack cracked or intact images")
     history = TrainingHistory(folder / "history.jsonl", lambda step, values: None)

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.models.calibration import Calibration, Platt, calibrated, fit_calibration, fit_curves, fit_platt
+from pipeline.models.calibration import (
+    Calibration,
+    Platt,
+    calibrated,
+    fit_calibration,
+    fit_calibration_with_common_curve,
+    fit_platt,
+)
 from pipeline.models.decision import prevalence_weights
 from pipeline.models.linear_head import LinearHead
 from pipeline.models.metrics import expected_calibration_error
@@ -120,15 +127,24 @@ def test_an_image_between_two_data_sets_gets_the_mean_of_both_curves():
     np.testing.assert_allclose(found, [(one + other) / 2, one, other], atol=1e-6)
 
 
-@pytest.mark.parametrize("slopes", [(2, 0.5, 1), (2, 2, 2)])
-def test_the_exported_graph_computes_the_same_mixture(slopes):
+def test_where_logits_are_averaged_an_image_between_two_curves_gets_the_mean_slope_and_intercept():
+    membership = (LinearHead(np.zeros(2, np.float32), 0.0), LinearHead(np.array([1.0, 0.0], np.float32), 0.0))
+    calibration = Calibration((Platt(2, 0), Platt(0.5, -1)), membership, averages_logits=True)
+    features = np.array([[0.0, 7.0], [-50.0, 7.0], [50.0, 7.0]])
+    found = calibration.probabilities(np.full(3, 1.5), features)
+    expected = sigmoid(np.array([1.25 * 1.5 - 0.5, 2 * 1.5, 0.5 * 1.5 - 1]))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("averages_logits", [False, True])
+def test_the_exported_graph_computes_the_same_mixture(averages_logits):
     keras.utils.set_random_seed(0)
     network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
     classifier = build_classifier(network, 32, [keras.layers.Dense(1, name="head")])
     kernels = np.array([[1.0, -2.0, 0.5], [0.2, 0.1, -0.3], [0, 0, 0.1]], np.float32)
     membership = tuple(LinearHead(kernel, bias) for kernel, bias in zip(kernels, (0.3, 0, -0.2), strict=True))
-    curves = tuple(Platt(slope, intercept) for slope, intercept in zip(slopes, (0.1, -1, 3), strict=True))
-    calibration = Calibration(curves, membership)
+    curves = tuple(Platt(slope, intercept) for slope, intercept in zip((2, 0.5, 1), (0.1, -1, 3), strict=True))
+    calibration = Calibration(curves, membership, averages_logits)
     batch = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     plain = {name: np.asarray(output) for name, output in classifier(batch).items()}
     exported = {name: np.asarray(output) for name, output in calibrated(classifier, calibration)(batch).items()}
@@ -138,32 +154,49 @@ def test_the_exported_graph_computes_the_same_mixture(slopes):
     np.testing.assert_array_equal(exported["features"], plain["features"])
 
 
-def test_curves_with_one_slope_differ_in_their_intercepts_as_the_data_sets_do():
-    rng = np.random.default_rng(0)
-    logits, is_deck = rng.normal(0, 3, 40_000), np.arange(40_000) % 2 == 0
-    labels = rng.random(40_000) < sigmoid(1.7 * logits + np.where(is_deck, -0.6, 0.9))
-    decks, walls = fit_curves(labels, logits, np.where(is_deck, "decks", "walls"))
-    assert decks == pytest.approx((1.7, -0.6), abs=0.05)
-    assert walls == pytest.approx((decks.slope, 0.9), abs=0.05)
-
-
-def test_a_mixture_of_curves_with_one_slope_has_the_mean_of_their_intercepts(two_data_sets):
+@pytest.fixture(scope="module")
+def with_others(two_data_sets):
+    """The calibration of two data sets, and features that resemble neither, by which it learned likeness."""
     labels, logits, features, datasets = two_data_sets
-    calibration = fit_calibration(labels, logits, features, datasets, one_slope=("decks", "walls"))
-    decks, walls = calibration.curves
-    assert decks.slope == walls.slope
-    midway = np.zeros((1, 100))
-    shares = sigmoid(np.diff([head.logits(midway)[0] for head in calibration.membership])[0])
-    intercept = (1 - shares) * decks.intercept + shares * walls.intercept
-    assert calibration.probabilities(np.array([0.4]), midway) == pytest.approx(
-        sigmoid(decks.slope * 0.4 + intercept), abs=1e-6
-    )
+    others = np.random.default_rng(1).normal(0, 0.5, (2000, 100)) + np.repeat([[3, -3]], 50, axis=1).reshape(1, 100)
+    known = np.concatenate([features[:4000], others]), np.append(datasets[:4000], np.full(2000, ""))
+    return fit_calibration_with_common_curve(labels, logits, datasets, known), others
 
 
-def test_a_data_set_that_shares_no_slope_keeps_a_curve_of_its_own(two_data_sets):
+def test_an_image_that_resembles_no_data_set_gets_the_curve_of_all_images(two_data_sets, with_others):
+    labels, logits, _, _ = two_data_sets
+    calibration, others = with_others
+    assert calibration.curves[0] == fit_platt(labels, logits)
+    found = calibration.probabilities(logits[:2000], others)
+    np.testing.assert_allclose(found, calibration.curves[0].probabilities(logits[:2000]), atol=0.02)
+
+
+def test_beside_the_curve_of_all_images_each_data_set_has_its_own(two_data_sets, with_others):
     labels, logits, features, datasets = two_data_sets
-    alone = fit_calibration(labels, logits, features, datasets)
-    assert fit_calibration(labels, logits, features, datasets, one_slope=("decks",)).curves == alone.curves
+    calibration, _ = with_others
+    own = calibration.probabilities(logits, features)
+    for curve, name in zip(calibration.curves[1:], ("decks", "walls"), strict=True):
+        here = datasets == name
+        assert curve == fit_platt(labels[here], logits[here])
+        np.testing.assert_allclose(own[here], curve.probabilities(logits[here]), atol=0.05)
+
+
+def test_a_data_set_whose_likeness_is_not_known_has_no_curve_but_counts_in_that_of_all_images(two_data_sets):
+    labels, logits, features, datasets = two_data_sets
+    names = np.where(np.arange(N) % 3 == 0, "elsewhere", datasets)
+    known = np.concatenate([features, features + 9]), np.append(datasets, np.full(N, ""))
+    calibration = fit_calibration_with_common_curve(labels, logits, names, known)
+    assert len(calibration.curves) == len(calibration.membership) == 3
+    assert calibration.curves[0] == fit_platt(labels, logits)
+
+
+def test_a_head_that_was_trained_on_one_data_set_has_one_curve(two_data_sets):
+    labels, logits, features, datasets = two_data_sets
+    one = datasets == "decks"
+    known = features, np.where(one, "decks", "")
+    weights = np.where(labels[one], 2.0, 1.0)
+    calibration = fit_calibration_with_common_curve(labels[one], logits[one], datasets[one], known, weights)
+    assert calibration == Calibration((fit_platt(labels[one], logits[one], weights),))
 
 
 def test_an_image_of_weight_two_counts_as_two_images():

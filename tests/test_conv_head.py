@@ -123,14 +123,16 @@ def fitted(tmp_path_factory, draw_tile):
         fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, TrainingHistory(path, die_at_the_second))
     resumed_steps = []
     history = TrainingHistory(path, lambda step, values: resumed_steps.append(step))
-    classifier, logits, _ = fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, history)
+    result = fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, history)
     undisturbed = TrainingHistory(tmp_path_factory.mktemp("undisturbed") / "history.jsonl", ignore)
     return SimpleNamespace(
-        classifier=classifier,
-        logits=logits,
+        classifier=result.classifier,
+        logits=result.logits,
+        features=result.features,
+        known=result.known,
         history=history,
         resumed_steps=resumed_steps,
-        undisturbed=fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, undisturbed)[0],
+        undisturbed=fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, undisturbed).classifier,
         validation=validation,
     )
 
@@ -149,6 +151,16 @@ def test_a_head_learns_to_tell_drawn_cracks_from_intact_tiles(fitted):
     logits = np.asarray(fitted.classifier(pixels)["logit"])[:, 0]
     assert roc_auc_score(fitted.validation.labels, logits) > 0.9
     np.testing.assert_allclose(fitted.logits, logits, atol=1e-2)  # by activations in half precision
+
+
+@pytest.mark.slow
+def test_likeness_is_learned_from_training_images_and_from_altered_validation_images(fitted):
+    features, names = fitted.known
+    assert names.tolist() == ["ours"] * 24 + ["theirs"] * 8 + [""] * 16
+    pixels = np.stack([fitted.validation.pixels(position) for position in range(16)])
+    expected = np.asarray(fitted.classifier(pixels)["features"])
+    np.testing.assert_allclose(fitted.features, expected, atol=1e-2)
+    assert np.abs(features[32:] - expected).mean() > 0.05
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_conv_head import CONV_HEAD
 from two_datasets import PARAMS
 
 from pipeline import embed, train
@@ -15,7 +14,6 @@ from pipeline.models.decision import choose_threshold
 from pipeline.models.metrics import log_loss, scores
 from pipeline.params import Params
 from pipeline.train import validation_scores
-from pipeline.training.candidate import calibrate
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +102,3 @@ def test_no_checkpoints_are_left_after_a_training(trained):
     assert list((trained.folder / "checkpoints").iterdir()) == []
     assert sorted(path.name for path in (trained.folder / "model").iterdir()) == ["decision.json", "model.keras"]
     assert not list(trained.folder.rglob("*.partial"))
-
-
-def test_the_curves_of_data_sets_that_a_convolutional_head_is_trained_on_have_one_slope():
-    conv = CONV_HEAD.model_dump()
-    params = Params.model_validate(PARAMS | {"candidates": PARAMS["candidates"] | {"conv": conv}})
-    rng = np.random.default_rng(0)
-    names = rng.choice([*params.split.train_on, "elsewhere"], 300)
-    images = SimpleNamespace(labels=rng.random(300) < 0.5, rows=pd.DataFrame({"dataset": names}))
-    logits, features = rng.normal(size=300), rng.normal(size=(300, 4))
-    slopes = {
-        name: [curve.slope for curve in calibrate(params, name, images, logits, features).curves]
-        for name in ("conv", "probe")
-    }
-    *trained_on, elsewhere = (slopes["conv"][i] for i in np.argsort(np.unique(names) == "elsewhere", kind="stable"))
-    assert len(set(trained_on)) == 1
-    assert elsewhere != trained_on[0]
-    assert len(set(slopes["probe"])) == 3

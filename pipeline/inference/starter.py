@@ -33,7 +33,9 @@ def load_starter(path: Path = STARTER_FILE) -> Classifier:
         curves = zip(arrays["slopes"].tolist(), arrays["intercepts"].tolist(), strict=True)
         membership = zip(arrays["kernels"].T, arrays["biases"].tolist(), strict=True)
         calibration = Calibration(
-            tuple(Platt(*curve) for curve in curves), tuple(LinearHead(*head) for head in membership)
+            tuple(Platt(*curve) for curve in curves),
+            tuple(LinearHead(*head) for head in membership),
+            averages_logits=True,
         )
     backbone, params = Backbone(**settings["backbone"]), ConvHead(**settings["candidate"])
     activations = activations_of(backbone, params)

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline.data.images import LabelledImages
-from pipeline.models.calibration import Calibration, calibrated, fit_calibration
+from pipeline.models.calibration import calibrated, fit_calibration, fit_calibration_with_common_curve
 from pipeline.models.classifier import Classifier
 from pipeline.models.decision import choose_decision, prevalence_weights
 from pipeline.models.linear_head import linear_classifier
@@ -15,7 +12,7 @@ from pipeline.models.network import logits_and_features
 from pipeline.params import ConvHead, Params, Probe
 from pipeline.training.checkpoints import TrainingHistory
 from pipeline.training.conv_head_fitting import fit_conv_head
-from pipeline.training.features import Features, features_of
+from pipeline.training.features import features_of
 from pipeline.training.finetune import fit_finetune
 from pipeline.training.probe import fit_probe, rows_by_head
 
@@ -36,30 +33,20 @@ def train_candidate(
     """
     candidate = params.candidates[name]
     backbone = params.backbones[candidate.backbone]
-    if isinstance(candidate, Probe):
-        head = fit_probe(rows_by_head(backbone, candidate, train, features, unfinished), candidate, history)
-        known = features_of(validation.rows, features)
-        graph, logits = linear_classifier(backbone, head), head.logits(known)
-    elif isinstance(candidate, ConvHead):
-        graph, logits, known = fit_conv_head(backbone, train, validation, candidate, unfinished, history)
-    else:
-        graph = fit_finetune(backbone, train, validation, candidate, history)
-        logits, known = logits_and_features(graph, validation, progress="validating")
-    calibration = calibrate(params, name, validation, logits, known)
-    probabilities = calibration.probabilities(logits, known)
-    names = validation.rows["dataset"].to_numpy(str)
-    decision = choose_decision(validation.labels, probabilities, names, params.decide)
-    return Classifier(calibrated(graph, calibration), decision), probabilities
-
-
-def calibrate(
-    params: Params, name: str, validation: LabelledImages, logits: npt.NDArray[np.float32], features: Features
-) -> Calibration:
-    """Return the calibration of candidate `name`, for the stated prevalence, by its logits on validation.
-
-    The curves of the data sets that a convolutional head is trained on share a slope, as it learns from them together.
-    """
     names = validation.rows["dataset"].to_numpy(str)
     weights = prevalence_weights(validation.labels, names, params.decide.prevalence)
-    one_slope = params.split.train_on if isinstance(params.candidates[name], ConvHead) else ()
-    return fit_calibration(validation.labels, logits, features, names, weights, one_slope)
+    if isinstance(candidate, ConvHead):
+        graph, logits, known, likeness = fit_conv_head(backbone, train, validation, candidate, unfinished, history)
+        calibration = fit_calibration_with_common_curve(validation.labels, logits, names, likeness, weights)
+    else:
+        if isinstance(candidate, Probe):
+            head = fit_probe(rows_by_head(backbone, candidate, train, features, unfinished), candidate, history)
+            known = features_of(validation.rows, features)
+            graph, logits = linear_classifier(backbone, head), head.logits(known)
+        else:
+            graph = fit_finetune(backbone, train, validation, candidate, history)
+            logits, known = logits_and_features(graph, validation, progress="validating")
+        calibration = fit_calibration(validation.labels, logits, known, names, weights)
+    probabilities = calibration.probabilities(logits, known)
+    decision = choose_decision(validation.labels, probabilities, names, params.decide)
+    return Classifier(calibrated(graph, calibration), decision), probabilities

@@ -2,19 +2,40 @@
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.images import LabelledImages
-from pipeline.models.conv_head import activations_of, build_conv_head, conv_head_classifier, stored_weights
+from pipeline.models.conv_head import (
+    Activations,
+    activations_of,
+    build_conv_head,
+    conv_head_classifier,
+    stored_weights,
+)
 from pipeline.models.tf import keras
 from pipeline.params import Backbone, ConvHead
-from pipeline.training.activation_cache import cache_activations
+from pipeline.training.activation_cache import ActivationCache, cache_activations
+from pipeline.training.augmentation import AugmentedViews, varied
 from pipeline.training.checkpoints import TrainingHistory, digest_of
 from pipeline.training.features import Features
 from pipeline.training.fitting import Batches, PhaseData, fit_phase
 from pipeline.training.probe import equal_weights
+
+N_KNOWN = 2000  # training images of a data set, at most, by which likeness to it is learned
+
+
+class FittedConvHead(NamedTuple):
+    """A trained convolutional head, and what its calibration is fitted to."""
+
+    classifier: keras.Model  # uncalibrated
+    logits: npt.NDArray[np.float32]  # of the validation images, (n,)
+    features: Features  # of the validation images, (n, n_features)
+    # Features, (m, n_features), and data sets, (m,), of some training images and of altered validation images, whose
+    # data set is "", as they are to resemble none.
+    known: tuple[Features, npt.NDArray[np.str_]]
 
 
 def fit_conv_head(
@@ -24,8 +45,8 @@ def fit_conv_head(
     params: ConvHead,
     unfinished: Path,
     history: TrainingHistory,
-) -> tuple[keras.Model, npt.NDArray[np.float32], Features]:
-    """Train a convolutional head; return the uncalibrated classifier, and its logits (n,) and features on validation.
+) -> FittedConvHead:
+    """Train a convolutional head.
 
     All data sets count equally, and so do both labels within a data set. The loss is the mean of those of the
     branches, so that each learns what it can by itself. A killed run is resumed from the folder of `history`.
@@ -36,13 +57,10 @@ def fit_conv_head(
     head = build_conv_head(activations, params)
     n_branches = head.output.shape[1]
     lower = keras.Model(activations.network.input, {"features": activations.network.output})
-    cached, held_out = (
-        cache_activations(lower, images.whole, unfinished / digest_of(images.whole.rows)).part(images.positions)
-        for images in (train, validation)
-    )
-    weights, held_out_weights = (
-        equal_weights(images.labels, images.rows["dataset"].to_numpy(str)) for images in (train, validation)
-    )
+    (cached,) = _cached_views(lower, train, 1, params.seed, unfinished)
+    held_out, altered = _cached_views(lower, validation, 2, params.seed, unfinished)
+    names, held_out_names = (images.rows["dataset"].to_numpy(str) for images in (train, validation))
+    weights, held_out_weights = equal_weights(train.labels, names), equal_weights(validation.labels, held_out_names)
     data = PhaseData(
         head,
         Batches(cached, train.labels, params, lambda epoch: np.zeros(len(train), np.int64), weights, n_branches),
@@ -54,5 +72,32 @@ def fit_conv_head(
     fit_phase(data, "head", optimizer, params.n_epochs, None, params, history, params.label_smoothing)
     head.set_weights(stored_weights(head))  # so that what is calibrated and measured is what a file has
     logits = head.predict(data.validation.dataset(head.input_shape), verbose=0).mean(axis=1)
-    features = np.stack([held_out.pixels(position)[-activations.n_features :] for position in range(len(validation))])
-    return conv_head_classifier(activations, head), logits, features
+    some = _some_of_each(names, params.seed)
+    known = [_features(cached.part(some), activations), _features(altered, activations)]
+    return FittedConvHead(
+        conv_head_classifier(activations, head),
+        logits,
+        _features(held_out, activations),
+        (np.concatenate(known), np.append(names[some], np.full(len(validation), ""))),
+    )
+
+
+def _cached_views(
+    lower: keras.Model, images: LabelledImages, n_views: int, seed: int, folder: Path
+) -> list[ActivationCache]:
+    """Return the activations of all images as they are, and those of `n_views` - 1 altered versions of all of them."""
+    whole = images.whole
+    views = AugmentedViews(whole, n_views, varied, seed)
+    cache = cache_activations(lower, views, folder / f"{digest_of(whole.rows)}-{n_views}")
+    return [cache.part(view * len(whole) + images.positions) for view in range(n_views)]
+
+
+def _features(cache: ActivationCache, activations: Activations) -> Features:
+    """Return the features, (n, n_features), at the end of cached activations."""
+    return np.stack([cache.pixels(position)[-activations.n_features :] for position in range(len(cache.sizes))])
+
+
+def _some_of_each(names: npt.NDArray[np.str_], seed: int) -> npt.NDArray[np.int64]:
+    """Return the positions of at most `N_KNOWN` images of each data set, (m,), chosen at random."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.permutation(np.flatnonzero(names == name))[:N_KNOWN] for name in np.unique(names)])
