@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics
 
 Labels = npt.NDArray[np.bool_]  # (n,), True for crack
 Probabilities = npt.NDArray[np.floating[Any]]  # (n,), of a crack, 0..1
@@ -22,12 +21,16 @@ def expected_calibration_error(labels: Labels, probabilities: Probabilities) -> 
 
 def log_loss(labels: Labels, probabilities: Probabilities, weights: Probabilities | None = None) -> float:
     """Return the (weighted) mean negative log-likelihood in nats; probabilities are clipped to 1e-7..1 - 1e-7."""
+    from sklearn import metrics  # takes a second
+
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     return float(metrics.log_loss(labels, clipped, sample_weight=weights, labels=[False, True]))
 
 
 def scores(labels: Labels, probabilities: Probabilities, threshold: float) -> dict[str, float | int | None]:
     """Return the scores by name; those that need both labels, auroc and balanced_accuracy, are None with only one."""
+    from sklearn import metrics
+
     predicted = probabilities >= threshold
     both = 0 < labels.sum() < len(labels)
     return {
