@@ -49,20 +49,17 @@ settings.load_profile("without deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files first that take longest, so that side by side they do not end last.
+    """Put the files first that take longest, by what `slow` says, so that side by side they do not end last.
 
     Of several processes, the first starts with a file that needs the trained project, and trains it; the others start
     with files that do not wait for it.
     """
-    weights: Counter[Path] = Counter(dict.fromkeys((item.path for item in items), 0))
-    waiting = set()
+    seconds: Counter[Path] = Counter()
     for item in items:
-        if "fresh" in getattr(item, "fixturenames", ()):  # runs the whole project
-            weights[item.path] += 10
-            waiting.add(item.path)
-        elif item.get_closest_marker("slow"):
-            weights[item.path] += 1
-    files = [path for path, _ in weights.most_common()]
+        slow = item.get_closest_marker("slow")
+        seconds[item.path] += (slow.args or (3,))[0] if slow else 0
+    files = [path for path, _ in seconds.most_common()]
+    waiting = {item.path for item in items if "trained" in getattr(item, "fixturenames", ())}
     others = [path for path in files if path not in waiting][: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) - 1]
     places = {path: place for place, path in enumerate(dict.fromkeys([*files[:1], *others, *files]))}
     items.sort(key=lambda item: places[item.path])

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from conftest import Project, copy_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(15)
 
 DISK = "size=300m"
 SPARE_BYTES = (0, 16_384, 1_000_000)  # left on a full disk: the first file fails, the middle of one, or a large one

@@ -15,7 +15,7 @@ from flows.deployments import flows_and_schedules
 from flows.flow_runs import our_deployments
 from pipeline.params import load_params
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(25)
 
 
 def ask(client: SyncPrefectClient, what: str, **condition: object) -> Any:

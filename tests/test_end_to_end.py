@@ -20,7 +20,7 @@ from api_server import Server
 from conftest import SMALL_RECIPE, Project, answers, unused_port, wait_until
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(15)
 
 
 def test_one_command_leads_from_drawings_to_a_registered_model(trained: Project) -> None:

@@ -18,7 +18,7 @@ from webhook import webhook
 
 from pipeline.monitoring.heartbeat import INTERVAL_S, LATE_S
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(12)
 
 LOCAL = (sys.executable, "-m", "flows.local")
 RUN_NOW = ("prefect", "deployment", "run", "training/training")

@@ -7,7 +7,7 @@ import pytest
 from conftest import Project
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(5)
 
 
 def with_source(params: dict[str, Any], source: str) -> None:

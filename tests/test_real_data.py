@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(120)
 
 
 @pytest.fixture

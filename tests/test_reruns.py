@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(25)
 
 
 def test_a_second_repro_does_nothing(project: Project) -> None:

@@ -33,7 +33,7 @@ from webhook import webhook
 from flows.flow_runs import our_deployments
 from pipeline.data.images import Pixels
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(40)
 log = logging.getLogger(__name__)
 
 SITE = "data/incoming/site"
@@ -177,6 +177,7 @@ def undisturbed(waiting: Project, prefect_api: str, tmp_path_factory: pytest.Tem
             client.request("DELETE", f"/deployments/{deployment.id}")
 
 
+@pytest.mark.slow(150)
 def test_who_follows_the_document_in_a_clone_of_git_finds_the_batch_in_production_and_nothing_done_twice(
     undisturbed: Undisturbed,
 ) -> None:

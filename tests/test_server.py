@@ -13,7 +13,7 @@ from shared_server import Shared, fetched, interrupted, run_as, status
 
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(12)
 
 
 def test_nobody_gets_in_without_a_password_or_under_another_name(shared: Shared) -> None:

@@ -16,7 +16,7 @@ from shared_server import Shared, fetched, interrupted, status, until
 
 from pipeline.inference.served import MAX_GOLDEN_DIFFERENCE, ServedModel
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(40)
 
 LENIENT = {
     "approval": "automatic",
@@ -50,6 +50,7 @@ def decisions(shared: Shared, project: Project) -> list[tuple[str, str]]:
     return [(record["outcome"], record["version"]) for record in json.loads(printed.stdout)]
 
 
+@pytest.mark.slow(100)
 def test_a_promotion_and_its_rollback_reach_who_serves(shared: Shared, project: Project, tmp_path: Path) -> None:
     env = shared.client("worker")
     named(project, "promoted")

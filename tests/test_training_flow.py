@@ -12,7 +12,7 @@ import pytest
 from conftest import QUICK_POLL, Project
 from toy_project import diamond, toy_project
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(12)
 
 FLOW = (sys.executable, "-m", "flows.training")
 # Goes on until the test puts a file there; then it is done at once, in a later run too.
