@@ -116,7 +116,7 @@ test-fast: .venv/installed-dev  ## run the fast tests
 	@pytest -m "not slow and not soak"
 
 lint: .venv/installed-dev  ## run ruff, mypy, import-linter, hadolint and zizmor
-	@ruff check . && ruff format --check . && mypy && lint-imports --no-logo && hadolint Dockerfile mlflow/Dockerfile \
+	@ruff check . && ruff format --check . && mypy -n auto && lint-imports --no-logo && hadolint Dockerfile mlflow/Dockerfile \
 		&& zizmor --quiet --offline .github
 
 gc: .venv/installed  ## list what is older than `retention` in params.yaml; CONFIRM=yes deletes it
