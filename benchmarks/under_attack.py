@@ -133,6 +133,13 @@ def large_png() -> bytes:
     return encoded(Image.new("L", (9400, 9400)), "PNG")
 
 
+def transparent_png() -> bytes:
+    """Return a PNG of 88 megapixels in few bytes, half of them transparent."""
+    picture = Image.new("LA", (9400, 9400))
+    picture.paste((255, 255), (0, 0, 9400, 4700))
+    return encoded(picture, "PNG")
+
+
 async def no_attack(_: int) -> None:
     """Leave the server alone."""
 
@@ -141,6 +148,7 @@ ATTACKS: dict[str, Attack] = {
     "none": no_attack,
     "64 PNGs of 9400 px in a request": repeats(lambda: post("/v1/predict", "files", [large_png()] * 64), 4),
     "photos of 88 megapixels": repeats(lambda: post("/v1/map", "file", [large_png()]), 4),
+    "transparent photos of 88 megapixels": repeats(lambda: post("/v1/map", "file", [transparent_png()]), 4),
     "JPEG with 200,000 scans": repeats(lambda: post("/v1/predict", "files", [repeated_scan()]), 4),
     "64 images of 4 megapixels in a request": repeats(
         lambda: post("/v1/predict", "files", [encoded(noise(2000), "JPEG", quality=30)] * 64), 8

@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -6,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageChops, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageFilter
 
 from pipeline.data.image_names import OVERLAY_COMMENT
 from pipeline.data.images import (
@@ -290,20 +291,30 @@ def test_a_photo_of_108_megapixels_is_read_where_the_limit_allows_it(encode):
     assert stored_size(content) == (9000, 12000)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+def test_the_pixels_of_a_large_photo_are_not_in_memory_several_times(mode):
+    image = Image.new(mode, (2000, 3000))
+    tracemalloc.start()
+    pixels = to_pixels(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * pixels.nbytes
+
+
 def test_running_out_of_memory_is_not_the_fault_of_the_image(monkeypatch):
-    def fail(image):
+    def fail(image, mode):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    monkeypatch.setattr(Image.Image, "convert", fail)
     with pytest.raises(MemoryError, match="no memory"):
         to_pixels(Image.new("L", (8, 8)))
 
 
 def test_a_reason_is_never_empty(monkeypatch):
-    def fail(image):
+    def fail(image, mode):
         raise EOFError
 
-    monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+    monkeypatch.setattr(Image.Image, "convert", fail)
     with pytest.raises(UnreadableImageError, match=r"^EOFError$"):
         to_pixels(Image.new("L", (8, 8)))
 

@@ -1,8 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from pipeline.data.photos import read_photo
+from pipeline.data.photos import filled, read_photo
 
 WALL = np.full((20, 40, 3), 200, np.uint8)
 
@@ -50,3 +52,15 @@ def test_an_invalid_place_is_none(photo, gps):
 def test_a_photo_without_exif_has_neither(encode):
     read = read_photo(encode(WALL, "PNG"))
     assert (read.time, read.place) == (None, None)
+
+
+def test_transparent_parts_get_the_median_colour_without_many_copies_of_the_photo():
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 3000, 3), np.uint8)
+    photographed = np.arange(3000) >= np.full((1000, 1), 500)
+    tracemalloc.start()
+    result = filled(pixels, photographed)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * pixels.nbytes
+    assert np.array_equal(result[photographed], pixels[photographed])
+    assert (result[~photographed] == np.median(pixels[photographed], axis=0).astype(np.uint8)).all()

@@ -13,7 +13,7 @@ from pipeline.crack_lines.crack_line import CrackLine, Points, draw_mask
 from pipeline.crack_lines.polylines import EIGHT, polylines
 from pipeline.crack_lines.tracer import Likelihood, Tracer
 from pipeline.crack_lines.widths import measure_widths
-from pipeline.data.images import Pixels
+from pipeline.data.images import STRIP_PX, Pixels
 
 MIN_TILES = 64  # in which lines are searched for, the likeliest ones first, even if fewer are called cracked
 REDUCTIONS = (3, 1)  # of the photo: the network knows cracks of a few pixels, and finds wide ones in a smaller photo
@@ -55,7 +55,7 @@ def _found(
     check: Callable[[], None],
 ) -> list[CrackLine]:
     """Return the lines of a photo that is made smaller by a whole number, besides those that are known."""
-    reduced = np.asarray(Image.fromarray(pixels).reduce(reduction)) if reduction > 1 else pixels
+    reduced = pixels if reduction == 1 else _reduced(pixels, reduction)
     likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction], check)
     if known:  # the edges of a wide crack are no cracks of their own
         likelihood[draw_mask(known, searched.shape)[::reduction, ::reduction] > 0] = 0
@@ -72,6 +72,13 @@ def _found(
     with ThreadPoolExecutor(1) as pool:  # a line is measured while the next one is followed
         lines = list(pool.map(measured, courses(likelihood, MIN_ELONGATION * thinnest, check)))
     return [line for line in lines if thinnest * reduction <= line.median_width_px <= line.length_px / MIN_ELONGATION]
+
+
+def _reduced(pixels: Pixels, reduction: int) -> Pixels:
+    """Return the means of squares; strip by strip, as Pillow would copy the whole photo."""
+    n_rows = STRIP_PX * reduction
+    strips = (pixels[top : top + n_rows] for top in range(0, len(pixels), n_rows))
+    return np.concatenate([np.asarray(Image.fromarray(strip).reduce(reduction)) for strip in strips])
 
 
 def searched_area(tiles: pd.DataFrame, threshold: float, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:

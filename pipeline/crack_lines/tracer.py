@@ -40,7 +40,7 @@ class Tracer:
 
     @contextmanager
     def reserved(self, check: Callable[[], None]) -> Iterator[None]:
-        """Wait until no other thread has reserved it: a search takes 7 bytes a pixel of its photo, and all cores.
+        """Wait until no other thread has reserved it: a search takes 9 bytes a pixel of its photo, and all cores.
 
         `check` is called again and again; the wait ends with the exception that it raises.
         """

@@ -24,6 +24,7 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 Sizes = npt.NDArray[np.int64]  # (n, 2): height, width in pixels
 
 THUMBNAIL_SIZE_PX = 64
+STRIP_PX = 256  # rows of a photo that are changed at once: Pillow would keep copies of a large one
 # Other formats of Pillow start external programs (EPS), or are not used for photos.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -119,22 +120,25 @@ def _png_of_metadata(content: bytes) -> bytes:
 
 
 def to_pixels(image: Image.Image) -> Pixels:
-    """Return the image upright as RGB, uint8, shape (height, width, 3). Raises UnreadableImageError."""
+    """Turn the image upright, and return it as RGB, uint8, shape (height, width, 3). Raises UnreadableImageError."""
     with _unreadable_where_pillow_fails():
-        if image.mode == "RGB" and image.getexif().get(Tag.Orientation, 1) == 1:
-            return np.asarray(image)  # without the copies of a large photo that Pillow makes below
-        upright = ImageOps.exif_transpose(image)
-        upright.info.pop("transparency", None)  # of a palette; Pillow warns where it is lost
-        if upright.mode in ("I", "F"):
+        ImageOps.exif_transpose(image, in_place=True)  # a copy of a large photo takes much memory
+        if image.mode in ("I", "F"):
             raise UnreadableImageError(
                 "its pixels have a sign or 32 bits, so that the values of black and white are unknown. Save it with 8 "
                 "or 16 bits"
             )
-        if upright.mode.startswith("I;16"):  # 16-bit grey, which `convert` would clip to white
-            upright = Image.fromarray(grey_of_16_bits(np.asarray(upright), getattr(image, "tag_v2", {})))
-        if upright.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-            upright = ImageChops.invert(upright)  # Pillow takes every such file for Adobe's, which stores inks inverted
-        return np.asarray(upright.convert("RGB"))
+        is_plain_cmyk = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
+        if image.mode.startswith("I;16"):  # 16-bit grey, which `convert` would clip to white
+            image = Image.fromarray(grey_of_16_bits(np.asarray(image), getattr(image, "tag_v2", {})))
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, STRIP_PX):
+            strip = image.crop((0, top, image.width, min(top + STRIP_PX, image.height)))
+            strip.info.pop("transparency", None)  # of a palette; Pillow warns where it is lost
+            if is_plain_cmyk:
+                strip = ImageChops.invert(strip)  # Pillow takes every such file for Adobe's, which stores inks inverted
+            pixels[top : top + STRIP_PX] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+        return pixels
 
 
 def decode(content: bytes) -> Pixels:

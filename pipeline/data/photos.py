@@ -45,14 +45,16 @@ def filled(pixels: Pixels, photographed: Mask | None) -> Pixels:
     if photographed is None:
         return pixels
     result = pixels.copy()
-    result[~photographed] = np.median(pixels[photographed], axis=0)
+    for channel in np.moveaxis(result, 2, 0):  # one by one: NumPy copies what it takes the median of
+        channel[~photographed] = np.median(channel[photographed])
     return result
 
 
 def _opaque_part(image: Image.Image) -> Mask | None:
     if not image.has_transparency_data:
         return None
-    alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+    ImageOps.exif_transpose(image, in_place=True)
+    alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
     return None if alpha.getextrema()[0] == 255 else np.asarray(alpha) > 0
 
 
