@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial as bound
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,9 @@ from pipeline.crack_lines.widths import measure_widths
 from pipeline.data.images import STRIP_PX, Pixels
 
 MIN_TILES = 64  # in which lines are searched for, the likeliest ones first, even if fewer are called cracked
-REDUCTIONS = (3, 1)  # of the photo: the network knows cracks of a few pixels, and finds wide ones in a smaller photo
-MIN_REDUCED_WIDTH_PX = 4.0  # of a crack in a reduced photo; a thinner one is found where the photo is larger
-MIN_WIDTH_PX = 0.5  # the smallest that is measured
+# Of the photo, with the smallest width of a crack in it, px: the network knows cracks of a few pixels, and finds wide
+# ones in a smaller photo, thin ones in a larger.
+REDUCTIONS = {3: 4.0, 1: 0.5}
 MIN_SIDE_PX = 96  # of a reduced photo
 CERTAIN, POSSIBLE = 0.7, 0.5  # limits of the hysteresis: of a pixel that every line has, and of all its pixels
 MIN_ELONGATION = 8  # length of a line, in widths
@@ -40,38 +41,19 @@ def find_lines(
         searched = np.ones(pixels.shape[:2], bool)
     lines: list[CrackLine] = []
     with tracer.reserved(check):
-        for reduction in REDUCTIONS:
-            if reduction == 1 or min(pixels.shape[:2]) >= MIN_SIDE_PX * reduction:
-                lines += _found(pixels, searched, reduction, lines, tracer, check)
+        for reduction, narrowest in REDUCTIONS.items():
+            if reduction > 1 and min(pixels.shape[:2]) < MIN_SIDE_PX * reduction:
+                continue
+            reduced = _reduced(pixels, reduction) if reduction > 1 else pixels
+            likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction], check)
+            if lines:  # the edges of a wide crack are no cracks of their own
+                likelihood[draw_mask(lines, searched.shape)[::reduction, ::reduction] > 0] = 0
+            measure = bound(_measured, reduced, likelihood, reduction, check)
+            with ThreadPoolExecutor(1) as pool:  # a line is measured while the next one is followed
+                found = list(pool.map(measure, courses(likelihood, MIN_ELONGATION * narrowest, check)))
+            least = narrowest * reduction
+            lines += [line for line in found if least <= line.median_width_px <= line.length_px / MIN_ELONGATION]
     return sorted(lines, key=lambda line: line.length_px, reverse=True)
-
-
-def _found(
-    pixels: Pixels,
-    searched: npt.NDArray[np.bool_],
-    reduction: int,
-    known: list[CrackLine],
-    tracer: Tracer,
-    check: Callable[[], None],
-) -> list[CrackLine]:
-    """Return the lines of a photo that is made smaller by a whole number, besides those that are known."""
-    reduced = pixels if reduction == 1 else _reduced(pixels, reduction)
-    likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction], check)
-    if known:  # the edges of a wide crack are no cracks of their own
-        likelihood[draw_mask(known, searched.shape)[::reduction, ::reduction] > 0] = 0
-    thinnest = MIN_REDUCED_WIDTH_PX if reduction > 1 else MIN_WIDTH_PX
-
-    def measured(points: Points) -> CrackLine:
-        check()
-        rows, columns = np.rint(points[:, ::-1]).astype(int).T
-        confidence = float(likelihood[rows, columns].mean())
-        widths, low, high = measure_widths(reduced, points)
-        enlarged = (points + 0.5) * reduction - 0.5
-        return CrackLine(enlarged, widths * reduction, low * reduction, high * reduction, confidence)
-
-    with ThreadPoolExecutor(1) as pool:  # a line is measured while the next one is followed
-        lines = list(pool.map(measured, courses(likelihood, MIN_ELONGATION * thinnest, check)))
-    return [line for line in lines if thinnest * reduction <= line.median_width_px <= line.length_px / MIN_ELONGATION]
 
 
 def _reduced(pixels: Pixels, reduction: int) -> Pixels:
@@ -79,6 +61,18 @@ def _reduced(pixels: Pixels, reduction: int) -> Pixels:
     n_rows = STRIP_PX * reduction
     strips = (pixels[top : top + n_rows] for top in range(0, len(pixels), n_rows))
     return np.concatenate([np.asarray(Image.fromarray(strip).reduce(reduction)) for strip in strips])
+
+
+def _measured(
+    pixels: Pixels, likelihood: Likelihood, reduction: int, check: Callable[[], None], points: Points
+) -> CrackLine:
+    """Return the line along a course in a reduced photo, as it is in the photo."""
+    check()
+    rows, columns = np.rint(points[:, ::-1]).astype(int).T
+    confidence = float(likelihood[rows, columns].mean())
+    widths, low, high = measure_widths(pixels, points)
+    enlarged = (points + 0.5) * reduction - 0.5
+    return CrackLine(enlarged, widths * reduction, low * reduction, high * reduction, confidence)
 
 
 def searched_area(tiles: pd.DataFrame, threshold: float, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -62,7 +62,9 @@ class Tracer:
         height, width = searched.shape
         likelihood = np.zeros((height, width), np.float32)
         # Of the photo, mirrored at its edges; a padded copy of a large photo would take much memory.
-        rows, columns = (_mirrored(side) for side in (height, width))
+        rows, columns = (
+            np.pad(np.arange(side), (MARGIN_PX, -side % WINDOW_PX + MARGIN_PX), "reflect") for side in searched.shape
+        )
 
         def compute(place: tuple[int, int]) -> None:
             check()
@@ -75,11 +77,6 @@ class Tracer:
 
         list(self._pool.map(compute, product(range(0, height, WINDOW_PX), range(0, width, WINDOW_PX))))
         return likelihood
-
-
-def _mirrored(side_px: int) -> npt.NDArray[np.int64]:
-    """Return the positions along a side of a photo with those that continue it, mirrored, to whole windows."""
-    return np.pad(np.arange(side_px), (MARGIN_PX, -side_px % WINDOW_PX + MARGIN_PX), mode="reflect")
 
 
 def tracer_file(folder: Path | None) -> Path:

@@ -49,7 +49,14 @@ def score(
     `prevalence`.
     """
     scored: list[pd.DataFrame] = []
-    sizes, errors = _sizes_and_errors(contents)
+    errors = [content if isinstance(content, str) else "" for content in contents]  # "": none
+    sizes: dict[int, tuple[int, int]] = {}  # (height, width) by position
+    for position, content in enumerate(contents):
+        try:
+            if isinstance(content, bytes):
+                sizes[position] = stored_size(content)
+        except UnreadableImageError as error:
+            errors[position] = str(error)
 
     def fill(batch: npt.NDArray[np.int64]) -> None:
         decoded = {}
@@ -70,26 +77,12 @@ def score(
     readable = np.array(list(sizes), np.int64)
     batches = bounded_batches(np.array(list(sizes.values()), np.int64).reshape(-1, 2))
     with ThreadPoolExecutor(N_THREADS) as pool:
-        for _ in pool.map(fill, [readable[batch] for batch in batches]):
-            pass  # raises the exception of a batch
+        list(pool.map(fill, [readable[batch] for batch in batches]))  # raises the exception of a batch
     table = pd.concat(scored) if scored else pd.DataFrame()
     columns = [*ANSWER, "uncorrected", *IMAGE_STATISTICS, "embedding"] if with_statistics else ANSWER
     table = table.reindex(index=range(len(contents)), columns=columns)
     table = table.astype({"probability": np.float32, "label": object, "reason": object})
     return table.fillna({"label": "", "reason": ""}).assign(error=errors)
-
-
-def _sizes_and_errors(contents: Sequence[Content]) -> tuple[dict[int, tuple[int, int]], list[str]]:
-    """Return (height, width) by position for files with a readable header, and an error for each file, or ""."""
-    errors = [content if isinstance(content, str) else "" for content in contents]
-    sizes: dict[int, tuple[int, int]] = {}
-    for position, content in enumerate(contents):
-        try:
-            if isinstance(content, bytes):
-                sizes[position] = stored_size(content)
-        except UnreadableImageError as error:
-            errors[position] = str(error)
-    return sizes, errors
 
 
 def score_on_worker(files: ModelFiles, contents: Sequence[Content], **settings: Any) -> pd.DataFrame:

@@ -146,7 +146,10 @@ class CrackMapper:
         if photographed is not None and not photographed.any():
             raise CracksError("The picture is transparent everywhere: it shows nothing.")
         factor, scale = self._scale(mm_per_px, height, width)
-        resized = pixels if factor == 1 else _resized(pixels, factor)
+        resized = pixels
+        if factor != 1:
+            shape = round(width * factor), round(height * factor)
+            resized = np.asarray(Image.fromarray(pixels).resize(shape, Image.Resampling.BICUBIC))
         tops, lefts, size = grid(resized.shape[:2], self._params.tile_px, self._params.overlap)
         shown_px = min(round(size / factor), height, width)
         ys, xs = stretched(tops, height - shown_px), stretched(lefts, width - shown_px)
@@ -161,6 +164,7 @@ class CrackMapper:
         ).assign(size=shown_px)
         places = [(tops[row], lefts[col]) for row, col in tiles[["row", "col"]].to_numpy()]
         tiles = tiles.join(self._scored(resized, places, size, on_tiles, prevalence))
+        del resized  # which may be larger than the photo
         tiles = with_review_budget(tiles, self._model.decision.review_budget)
         as_scored = tiles.assign(probability=tiles.pop("uncorrected"))  # what a person states moves no line
         searched = searched_area(as_scored, self._model.decision.threshold, (height, width))
@@ -235,9 +239,3 @@ def _share_of_cells(photographed: Mask | None, height_px: int, width_px: int) ->
     padding = (0, rows * CELL_PX - height_px), (0, columns * CELL_PX - width_px)
     padded = np.pad(photographed, padding, mode="edge")
     return np.asarray(padded.reshape(rows, CELL_PX, columns, CELL_PX).mean(axis=(1, 3)))
-
-
-def _resized(pixels: Pixels, factor: float) -> Pixels:
-    height, width, _ = pixels.shape
-    size = round(width * factor), round(height * factor)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
