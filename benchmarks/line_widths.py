@@ -39,7 +39,10 @@ MAX_OFFSET_PX = 3.0  # between a drawn crack and the line that is taken for it, 
 def drawn_photo(
     image: GreyImage, width_px: float, variation: float, rng: np.random.Generator
 ) -> tuple[Pixels, Points, Widths]:
-    """Return a photo of intact concrete with a crack, its course, and its widths there, around `width_px`."""
+    """Return a photo of intact concrete with a crack, its course, and its widths there, around `width_px`.
+
+    The course has points every half pixel, between which it was drawn with linearly changing widths.
+    """
     concrete = np.asarray(Image.fromarray(image).resize((DRAWN_PX, DRAWN_PX)), np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     start = DRAWN_PX / 2 - 0.45 * DRAWN_PX * np.array([np.cos(angle), np.sin(angle)])
@@ -50,7 +53,9 @@ def drawn_photo(
     large = draw_line(FINER * (course + 0.5) - 0.5, FINER * widths, FINER * DRAWN_PX)
     cover = large.reshape(DRAWN_PX, FINER, DRAWN_PX, FINER).mean(axis=(1, 3))
     blurred = gaussian_filter(concrete * (1 - rng.uniform(0.25, 0.8) * cover), rng.uniform(0.3, 0.9))
-    return np.repeat(as_photographed(blurred, rng)[..., None], 3, axis=2), course, widths
+    known, between = np.arange(len(course)), np.arange(0, len(course) - 1, 1 / 8)
+    x, y, fine_widths = (np.interp(between, known, values) for values in (*course.T, widths))
+    return np.repeat(as_photographed(blurred, rng)[..., None], 3, axis=2), np.stack([x, y], axis=1), fine_widths
 
 
 def measured_widths(

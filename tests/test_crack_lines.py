@@ -10,8 +10,9 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from pipeline.crack_lines.crack_line import CrackLine, Points, draw_mask
 from pipeline.crack_lines.find_lines import find_lines, searched_area
 from pipeline.crack_lines.tracer import Tracer, load_tracer
+from pipeline.crack_lines.widths import measure_widths
 from pipeline.data.images import Pixels
-from pipeline.training.drawn_cracks import crack_course, draw_line
+from pipeline.training.drawn_cracks import crack_course, draw_line, smooth_noise
 
 SIZE = 512
 
@@ -89,6 +90,19 @@ def test_the_width_of_a_drawn_crack_is_measured_to_four_tenths_of_a_pixel(width_
     assert line.median_width_px == pytest.approx(width_px, abs=0.4)
     assert line.width_low_px <= line.median_width_px <= line.width_high_px
     assert line.width_high_px - line.width_low_px < width_px
+
+
+def test_the_interval_holds_the_median_of_nearly_all_cracks_whose_width_varies() -> None:
+    concrete, rng, held, spans = surface(), np.random.default_rng(0), [], []
+    for seed in range(16):
+        course = drawn_course(seed)[10:-10]
+        widths = rng.uniform(4, 12) * np.exp(0.25 * smooth_noise(len(course), 3, rng))
+        cover = draw_line(course, widths, SIZE)
+        _, low, high = measure_widths(photo_of(gaussian_filter(concrete * (1 - 0.5 * cover), 0.6)), course)
+        held.append(low <= np.median(widths) <= high)
+        spans.append((high - low) / np.median(widths))
+    assert sum(held) >= 13
+    assert np.median(spans) < 0.1  # and it is not merely wide
 
 
 def test_the_interval_of_a_thin_crack_reaches_down_to_zero(tracer: Tracer) -> None:
