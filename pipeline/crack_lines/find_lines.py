@@ -15,6 +15,7 @@ from pipeline.crack_lines.polylines import EIGHT, polylines
 from pipeline.crack_lines.tracer import Likelihood, Tracer
 from pipeline.crack_lines.widths import measure_widths
 from pipeline.data.images import STRIP_PX, Pixels
+from pipeline.data.photos import Mask, filled
 
 MIN_TILES = 64  # in which lines are searched for, the likeliest ones first, even if fewer are called cracked
 # Of the photo, with the smallest width of a crack in it, px: the network knows cracks of a few pixels, and finds wide
@@ -27,7 +28,11 @@ MIN_LENGTH_PX = 40  # in the reduced photo
 
 
 def find_lines(
-    pixels: Pixels, searched: npt.NDArray[np.bool_] | None, tracer: Tracer, check: Callable[[], None] = lambda: None
+    pixels: Pixels,
+    searched: npt.NDArray[np.bool_] | None,
+    tracer: Tracer,
+    check: Callable[[], None] = lambda: None,
+    photographed: Mask | None = None,
 ) -> list[CrackLine]:
     """Return the cracks of an upright photo as lines, the longest first.
 
@@ -36,11 +41,13 @@ def find_lines(
         searched: where lines are searched for, (height, width); None: everywhere.
         tracer: says where a crack runs.
         check: called again and again; the search ends with the exception that it raises.
+        photographed: where the photo is not transparent, (height, width); None: everywhere.
     """
     if searched is None:
         searched = np.ones(pixels.shape[:2], bool)
     lines: list[CrackLine] = []
     with tracer.reserved(check):
+        pixels = filled(pixels, photographed)  # only now: photos that wait would each have a copy
         for reduction, narrowest in REDUCTIONS.items():
             if reduction > 1 and min(pixels.shape[:2]) < MIN_SIDE_PX * reduction:
                 continue

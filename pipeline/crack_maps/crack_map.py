@@ -22,7 +22,7 @@ from pipeline.crack_lines.tracer import Tracer, load_tracer
 from pipeline.crack_maps.crack_properties import CrackProperties, properties_of
 from pipeline.crack_maps.tiles import grid, stretched
 from pipeline.data.images import Pixels
-from pipeline.data.photos import Mask, filled
+from pipeline.data.photos import Mask
 from pipeline.errors import CracksError
 from pipeline.inference.openvino_cpu import N_THREADS, Outputs
 from pipeline.inference.out_of_distribution import missed_cracks
@@ -168,7 +168,7 @@ class CrackMapper:
         tiles = with_review_budget(tiles, self._model.decision.review_budget)
         as_scored = tiles.assign(probability=tiles.pop("uncorrected"))  # what a person states moves no line
         searched = searched_area(as_scored, self._model.decision.threshold, (height, width))
-        lines = find_lines(filled(pixels, photographed), searched, self._tracer, check)
+        lines = find_lines(pixels, searched, self._tracer, check, photographed)
         cracks, mask = properties_of(lines, mm_per_px, self._params.width_classes), draw_mask(lines, (height, width))
         cut = (mask[y : y + shown_px, x : x + shown_px] for y, x in tiles[["y", "x"]].to_numpy())
         tiles = tiles.assign(has_line=[np.count_nonzero(part) >= MIN_LINE * shown_px for part in cut])
