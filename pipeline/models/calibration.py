@@ -2,7 +2,7 @@
 
 The curves are weighted by how similar the image is to each data set (docs/decisions/0004-a-curve-for-each-data-set.md).
 Where a head was trained on several data sets together, an image that resembles none of them has a curve that was fitted
-to all of them (docs/decisions/0026-a-curve-for-what-resembles-nothing.md).
+to all of them (docs/decisions/0026-a-calibration-curve-for-other-images.md).
 """
 
 from collections.abc import Sequence
