@@ -40,18 +40,17 @@ class _Group:
     answers: list["asyncio.Future[Output]"] = field(default_factory=list)
 
 
-@dataclass(eq=False)
 class Batcher:
     """Scores images in batches; belongs to one event loop."""
 
-    _wait_ms: float  # that an image waits for others
-    _max_images: int  # of a batch
-    _on_batch: Callable[[int], object]  # called with the size of each batch
-    n_running: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, wait_ms: float, max_images: int, on_batch: Callable[[int], object]) -> None:
+        """Set how long an image waits for others, the largest batch, and what to call with the size of each batch."""
+        self._wait_s = wait_ms / 1000
+        self._max_images = max_images
+        self._on_batch = on_batch
         self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="network")
         self._groups: dict[_Key, _Group] = {}
+        self.n_running = 0
 
     def submit(self, model: ServedModel, pixels: Pixels, prevalence: float | None = None) -> "asyncio.Future[Output]":
         """Return a future with the output of `model` for one image, uint8 (height, width, 3).
@@ -62,7 +61,7 @@ class Batcher:
         key = (model, prevalence, pixels.shape)
         group = self._groups.get(key)
         if group is None:
-            delay_s = self._wait_ms / 1000 if self.n_running else 0
+            delay_s = self._wait_s if self.n_running else 0
             group = self._groups[key] = _Group(loop.call_later(delay_s, self._start, key))
         answer: asyncio.Future[Output] = loop.create_future()
         group.images.append(pixels)

@@ -59,27 +59,35 @@ def load_verified(folder: Path) -> tuple[ServedModel, Tracer]:
     return model, tracer
 
 
-@dataclass(eq=False)
 class ModelHolder:
-    """Keeps the current model up to date, in a thread, which `start` starts.
+    """Keeps the current model up to date, in a thread."""
 
-    `poll_s` is the longest time from a change of the registry to answers of the new version: the registry is polled
-    every poll_s / 2; fetching and loading have the other half.
-    """
+    def __init__(
+        self,
+        registry: Registry,
+        folder: Path,
+        poll_s: float,
+        map_params: Map,
+        starter: Path | None,
+        now: Callable[[], datetime],
+    ) -> None:
+        """Store the settings; `start` starts the thread.
 
-    _registry: Registry
-    _folder: Path  # keeps the last good model, one for each server
-    _poll_s: float
-    _map_params: Map
-    _starter: Path | None  # has the model to use while none is registered
-    _now: Callable[[], datetime]
-    current: LoadedModel | None = None
-    refused: Version | None = None
-    n_swaps: int = 0
-    n_refusals: int = 0
-    is_registry_unavailable: bool = False
-
-    def __post_init__(self) -> None:
+        `folder` keeps the last good model, one for each server; `starter` has the model to use while none is
+        registered. `poll_s` is the longest time from a change of the registry to answers of the new version: the
+        registry is polled every poll_s / 2; fetching and loading have the other half.
+        """
+        self.current: LoadedModel | None = None
+        self.refused: Version | None = None
+        self.n_swaps = 0
+        self.n_refusals = 0
+        self.is_registry_unavailable = False
+        self._registry = registry
+        self._folder = folder
+        self._poll_s = poll_s
+        self._map_params = map_params
+        self._starter = starter
+        self._now = now
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="model holder", daemon=True)
 

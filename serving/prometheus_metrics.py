@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -50,11 +49,11 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-@dataclass(eq=False)
 class _ModelCollector:
     """Reads the state of the model at each scrape."""
 
-    _holder: ModelHolder
+    def __init__(self, holder: ModelHolder) -> None:
+        self._holder = holder
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics."""

@@ -142,8 +142,12 @@ class Recorder:
     def _row(self, image: ScoredImage) -> dict[str, Any]:
         started_s = time.perf_counter()
         row = {
-            **{name: getattr(image, name) for name in ("time", "model_version", "source", "photo", "probability")},
+            "time": image.time,
+            "model_version": image.model_version,
+            "source": image.source,
+            "photo": image.photo,
             "path": self._keep(image),
+            "probability": image.probability,
             **image_statistics(image.pixels),
             "embedding": embeddings_of(image.features[None])[0],
         }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial as bound
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,7 @@ def find_lines(
             likelihood = tracer.likelihood(reduced, searched[::reduction, ::reduction], check)
             if lines:  # the edges of a wide crack are no cracks of their own
                 likelihood[draw_mask(lines, searched.shape)[::reduction, ::reduction] > 0] = 0
-            measure = bound(_measured, reduced, likelihood, reduction, check)
+            measure = partial(_measured, reduced, likelihood, reduction, check)
             with ThreadPoolExecutor(1) as pool:  # a line is measured while the next one is followed
                 found = list(pool.map(measure, courses(likelihood, MIN_ELONGATION * narrowest, check)))
             least = narrowest * reduction

@@ -4,6 +4,7 @@ Usage: python -m pipeline.registry.check_served FOLDER HEIGHT_PX WIDTH_PX
 Prints the result of `check` as a JSON object.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -60,8 +61,12 @@ def check_in_subprocess(folder: Path, height_px: int, width_px: int) -> Operatio
 
 def main() -> None:
     """Run the check and print the figures as JSON."""
-    folder, height_px, width_px = sys.argv[1:]
-    sys.stdout.write(json.dumps(check(Path(folder), int(height_px), int(width_px))) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder with the files of the served model")
+    parser.add_argument("height_px", type=int)
+    parser.add_argument("width_px", type=int)
+    args = parser.parse_args()
+    sys.stdout.write(json.dumps(check(args.folder, args.height_px, args.width_px)) + "\n")
 
 
 if __name__ == "__main__":

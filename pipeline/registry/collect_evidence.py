@@ -108,7 +108,6 @@ def tracer_change(
     intact test images, but not on those of the groups `trained_on`. Raises CracksError if none is left, or a tracer
     cannot be loaded.
     """
-    tracers = {tracer_identity(tracer_file(folder)): load_tracer(folder) for folder in (None, production, challenger)}
     ours, in_use = (tracer_identity(tracer_file(folder)) for folder in (challenger, production))
     if ours == in_use:
         return None
@@ -117,6 +116,7 @@ def tracer_change(
     if not is_free.any():
         raise CracksError("each intact test image has been trained on by one of the versions compared")
     drawn = drawn_images(ImageSubset(test_set.images, np.flatnonzero(is_free)))
+    tracers = {tracer_identity(tracer_file(folder)): load_tracer(folder) for folder in (None, production, challenger)}
     f1 = {identity: drawn_line_scores(tracer, drawn)["f1"] for identity, tracer in tracers.items()}
     return Change(len(drawn), f1.pop(ours), max(f1.values()))
 
