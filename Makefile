@@ -102,9 +102,7 @@ status: .venv/installed  ## show what runs, the last heartbeat of the schedules 
 serve: .venv/installed $(STARTER)/decision.json  ## serve the API and its page at http://127.0.0.1:8000 (API_PORT=)
 	@python -m serving --params params.yaml --port $(API_PORT) --starter $(STARTER)
 
-# One process more than cores, but four at most: tests wait for services and schedules for a third of their time.
-N_CORES = $(shell getconf _NPROCESSORS_ONLN)
-PARALLEL = --numprocesses $(shell echo $$(($(N_CORES) < 4 ? $(N_CORES) + 1 : 4))) --dist loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: .venv/installed-dev lint  ## run the linters and all but the soak tests (CRACKS_REAL_DATA=DIR adds tests on real images)
 	@pytest -m "not slow and not soak" $(PARALLEL)
 	@pytest -m "slow and not soak" $(PARALLEL)

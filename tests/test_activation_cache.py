@@ -10,7 +10,7 @@ from pipeline.models.network import image_input
 from pipeline.models.tf import keras
 from pipeline.params import Augmentation
 from pipeline.training.activation_cache import cache_activations
-from pipeline.training.augmentation import AugmentedViews, augmented, varied
+from pipeline.training.augmentation import AugmentedViews, augmented, strongly_augmented
 
 BOTH = Augmentation(flips="horizontal_and_vertical", max_rotation_turns=0.5)
 UPRIGHT = {"horizontal": 1, "vertical": 0}  # the axis that each flip turns round
@@ -40,18 +40,18 @@ def test_without_rotation_an_image_is_unchanged_or_flipped_as_configured(flips, 
 
 @settings(derandomize=True, max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
-def test_an_altered_image_keeps_its_shape_and_is_reproducible(height, width, seed):
+def test_a_strongly_augmented_image_keeps_its_shape_and_is_reproducible(height, width, seed):
     image = noise(height, width)
-    altered = varied(image, np.random.default_rng(seed))
-    assert altered.shape == image.shape
-    assert altered.dtype == np.uint8
-    np.testing.assert_array_equal(altered, varied(image, np.random.default_rng(seed)))
+    changed = strongly_augmented(image, np.random.default_rng(seed))
+    assert changed.shape == image.shape
+    assert changed.dtype == np.uint8
+    np.testing.assert_array_equal(changed, strongly_augmented(image, np.random.default_rng(seed)))
 
 
-def test_altered_images_differ_in_scale_light_colour_and_sharpness():
+def test_strongly_augmented_images_differ_in_scale_light_colour_and_sharpness():
     stripes = np.full((96, 96, 3), 140, np.uint8)
     stripes[:, 40:48] = 60
-    views = np.stack([varied(stripes, np.random.default_rng(seed)) for seed in range(60)]).astype(float)
+    views = np.stack([strongly_augmented(stripes, np.random.default_rng(seed)) for seed in range(60)]).astype(float)
     # the darkest twelfth of a view is the stripe, however it is turned
     n_dark = (views.mean(3) < views.mean((1, 2, 3))[:, None, None] - 15).sum((1, 2)) / 96
     assert n_dark.min() < 6

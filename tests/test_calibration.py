@@ -156,14 +156,14 @@ def test_the_exported_graph_computes_the_same_mixture(averages_logits):
 
 @pytest.fixture(scope="module")
 def with_others(two_data_sets):
-    """The calibration of two data sets, and features that resemble neither, by which it learned likeness."""
+    """The calibration of two data sets, and the features of images that are similar to neither."""
     labels, logits, features, datasets = two_data_sets
     others = np.random.default_rng(1).normal(0, 0.5, (2000, 100)) + np.repeat([[3, -3]], 50, axis=1).reshape(1, 100)
-    known = np.concatenate([features[:4000], others]), np.append(datasets[:4000], np.full(2000, ""))
-    return fit_calibration_with_common_curve(labels, logits, datasets, known), others
+    membership = np.concatenate([features[:4000], others]), np.append(datasets[:4000], np.full(2000, ""))
+    return fit_calibration_with_common_curve(labels, logits, datasets, membership), others
 
 
-def test_an_image_that_resembles_no_data_set_gets_the_curve_of_all_images(two_data_sets, with_others):
+def test_an_image_that_is_similar_to_no_data_set_gets_the_curve_of_all_images(two_data_sets, with_others):
     labels, logits, _, _ = two_data_sets
     calibration, others = with_others
     assert calibration.curves[0] == fit_platt(labels, logits)
@@ -181,11 +181,13 @@ def test_beside_the_curve_of_all_images_each_data_set_has_its_own(two_data_sets,
         np.testing.assert_allclose(own[here], curve.probabilities(logits[here]), atol=0.05)
 
 
-def test_a_data_set_whose_likeness_is_not_known_has_no_curve_but_counts_in_that_of_all_images(two_data_sets):
+def test_a_data_set_without_images_to_learn_similarity_from_has_no_curve_but_counts_in_that_of_all_images(
+    two_data_sets,
+):
     labels, logits, features, datasets = two_data_sets
     names = np.where(np.arange(N) % 3 == 0, "elsewhere", datasets)
-    known = np.concatenate([features, features + 9]), np.append(datasets, np.full(N, ""))
-    calibration = fit_calibration_with_common_curve(labels, logits, names, known)
+    membership = np.concatenate([features, features + 9]), np.append(datasets, np.full(N, ""))
+    calibration = fit_calibration_with_common_curve(labels, logits, names, membership)
     assert len(calibration.curves) == len(calibration.membership) == 3
     assert calibration.curves[0] == fit_platt(labels, logits)
 
@@ -193,9 +195,9 @@ def test_a_data_set_whose_likeness_is_not_known_has_no_curve_but_counts_in_that_
 def test_a_head_that_was_trained_on_one_data_set_has_one_curve(two_data_sets):
     labels, logits, features, datasets = two_data_sets
     one = datasets == "decks"
-    known = features, np.where(one, "decks", "")
+    membership = features, np.where(one, "decks", "")
     weights = np.where(labels[one], 2.0, 1.0)
-    calibration = fit_calibration_with_common_curve(labels[one], logits[one], datasets[one], known, weights)
+    calibration = fit_calibration_with_common_curve(labels[one], logits[one], datasets[one], membership, weights)
     assert calibration == Calibration((fit_platt(labels[one], logits[one], weights),))
 
 

@@ -129,7 +129,7 @@ def fitted(tmp_path_factory, draw_tile):
         classifier=result.classifier,
         logits=result.logits,
         features=result.features,
-        known=result.known,
+        membership=result.membership,
         history=history,
         resumed_steps=resumed_steps,
         undisturbed=fit_conv_head(BACKBONE, train, validation, CONV_HEAD, path.parent, undisturbed).classifier,
@@ -154,8 +154,8 @@ def test_a_head_learns_to_tell_drawn_cracks_from_intact_tiles(fitted):
 
 
 @pytest.mark.slow
-def test_likeness_is_learned_from_training_images_and_from_altered_validation_images(fitted):
-    features, names = fitted.known
+def test_similarity_is_learned_from_training_images_and_from_strongly_augmented_validation_images(fitted):
+    features, names = fitted.membership
     assert names.tolist() == ["ours"] * 24 + ["theirs"] * 8 + [""] * 16
     pixels = np.stack([fitted.validation.pixels(position) for position in range(16)])
     expected = np.asarray(fitted.classifier(pixels)["features"])

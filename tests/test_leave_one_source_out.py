@@ -141,7 +141,7 @@ def test_each_source_is_scored_by_a_model_of_the_others_and_one_that_is_done_is_
         assert 0 <= found["scores"][source]["missed_at_5_percent"] <= 1
     assert found["not_measured"]["ours/Corner"].startswith("4 cracked and 4 intact images of 4 photos or groups")
     n_train, n_validation = ((manifest["split"] == side).sum() for side in ("train", "validation"))
-    # once for all trainings; those on the validation side also altered
+    # once for all trainings; those on the validation side are also augmented
     assert sum(n_computed) == (n_train + 2 * n_validation if candidate is CONV else 0)
     assert "Source 3 of 4, ours/Walls, is left out: training on the others" in caplog.text
     assert not (tmp_path / "checkpoints").exists()

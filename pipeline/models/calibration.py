@@ -1,8 +1,8 @@
 """Calibration: turning a logit into the probability of a crack, with one Platt curve for each data set.
 
 The curves are weighted by how similar the image is to each data set (docs/decisions/0004-a-curve-for-each-data-set.md).
-Where a head was trained on several data sets together, an image that resembles none of them has a curve that was fitted
-to all of them (docs/decisions/0026-a-calibration-curve-for-other-images.md).
+For a head that was trained on several data sets together there is one curve more, fitted to all images, which is used
+for images that are similar to none of the data sets (docs/decisions/0026-a-calibration-curve-for-other-images.md).
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from pipeline.models.tf import keras
 Values = npt.NDArray[np.floating[Any]]
 
 # L2 penalty, per image, of the heads that tell data sets apart. Telling them apart is easy; without the penalty the
-# heads would also be certain about images that resemble none of the data sets.
+# heads would also be certain about images that are similar to none of the data sets.
 MEMBERSHIP_PENALTY = 0.3
-PENALTY_WITH_COMMON_CURVE = 0.03  # where images that resemble no data set are learned from, too
+PENALTY_WITH_COMMON_CURVE = 0.03  # where they are also fitted to images that are similar to none
 MAX_ITERATIONS = 1000
 
 
@@ -43,10 +43,10 @@ class Platt(NamedTuple):
 class Calibration:
     """Turns logits into probabilities."""
 
-    curves: tuple[Platt, ...]  # one for each data set
+    curves: tuple[Platt, ...]  # one for each data set; if `averages_logits`, the first is the one of all images
     # With several curves, a head on the features for each: the softmax of their logits gives the weights of the curves.
     membership: tuple[LinearHead, ...] = ()
-    # Whether the weights average slope * logit + intercept of the curves, and not their probabilities.
+    # Whether the weights average the calibrated logits, slope * logit + intercept, and not the probabilities.
     averages_logits: bool = False
 
     def probabilities(self, logits: Values, features: Values) -> Values:
@@ -100,24 +100,24 @@ def fit_calibration_with_common_curve(
     labels: Labels,
     logits: Values,
     datasets: npt.NDArray[np.str_],
-    known: tuple[Values, npt.NDArray[np.str_]],
+    membership: tuple[Values, npt.NDArray[np.str_]],
     weights: Values | None = None,
 ) -> Calibration:
     """Return the calibration of a head that was trained on several data sets together, fitted to validation images.
 
-    Labels, logits, names of data sets and weights have the shape (n,). The first curve is fitted to all images; it is
-    that of an image which resembles no data set. `known` are the features, (m, n_features), and the data sets, (m,), of
-    images by which likeness is learned; the data set of those that are to resemble none is "".
+    Labels, logits, names of data sets and weights have the shape (n,). The first curve is fitted to all images, and is
+    used for images that are similar to no data set. `membership` has the features, (m, n_features), and the data set of
+    each image, (m,), from which similarity is learned; for images that are similar to none it is "".
     """
-    features, names = known
+    features, names = membership
     part = np.isin(datasets, names)
     curves = _curves_by_dataset(labels[part], logits[part], datasets[part], None if weights is None else weights[part])
     common = fit_platt(labels, logits, weights)
     if len(curves) < 2:
         return Calibration((common,))
     has_curve = np.isin(names, ["", *curves])
-    membership = _fit_membership(features[has_curve], names[has_curve], PENALTY_WITH_COMMON_CURVE)
-    return Calibration((common, *curves.values()), membership, averages_logits=True)
+    heads = _fit_membership(features[has_curve], names[has_curve], PENALTY_WITH_COMMON_CURVE)
+    return Calibration((common, *curves.values()), heads, averages_logits=True)
 
 
 def _curves_by_dataset(

@@ -1,8 +1,9 @@
 """A convolutional head: a small network on feature maps of a frozen backbone, beside a hidden layer on its features.
 
 Pooled features say which patterns occur somewhere in an image; the maps say where, and a crack is a pattern that
-continues. A third branch, of the tracer of crack lines, has never seen a real crack, and so knows those of no structure
-better than those of another. Each branch ends in a logit, and the logits are averaged: their mistakes differ.
+continues. A third branch, the tracer of crack lines, was trained on drawn cracks alone, so that it is as good on
+structures that are not in the training data. Each branch ends in a logit, and the logits are averaged: their mistakes
+differ.
 """
 
 import math

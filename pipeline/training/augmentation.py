@@ -28,15 +28,15 @@ def augmented(pixels: Pixels, rng: np.random.Generator, augmentation: Augmentati
     return rotated[margin : margin + height, margin : margin + width]
 
 
-def varied(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Return the image as another camera, from another distance and in another light, might have taken it.
+def strongly_augmented(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return the image changed so much that its source is hard to recognise: uint8, the same shape.
 
-    It is turned or mirrored, made smaller (down to half, the rest is filled by reflection) or enlarged by up to 15 %,
-    then contrast, brightness, colour, the direction of the light, noise, sharpness and JPEG compression are changed,
-    each of them at random and not always. The result is uint8, of the same shape.
+    It is rotated by quarter turns and mirrored, scaled (to 50 to 115 %; what is missing is filled by reflection), and
+    gets another contrast, brightness, colour, gradient of brightness, noise, blur and JPEG compression, each of these
+    with some probability.
     """
     turned = np.rot90(pixels[:, ::-1] if rng.random() < 0.5 else pixels, int(rng.integers(4)))
-    image = Image.fromarray(_in_other_light(_at_other_scale(turned, pixels.shape[:2], rng), rng))
+    image = Image.fromarray(_in_random_light(_at_random_scale(turned, pixels.shape[:2], rng), rng))
     if rng.random() < 0.35:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6)))
     if rng.random() < 0.3:
@@ -46,7 +46,7 @@ def varied(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return np.asarray(image)
 
 
-def _at_other_scale(pixels: Pixels, shape: tuple[int, int], rng: np.random.Generator) -> Pixels:
+def _at_random_scale(pixels: Pixels, shape: tuple[int, int], rng: np.random.Generator) -> Pixels:
     """Return the image at a random scale, cut or filled by reflection to (height, width)."""
     scale = np.exp(rng.uniform(np.log(0.5), np.log(1.15))) if rng.random() < 0.7 else 1.0
     size = [max(round(side * scale), 1) for side in pixels.shape[1::-1]]
@@ -59,8 +59,8 @@ def _at_other_scale(pixels: Pixels, shape: tuple[int, int], rng: np.random.Gener
     return filled[top : top + shape[0], left : left + shape[1]]
 
 
-def _in_other_light(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Return the image with another contrast, brightness, colour, direction of the light and noise."""
+def _in_random_light(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Return the image with a random contrast, brightness, colour, gradient of brightness and noise."""
     values = pixels.astype(np.float64)
     if rng.random() < 0.8:
         mean = values.mean((0, 1))
@@ -68,7 +68,7 @@ def _in_other_light(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         values = (values - mean) * contrast + mean + (rng.uniform(-35, 35) + rng.uniform(-12, 12, 3))
     if rng.random() < 0.25:
         values = values.mean(2, keepdims=True).repeat(3, 2)
-    if rng.random() < 0.3:  # light from one side
+    if rng.random() < 0.3:  # as lit from one side
         down, right = (np.linspace(-0.5, 0.5, side)[:, None] * rng.uniform(-40, 40) for side in values.shape[:2])
         values = values + down[:, None] + right
     if rng.random() < 0.3:

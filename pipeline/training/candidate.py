@@ -36,17 +36,17 @@ def train_candidate(
     names = validation.rows["dataset"].to_numpy(str)
     weights = prevalence_weights(validation.labels, names, params.decide.prevalence)
     if isinstance(candidate, ConvHead):
-        graph, logits, known, likeness = fit_conv_head(backbone, train, validation, candidate, unfinished, history)
-        calibration = fit_calibration_with_common_curve(validation.labels, logits, names, likeness, weights)
+        graph, logits, found, membership = fit_conv_head(backbone, train, validation, candidate, unfinished, history)
+        calibration = fit_calibration_with_common_curve(validation.labels, logits, names, membership, weights)
     else:
         if isinstance(candidate, Probe):
             head = fit_probe(rows_by_head(backbone, candidate, train, features, unfinished), candidate, history)
-            known = features_of(validation.rows, features)
-            graph, logits = linear_classifier(backbone, head), head.logits(known)
+            found = features_of(validation.rows, features)
+            graph, logits = linear_classifier(backbone, head), head.logits(found)
         else:
             graph = fit_finetune(backbone, train, validation, candidate, history)
-            logits, known = logits_and_features(graph, validation, progress="validating")
-        calibration = fit_calibration(validation.labels, logits, known, names, weights)
-    probabilities = calibration.probabilities(logits, known)
+            logits, found = logits_and_features(graph, validation, progress="validating")
+        calibration = fit_calibration(validation.labels, logits, found, names, weights)
+    probabilities = calibration.probabilities(logits, found)
     decision = choose_decision(validation.labels, probabilities, names, params.decide)
     return Classifier(calibrated(graph, calibration), decision), probabilities

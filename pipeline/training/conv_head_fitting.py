@@ -18,13 +18,13 @@ from pipeline.models.conv_head import (
 from pipeline.models.tf import keras
 from pipeline.params import Backbone, ConvHead
 from pipeline.training.activation_cache import ActivationCache, cache_activations
-from pipeline.training.augmentation import AugmentedViews, varied
+from pipeline.training.augmentation import AugmentedViews, strongly_augmented
 from pipeline.training.checkpoints import TrainingHistory, digest_of
 from pipeline.training.features import Features
 from pipeline.training.fitting import Batches, PhaseData, fit_phase
 from pipeline.training.probe import equal_weights
 
-N_KNOWN = 2000  # training images of a data set, at most, by which likeness to it is learned
+MAX_MEMBERSHIP_IMAGES = 2000  # training images of a data set, from which similarity to it is learned
 
 
 class FittedConvHead(NamedTuple):
@@ -33,9 +33,9 @@ class FittedConvHead(NamedTuple):
     classifier: keras.Model  # uncalibrated
     logits: npt.NDArray[np.float32]  # of the validation images, (n,)
     features: Features  # of the validation images, (n, n_features)
-    # Features, (m, n_features), and data sets, (m,), of some training images and of altered validation images, whose
-    # data set is "", as they are to resemble none.
-    known: tuple[Features, npt.NDArray[np.str_]]
+    # Features, (m, n_features), and data set, (m,), of the images from which similarity to each data set is learned:
+    # some training images, and strongly augmented validation images as examples of others, with "" as their data set.
+    membership: tuple[Features, npt.NDArray[np.str_]]
 
 
 def fit_conv_head(
@@ -58,7 +58,7 @@ def fit_conv_head(
     n_branches = head.output.shape[1]
     lower = keras.Model(activations.network.input, {"features": activations.network.output})
     (cached,) = _cached_views(lower, train, 1, params.seed, unfinished)
-    held_out, altered = _cached_views(lower, validation, 2, params.seed, unfinished)
+    held_out, others = _cached_views(lower, validation, 2, params.seed, unfinished)
     names, held_out_names = (images.rows["dataset"].to_numpy(str) for images in (train, validation))
     weights, held_out_weights = equal_weights(train.labels, names), equal_weights(validation.labels, held_out_names)
     data = PhaseData(
@@ -72,22 +72,22 @@ def fit_conv_head(
     fit_phase(data, "head", optimizer, params.n_epochs, None, params, history, params.label_smoothing)
     head.set_weights(stored_weights(head))  # so that what is calibrated and measured is what a file has
     logits = head.predict(data.validation.dataset(head.input_shape), verbose=0).mean(axis=1)
-    some = _some_of_each(names, params.seed)
-    known = [_features(cached.part(some), activations), _features(altered, activations)]
+    some = _sample_by_dataset(names, params.seed)
+    membership = [_features(cached.part(some), activations), _features(others, activations)]
     return FittedConvHead(
         conv_head_classifier(activations, head),
         logits,
         _features(held_out, activations),
-        (np.concatenate(known), np.append(names[some], np.full(len(validation), ""))),
+        (np.concatenate(membership), np.append(names[some], np.full(len(validation), ""))),
     )
 
 
 def _cached_views(
     lower: keras.Model, images: LabelledImages, n_views: int, seed: int, folder: Path
 ) -> list[ActivationCache]:
-    """Return the activations of all images as they are, and those of `n_views` - 1 altered versions of all of them."""
+    """Return the activations of all images, then those of `n_views` - 1 augmented versions of all of them."""
     whole = images.whole
-    views = AugmentedViews(whole, n_views, varied, seed)
+    views = AugmentedViews(whole, n_views, strongly_augmented, seed)
     cache = cache_activations(lower, views, folder / f"{digest_of(whole.rows)}-{n_views}")
     return [cache.part(view * len(whole) + images.positions) for view in range(n_views)]
 
@@ -97,7 +97,9 @@ def _features(cache: ActivationCache, activations: Activations) -> Features:
     return np.stack([cache.pixels(position)[-activations.n_features :] for position in range(len(cache.sizes))])
 
 
-def _some_of_each(names: npt.NDArray[np.str_], seed: int) -> npt.NDArray[np.int64]:
-    """Return the positions of at most `N_KNOWN` images of each data set, (m,), chosen at random."""
+def _sample_by_dataset(names: npt.NDArray[np.str_], seed: int) -> npt.NDArray[np.int64]:
+    """Return the positions of at most `MAX_MEMBERSHIP_IMAGES` of each data set, (m,), chosen at random."""
     rng = np.random.default_rng(seed)
-    return np.concatenate([rng.permutation(np.flatnonzero(names == name))[:N_KNOWN] for name in np.unique(names)])
+    return np.concatenate(
+        [rng.permutation(np.flatnonzero(names == name))[:MAX_MEMBERSHIP_IMAGES] for name in np.unique(names)]
+    )
