@@ -11,7 +11,7 @@ import time
 import httpx
 import psutil
 import pytest
-from conftest import PROJECT_NAME, wait_until
+from conftest import PROJECT_NAME, unused_port, wait_until
 from tiny_model import write_tiny_model
 from toy_project import diamond, toy_project
 from webhook import webhook
@@ -25,16 +25,6 @@ RUN_NOW = ("prefect", "deployment", "run", "training/training")
 HANGS = "echo $$ > pid; sleep 611; cat a > left"
 
 
-def free_ports(n: int) -> list[str]:
-    probes = [socket.socket() for _ in range(n)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [str(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture
 def project(tmp_path):
     project = toy_project(tmp_path / PROJECT_NAME, diamond(left=HANGS))
@@ -43,7 +33,7 @@ def project(tmp_path):
 
 
 def test_what_was_started_is_shown_and_ended_with_the_stage_that_runs(project):
-    prefect_port, mlflow_port, api_port = free_ports(3)
+    prefect_port, mlflow_port, api_port = (str(unused_port()) for _ in range(3))
     ports = ("--prefect-port", prefect_port, "--mlflow-port", mlflow_port, "--api-port", api_port)
     write_tiny_model(project.root / "starter")
     project.edit_params(lambda params: params["flow"].update(timezone="Asia/Tokyo"))
@@ -82,7 +72,7 @@ def test_what_was_started_is_shown_and_ended_with_the_stage_that_runs(project):
 
 @pytest.mark.soak
 def test_the_api_sends_an_alert_when_the_schedules_are_killed_and_a_message_when_they_return(project):
-    prefect_port, mlflow_port, api_port = free_ports(3)
+    prefect_port, mlflow_port, api_port = (str(unused_port()) for _ in range(3))
     ports = ("--prefect-port", prefect_port, "--mlflow-port", mlflow_port, "--api-port", api_port)
     with webhook() as (address, messages):
         started = project.run(*LOCAL, "up", *ports, CRACKS_NOTIFY_URL=address)
