@@ -53,14 +53,13 @@ def _components(labels: npt.NDArray[np.int32]) -> list[set[Pixel]]:
 
 def _in_order(pixels: set[Pixel]) -> list[Pixel]:
     """Return the pixels of a line without junctions from one end to the other; of a loop, from any pixel."""
-
-    def neighbours(pixel: Pixel) -> list[Pixel]:
-        near = ((pixel[0] + row, pixel[1] + column) for row, column in NEIGHBOURS)
-        return [other for other in near if other in pixels]
-
-    path = [min(pixels, key=lambda pixel: (len(neighbours(pixel)), pixel))]
+    near = {
+        (row, column): [other for down, right in NEIGHBOURS if (other := (row + down, column + right)) in pixels]
+        for row, column in pixels
+    }
+    path = [min(near, key=lambda pixel: (len(near[pixel]), pixel))]
     seen = set(path)
-    while onward := [other for other in neighbours(path[-1]) if other not in seen]:
+    while onward := [other for other in near[path[-1]] if other not in seen]:
         path.append(onward[0])
         seen.add(onward[0])
     return path

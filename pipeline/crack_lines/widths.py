@@ -15,11 +15,12 @@ from pipeline.crack_lines.crack_line import Points, Widths, normals
 from pipeline.data.images import Pixels
 
 Profiles = npt.NDArray[np.float32]  # (n_points, n_samples), darkness relative to brightness
-Grid = npt.NDArray[np.float32]  # (n_shifts * n_blurs * n_widths, n_samples), unit vectors
+Grid = npt.NDArray[np.float32]  # (n_shifts * n_blurs, n_samples, n_widths), unit vectors
 
 HALF_LENGTHS_PX = (22.0, 9.0)  # of a profile; the second is for thin cracks, where it has less of others
 THIN_PX = 5.0
 SAMPLE_PX = 0.5
+POINTS_AT_ONCE = 64  # for more, NumPy starts threads, which take the cores from the threads that follow lines
 AVERAGED_POINTS = 3  # of which the profiles are averaged; of more, peaks of the width are lost
 # How far from 0.5 are the quantiles of the widths between which the median is, times the square root of the number of
 # points. For a sample it would be 0.82 at 90 %; here all of the line is measured, but averaged along it.
@@ -64,7 +65,8 @@ def _grid(half_px: float) -> Grid:
     first, last = (erf((offsets - shifts + side * widths / 2) / (np.sqrt(2) * blurs)) for side in (1, -1))
     slopes = _slopes((first - last).reshape(-1, len(offsets)))
     norms = np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 0.01)  # 0 if it is wider than the profile
-    return np.asarray(slopes / norms, np.float32)
+    units = np.asarray(slopes / norms, np.float32).reshape(-1, len(WIDTHS_PX), slopes.shape[1])
+    return np.ascontiguousarray(units.swapaxes(1, 2))
 
 
 def _slopes(profiles: Profiles) -> Profiles:
@@ -98,12 +100,12 @@ def measure_widths(pixels: Pixels, points: Points) -> tuple[Widths, float, float
 
 def _fitted(profiles: Profiles, half_px: float) -> Widths:
     # The part of a profile that a dark line explains: the square of its product with the unit vector.
-    # For so few points, the threads of `@` cost more than they save.
-    products = np.einsum("ps,gs->pg", _slopes(profiles), _grid(half_px))
-    by_shift = products.reshape(-1, len(SHIFTS_PX), len(BLURS_PX), len(WIDTHS_PX))
-    by_width = np.minimum(by_shift.min(axis=1), 0) ** 2  # a dark line has a negative product
-    blur = by_width.max(axis=2).sum(axis=0).argmax()  # that suits the line
-    best = by_width[:, blur]  # (n_points, n_widths)
+    slopes, grid = _slopes(profiles), _grid(half_px)
+    parts = [slopes[first : first + POINTS_AT_ONCE] @ grid for first in range(0, len(slopes), POINTS_AT_ONCE)]
+    by_shift = np.concatenate(parts, axis=1).reshape(len(SHIFTS_PX), len(BLURS_PX), -1, len(WIDTHS_PX))
+    by_width = np.minimum(by_shift.min(axis=0), 0) ** 2  # a dark line has a negative product
+    blur = by_width.max(axis=2).sum(axis=1).argmax()  # that suits the line
+    best = by_width[blur]  # (n_points, n_widths)
     peak = np.clip(best.argmax(axis=1), 1, len(WIDTHS_PX) - 2)
     before, at, after = (best[np.arange(len(profiles)), peak + step] for step in (-1, 0, 1))
     part = np.clip(0.5 * (before - after) / np.minimum(before - 2 * at + after, -1e-9), -0.5, 0.5)
