@@ -21,7 +21,7 @@ from pipeline.models.conv_head import (
     stored_weights,
 )
 from pipeline.models.model_files import TRACER_FILE
-from pipeline.models.network import build_embedder, image_input, preprocessed, to_openvino
+from pipeline.models.network import build_embedder, image_input, preprocessed
 from pipeline.models.tf import keras
 from pipeline.models.tracer_network import trained_network
 from pipeline.training.checkpoints import TrainingHistory
@@ -68,12 +68,6 @@ def test_the_tracer_finds_a_drawn_line_likelier_than_concrete_without_one():
         concrete[1, round(61 + 8 * np.sin(x / 9)), x] -= 80
     intact, cracked = np.asarray(likelihood(concrete.astype(np.uint8)))[:, 0]
     assert 0 <= intact < 0.2 < 0.8 < cracked <= 1
-
-
-def test_the_served_graph_does_not_keep_the_order_of_equal_likelihoods_which_takes_as_long_as_the_network():
-    image = image_input()
-    graph = to_openvino(keras.Model(image, {"likelihood": crack_likelihood(image, 64)}))
-    assert [node.get_attributes()["stable"] for node in graph.get_ops() if node.get_type_name() == "TopK"] == [False]
 
 
 def test_the_network_of_the_tracer_computes_what_its_graph_does():

@@ -34,7 +34,9 @@ class Tracer:
 
     def __init__(self, path: Path) -> None:
         """Load the graph, an .xml, and the weights beside it."""
-        self._compute = CompiledGraph(openvino.Core().read_model(path))
+        graph = openvino.Core().read_model(path)
+        graph.reshape([1, SEEN_PX, SEEN_PX, 3])  # an eighth faster than with any size
+        self._compute = CompiledGraph(graph)
         self._pool = ThreadPoolExecutor(N_THREADS)
         self._lock = threading.Lock()
 
@@ -71,7 +73,7 @@ class Tracer:
             top, left = place
             window = likelihood[top : top + WINDOW_PX, left : left + WINDOW_PX]  # smaller at the edge of the photo
             if searched[top : top + WINDOW_PX, left : left + WINDOW_PX].any():
-                seen = pixels[np.ix_(rows[top : top + SEEN_PX], columns[left : left + SEEN_PX])]
+                seen = pixels.take(rows[top : top + SEEN_PX], axis=0).take(columns[left : left + SEEN_PX], axis=1)
                 found = self._compute(seen[None])["likelihood"][0, MARGIN_PX:, MARGIN_PX:, 0]
                 window[:] = found[: len(window), : window.shape[1]]
 

@@ -80,11 +80,7 @@ def to_openvino(model: keras.Model) -> "openvino.Model":
 
         # OpenVINO 2026.4 looks up this version in a way that is a NameError on Python 3.13: `exec("del tensorflow")`.
         utils.get_environment_setup = lambda framework: {"tensorflow": tf.__version__}
-    graph = openvino.convert_model(as_tf_function(model).get_concrete_function())
-    for operation in graph.get_ops():
-        if operation.get_type_name() == "TopK":  # keeping the order of equal values takes as long as the network
-            operation.set_attribute("stable", False)
-    return graph
+    return openvino.convert_model(as_tf_function(model).get_concrete_function())
 
 
 def run_in_batches(
