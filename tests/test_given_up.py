@@ -46,11 +46,11 @@ class Slow:
         return Labels(outputs["probability"], ["intact"] * n, [""] * n, [None] * n)
 
 
-def app_with(model, folder):
-    """Return the API with the model and a limit of half a second per request."""
+def app_with(model, folder, max_seconds=0.5):
+    """Return the API with the model and a limit per request."""
     mapper = CrackMapper(model, Map(tile_px=32, overlap=0, model_mm_per_px=None))
     holder = SimpleNamespace(current=LoadedModel(model, mapper, STARTER, datetime(2026, 11, 1, tzinfo=UTC)))
-    return create_app(SETTINGS.model_copy(update={"max_seconds": 0.5}), holder, PredictionLog(folder), None)
+    return create_app(SETTINGS.model_copy(update={"max_seconds": max_seconds}), holder, PredictionLog(folder), None)
 
 
 def client_of(app):
@@ -85,7 +85,8 @@ def test_overlays_delay_no_other_image(tmp_path, encode, monkeypatch):
     content = encode(np.zeros((32, 32, 3), np.uint8))
 
     async def main():
-        async with client_of(app_with(Slow(), tmp_path)) as client:
+        # Overlays of 64 images take over 6 s; one image takes far less than 3, even beside other tests.
+        async with client_of(app_with(Slow(), tmp_path, max_seconds=3)) as client:
             many = [("files", ("a.jpg", content))] * 64
             overlays = [asyncio.create_task(client.post("/v1/predict?explain=true", files=many)) for _ in range(4)]
             while not any(task.done() for task in overlays):
