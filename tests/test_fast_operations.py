@@ -1,7 +1,9 @@
 """Tests of the replacement of slow operations: equal results, and nothing else is replaced."""
 
 import numpy as np
+import openvino
 import pytest
+from openvino import opset15 as ops
 
 from pipeline.inference.fast_operations import MAX_CHANNELS, with_fast_operations
 from pipeline.inference.openvino_cpu import CompiledGraph, supported_precision
@@ -43,6 +45,13 @@ def test_features_of_many_channels_and_nearest_pixels_are_resized_by_openvino():
     many = keras.layers.Lambda(lambda x: keras.ops.repeat(x, MAX_CHANNELS, axis=-1))
     for model in (model_of(many, keras.layers.Resizing(64, 64)), model_of(keras.layers.Resizing(64, 64, "nearest"))):
         assert kinds(with_fast_operations(to_openvino(model))).count("Interpolate") == 1
+
+
+def test_images_whose_channels_come_first_are_resized_by_openvino():
+    images = ops.parameter([-1, 3, -1, 4], np.float32)
+    size, axes = np.array([20, 20]), np.array([2, 3])
+    resized = ops.interpolate(images, size, "linear_onnx", "sizes", axes=axes)
+    assert "Interpolate" in kinds(with_fast_operations(openvino.Model([resized], [images])))
 
 
 @pytest.mark.parametrize("window_px", [15, (4, 7)])

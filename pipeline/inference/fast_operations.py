@@ -1,4 +1,7 @@
-"""Replaces operations that OpenVINO computes slowly on a CPU by faster ones, with equal results but for rounding."""
+"""Replaces operations that OpenVINO computes slowly on a CPU by faster ones, with equal results but for rounding.
+
+This is done when a graph is compiled, not when it is written, so that models registered before gain from it, too.
+"""
 
 import numpy as np
 import openvino
@@ -33,7 +36,8 @@ def _resizes_images(interpolate: Node) -> bool:
     """Return whether an operation resizes (n, height, width, channels) bilinearly to a height and a width."""
     attributes, channels = interpolate.get_attributes(), interpolate.input(0).get_partial_shape()[3]
     how = [attributes[name] for name in ("mode", "shape_calculation_mode", "coordinate_transformation_mode")]
-    is_bilinear = how == ["linear_onnx", "sizes", "half_pixel"]
+    axes = interpolate.input_value(interpolate.get_input_size() - 1).get_node()
+    is_bilinear = how == ["linear_onnx", "sizes", "half_pixel"] and axes.get_data().tolist() == [1, 2]
     return is_bilinear and channels.is_static and channels.get_length() <= MAX_CHANNELS
 
 
