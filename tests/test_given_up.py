@@ -46,7 +46,7 @@ class Slow:
         return Labels(outputs["probability"], ["intact"] * n, [""] * n, [None] * n)
 
 
-def app_with(model, folder, max_seconds=0.5):
+def app_with(model, folder, max_seconds=1):
     """Return the API with the model and a limit per request."""
     mapper = CrackMapper(model, Map(tile_px=32, overlap=0, model_mm_per_px=None))
     holder = SimpleNamespace(current=LoadedModel(model, mapper, STARTER, datetime(2026, 11, 1, tzinfo=UTC)))
@@ -74,9 +74,9 @@ def test_a_map_that_takes_too_long_is_stopped(tmp_path, encode):
 
     late, quick = asyncio.run(main())
     assert late.status_code == 503
-    assert "more than 0.5 s" in late.json()["detail"]
+    assert "more than 1 s" in late.json()["detail"]
     assert quick.status_code == 200
-    assert n_batches[0] < 200  # of 1,024
+    assert n_batches[0] < 500  # of 1,024
     assert n_batches[1] <= n_batches[0] + 1 + 2 * N_THREADS  # its own, and those that the threads were running
 
 
@@ -121,5 +121,5 @@ def test_cutting_reviews_that_takes_too_long_is_stopped(tmp_path, encode, monkey
     (late, n_late), (quick, n_quick) = asyncio.run(main())
     assert late.status_code == 503
     assert quick.status_code == 200
-    assert n_late < 100
+    assert n_late < 500  # of 1,000
     assert n_quick == n_late + 1
