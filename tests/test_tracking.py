@@ -196,9 +196,13 @@ def server(project, empty_store, monkeypatch):
 
     port = start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     yield SimpleNamespace(stop=stop, start=lambda: start(port))
     while running:
         stop()
+    for thread in threading.enumerate():
+        if thread.name == "SystemMetricsMonitor":  # of a run that could not be ended; it logs that the server is gone
+            thread.join()
 
 
 @pytest.mark.slow
