@@ -22,7 +22,7 @@ from serving.current_model import STARTER, LoadedModel
 from serving.review_routes import cut_tile
 
 SETTINGS = load_params(Path(__file__).parent.parent / "params.yaml").serve
-BATCH_S = 0.02
+BATCH_S = 0.08
 
 
 class Slow:
@@ -46,7 +46,7 @@ class Slow:
         return Labels(outputs["probability"], ["intact"] * n, [""] * n, [None] * n)
 
 
-def app_with(model, folder, max_seconds=1):
+def app_with(model, folder, max_seconds=2):
     """Return the API with the model and a limit per request."""
     mapper = CrackMapper(model, Map(tile_px=32, overlap=0, model_mm_per_px=None))
     holder = SimpleNamespace(current=LoadedModel(model, mapper, STARTER, datetime(2026, 11, 1, tzinfo=UTC)))
@@ -74,19 +74,18 @@ def test_a_map_that_takes_too_long_is_stopped(tmp_path, encode):
 
     late, quick = asyncio.run(main())
     assert late.status_code == 503
-    assert "more than 1 s" in late.json()["detail"]
+    assert "more than 2 s" in late.json()["detail"]
     assert quick.status_code == 200
-    assert n_batches[0] < 500  # of 1,024
+    assert n_batches[0] < 200  # of 1,024
     assert n_batches[1] <= n_batches[0] + 1 + 2 * N_THREADS  # its own, and those that the threads were running
 
 
 def test_overlays_delay_no_other_image(tmp_path, encode, monkeypatch):
-    monkeypatch.setattr("test_given_up.BATCH_S", 0.1)
+    monkeypatch.setattr("test_given_up.BATCH_S", 0.5)
     content = encode(np.zeros((32, 32, 3), np.uint8))
 
     async def main():
-        # Overlays of 64 images take over 6 s; one image takes far less than 3, even beside other tests.
-        async with client_of(app_with(Slow(), tmp_path, max_seconds=3)) as client:
+        async with client_of(app_with(Slow(), tmp_path, max_seconds=2.5)) as client:  # five batches
             many = [("files", ("a.jpg", content))] * 64
             overlays = [asyncio.create_task(client.post("/v1/predict?explain=true", files=many)) for _ in range(4)]
             while not any(task.done() for task in overlays):
@@ -121,5 +120,5 @@ def test_cutting_reviews_that_takes_too_long_is_stopped(tmp_path, encode, monkey
     (late, n_late), (quick, n_quick) = asyncio.run(main())
     assert late.status_code == 503
     assert quick.status_code == 200
-    assert n_late < 500  # of 1,000
+    assert n_late < 100
     assert n_quick == n_late + 1

@@ -94,7 +94,7 @@ def test_no_request_fails_and_every_answer_is_of_a_version_in_production_while_t
 
     promote("1")
     with Server(tmp_path, registry=uri, poll_s=POLL_S) as server:
-        server.wait_until_ready()
+        loading_s = server.wait_until_ready()  # includes the start
         clients = [threading.Thread(target=ask, args=(server,)) for _ in range(N_CLIENTS)]
         for client in clients:
             client.start()
@@ -109,9 +109,13 @@ def test_no_request_fails_and_every_answer_is_of_a_version_in_production_while_t
 
     assert {status for _, _, status, _, _ in answers} == {200}
     assert {version for *_, version, _ in answers} == {"1", "2"}
-    # A version may answer from the beginning of the move to it until the server was seen with the next one.
-    ends_s = [seen_s for _, seen_s, _ in moves[1:]] + [float("inf")]
-    spans = [(start_s, end_s, number) for (start_s, _, number), end_s in zip(moves, ends_s, strict=True)]
+    # A version may answer from the beginning of the move to it until the next one is noticed and loaded, and not after
+    # the server was seen with that one.
+    next_moves = [*moves[1:], (float("inf"), float("inf"), "")]
+    spans = [
+        (start_s, min(seen_s, next_s + POLL_S + loading_s), number)
+        for (start_s, _, number), (next_s, seen_s, _) in zip(moves, next_moves, strict=True)
+    ]
     for started_s, ended_s, _, version, probability in answers:
         assert any(number == version and start_s <= ended_s and started_s <= end_s for start_s, end_s, number in spans)
         assert probability == pytest.approx(1 / (1 + np.exp((128 - MIDDLES[version]) / 20)), abs=1e-4)
