@@ -220,8 +220,8 @@ def copy_of(root: Path, target: Path) -> Project:
     return Project(target)
 
 
-# Below those that the system gives to outgoing connections, one of which could take a port before its server starts;
-# each process of the tests has its own, and two runs at once hardly the same ones.
+# Ports below the ephemeral ones, of which an outgoing connection could take one before its server starts. Each test
+# process begins at another one, which depends on its process ID too, as two test runs may go on at once.
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 PORTS = itertools.count(15_000 + 2_000 * WORKER + os.getpid() % 1_000)
 

@@ -201,7 +201,7 @@ def server(project, empty_store, monkeypatch):
     while running:
         stop()
     for thread in threading.enumerate():
-        if thread.name == "SystemMetricsMonitor":  # of a run that could not be ended; it logs that the server is gone
+        if thread.name == "SystemMetricsMonitor":  # left by MLflow if a run cannot be ended; it logs an error
             thread.join()
 
 

@@ -20,7 +20,7 @@ Grid = npt.NDArray[np.float32]  # (n_shifts * n_blurs, n_samples, n_widths), uni
 HALF_LENGTHS_PX = (22.0, 9.0)  # of a profile; the second is for thin cracks, where it has less of others
 THIN_PX = 5.0
 SAMPLE_PX = 0.5
-POINTS_AT_ONCE = 64  # for more, NumPy starts threads, which take the cores from the threads that follow lines
+POINTS_AT_ONCE = 64  # of more, NumPy computes a matrix product in threads, which slow down the search for lines
 AVERAGED_POINTS = 3  # of which the profiles are averaged; of more, peaks of the width are lost
 # How far from 0.5 are the quantiles of the widths between which the median is, times the square root of the number of
 # points. For a sample it would be 0.82 at 90 %; here all of the line is measured, but averaged along it.

@@ -1,4 +1,4 @@
-"""Replaces operations that OpenVINO computes slowly on a CPU by faster ones, with equal results but for rounding.
+"""Repositions operations that OpenVINO computes slowly on a CPU by faster ones, with equal results but for rounding.
 
 This is done when a graph is compiled, not when it is written, so that models registered before gain from it, too.
 """
@@ -8,7 +8,7 @@ import openvino
 from openvino import Node
 from openvino import opset15 as ops
 
-MAX_CHANNELS = 8  # of images: a pixel of 16 channels is resized in the same time, 13 ns
+MAX_CHANNELS = 8  # of images; OpenVINO resizes 16 channels in the time of one, so with more it is fast enough
 FIRST_AXIS = np.int64(0)
 
 
@@ -19,7 +19,7 @@ def with_fast_operations(graph: openvino.Model) -> openvino.Model:
         match operation.get_type_name():
             case "Interpolate" if _resizes_images(operation):
                 _replace(operation, _resized(operation))
-            case "AvgPool" if _averages_around_each_position(operation):
+            case "AvgPool" if _is_moving_average(operation):
                 _replace(operation, _averaged(operation))
             case "TopK":  # to keep the order of equal values takes as long as a network
                 operation.set_attribute("stable", False)
@@ -42,6 +42,7 @@ def _resizes_images(interpolate: Node) -> bool:
 
 
 def _resized(interpolate: Node) -> Node:
+    """Return the images resized along one axis, then along the other."""
     images, sizes = (interpolate.input_value(number) for number in (0, 1))
     height, width = (ops.gather(sizes, np.int64(number), FIRST_AXIS) for number in (0, 1))
     columns = ops.transpose(_with_n_rows(images, height), np.array([0, 2, 3, 1]))  # (n, width, channels, height)
@@ -49,24 +50,25 @@ def _resized(interpolate: Node) -> Node:
 
 
 def _with_n_rows(images: Node, n_rows: Node) -> Node:
-    """Return images, (n, rows, …), with another number of rows, interpolated linearly between two rows each."""
+    """Return images, (n, rows, …), with another number of rows, each interpolated linearly between two."""
     shape, wanted = ops.shape_of(images), ops.convert(n_rows, "f32")
     given = ops.convert(ops.gather(shape, np.int64(1), FIRST_AXIS), "f32")
     centres = ops.add(ops.range(np.float32(0), wanted, np.float32(1), "f32"), np.float32(0.5))
-    places = ops.subtract(ops.multiply(centres, ops.divide(given, wanted)), np.float32(0.5))
+    positions = ops.subtract(ops.multiply(centres, ops.divide(given, wanted)), np.float32(0.5))
     last = ops.subtract(given, np.float32(1))
-    places = ops.minimum(ops.maximum(places, np.float32(0)), last)
-    above = ops.floor(places)
+    positions = ops.minimum(ops.maximum(positions, np.float32(0)), last)
+    above = ops.floor(positions)
     below = ops.minimum(ops.add(above, np.float32(1)), last)
     rows = ops.reshape(images, np.array([0, 0, -1]), special_zero=True)
     first, second = (ops.gather(rows, ops.convert(number, "i32"), np.int64(1)) for number in (above, below))
-    share = ops.unsqueeze(ops.subtract(places, above), np.int64(1))
-    interpolated = ops.add(first, ops.multiply(ops.subtract(second, first), share))
+    weight = ops.unsqueeze(ops.subtract(positions, above), np.int64(1))
+    interpolated = ops.add(first, ops.multiply(ops.subtract(second, first), weight))
     row_shape = ops.gather(shape, np.array([2, 3]), FIRST_AXIS)
     return ops.reshape(interpolated, ops.concat([np.array([0, -1]), row_shape], axis=0), special_zero=True)
 
 
-def _averages_around_each_position(pool: Node) -> bool:
+def _is_moving_average(pool: Node) -> bool:
+    """Return whether an operation averages over a window around each position, of positions inside the image only."""
     attributes = pool.get_attributes()
     return (attributes["auto_pad"], attributes["strides"], attributes["exclude-pad"]) == ("same_upper", [1, 1], True)
 
